@@ -1,0 +1,34 @@
+# Everything runs in a virtual environment of its own, .venv; PYTHON names the interpreter that creates it.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed
+	$(BIN)/python -m eugen_nerf.bench.demo --output outputs/demo
+
+test: .venv/installed-dev lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
+	    f"Python 3.10, 3.11 or 3.12 is needed, but {sys.executable} is {v[0]}.{v[1]}: run make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+
+# About 8 GB and a few minutes, nearly all of it torch.
+.venv/installed: .venv/bin/python pyproject.toml
+	$(BIN)/pip install --editable .
+	touch $@
+
+.venv/installed-dev: .venv/bin/python pyproject.toml
+	$(BIN)/pip install --editable '.[dev]'
+	touch $@ .venv/installed
+
+clean:
+	rm -rf .venv outputs renders build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

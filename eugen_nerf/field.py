@@ -1,0 +1,257 @@
+"""The radiance field: hash grid, density network and colour network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from eugen_nerf import ops
+from eugen_nerf.errors import UserError
+from eugen_nerf.layers import build_network, merge_chain
+from eugen_nerf.layers.merge import MergedChain
+from eugen_nerf.ops import HashGridLayout
+
+NetworkKind = Literal["eugen", "mlp", "low-rank", "snnk"]
+
+
+@dataclass
+class FieldConfig:
+    """Shape of an `EugenField`. Only ``network`` differs between the methods that are compared."""
+
+    network: NetworkKind = "eugen"
+    """Kind of the hidden layers of both networks."""
+    hidden_features: int = 64
+    """Width of the hidden layers; for EUGen the nominal width, which merging removes at inference."""
+    num_features: int = 32
+    """Random features m of each EUGen or SNNK layer; rank of each low-rank layer. An MLP ignores it."""
+    order: int = 1
+    """Order k of the EUGen layers."""
+    phi: str = "relu"
+    """Nonlinearity of the features of EUGen layers, and activation of the others."""
+    trainable_projections: bool = True
+    """Whether the projections G of EUGen layers are trained; the other kinds ignore it."""
+    density_layers: int = 1
+    """Hidden layers of the density network."""
+    color_layers: int = 2
+    """Hidden layers of the colour network."""
+    geometry_features: int = 15
+    """Values handed from the density network to the colour network beside the density."""
+    num_levels: int = 16
+    """Levels of the hash grid."""
+    features_per_level: int = 2
+    """Features of each vertex of the hash grid."""
+    log2_hashmap_size: int = 19
+    """Logarithm of the most entries that a level of the hash grid may have."""
+    base_resolution: int = 16
+    """Cells along an axis in the coarsest level."""
+    max_resolution: int = 2048
+    """Cells along an axis in the finest level."""
+    implementation: Literal["torch", "tcnn"] = "torch"
+    """Who evaluates the hash grid and MLP networks; tcnn needs tiny-cuda-nn and an NVIDIA GPU."""
+
+    def validate(self) -> None:
+        """Raises UserError that names the option which cannot work."""
+        for name in (
+            "hidden_features",
+            "num_features",
+            "order",
+            "density_layers",
+            "color_layers",
+            "geometry_features",
+            "num_levels",
+            "features_per_level",
+            "log2_hashmap_size",
+            "base_resolution",
+        ):
+            if getattr(self, name) < 1:
+                raise UserError(f"Field option {name} must be at least 1, not {getattr(self, name)}.")
+        if self.max_resolution < self.base_resolution:
+            raise UserError(
+                f"Field option max_resolution ({self.max_resolution}) must not be below base_resolution "
+                f"({self.base_resolution})."
+            )
+        if self.implementation == "tcnn" and self.network != "mlp":
+            raise UserError(
+                f"tiny-cuda-nn has no {self.network} layers: implementation tcnn goes with network mlp. "
+                "Use implementation torch."
+            )
+
+
+class TruncatedExp(torch.autograd.Function):
+    """exp whose gradient is computed with the argument limited to 15, so that it cannot overflow."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.exp(x.clamp(max=80))  # exp(89) is infinite in float32
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad_outputs[0] * torch.exp(x.clamp(max=15))
+
+
+class HashGrid(nn.Module):
+    """Trainable multiresolution hash grid: [N, 3] in the unit cube -> [N, L * F]."""
+
+    def __init__(self, layout: HashGridLayout) -> None:
+        super().__init__()
+        self.layout = layout
+        # Müller et al. 2022, section 3: small and uniform, so that the networks see almost zero at first.
+        table = torch.empty(layout.num_entries, layout.features_per_level).uniform_(-1e-4, 1e-4)
+        self.table = nn.Parameter(table)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.hash_encode(x, self.table, self.layout)
+
+    def extra_repr(self) -> str:
+        layout = self.layout
+        return f"levels={layout.num_levels}, features={layout.features_per_level}, entries={layout.num_entries}"
+
+
+class ChainNetwork(nn.Module):
+    """A stack of layers that is evaluated as its merged chain, in training too.
+
+    Merging is a handful of matrix products of the parameters, through which gradients reach every factor. So a
+    step computes what the factored layers would, at the cost per sample of the merged network.
+    """
+
+    def __init__(self, layers: nn.Sequential) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def merged(self) -> MergedChain:
+        """The chain, differentiable in the parameters."""
+        return merge_chain(self.layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.network(x, self.merged())
+
+    def evaluator(self) -> Callable[[Tensor], Tensor]:
+        """The network with its parameters merged once; for inference, until the parameters change."""
+        with torch.no_grad():
+            chain = self.merged()
+        return lambda x: ops.network(x, chain)
+
+
+class EugenField(nn.Module):
+    """Density and view-dependent colour at positions in the unit cube.
+
+    hash grid -> density network -> log density and geometry features; geometry features and spherical harmonics
+    of the viewing direction -> colour network -> rgb. The layout of Instant NGP (Müller et al. 2022) with its
+    networks' hidden layers replaced by the kind that the configuration names.
+
+    Raises:
+        UserError: the configuration cannot work, or asks for tiny-cuda-nn where there is none.
+    """
+
+    def __init__(self, config: FieldConfig) -> None:
+        super().__init__()
+        config.validate()
+        self.config = config
+        layout = HashGridLayout.build(
+            config.num_levels,
+            config.features_per_level,
+            config.log2_hashmap_size,
+            config.base_resolution,
+            config.max_resolution,
+        )
+        density_out = 1 + config.geometry_features
+        color_in = 16 + config.geometry_features
+        self.encoding: nn.Module
+        self.density_network: nn.Module
+        self.color_network: nn.Module
+        if config.implementation == "tcnn":
+            from eugen_nerf import tcnn_modules
+
+            self.encoding = tcnn_modules.hash_grid(layout)
+            hidden = config.hidden_features
+            self.density_network = tcnn_modules.mlp(layout.out_features, density_out, hidden, config.density_layers)
+            self.color_network = tcnn_modules.mlp(color_in, 3, hidden, config.color_layers)
+        else:
+            self.encoding = HashGrid(layout)
+            self.density_network = self._chain(layout.out_features, density_out, config.density_layers)
+            self.color_network = self._chain(color_in, 3, config.color_layers)
+
+    def _chain(self, in_features: int, out_features: int, num_hidden_layers: int) -> ChainNetwork:
+        config = self.config
+        return ChainNetwork(
+            build_network(
+                config.network,
+                in_features,
+                config.hidden_features,
+                num_hidden_layers,
+                out_features,
+                config.num_features,
+                order=config.order,
+                phi=config.phi,
+                trainable_projections=config.trainable_projections,
+                activation=config.phi,
+            )
+        )
+
+    def density(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions [N, 3] in the unit cube -> density [N] per world unit, geometry features [N, G]."""
+        return self._split(self.density_network(self.encoding(x)))
+
+    def forward(self, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions [N, 3] in the unit cube, unit directions [N, 3] -> density [N], rgb [N, 3] in [0, 1]."""
+        sigma, geometry = self.density(x)
+        return sigma, self._color(self.color_network, geometry, directions)
+
+    def evaluator(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """`forward` with the networks merged once; for inference, until the parameters change."""
+        networks = [
+            network.evaluator() if isinstance(network, ChainNetwork) else network
+            for network in (self.density_network, self.color_network)
+        ]
+
+        def evaluate(x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+            sigma, geometry = self._split(networks[0](self.encoding(x)))
+            return sigma, self._color(networks[1], geometry, directions)
+
+        return evaluate
+
+    @staticmethod
+    def _split(raw: Tensor) -> tuple[Tensor, Tensor]:
+        # tiny-cuda-nn answers in half precision; densities need the range of float32.
+        raw = raw if raw.dtype == torch.float64 else raw.float()
+        return TruncatedExp.apply(raw[:, 0]), raw[:, 1:]
+
+    @staticmethod
+    def _color(network: Callable[[Tensor], Tensor], geometry: Tensor, directions: Tensor) -> Tensor:
+        harmonics = ops.spherical_harmonics(directions)
+        return torch.sigmoid(network(torch.cat([harmonics, geometry], dim=-1)).to(geometry.dtype))
+
+    def num_parameters(self) -> int:
+        """Trained and frozen values that a checkpoint stores for the field."""
+        return sum(tensor.numel() for tensor in self.state_dict().values())
+
+    def network_parameters(self) -> int:
+        """Values of both networks after merging.
+
+        Raises:
+            UserError: tiny-cuda-nn evaluates the networks, whose parameters are opaque.
+        """
+        return sum(chain.num_parameters for chain in self._merged_chains())
+
+    def multiply_adds(self) -> int:
+        """Multiply-adds per sample of both networks after merging, without encoding and activations.
+
+        Raises:
+            UserError: tiny-cuda-nn evaluates the networks, whose parameters are opaque.
+        """
+        return sum(chain.multiply_adds for chain in self._merged_chains())
+
+    def _merged_chains(self) -> list[MergedChain]:
+        chains = []
+        for network in (self.density_network, self.color_network):
+            if not isinstance(network, ChainNetwork):
+                raise UserError("The networks of implementation tcnn cannot be merged or counted.")
+            with torch.no_grad():
+                chains.append(network.merged())
+        return chains

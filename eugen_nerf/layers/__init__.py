@@ -1,0 +1,28 @@
+"""EUGen layers and what belongs to them; imports torch only."""
+
+from __future__ import annotations
+
+from eugen_nerf.layers.activations import ACTIVATIONS, resolve
+from eugen_nerf.layers.baselines import Dense, LowRank, build_network
+from eugen_nerf.layers.eugen import EUGen
+from eugen_nerf.layers.merge import FeatureStage, MergedChain, merge_chain
+from eugen_nerf.layers.polynomial import polynomial_eugen, variance_independent, variance_shared
+from eugen_nerf.layers.projections import make_projection
+from eugen_nerf.layers.snnk import SNNK
+
+__all__ = [
+    "ACTIVATIONS",
+    "SNNK",
+    "Dense",
+    "EUGen",
+    "FeatureStage",
+    "LowRank",
+    "MergedChain",
+    "build_network",
+    "make_projection",
+    "merge_chain",
+    "polynomial_eugen",
+    "resolve",
+    "variance_independent",
+    "variance_shared",
+]

@@ -1,0 +1,251 @@
+"""The EUGen layer (EUGens: Efficient, Unified, and General Dense Layers, NeurIPS 2025, arXiv 2601.22563)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eugen_nerf.layers.activations import Activation, describe, resolve
+from eugen_nerf.layers.projections import make_projection
+
+
+def smooth_norm(x: Tensor, eps: float) -> Tensor:
+    """Euclidean norm sqrt(||x||^2 + eps) over the last dimension, [..., d] -> [..., 1].
+
+    `eps` makes it differentiable at zero. Half-precision inputs are squared and summed in float32, which is
+    also the result's dtype then.
+    """
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+    return (x.square().sum(dim=-1, keepdim=True) + eps).sqrt()
+
+
+def num_projections(order: int, shared: bool) -> int:
+    """P, the number of projection matrices of a layer: one per factor of each order, or `order` if shared."""
+    return order if shared else order * (order + 1) // 2
+
+
+def combine_orders(projected: Tensor, order: int, shared: bool) -> Tensor:
+    """Products of projections, concatenated over orders 1..k: [..., P, m] -> [..., k * m].
+
+    Order i multiplies i projections elementwise. They are its own, rows i(i-1)/2 .. i(i+1)/2 - 1 of the P
+    axis, or the first i of the k common ones if `shared`. Equation 1 of arXiv 2601.22563, before Phi.
+    """
+    if order <= 1:
+        return projected.flatten(-2)
+    factors = projected.unbind(dim=-2)
+    blocks: list[Tensor] = []
+    for i in range(1, order + 1):
+        if shared:
+            blocks.append(blocks[-1] * factors[i - 1] if blocks else factors[0])
+            continue
+        start = i * (i - 1) // 2
+        product = factors[start]
+        for factor in factors[start + 1 : start + i]:
+            product = product * factor
+        blocks.append(product)
+    return torch.cat(blocks, dim=-1)
+
+
+def check_sizes(layer: str, **sizes: int) -> None:
+    """Raises ValueError for a size below 1, named as the keyword names it."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{layer}: {name} must be at least 1, got {size}")
+
+
+class EUGen(nn.Module):
+    r"""EUGen layer of order k: y = g(W) F(x) + b, in place of a dense layer and its activation.
+
+    With x+ = [x ; ||x||] (or x+ = x without the norm), projections G_ij and elementwise products over j,
+
+        F(x) = Phi( concat_{i=1..k} prod_{j=1..i} G_ij x+ )        features, [..., k * m]
+
+    (EUGens, NeurIPS 2025, arXiv 2601.22563, eq. 1-2). Order 0 of the paper's sum is a constant feature; the
+    layer holds it as one feature whose weight is the bias, so `order=0` is the constant function y = b.
+
+    Two forms of the weight side:
+
+    - `psi=None`, the practical form: g(W) is the learned matrix `weight` itself, [out, k * m].
+    - `psi` given, the kernel form: `weight` holds raw rows w, [out, d], and each forward computes
+      g(w) = Psi( concat_i prod_j G_ij w+ ) with the same projections and w+ = [w ; 1] (w+ = w without the
+      norm). The constant feature then has the fixed weight Psi(1), so order 0 adds Phi(1) Psi(1) to every
+      output, besides the bias.
+
+    `effective_weight()` and `effective_bias()` give g(W), [out, k * m], and the total constant in both forms.
+
+    Initialisation. Named projections are drawn with unit-variance entries and divided by sqrt(d), or by
+    sqrt(2 d) with the norm column, because ||x|| is about sqrt(d) for inputs of unit variance and then weighs
+    as much as x itself: every G_ij x+ has unit variance for such inputs, and so has every product. `weight`
+    is normal with standard deviation sqrt(2 / (k m)), Kaiming's rule for ReLU features with fan-in k m; with
+    Phi = ReLU and k = 1 the mean square of the output then equals that of the input. The bias starts where
+    the total constant is zero. In the kernel form the raw rows have that deviation; Psi that takes one sign
+    only gives outputs with a mean that grows as sqrt(m).
+
+    Args:
+        in_features: input width d.
+        out_features: output width.
+        num_features: m, random features per order.
+        order: k, the largest number of factors in a product; 0 or more.
+        norm: appends ||x|| to the input.
+        phi: Phi, a name of `eugen_nerf.layers.activations.ACTIVATIONS` or an elementwise callable.
+        psi: Psi likewise, or None for a directly learned g(W).
+        bias: adds a learned bias, [out].
+        shared: uses G_ij = G_j for every order i: P = k projections in place of k (k + 1) / 2.
+        trainable_projections: makes the projections a parameter; otherwise they are a buffer ("frozen G").
+        projection: "gaussian", "orthogonal", "rademacher", or the rows themselves: [m, d] or [m, d + 1], used
+            for every projection, or [P, m, d] or [P, m, d + 1]. Given rows are not scaled; with `norm` and d
+            columns the norm column starts at zero.
+        eps: added to the squared norm.
+
+    Raises:
+        ValueError: a size out of range, `order=0` without bias, an unknown name, or rows of the wrong shape.
+    """
+
+    projections: Tensor  # [P, m, d], or [P, m, d + 1] with the norm column last
+    weight: Tensor  # [out, k * m]; [out, d] if psi is given
+    bias: Tensor | None  # [out]
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        num_features: int,
+        order: int = 1,
+        norm: bool = True,
+        phi: str | Activation = "relu",
+        psi: str | Activation | None = None,
+        bias: bool = True,
+        shared: bool = False,
+        trainable_projections: bool = True,
+        projection: str | Tensor = "orthogonal",
+        eps: float = 1e-12,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes("EUGen", in_features=in_features, out_features=out_features, num_features=num_features)
+        if order < 0:
+            raise ValueError(f"EUGen: order must not be negative, got {order}")
+        if order == 0 and not bias:
+            raise ValueError("EUGen: order=0 is the constant given by the bias; it needs bias=True")
+        if eps <= 0:
+            raise ValueError(f"EUGen: eps must be positive to keep the norm differentiable, got {eps}")
+        resolve(phi)
+        if psi is not None:
+            resolve(psi)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.num_features = num_features
+        self.order = order
+        self.norm = norm
+        self.phi = phi
+        self.psi = psi
+        self.shared = shared
+        self.eps = eps
+        self.projection = projection if isinstance(projection, str) else "given"
+
+        columns = in_features + 1 if norm else in_features
+        shape = (num_projections(order, shared), num_features, columns)
+        projections = torch.empty(shape, device=device, dtype=dtype)
+        if isinstance(projection, Tensor):
+            projections.copy_(_expand_rows(projection, shape, in_features))
+        if trainable_projections:
+            self.projections = nn.Parameter(projections)
+        else:
+            self.register_buffer("projections", projections)
+        weight_columns = order * num_features if psi is None else in_features
+        self.weight = nn.Parameter(torch.empty(out_features, weight_columns, device=device, dtype=dtype))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draws projections, weight and bias anew, as the class describes; given rows stay as they are."""
+        if self.projection != "given":
+            _, m, columns = self.projections.shape
+            scale = 1 / math.sqrt(2 * self.in_features if self.norm else self.in_features)
+            for rows in self.projections:
+                rows.copy_(
+                    make_projection(self.projection, m, columns, dtype=rows.dtype, device=rows.device) * scale
+                )
+        if self.weight.numel() > 0:
+            nn.init.normal_(self.weight, std=math.sqrt(2 / max(1, self.order * self.num_features)))
+        if self.bias is not None:
+            self.bias.copy_(-self._kernel_constant())
+
+    def features(self, x: Tensor) -> Tensor:
+        """F(x), the random features: [..., d] -> [..., k * m]."""
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"EUGen takes [..., {self.in_features}], got {list(x.shape)}")
+        rows = self.projections.flatten(0, 1)
+        projected = F.linear(x, rows[:, : self.in_features])
+        if self.norm:
+            lengths = smooth_norm(x, self.eps) * rows[:, self.in_features]
+            projected = projected + lengths.to(projected.dtype)
+        return resolve(self.phi)(self._combine(projected))
+
+    def effective_weight(self) -> Tensor:
+        """g(W), the matrix that multiplies the features: [out, k * m]."""
+        if self.psi is None:
+            return self.weight
+        rows = self.projections.flatten(0, 1)
+        projected = F.linear(self.weight, rows[:, : self.in_features])
+        if self.norm:
+            projected = projected + rows[:, self.in_features]
+        return resolve(self.psi)(self._combine(projected))
+
+    def effective_bias(self) -> Tensor | None:
+        """The constant of each output, [out]: the bias, plus Phi(1) Psi(1) in the kernel form."""
+        if self.psi is None:
+            return self.bias
+        constant = self._kernel_constant()
+        return constant.expand(self.out_features) if self.bias is None else self.bias + constant
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features]."""
+        return F.linear(self.features(x), self.effective_weight(), self.effective_bias())
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments, as printed inside `EUGen(...)`."""
+        psi = None if self.psi is None else describe(self.psi)
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"num_features={self.num_features}, order={self.order}, norm={self.norm}, "
+            f"phi={describe(self.phi)}, psi={psi}, bias={self.bias is not None}, shared={self.shared}, "
+            f"trainable_projections={isinstance(self.projections, nn.Parameter)}, "
+            f"projection={self.projection}"
+        )
+
+    def _combine(self, projected: Tensor) -> Tensor:
+        by_matrix = projected.unflatten(-1, (self.projections.shape[0], self.num_features))
+        return combine_orders(by_matrix, self.order, self.shared)
+
+    def _kernel_constant(self) -> Tensor:
+        """Phi(1) Psi(1) in the kernel form, else zero (the bias is the constant's weight). Shape []."""
+        if self.psi is None:
+            return self.weight.new_zeros(())
+        one = self.weight.new_ones(())
+        return resolve(self.phi)(one) * resolve(self.psi)(one)
+
+
+def _expand_rows(rows: Tensor, shape: tuple[int, int, int], in_features: int) -> Tensor:
+    """Given rows brought to [P, m, columns]: one matrix is repeated, a missing norm column becomes zeros."""
+    matrices, num_features, columns = shape
+    fits = rows.ndim in (2, 3) and rows.shape[-2] == num_features and rows.shape[-1] in (in_features, columns)
+    if not fits or (rows.ndim == 3 and rows.shape[0] != matrices):
+        widths = f"{in_features}" if columns == in_features else f"{in_features} or {columns}"
+        raise ValueError(
+            f"EUGen: projection rows must be [{num_features}, d] or [{matrices}, {num_features}, d] "
+            f"with d = {widths}, got {list(rows.shape)}"
+        )
+    rows = rows.detach()
+    if rows.shape[-1] < columns:
+        rows = F.pad(rows, (0, 1))
+    return rows.expand(shape)

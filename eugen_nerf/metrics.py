@@ -1,0 +1,96 @@
+"""Image metrics by one protocol for every method.
+
+As nerfbaselines does it: prediction and truth are rounded to 8 bits on the dataset's background and compared at
+full size, so that no method gains from precision that a stored picture does not have.
+"""
+
+from __future__ import annotations
+
+import socket
+import urllib.error
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """[H, W, 3] in [0, 1] (values outside are clamped) -> uint8."""
+    return (image.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def psnr(prediction: Tensor, truth: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of two uint8 images [H, W, 3]; infinite for equal images."""
+    error = (prediction.double() - truth.double()).div(255).square().mean()
+    return float(-10 * torch.log10(error))
+
+
+def ssim(prediction: Tensor, truth: Tensor) -> float:
+    """Structural similarity (Wang et al. 2004: Gaussian window, sigma 1.5) of two uint8 images [H, W, 3]."""
+    first, second = (image.double().div(255).permute(2, 0, 1)[None] for image in (prediction, truth))
+    value = structural_similarity_index_measure(first, second, data_range=1.0)
+    assert isinstance(value, Tensor)
+    return float(value)
+
+
+@contextmanager
+def _short_downloads(seconds: float) -> Iterator[None]:
+    """A machine without a network should say so soon."""
+    previous = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(previous)
+
+
+class Lpips:
+    """Learned perceptual distance (Zhang et al. 2018, AlexNet), whose weights torchvision downloads at first use.
+
+    Where they are neither on disk nor to be had, `__call__` answers None, and `reason` says why.
+    """
+
+    def __init__(self) -> None:
+        self._network: nn.Module | None = None
+        self.reason: str | None = None
+
+    def __call__(self, prediction: Tensor, truth: Tensor) -> float | None:
+        """Distance of two uint8 images [H, W, 3]; None without weights."""
+        if self._network is None and self.reason is None:
+            self._load(prediction.device)
+        if self._network is None:
+            return None
+        first, second = (image.float().div(255).permute(2, 0, 1)[None] for image in (prediction, truth))
+        with torch.no_grad():
+            return float(self._network(first, second))
+
+    def _load(self, device: torch.device) -> None:
+        try:
+            from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+            with _short_downloads(10):
+                network = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
+        except (ImportError, OSError, RuntimeError, urllib.error.URLError) as error:
+            self.reason = (
+                f"LPIPS is left out: the weights of AlexNet are neither in {torch.hub.get_dir()}/checkpoints nor could "
+                f"they be downloaded ({error})"
+            )
+        else:
+            self._network = network.to(device).eval()
+
+
+def image_metrics(prediction: Tensor, truth: Tensor, lpips: Lpips | None = None) -> dict[str, float]:
+    """PSNR (dB), SSIM and, where its weights can be had, LPIPS.
+
+    Args:
+        prediction, truth: [H, W, 3] in [0, 1], both on the dataset's background.
+        lpips: keep one for all images of an evaluation.
+    """
+    first, second = to_uint8(prediction), to_uint8(truth)
+    values = {"psnr": psnr(first, second), "ssim": ssim(first, second)}
+    distance = lpips(first, second) if lpips else None
+    if distance is not None:
+        values["lpips"] = distance
+    return values

@@ -1,0 +1,113 @@
+"""Occupancy grid: where in the unit cube samples are worth taking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """[8 n] bool -> [n] uint8, the first element in the lowest bit."""
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
+    return (mask.view(-1, 8).to(torch.uint8) * weights).sum(dim=1, dtype=torch.uint8)
+
+
+class OccupancyGrid(nn.Module):
+    """Running maximum of the field's optical thickness per cell, and the bitfield that marching reads.
+
+    After Müller et al. 2022 ("Instant NGP", appendix C): a cell keeps the larger of its decayed value and a new
+    evaluation at a random position inside of it. It counts as occupied while its value exceeds the smaller of
+    ``threshold`` and the mean over the grid, or while it was never evaluated.
+
+    Random positions depend on the step and ``seed`` alone, so that replicas with equal fields keep equal grids.
+
+    Args:
+        resolution: cells along each axis; even.
+        threshold: optical thickness (density times step length) of one step that is worth a sample.
+        decay: factor on a cell's old value at each evaluation.
+        interval: training steps between updates.
+        warmup_steps: steps during which an update evaluates every cell; later ones evaluate a quarter of all
+            cells in turn, and as many random ones of those that are occupied.
+
+    Raises:
+        ValueError: the resolution is odd or below 2.
+    """
+
+    bits: Tensor
+    values: Tensor
+
+    def __init__(
+        self,
+        resolution: int = 128,
+        threshold: float = 0.01,
+        decay: float = 0.95,
+        interval: int = 16,
+        warmup_steps: int = 256,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if resolution < 2 or resolution % 2:
+            raise ValueError(f"occupancy resolution must be even and positive, not {resolution}")
+        self.resolution = resolution
+        self.threshold = threshold
+        self.decay = decay
+        self.interval = interval
+        self.warmup_steps = warmup_steps
+        self.seed = seed
+        cells = resolution**3
+        # Below zero means: never evaluated.
+        self.register_buffer("values", torch.full((cells,), -1.0))
+        self.register_buffer("bits", torch.full((cells // 8,), 255, dtype=torch.uint8))
+
+    def extra_repr(self) -> str:
+        return f"resolution={self.resolution}, threshold={self.threshold}"
+
+    @property
+    def occupied_fraction(self) -> float:
+        """Share of cells that marching samples."""
+        counts = torch.tensor([bin(byte).count("1") for byte in range(256)], device=self.bits.device)
+        return counts[self.bits.long()].sum().item() / self.values.numel()
+
+    def update_every_n_steps(self, step: int, thickness: Callable[[Tensor], Tensor]) -> bool:
+        """Update if this training step is one for it; see `update`. Returns whether it was."""
+        if step % self.interval:
+            return False
+        self.update(step, thickness)
+        return True
+
+    @torch.no_grad()
+    def update(self, step: int, thickness: Callable[[Tensor], Tensor]) -> None:
+        """Evaluate cells and renew the bitfield.
+
+        Args:
+            step: training step; chooses the cells and the positions inside of them.
+            thickness: positions [M, 3] in the unit cube -> optical thickness of one step there [M].
+        """
+        device = self.values.device
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        cells = self._cells_to_evaluate(step, generator).to(device)
+        offsets = torch.rand(cells.shape[0], 3, generator=generator).to(device)
+        r = self.resolution
+        corner = torch.stack([cells % r, cells // r % r, cells // (r * r)], dim=-1)
+        new = thickness((corner + offsets) / r).to(self.values.dtype)
+        self.values[cells] = torch.maximum(self.values[cells] * self.decay, new)
+        self._renew_bits()
+
+    def _cells_to_evaluate(self, step: int, generator: torch.Generator) -> Tensor:
+        total = self.values.numel()
+        if step < self.warmup_steps:
+            return torch.arange(total)
+        turn = step // self.interval % 4
+        in_turn = torch.arange(turn, total, 4)
+        occupied = (self.values > self._limit()).nonzero()[:, 0].cpu()
+        chosen = torch.randperm(occupied.numel(), generator=generator)[: total // 4]
+        return torch.cat([in_turn, occupied[chosen]]).unique()
+
+    def _limit(self) -> float:
+        mean = self.values.clamp_min(0).mean().item()
+        return min(self.threshold, mean)
+
+    def _renew_bits(self) -> None:
+        self.bits.copy_(pack_bits((self.values > self._limit()) | (self.values < 0)))

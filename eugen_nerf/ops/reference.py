@@ -1,0 +1,296 @@
+"""The ops in eager PyTorch: the definition that every native runner has to agree with.
+
+All functions work in float32 and float64 on any device and are differentiable where their docstring says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from eugen_nerf.layers.activations import resolve
+from eugen_nerf.layers.eugen import combine_orders, num_projections
+from eugen_nerf.layers.merge import FeatureStage, MergedChain
+from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule
+
+# Multipliers of the spatial hash (Müller et al. 2022, eq. 4).
+HASH_PRIMES = (1, 2654435761, 805459861)
+
+# A ray is finished when less than this fraction of light still passes.
+MIN_TRANSMITTANCE = 1e-4
+
+
+def hash_encode(x: Tensor, table: Tensor, layout: HashGridLayout) -> Tensor:
+    """Multiresolution hash encoding with trilinear interpolation (Müller et al. 2022, section 3).
+
+    Args:
+        x: [N, 3] positions in the unit cube; positions outside are clamped onto it.
+        table: [layout.num_entries, F] features of the grid's vertices.
+        layout: resolutions and row ranges of the levels.
+
+    Returns:
+        [N, L * F] interpolated features, level after level. Differentiable in ``table`` and ``x``.
+    """
+    device = x.device
+    resolutions = torch.tensor(layout.resolutions, device=device)
+    scaled = x.clamp(0, 1)[:, None, :] * resolutions[:, None].to(x.dtype)  # [N, L, 3]
+    # x = 1 belongs to the last cell, so that the upper vertex exists.
+    cell = torch.minimum(scaled.detach().floor().long(), resolutions[:, None] - 1)
+    fraction = scaled - cell
+
+    corners = torch.tensor([[c & 1, c >> 1 & 1, c >> 2] for c in range(8)], device=device)
+    vertices = cell[:, :, None, :] + corners  # [N, L, 8, 3]
+    index = _vertex_rows(vertices, layout)
+    weights = torch.where(corners.bool(), fraction[:, :, None, :], 1 - fraction[:, :, None, :]).prod(dim=-1)
+    return (table[index] * weights[..., None]).sum(dim=2).flatten(1)
+
+
+def _vertex_rows(vertices: Tensor, layout: HashGridLayout) -> Tensor:
+    """[N, L, 8, 3] integer vertices -> [N, L, 8] rows of the table."""
+    device = vertices.device
+    x, y, z = vertices.unbind(-1)
+    side = torch.tensor([r + 1 for r in layout.resolutions], device=device)[:, None]
+    dense = x + side * (y + side * z)
+    # 64-bit products keep the low 32 bits of the unsigned 32-bit hash; the mask is all that is used of them.
+    mask = (1 << layout.log2_table_size) - 1
+    hashed = ((x * HASH_PRIMES[0]) ^ (y * HASH_PRIMES[1]) ^ (z * HASH_PRIMES[2])) & mask
+    is_dense = torch.tensor([layout.is_dense(level) for level in range(layout.num_levels)], device=device)
+    offsets = torch.tensor(layout.offsets[:-1], device=device)
+    return torch.where(is_dense[:, None], dense, hashed) + offsets[:, None]
+
+
+def spherical_harmonics(directions: Tensor) -> Tensor:
+    """Real spherical harmonics up to degree 3 (16 values), the encoding of the viewing direction.
+
+    Args:
+        directions: [N, 3] unit vectors.
+
+    Returns:
+        [N, 16], orthonormal over the sphere. Differentiable.
+    """
+    x, y, z = directions.unbind(-1)
+    xx, yy, zz = x * x, y * y, z * z
+    return torch.stack(
+        [
+            torch.full_like(x, 0.28209479177387814),
+            -0.4886025119029199 * y,
+            0.4886025119029199 * z,
+            -0.4886025119029199 * x,
+            1.0925484305920792 * x * y,
+            -1.0925484305920792 * y * z,
+            0.31539156525252005 * (3 * zz - 1),
+            -1.0925484305920792 * x * z,
+            0.5462742152960396 * (xx - yy),
+            -0.5900435899266435 * y * (3 * xx - yy),
+            2.890611442640554 * x * y * z,
+            -0.4570457994644658 * y * (5 * zz - 1),
+            0.3731763325901154 * z * (5 * zz - 3),
+            -0.4570457994644658 * x * (5 * zz - 1),
+            1.445305721320277 * z * (xx - yy),
+            -0.5900435899266435 * x * (xx - 3 * yy),
+        ],
+        dim=-1,
+    )
+
+
+def network(x: Tensor, chain: MergedChain) -> Tensor:
+    """Evaluate a merged chain of EUGen and dense layers.
+
+    Args:
+        x: [N, D] inputs.
+        chain: the merged chain (`eugen_nerf.layers.merge.merge_chain`).
+
+    Returns:
+        [N, D_out]. Differentiable in ``x`` and in every parameter of the chain.
+    """
+    for stage in chain.stages:
+        x = _features(x, stage)
+    return torch.nn.functional.linear(x, chain.weight, chain.bias)
+
+
+def _features(x: Tensor, stage: FeatureStage) -> Tensor:
+    """[N, D] -> [N, order * m]: random features of one stage (EUGens, NeurIPS 2025, eq. 1-2)."""
+    projected = torch.nn.functional.linear(x, stage.projections, stage.offsets)
+    if stage.norm_column is not None:
+        if stage.norm_factor is None:
+            squared_norm = x.square().sum(-1, keepdim=True)
+        else:
+            squared_norm = torch.nn.functional.linear(x, stage.norm_factor, stage.norm_offset).square().sum(-1, True)
+            if stage.norm_constant is not None:
+                squared_norm = squared_norm + stage.norm_constant
+        projected = projected + (squared_norm + stage.eps).sqrt() * stage.norm_column
+    parts = projected.unflatten(-1, (num_projections(stage.order, stage.shared), -1))
+    return resolve(stage.phi)(combine_orders(parts, stage.order, stage.shared))
+
+
+def occupied(unit: Tensor, bits: Tensor, resolution: int) -> Tensor:
+    """Look up an occupancy bitfield.
+
+    Args:
+        unit: [..., 3] positions in the unit cube; positions outside of it count as empty.
+        bits: [resolution**3 / 8] uint8; cell (i, j, k) along x, y, z is bit ``index & 7`` of byte
+            ``index >> 3`` with ``index = (k * resolution + j) * resolution + i``.
+
+    Returns:
+        [...] bool.
+    """
+    inside = ((unit >= 0) & (unit < 1)).all(dim=-1)  # NaN fails both comparisons
+    cell = (torch.where(inside[..., None], unit, 0.0) * resolution).long().clamp(max=resolution - 1)
+    index = (cell[..., 2] * resolution + cell[..., 1]) * resolution + cell[..., 0]
+    return inside & ((bits[index >> 3].long() >> (index & 7)) & 1).bool()
+
+
+def ray_box_intersection(
+    origins: Tensor, directions: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Distances at which rays enter and leave an axis-aligned box (slab test).
+
+    Args:
+        origins, directions: [R, 3].
+        low, high: [3] corners.
+
+    Returns:
+        entry, exit: [R], world units; ``exit < entry`` where the ray misses the box. Entry may be negative.
+    """
+    # A zero component would give 0 * inf = NaN on a face; the tiny substitute gives huge, consistent distances.
+    tiny = torch.finfo(directions.dtype).tiny ** 0.5
+    safe = torch.where(directions.abs() < tiny, torch.full_like(directions, tiny), directions)
+    first, second = (low - origins) / safe, (high - origins) / safe
+    return torch.minimum(first, second).amax(-1), torch.maximum(first, second).amin(-1)
+
+
+def march(
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    bits: Tensor,
+    resolution: int,
+    space: Space,
+    rule: StepRule,
+    jitter: Tensor | None = None,
+) -> PackedSamples:
+    """Place samples along rays wherever the occupancy grid says that something may be.
+
+    Sample ``i`` of a ray has its middle at step coordinate ``s(near) + i + jitter`` (see `StepRule`), reaches
+    half a step to both sides, and exists while that middle is nearer than ``far`` (and inside the box of a
+    bounded scene) and its cell is occupied.
+
+    Args:
+        origins, directions: [R, 3], directions of unit length.
+        near, far: [R] world units.
+        bits, resolution: occupancy bitfield over the unit cube, see `occupied`.
+        space: map from the world to the unit cube.
+        rule: step lengths.
+        jitter: [R] in [0, 1), or None for 0.5.
+
+    Returns:
+        The packed samples; not differentiable.
+    """
+    with torch.no_grad():
+        if not space.contracted:
+            low = torch.tensor(space.box[0], dtype=origins.dtype, device=origins.device)
+            high = torch.tensor(space.box[1], dtype=origins.dtype, device=origins.device)
+            entry, leave = ray_box_intersection(origins, directions, low, high)
+            near, far = torch.maximum(near, entry), torch.minimum(far, leave)
+        start = rule.coordinate(near.clamp_min(0))
+        start = start + (0.5 if jitter is None else jitter)
+        counts = (rule.coordinate(far.clamp_min(0)) - start).ceil().clamp_min(0)
+        counts = torch.where(far > near, counts, torch.zeros_like(counts)).long()
+
+        rays = torch.arange(origins.shape[0], device=origins.device).repeat_interleave(counts)
+        first = counts.cumsum(0) - counts
+        number = torch.arange(rays.shape[0], device=origins.device) - first[rays]
+        s = start[rays] + number
+        t_starts, t_ends = rule.distance((s - 0.5).clamp_min(0)), rule.distance(s + 0.5)
+        positions = origins[rays] + directions[rays] * (0.5 * (t_starts + t_ends))[:, None]
+        keep = occupied(space.to_unit(positions), bits, resolution).nonzero()[:, 0]
+
+        ray_offsets = torch.zeros(origins.shape[0] + 1, dtype=torch.long, device=origins.device)
+        ray_offsets[1:] = torch.bincount(rays[keep], minlength=origins.shape[0]).cumsum(0)
+        return PackedSamples(ray_offsets, t_starts[keep], t_ends[keep])
+
+
+def composite(
+    sigma: Tensor, rgb: Tensor, samples: PackedSamples
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Emission-absorption volume rendering (Max 1995; Mildenhall et al. 2020, "NeRF", eq. 3).
+
+    Args:
+        sigma: [N] densities, per world unit.
+        rgb: [N, 3] colours.
+        samples: the packed samples of R rays.
+
+    Returns:
+        rgb [R, 3] without a background, alpha [R], depth [R]: the sum of weight times distance, not divided
+        by alpha. Differentiable in ``sigma`` and ``rgb``. A ray without samples gives zeros.
+    """
+    rays = samples.ray_indices()
+    optical = sigma * (samples.t_ends - samples.t_starts)
+    # One running sum serves all rays; double precision keeps what earlier rays add to it harmless.
+    running = torch.nn.functional.pad(optical.double().cumsum(0), (1, 0))
+    before = running[:-1] - running[samples.ray_offsets[:-1]][rays]
+    weights = torch.exp(-before).to(sigma.dtype) * -torch.expm1(-optical)
+    channels = torch.cat([rgb, torch.ones_like(rgb[:, :1]), samples.t_mids[:, None]], dim=-1)
+    total = torch.zeros(samples.num_rays, 5, dtype=rgb.dtype, device=rgb.device)
+    total = total.index_add(0, rays, weights[:, None] * channels)
+    return total[:, :3], total[:, 3], total[:, 4]
+
+
+def render(
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    bits: Tensor,
+    resolution: int,
+    space: Space,
+    rule: StepRule,
+    field: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    min_transmittance: float = MIN_TRANSMITTANCE,
+    wave: int = 8,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """March, evaluate the field and composite, dropping rays that have become opaque. Inference only.
+
+    Args:
+        origins, directions, near, far, bits, resolution, space, rule: as in `march`.
+        field: positions [N, 3], directions [N, 3] -> sigma [N], rgb [N, 3].
+        min_transmittance: a ray stops after the sample that takes it below this.
+        wave: samples of each unfinished ray evaluated between two looks at the transmittance. It does not
+            change the picture, since what comes after the stop is left out in any case.
+
+    Returns:
+        rgb [R, 3] without a background, alpha [R], depth [R] as `composite`, and evaluated samples [R].
+    """
+    with torch.no_grad():
+        samples = march(origins, directions, near, far, bits, resolution, space, rule)
+        counts = samples.counts()
+        total = torch.zeros(samples.num_rays, 5, dtype=origins.dtype, device=origins.device)
+        transmittance = torch.ones_like(near)
+        evaluated = torch.zeros_like(counts)
+        alive = counts.nonzero()[:, 0]
+        position = 0
+        while alive.numel() > 0:
+            number = position + torch.arange(wave, device=origins.device)
+            valid = number < counts[alive, None]  # [A, wave]
+            index = (samples.ray_offsets[alive, None] + number)[valid]
+            rays = alive[:, None].expand(-1, wave)[valid]
+            t_starts, t_ends = samples.t_starts[index], samples.t_ends[index]
+            middle = 0.5 * (t_starts + t_ends)
+            sigma, rgb = field(origins[rays] + directions[rays] * middle[:, None], directions[rays])
+
+            optical = torch.zeros(valid.shape, dtype=origins.dtype, device=origins.device)
+            optical[valid] = sigma * (t_ends - t_starts)
+            after = transmittance[alive, None] * torch.exp(-optical.cumsum(1))
+            before = torch.cat([transmittance[alive, None], after[:, :-1]], dim=1)
+            used = valid & (before >= min_transmittance)
+            weights = (before * -torch.expm1(-optical) * used)[valid]
+            channels = torch.cat([rgb, torch.ones_like(rgb[:, :1]), middle[:, None]], dim=-1)
+            total.index_add_(0, rays, weights[:, None] * channels)
+            evaluated[alive] += used.sum(1)
+            transmittance[alive] = after[:, -1]
+            position += wave
+            alive = alive[(after[:, -1] >= min_transmittance) & (counts[alive] > position)]
+        return total[:, :3], total[:, 3], total[:, 4], evaluated

@@ -1,0 +1,120 @@
+"""The scene loaders as nerfstudio dataparsers: one that detects the layout, and one for each layout."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Optional, Type
+
+import torch
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
+from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.plugins.registry_dataparser import DataParserSpecification
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from eugen_nerf.scenes import Scene, load_scene
+
+Layout = Literal["auto", "blender", "transforms", "colmap", "llff"]
+
+CAMERA_TYPES = {
+    "pinhole": CameraType.PERSPECTIVE,
+    "opencv": CameraType.PERSPECTIVE,
+    "opencv_fisheye": CameraType.FISHEYE,
+}
+
+
+@dataclass
+class SceneDataParserConfig(DataParserConfig):
+    """Options of the scene loaders."""
+
+    _target: Type = field(default_factory=lambda: SceneDataParser)
+    """Class to instantiate."""
+    layout: Layout = "auto"
+    """Layout of the scene's folder; auto looks at what is in it."""
+    downscale_factor: int = 1
+    """Train and evaluate on images reduced by this whole number along each axis."""
+    eval_interval: int = 8
+    """Hold out every n-th image for evaluation where the scene itself names no such split."""
+    bounded: Optional[bool] = None
+    """Whether everything visible lies in the scene box; None lets the loader decide."""
+    scene_scale: Optional[float] = None
+    """Half the side of the scene box of a Blender scene, world units; None for 1.5."""
+
+
+@dataclass
+class SceneDataParser(DataParser):
+    """Hands a loaded `Scene` to nerfstudio."""
+
+    config: SceneDataParserConfig
+
+    def __init__(self, config: SceneDataParserConfig) -> None:
+        super().__init__(config=config)
+        self.config = config
+
+    def load(self, split: str) -> Scene:
+        """Load and check one split ("train", "val" or "test").
+
+        Raises:
+            SceneError: the scene cannot be used.
+        """
+        config = self.config
+        return load_scene(
+            Path(config.data),
+            split,  # type: ignore[arg-type]
+            layout=config.layout,
+            downscale=config.downscale_factor,
+            eval_interval=config.eval_interval,
+            bounded=config.bounded,
+            scene_scale=config.scene_scale,
+        )
+
+    def _generate_dataparser_outputs(self, split: str = "train", **_: object) -> DataparserOutputs:
+        scene = self.load(split)
+        for warning in scene.warnings:
+            CONSOLE.print(f"[bold yellow]Warning: {warning}")
+        frames = scene.frames
+
+        def column(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.tensor([getattr(frame, name) for frame in frames], dtype=dtype)[:, None]
+
+        cameras = Cameras(
+            camera_to_worlds=torch.stack([torch.from_numpy(frame.camera_to_world).float() for frame in frames]),
+            fx=column("fx"),
+            fy=column("fy"),
+            cx=column("cx"),
+            cy=column("cy"),
+            width=column("width", torch.long),
+            height=column("height", torch.long),
+            # Undistorting costs time for every ray, so pinhole cameras get no parameters.
+            distortion_params=torch.tensor([frame.distortion for frame in frames], dtype=torch.float32)
+            if any(any(frame.distortion) for frame in frames)
+            else None,
+            camera_type=torch.tensor([[CAMERA_TYPES[frame.camera_model].value] for frame in frames]),
+        )
+        has_masks = all(frame.mask_path is not None for frame in frames)
+        metadata = {
+            "frames": frames,
+            "bounded": scene.bounded,
+            "near": scene.near,
+            "far": scene.far,
+            "has_alpha": scene.has_alpha,
+        }
+        return DataparserOutputs(
+            image_filenames=[frame.image_path for frame in frames],
+            cameras=cameras,
+            scene_box=SceneBox(aabb=torch.from_numpy(scene.scene_box).float()),
+            mask_filenames=[frame.mask_path for frame in frames if frame.mask_path] if has_masks else None,
+            metadata=metadata,
+            dataparser_transform=torch.from_numpy(scene.world_transform).float(),
+            dataparser_scale=float(scene.world_scale),
+        )
+
+
+def _specification(layout: Layout, description: str) -> DataParserSpecification:
+    return DataParserSpecification(config=SceneDataParserConfig(layout=layout), description=description)
+
+
+eugen_scene = _specification("auto", "Any layout that eugen-nerf reads, detected from the folder.")
+eugen_blender = _specification("blender", "transforms_train.json, _val and _test, as in NeRF synthetic.")
+eugen_transforms = _specification("transforms", "One transforms.json, as written by nerfstudio or instant-ngp.")
+eugen_colmap = _specification("colmap", "A COLMAP model in sparse/0 beside its images.")
+eugen_llff = _specification("llff", "poses_bounds.npy beside images, as in LLFF.")

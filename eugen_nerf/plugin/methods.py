@@ -1,0 +1,120 @@
+"""The methods that ``ns-train`` offers, with defaults for the device at hand."""
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, Literal, Type
+
+import torch
+from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
+from nerfstudio.engine.optimizers import AdamOptimizerConfig
+from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.plugins.types import MethodSpecification
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from eugen_nerf.field import FieldConfig, NetworkKind
+from eugen_nerf.plugin import compat
+from eugen_nerf.plugin.datamanager import SceneDataManagerConfig
+from eugen_nerf.plugin.dataparsers import SceneDataParser, SceneDataParserConfig
+from eugen_nerf.plugin.model import EugenModelConfig
+from eugen_nerf.plugin.pipeline import SampleBudgetPipelineConfig
+
+compat.apply()
+
+
+@dataclass
+class EugenTrainerConfig(TrainerConfig):
+    """nerfstudio's trainer options, and a look at the scene before anything is written."""
+
+    _target: Type = field(default_factory=lambda: Trainer)
+    """Class to instantiate."""
+
+    def save_config(self) -> None:
+        """Check the scene, then write config.yml.
+
+        ns-train calls this before it loads the scene; a scene that cannot be used should leave no run folder behind.
+        """
+        manager = self.pipeline.datamanager
+        parser = getattr(manager, "dataparser", None)
+        if isinstance(parser, SceneDataParserConfig):
+            if manager.data is not None:
+                parser.data = manager.data
+            for split in ("train", "val"):
+                SceneDataParser(parser).load(split)
+        # Rendering and evaluation must find the scene from any folder.
+        self._announce()
+        super().save_config()
+
+    def _announce(self) -> None:
+        model: Any = self.pipeline.model
+        grid = model.field
+        CONSOLE.print(
+            f"Training {grid.network} on {self.machine.device_type}: hash grid {grid.num_levels} x "
+            f"{grid.features_per_level} features, up to 2^{grid.log2_hashmap_size} entries a level; "
+            f"{self.pipeline.target_num_samples} samples a step; "  # type: ignore[attr-defined]
+            f"{self.max_num_iterations} steps. Every one of these is an option, see --help."
+        )
+
+
+def _field(network: NetworkKind, on_gpu: bool) -> FieldConfig:
+    if on_gpu:
+        return FieldConfig(network=network)
+    return FieldConfig(
+        network=network, num_levels=8, features_per_level=4, log2_hashmap_size=17, max_resolution=512
+    )
+
+
+def _optimizer(lr: float, steps: int) -> Dict[str, Any]:
+    return {
+        # Instant NGP's epsilon lets entries that are rarely seen move as fast as the others.
+        "optimizer": AdamOptimizerConfig(lr=lr, eps=1e-15),
+        "scheduler": ExponentialDecaySchedulerConfig(lr_final=lr / 30, max_steps=steps),
+    }
+
+
+def method_config(
+    name: str, network: NetworkKind, device: Literal["cpu", "cuda"] | None = None
+) -> EugenTrainerConfig:
+    """The configuration of a method.
+
+    Args:
+        name: how ns-train lists it.
+        network: kind of the field's networks; nothing else differs between methods.
+        device: whose defaults to take; None for a GPU if there is one.
+    """
+    on_gpu = (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda"
+    steps = 20_000 if on_gpu else 4_000
+    return EugenTrainerConfig(
+        method_name=name,
+        machine=MachineConfig(device_type="cuda" if on_gpu else "cpu"),
+        max_num_iterations=steps,
+        steps_per_save=2_000 if on_gpu else 1_000,
+        steps_per_eval_batch=0,
+        steps_per_eval_image=1_000 if on_gpu else 500,
+        steps_per_eval_all_images=0,
+        mixed_precision=False,
+        pipeline=SampleBudgetPipelineConfig(
+            target_num_samples=1 << 18 if on_gpu else 1 << 15,
+            max_num_samples_per_ray=1024 if on_gpu else 256,
+            datamanager=SceneDataManagerConfig(dataparser=SceneDataParserConfig()),
+            model=EugenModelConfig(
+                field=_field(network, on_gpu),
+                steps_per_diagonal=1024 if on_gpu else 384,
+                cone_angle=1 / 256 if on_gpu else 1 / 64,
+                occupancy_resolution=128 if on_gpu else 64,
+            ),
+        ),
+        optimizers={"encoding": _optimizer(1e-2, steps), "networks": _optimizer(1e-2, steps)},
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 14),
+        # Without a viewer ns-train ends with its last step; with --vis viewer it goes on serving the scene.
+        vis="tensorboard",
+    )
+
+
+eugen_nerf = MethodSpecification(
+    config=method_config("eugen-nerf", "eugen"),
+    description="Radiance field with EUGen layers: norm-aware random features, merged at inference.",
+)
+eugen_nerf_mlp = MethodSpecification(
+    config=method_config("eugen-nerf-mlp", "mlp"),
+    description="The twin of eugen-nerf with a standard MLP, for comparison.",
+)

@@ -1,0 +1,197 @@
+"""`EugenField` and its renderer as a nerfstudio model."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Literal, Optional, Tuple, Type
+
+import torch
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.engine.callbacks import (
+    TrainingCallback,
+    TrainingCallbackAttributes,
+    TrainingCallbackLocation,
+)
+from nerfstudio.model_components.renderers import RGBRenderer
+from nerfstudio.models.base_model import Model, ModelConfig
+from nerfstudio.utils import colormaps
+from nerfstudio.utils.rich_utils import CONSOLE
+from nerfstudio.viewer.viewer_elements import ViewerText
+from torch import Tensor
+from torch.nn import Parameter
+
+from eugen_nerf.errors import UserError
+from eugen_nerf.field import EugenField, FieldConfig
+from eugen_nerf.metrics import Lpips, image_metrics
+from eugen_nerf.occupancy import OccupancyGrid
+from eugen_nerf.ops import Space, StepRule
+from eugen_nerf.renderer import Renderer
+
+
+@dataclass
+class EugenModelConfig(ModelConfig):
+    """Options of the model."""
+
+    _target: Type = field(default_factory=lambda: EugenModel)
+    """Class to instantiate."""
+    enable_collider: bool = False
+    """The scene's own near and far limits are used instead of nerfstudio's collider."""
+    collider_params: Optional[Dict[str, float]] = None
+    """Unused, see enable_collider."""
+    eval_num_rays_per_chunk: int = 1 << 14
+    """Rays rendered at once."""
+    field: FieldConfig = field(default_factory=FieldConfig)
+    """Hash grid and networks."""
+    steps_per_diagonal: int = 1024
+    """Steps of a ray along the diagonal of the scene box."""
+    cone_angle: float = 1 / 256
+    """Growth of a step per world unit of distance in scenes with a background; bounded scenes keep 0."""
+    near: Optional[float] = None
+    """Start of every ray, world units; None for what the scene says."""
+    far: Optional[float] = None
+    """End of every ray, world units; None for what the scene says."""
+    contraction: Optional[bool] = None
+    """Whether the world beyond the scene box is contracted around it; None for what the scene says."""
+    occupancy_resolution: int = 128
+    """Cells of the occupancy grid along each axis."""
+    occupancy_threshold: float = 0.01
+    """Optical thickness of one step from which on a cell counts as occupied."""
+    train_background: Literal["random", "white", "black"] = "random"
+    """Behind the scene while training. A constant colour lets images with alpha collapse into that colour."""
+    eval_background: Literal["white", "black"] = "white"
+    """Behind the scene in pictures and metrics."""
+
+
+class EugenModel(Model):
+    """Radiance field with EUGen or other layers; see `EugenField`."""
+
+    config: EugenModelConfig
+
+    def populate_modules(self) -> None:
+        super().populate_modules()
+        config = self.config
+        metadata: Dict[str, Any] = self.kwargs.get("metadata") or {}
+        if config.steps_per_diagonal < 1:
+            raise UserError(f"steps_per_diagonal must be at least 1, not {config.steps_per_diagonal}.")
+        # Other dataparsers than ours say nothing about the scene's bounds.
+        bounded = bool(metadata.get("bounded", False))
+        contracted = config.contraction if config.contraction is not None else not bounded
+        low, high = (tuple(float(v) for v in corner) for corner in self.scene_box.aabb)
+        space = Space(((low[0], low[1], low[2]), (high[0], high[1], high[2])), contracted)
+        rule = StepRule(space.diagonal / config.steps_per_diagonal, config.cone_angle if contracted else 0.0)
+        near = config.near if config.near is not None else float(metadata.get("near", 0.05))
+        far = config.far if config.far is not None else float(metadata.get("far", 1e3))
+        if not 0 <= near < far:
+            raise UserError(f"The near limit of rays ({near}) must not be negative and must lie below far ({far}).")
+
+        self.field = EugenField(config.field)
+        self.occupancy = OccupancyGrid(config.occupancy_resolution, config.occupancy_threshold)
+        self.renderer = Renderer(self.field, self.occupancy, space, rule, near, far)
+        # nerfstudio looks this attribute up to learn about the background.
+        self.renderer_rgb = RGBRenderer(background_color=config.train_background)
+        self.lpips = Lpips()
+        self._lpips_warned = False
+
+        # What the panel in nerfstudio's viewer shows.
+        self.panel_network = ViewerText("Network", config.field.network, disabled=True)
+        self.panel_time = ViewerText("Frame time", "no frame yet", disabled=True, hint="of the last frame")
+        self.panel_samples = ViewerText("Samples per ray", "no frame yet", disabled=True, hint="mean of the last frame")
+
+    def get_param_groups(self) -> Dict[str, List[Parameter]]:
+        networks = [*self.field.density_network.parameters(), *self.field.color_network.parameters()]
+        return {"encoding": list(self.field.encoding.parameters()), "networks": networks}
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> List[TrainingCallback]:
+        return [
+            TrainingCallback(
+                where_to_run=[TrainingCallbackLocation.BEFORE_TRAIN_ITERATION],
+                update_every_num_iters=1,
+                func=self.renderer.update_occupancy,
+            )
+        ]
+
+    def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Tensor]:  # type: ignore[override]
+        origins, directions = ray_bundle.origins, ray_bundle.directions
+        if self.training:
+            jitter = torch.rand(origins.shape[0], device=origins.device)
+            out = self.renderer.differentiable(origins, directions, jitter)
+            rgb = out.rgb
+            if self.config.train_background != "random":  # a random one is added with the loss
+                rgb = self._on_background(rgb, out.alpha, self.config.train_background)
+        else:
+            near, far = (None if t is None else t[:, 0] for t in (ray_bundle.nears, ray_bundle.fars))
+            out = self.renderer.render(origins, directions, near, far)
+            rgb = self._on_background(out.rgb, out.alpha, self.config.eval_background).clamp(0, 1)
+        return {
+            "rgb": rgb,
+            "accumulation": out.alpha[:, None],
+            "depth": out.depth[:, None],
+            "num_samples_per_ray": out.num_samples[:, None],
+        }
+
+    def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> Dict[str, Tensor]:
+        start = time.perf_counter()
+        outputs = super().get_outputs_for_camera_ray_bundle(camera_ray_bundle)
+        samples = outputs.pop("num_samples_per_ray").float()
+        if samples.is_cuda:
+            torch.cuda.synchronize()
+        self._show(self.panel_time, f"{1000 * (time.perf_counter() - start):.1f} ms")
+        self._show(self.panel_samples, f"{samples.mean().item():.1f}")
+        return outputs
+
+    @staticmethod
+    def _show(panel: ViewerText, text: str) -> None:
+        # Without a viewer the text has nowhere to go.
+        if panel.gui_handle is not None:
+            panel.value = text
+
+    @staticmethod
+    def _on_background(rgb: Tensor, alpha: Tensor, background: str) -> Tensor:
+        # The renderer's method honours the colour chosen in the viewer.
+        color = RGBRenderer.get_background_color(background, shape=rgb.shape, device=rgb.device)  # type: ignore[arg-type]
+        return rgb + (1 - alpha)[:, None] * color
+
+    def _blend_for_loss(self, outputs: Dict[str, Tensor], image: Tensor) -> Tuple[Tensor, Tensor]:
+        if self.training:
+            return self.renderer_rgb.blend_background_for_loss_computation(
+                pred_image=outputs["rgb"], pred_accumulation=outputs["accumulation"], gt_image=image
+            )
+        return outputs["rgb"], self.renderer_rgb.blend_background(image, self.config.eval_background)
+
+    def get_metrics_dict(self, outputs: Dict[str, Tensor], batch: Dict[str, Any]) -> Dict[str, Tensor]:
+        return {"num_samples_per_batch": outputs["num_samples_per_ray"].sum()}
+
+    def get_loss_dict(
+        self,
+        outputs: Dict[str, Tensor],
+        batch: Dict[str, Any],
+        metrics_dict: Optional[Dict[str, Tensor]] = None,
+    ) -> Dict[str, Tensor]:
+        prediction, truth = self._blend_for_loss(outputs, batch["image"].to(self.device))
+        loss = torch.nn.functional.mse_loss(prediction, truth)
+        if metrics_dict is not None:
+            metrics_dict["psnr"] = -10 * torch.log10(loss.detach())
+        return {"rgb_loss": loss}
+
+    def get_image_metrics_and_images(
+        self, outputs: Dict[str, Tensor], batch: Dict[str, Any]
+    ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
+        image = batch["image"].to(self.device)
+        truth = self.renderer_rgb.blend_background(image, self.config.eval_background)
+        metrics = image_metrics(outputs["rgb"], truth, self.lpips)
+        if self.lpips.reason and not self._lpips_warned:
+            self._lpips_warned = True
+            CONSOLE.print(f"[bold yellow]Warning: {self.lpips.reason}")
+        images = {
+            "img": torch.cat([truth, outputs["rgb"]], dim=1),
+            "accumulation": colormaps.apply_colormap(outputs["accumulation"]),
+            "depth": colormaps.apply_depth_colormap(outputs["depth"], accumulation=outputs["accumulation"]),
+        }
+        return metrics, images
+
+    def get_rgba_image(self, outputs: Dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+        alpha = outputs["accumulation"]
+        background = 1.0 if self.config.eval_background == "white" else 0.0
+        color = (outputs[output_name] - background * (1 - alpha)) / alpha.clamp_min(1e-6)
+        return torch.cat([color.clamp(0, 1), alpha], dim=-1)

@@ -1,0 +1,121 @@
+"""Volume rendering of a field: differentiable for training, with early termination for pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eugen_nerf import ops
+from eugen_nerf.field import EugenField
+from eugen_nerf.occupancy import OccupancyGrid
+from eugen_nerf.ops import Space, StepRule
+
+
+@dataclass(frozen=True)
+class RenderOutput:
+    """What R rays see."""
+
+    rgb: Tensor  # [R, 3] without a background: add (1 - alpha) * background
+    alpha: Tensor  # [R]
+    depth: Tensor  # [R] expected distance in world units; 0 where nothing was hit
+    num_samples: Tensor  # [R] samples that contributed
+
+
+class Renderer:
+    """Renders an `EugenField` through its occupancy grid.
+
+    Args:
+        field: densities and colours over the unit cube.
+        occupancy: which parts of the unit cube are sampled.
+        space: map from the world to the unit cube.
+        rule: step lengths along rays.
+        near, far: limits along each ray, world units.
+    """
+
+    def __init__(
+        self,
+        field: EugenField,
+        occupancy: OccupancyGrid,
+        space: Space,
+        rule: StepRule,
+        near: float,
+        far: float,
+    ) -> None:
+        self.field = field
+        self.occupancy = occupancy
+        self.space = space
+        self.rule = rule
+        self.near = near
+        self.far = far
+
+    def limits(self, origins: Tensor) -> tuple[Tensor, Tensor]:
+        """near and far of each ray, both [R]."""
+        ones = torch.ones_like(origins[:, 0])
+        return self.near * ones, self.far * ones
+
+    def differentiable(self, origins: Tensor, directions: Tensor, jitter: Tensor | None = None) -> RenderOutput:
+        """Render with gradients to the field.
+
+        Args:
+            origins, directions: [R, 3], directions of unit length.
+            jitter: [R] in [0, 1) shifts each ray's samples by that part of a step; None centres them.
+        """
+        near, far = self.limits(origins)
+        samples = ops.march(
+            origins, directions, near, far, self.occupancy.bits, self.occupancy.resolution, self.space, self.rule, jitter
+        )
+        unit = self.space.to_unit(samples.positions(origins, directions))
+        sigma, rgb = self.field(unit, directions[samples.ray_indices()])
+        color, alpha, depth = ops.composite(sigma, rgb, samples)
+        return RenderOutput(color, alpha, _expected(depth, alpha), samples.counts())
+
+    def render(
+        self,
+        origins: Tensor,
+        directions: Tensor,
+        near: Tensor | None = None,
+        far: Tensor | None = None,
+    ) -> RenderOutput:
+        """Render without gradients, on merged networks, stopping where a ray has become opaque.
+
+        Args:
+            origins, directions: [R, 3], directions of unit length.
+            near, far: [R] narrower limits of the rays (a crop box), world units.
+        """
+        default_near, default_far = self.limits(origins)
+        near = default_near if near is None else torch.maximum(near, default_near)
+        far = default_far if far is None else torch.minimum(far, default_far)
+        with torch.no_grad():
+            evaluate = self.field.evaluator()
+            color, alpha, depth, count = ops.render(
+                origins,
+                directions,
+                near,
+                far,
+                self.occupancy.bits,
+                self.occupancy.resolution,
+                self.space,
+                self.rule,
+                lambda positions, views: evaluate(self.space.to_unit(positions), views),
+            )
+        return RenderOutput(color, alpha, _expected(depth, alpha), count)
+
+    def update_occupancy(self, step: int) -> bool:
+        """Let the occupancy grid follow the field; returns whether this step was one for an update."""
+        return self.occupancy.update_every_n_steps(step, self._thickness)
+
+    def _thickness(self, unit: Tensor) -> Tensor:
+        sigma, _ = self.field.density(unit)
+        if self.rule.cone_angle == 0:
+            return sigma * self.rule.step_size
+        # Steps are longer in the distance; the middle of the box stands for all the cameras.
+        middle = self.space.to_world(torch.full_like(unit[:1], 0.5))
+        distance = (self.space.to_world(unit) - middle).norm(dim=-1).clamp(max=self.far)
+        return sigma * (distance * self.rule.cone_angle).clamp_min(self.rule.step_size)
+
+
+def _expected(depth: Tensor, alpha: Tensor) -> Tensor:
+    """Divide the summed distances by alpha; where almost nothing was hit there is no depth to speak of."""
+    return torch.where(alpha > 1e-4, depth / alpha.clamp_min(1e-4), torch.zeros_like(depth))

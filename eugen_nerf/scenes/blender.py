@@ -1,0 +1,46 @@
+"""Reads the layout of the NeRF synthetic scenes: one transforms_{train,val,test}.json per split.
+
+Source of the layout: "NeRF: Representing Scenes as Neural Radiance Fields for View Synthesis", ECCV 2020.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from eugen_nerf.errors import SceneError
+from eugen_nerf.scenes.capture import Capture, Shot
+from eugen_nerf.scenes.image_files import ImageFinder
+from eugen_nerf.scenes.transforms import read_frames
+from eugen_nerf.scenes.validate import read_json_object
+
+SPLITS = ("train", "val", "test")
+
+
+def split_file(root: Path, split: str) -> Path:
+    """Where the frames of a split are listed."""
+    return root / f"transforms_{split}.json"
+
+
+def read_blender(root: Path) -> Capture:
+    """Reads every split file present; frames keep the files' order, in which test views form a path.
+
+    Args:
+        root: the scene's folder.
+
+    Raises:
+        SceneError: there is no split file, or one is malformed; the message names file, frame and key.
+    """
+    finder = ImageFinder()
+    shots: list[Shot] = []
+    splits = {}
+    for split in SPLITS:
+        path = split_file(root, split)
+        if not os.path.isfile(path):
+            continue
+        frames = read_frames(path, read_json_object(path), finder)
+        splits[split] = tuple(range(len(shots), len(shots) + len(frames)))
+        shots.extend(frames)
+    if not splits:
+        raise SceneError(f"{root}: none of {', '.join(split_file(root, s).name for s in SPLITS)} is there")
+    return Capture("blender", root, tuple(shots), splits)

@@ -1,0 +1,108 @@
+"""What a layout's reader hands over: the photos and cameras exactly as the files state them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+CameraModel = Literal["pinhole", "opencv", "opencv_fisheye"]
+Split = Literal["train", "val", "test"]
+Distortion = tuple[float, float, float, float, float, float]
+NO_DISTORTION: Distortion = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Intrinsics:
+    """A camera as a file states it: in pixels, or as a field of view when the file gives no size.
+
+    What is None the file leaves open: the size is then the image's, the principal point its centre, and
+    the focal length follows from `angle_x` (radians across the width).
+    """
+
+    model: CameraModel = "pinhole"
+    distortion: Distortion = NO_DISTORTION
+    width: int | None = None
+    height: int | None = None
+    fx: float | None = None
+    fy: float | None = None
+    cx: float | None = None
+    cy: float | None = None
+    angle_x: float | None = None
+    angle_y: float | None = None
+
+    def stated_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) the pixel values refer to; `image_size` where the file states none."""
+        if self.width is None or self.height is None:
+            return image_size
+        return self.width, self.height
+
+    def pixels(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """(fx, fy, cx, cy) in pixels of an image of `size` = (width, height) at the stated resolution."""
+        width, height = size
+        fx = self.fx if self.fx is not None else _focal(self.angle_x, width)
+        fy = self.fy if self.fy is not None else _focal(self.angle_y, height)
+        # Pixels are square unless the file says otherwise, so one focal length serves both axes.
+        fx, fy = fx if fx is not None else fy, fy if fy is not None else fx
+        if fx is None or fy is None:
+            raise ValueError("intrinsics need a focal length or a field of view")
+        cx = self.cx if self.cx is not None else width / 2
+        cy = self.cy if self.cy is not None else height / 2
+        return fx, fy, cx, cy
+
+
+def _focal(angle: float | None, extent: int) -> float | None:
+    return None if angle is None else 0.5 * extent / math.tan(0.5 * angle)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One listed photo.
+
+    Attributes:
+        name: what messages call it, e.g. "train/r_3".
+        source: the file that lists it.
+        listed: the path as that file states it.
+        image_path: the image found for it; None if there is none.
+        camera_to_world: [3, 4] float64, OpenGL axes, in the file's world.
+        intrinsics: the camera.
+        mask_path: the mask listed for it.
+        reduced: reduced copies of the image by their integer factor, e.g. {4: root/images_4/0001.png}.
+    """
+
+    name: str
+    source: Path
+    listed: str
+    image_path: Path | None
+    camera_to_world: np.ndarray
+    intrinsics: Intrinsics
+    mask_path: Path | None = None
+    reduced: Mapping[int, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """Everything a layout's files say about a scene, before images are checked and the world normalised.
+
+    Attributes:
+        layout: "blender", "transforms", "colmap" or "llff".
+        root: the scene's folder.
+        shots: every listed photo, of all splits.
+        splits: indices into `shots` where the files define splits; None: every n-th photo is held out.
+        bounds: nearest and farthest depth of the content in the file's units, where the files state it.
+        points: [P, 3] float64 sparse points in the file's world, `colours`: [P, 3] uint8.
+        warnings: readable remarks.
+    """
+
+    layout: str
+    root: Path
+    shots: tuple[Shot, ...]
+    splits: Mapping[str, tuple[int, ...]] | None = None
+    bounds: tuple[float, float] | None = None
+    points: np.ndarray | None = None
+    colours: np.ndarray | None = None
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,120 @@
+"""Reads COLMAP scenes: a sparse model (binary or text) beside an image folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from eugen_nerf.errors import SceneError
+from eugen_nerf.scenes import colmap_binary, colmap_text
+from eugen_nerf.scenes.capture import Capture, Shot
+from eugen_nerf.scenes.colmap_model import ColmapModel
+from eugen_nerf.scenes.image_files import EXTENSIONS, ImageFinder, list_images, reduced_folders
+
+MODEL_FOLDERS = ("sparse/0", "colmap/sparse/0", "sparse")
+
+
+def find_model(root: Path) -> Path | None:
+    """The folder with the sparse model of a scene, or None."""
+    for folder in MODEL_FOLDERS:
+        if _extension(root / folder) is not None:
+            return root / folder
+    return None
+
+
+def read_colmap(root: Path) -> Capture:
+    """Reads a COLMAP scene; each image has its own camera or shares one.
+
+    Args:
+        root: the scene's folder, with images/ and one of sparse/0, colmap/sparse/0, sparse.
+
+    Raises:
+        SceneError: the model is missing, damaged or uses an unsupported camera model.
+    """
+    folder = find_model(root)
+    if folder is None:
+        raise SceneError(
+            f"{root}: no COLMAP model; looked for cameras and images as .bin or .txt in {', '.join(MODEL_FOLDERS)}"
+        )
+    model = read_model(folder)
+    images = _image_folder(root)
+    finder = ImageFinder()
+    copies = reduced_folders(root / "images")
+    shots = []
+    first_use: dict[str, str] = {}
+    for image in model.images.values():
+        if image.name in first_use:
+            raise SceneError(f"{image.where}: the same image is already listed at {first_use[image.name]}")
+        first_use[image.name] = image.where
+        if image.camera_id not in model.cameras:
+            raise SceneError(
+                f"{image.where}: refers to camera {image.camera_id}, which {folder} does not have"
+            )
+        found = {factor: finder.find(copy / image.name) for factor, copy in copies.items()}
+        shots.append(
+            Shot(
+                name=_without_extension(image.name),
+                source=model.images_path,
+                listed=f"{images.name}/{image.name}",
+                image_path=finder.find(images / image.name),
+                camera_to_world=image.camera_to_world,
+                intrinsics=model.cameras[image.camera_id],
+                reduced={factor: path for factor, path in found.items() if path is not None},
+            )
+        )
+    if not shots:
+        raise SceneError(f"{model.images_path}: lists no image; the reconstruction registered none")
+    warnings = ()
+    if folder.name == "0" and _extension(folder.parent / "1") is not None:
+        warnings = (
+            f"{folder.parent} holds several partial models; {folder} is used. If photos are missing, move the "
+            "largest model there",
+        )
+    points = model.points
+    return Capture(
+        "colmap",
+        root,
+        tuple(shots),
+        points=None if points is None else points.positions,
+        colours=None if points is None else points.colours,
+        warnings=warnings,
+    )
+
+
+def read_model(folder: Path) -> ColmapModel:
+    """Reads the sparse model in a folder; the binary files where both kinds are there, as COLMAP does."""
+    extension = _extension(folder)
+    if extension is None:
+        raise SceneError(f"{folder}: no COLMAP model; it needs cameras and images as .bin or .txt")
+    cameras_path, images_path, points_path = (
+        folder / f"{name}{extension}" for name in ("cameras", "images", "points3D")
+    )
+    if extension == ".bin":
+        cameras, images = colmap_binary.read_cameras(cameras_path), colmap_binary.read_images(images_path)
+        points = colmap_binary.read_points(points_path) if os.path.isfile(points_path) else None
+    else:
+        cameras, images = colmap_text.read_cameras(cameras_path), colmap_text.read_images(images_path)
+        points = colmap_text.read_points(points_path) if os.path.isfile(points_path) else None
+    return ColmapModel(images_path, cameras, images, points)
+
+
+def _extension(folder: Path) -> str | None:
+    for extension in (".bin", ".txt"):
+        if all(os.path.isfile(folder / f"{name}{extension}") for name in ("cameras", "images")):
+            return extension
+    return None
+
+
+def _image_folder(root: Path) -> Path:
+    """images/, or the largest reduced copy where only those were shipped."""
+    reduced = reduced_folders(root / "images")
+    for folder in (root / "images", *(reduced[factor] for factor in sorted(reduced))):
+        if os.path.isdir(folder) and (
+            list_images(folder) or any(entry.is_dir() for entry in os.scandir(folder))
+        ):
+            return folder
+    raise SceneError(f"{root}: the COLMAP model has no photos beside it; expected them in {root / 'images'}")
+
+
+def _without_extension(name: str) -> str:
+    return os.path.splitext(name)[0] if name.lower().endswith(EXTENSIONS) else name

@@ -1,0 +1,167 @@
+"""Turns a capture's arbitrary world into one that a radiance field can rely on: upright, centred, of unit size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Orientation = Literal["up", "none"]
+Centre = Literal["focus", "poses", "none"]
+
+# Cosine of 60 degrees: views farther than this from the mean direction do not face one way.
+FORWARD_COSINE = 0.5
+# Mean squared sine between the viewing directions below which their common point is lost in noise (about 2 degrees).
+LEAST_SPREAD = 1e-3
+LEAST_DISTANCE = 0.05
+
+
+@dataclass(frozen=True)
+class WorldChange:
+    """The similarity x' = scale * (transform x); transform [3, 4] is a rotation and a translation."""
+
+    transform: np.ndarray
+    scale: float
+
+    def poses(self, poses: np.ndarray) -> np.ndarray:
+        """Camera-to-world matrices [..., 3, 4] in the new world."""
+        rotation = self.transform[:, :3] @ poses[..., :3]
+        return np.concatenate([rotation, self.points(poses[..., 3])[..., None]], axis=-1)
+
+    def points(self, points: np.ndarray) -> np.ndarray:
+        """Points [..., 3] in the new world."""
+        return self.scale * (points @ self.transform[:, :3].T + self.transform[:, 3])
+
+
+def normalise(
+    poses: np.ndarray,
+    *,
+    orientation: Orientation = "up",
+    centre: Centre = "focus",
+    near_depth: float | None = None,
+) -> WorldChange:
+    """Chooses the world in which the cameras fit the cube [-1, 1]^3.
+
+    Args:
+        poses: [N, 3, 4] camera-to-world, OpenGL axes.
+        orientation: "up" turns the photographer's up to +z; "none" keeps the axes.
+        centre: what becomes the origin: "focus", the point the cameras look at (or the mean camera if they
+            look at no common point); "poses", the mean camera; "none", the origin of the file.
+        near_depth: depth of the nearest content in the file's units, where known. Used for forward-facing
+            cameras around the origin, which then see it at a distance of at least 1, where the contraction of
+            mip-NeRF 360 (CVPR 2022, eq. 10) begins.
+
+    Returns:
+        The change of world.
+    """
+    origins = poses[:, :, 3]
+    point = np.zeros(3)
+    around_cameras = centre == "poses"
+    if centre == "focus":
+        focus = focus_point(poses)
+        around_cameras = focus is None
+        point = np.zeros(3) if focus is None else focus
+    if around_cameras:
+        point = origins.mean(axis=0)
+    rotation = _upright(poses) if orientation == "up" else np.eye(3)
+    change = WorldChange(np.concatenate([rotation, -(rotation @ point)[:, None]], axis=1), 1.0)
+    reach = float(np.abs(change.points(origins)).max())
+    if near_depth is not None and around_cameras and faces_forward(poses):
+        # The baseline is normally far shorter than the distance to the scene, but must not leave the cube.
+        reach = max(reach, near_depth)
+    # A panorama from one spot has no extent to go by.
+    return WorldChange(change.transform, 1.0 / reach if reach > 1e-9 else 1.0)
+
+
+def faces_forward(poses: np.ndarray) -> bool:
+    """Whether all cameras [N, 3, 4] look roughly the same way, as in the LLFF scenes."""
+    directions = -poses[:, :, 2]
+    mean = directions.mean(axis=0)
+    length = float(np.linalg.norm(mean))
+    return length > 1e-6 and bool((directions @ mean / length > FORWARD_COSINE).all())
+
+
+def focus_point(poses: np.ndarray) -> np.ndarray | None:
+    """The point nearest to the optical axes of the cameras that have it in front of them.
+
+    Args:
+        poses: [N, 3, 4] camera-to-world, OpenGL axes.
+
+    Returns:
+        [3], or None if the axes are nearly parallel, or if less than half of the cameras look towards it.
+    """
+    origins, directions = poses[:, :, 3], -poses[:, :, 2]
+    # Relative to the mean camera, so that geographic coordinates lose no digits.
+    middle = origins.mean(axis=0)
+    origins = origins - middle
+    facing = np.ones(len(poses), dtype=bool)
+    for _ in range(10):
+        # Projectors onto the planes orthogonal to each axis: |P (x - o)| is the distance of x from the axis.
+        projectors = np.eye(3) - directions[facing, :, None] * directions[facing, None, :]
+        matrix = projectors.mean(axis=0)
+        if np.linalg.eigvalsh(matrix)[0] < LEAST_SPREAD:
+            return None
+        point = np.linalg.solve(matrix, np.einsum("nij,nj->i", projectors, origins[facing]) / facing.sum())
+        now = ((point - origins) * directions).sum(axis=1) > 0
+        if 2 * now.sum() < len(poses):
+            return None
+        if (now == facing).all():
+            return point + middle
+        facing = now
+    return None
+
+
+def near_depth_of_points(poses: np.ndarray, points: np.ndarray) -> float | None:
+    """Depth beyond which 99% of the sparse points [P, 3] in front of the cameras [N, 3, 4] lie."""
+    # A thousand of each tell a percentile well enough and keep large models fast.
+    poses, points = (x[:: max(1, len(x) // 1000)] for x in (poses, points))
+    depths = np.einsum("npj,nj->np", points[None] - poses[:, None, :, 3], -poses[:, :, 2])
+    depths = depths[depths > 1e-9]
+    return float(np.percentile(depths, 1)) if depths.size else None
+
+
+def box_range(origins: np.ndarray, half_side: float) -> tuple[float, float]:
+    """Nearest and farthest distance from any of the cameras [N, 3] to the cube [-half_side, half_side]^3."""
+    inside = np.maximum(np.abs(origins) - half_side, 0.0)
+    corner = np.abs(origins) + half_side
+    near = float(np.linalg.norm(inside, axis=1).min())
+    return max(LEAST_DISTANCE, near), float(np.linalg.norm(corner, axis=1).max())
+
+
+def looks_into_box(poses: np.ndarray, half_side: float) -> np.ndarray:
+    """[N] bool: whether each camera's optical axis meets the cube [-half_side, half_side]^3."""
+    origins, directions = poses[:, :, 3], -poses[:, :, 2]
+    # Slab test; the tiny offset keeps a direction along an axis from dividing zero by zero.
+    inverse = 1.0 / np.where(np.abs(directions) < 1e-12, 1e-12, directions)
+    first, second = (-half_side - origins) * inverse, (half_side - origins) * inverse
+    enter = np.minimum(first, second).max(axis=1)
+    leave = np.maximum(first, second).min(axis=1)
+    return leave >= np.maximum(enter, 0.0)
+
+
+def _upright(poses: np.ndarray) -> np.ndarray:
+    """Rotation [3, 3] that turns the up direction of the photos to +z."""
+    mean_up = poses[:, :, 1].mean(axis=0)
+    length = float(np.linalg.norm(mean_up))
+    if length < 1e-6:
+        return np.eye(3)
+    up = mean_up / length
+    # People hold cameras level: the vertical is what is orthogonal to all image rows. This is better than the mean
+    # up, which leans when cameras look down from one side only, but needs rows of at least two directions.
+    rows = poses[:, :, 0]
+    values, vectors = np.linalg.eigh(rows.T @ rows / len(rows))
+    vertical = vectors[:, 0] * np.sign(vectors[:, 0] @ up)
+    if values[1] > 0.03 and values[0] < 0.3 * values[1] and vertical @ up > 0.5:
+        up = vertical
+    return _rotation_to_z(up)
+
+
+def _rotation_to_z(direction: np.ndarray) -> np.ndarray:
+    """The smallest rotation [3, 3] that takes a unit vector to +z."""
+    x, y, z = direction
+    if z < -1 + 1e-9:
+        return np.diag([1.0, -1.0, -1.0])
+    # Rodrigues' formula for the axis direction x e_z, whose sine and cosine are already in the components.
+    cross = np.array([[0.0, 0.0, -x], [0.0, 0.0, -y], [x, y, 0.0]])
+    return np.eye(3) + cross + cross @ cross / (1.0 + z)

@@ -1,0 +1,89 @@
+"""Decodes images and masks of frames, reduced to the resolution the frame's camera is stated for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from eugen_nerf.errors import SceneError
+from eugen_nerf.scenes.image_files import FORMATS
+from eugen_nerf.scenes.scene import Frame
+
+
+def read_image(frame: Frame) -> np.ndarray:
+    """Pixels of a frame.
+
+    Returns:
+        [H, W, 3] or [H, W, 4] uint8, `frame.channels` of them; sRGB with straight alpha.
+
+    Raises:
+        SceneError: the file cannot be decoded, or has changed since the scene was loaded.
+    """
+    pixels = _decode(frame.image_path, "RGBA" if frame.channels == 4 else "RGB")
+    height, width = pixels.shape[:2]
+    if (width // frame.downscale, height // frame.downscale) != (frame.width, frame.height):
+        raise SceneError(
+            f"{frame.image_path}: the image is now {width} x {height} pixels, no longer as when the scene was "
+            "loaded; start again"
+        )
+    return _box_reduce(pixels, frame.downscale) if frame.downscale > 1 else pixels
+
+
+def read_mask(frame: Frame) -> np.ndarray:
+    """Mask of a frame.
+
+    Returns:
+        [H, W] bool, True where the pixel may be used: where every pixel of the file that falls into it is
+        at least half bright. All True for a frame without mask.
+
+    Raises:
+        SceneError: the file cannot be decoded.
+    """
+    if frame.mask_path is None:
+        return np.ones((frame.height, frame.width), dtype=bool)
+    usable = _decode(frame.mask_path, "L") > 127
+    height, width = usable.shape
+    # A mask of the image's own size is cut like the image; one of the full-size image only needs to shrink.
+    if (width // frame.downscale, height // frame.downscale) == (frame.width, frame.height):
+        usable = usable[: frame.height * frame.downscale, : frame.width * frame.downscale]
+    area = Image.fromarray(usable.astype(np.float32)).resize(
+        (frame.width, frame.height), Image.Resampling.BOX
+    )
+    return np.asarray(area) > 0.999
+
+
+def _decode(path: Path, mode: str) -> np.ndarray:
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return np.array(_to_8_bit(image).convert(mode))
+    # Pillow's decoders let almost any exception out when the bytes are damaged.
+    except Exception as error:
+        raise SceneError(
+            f"{path}: the image cannot be decoded ({type(error).__name__}: {error}); copy or export it again"
+        ) from None
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Scales 16-bit greyscale, which Pillow's own conversion would clip at 255."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.float64) / 257.0
+        return Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8))
+    return image
+
+
+def _box_reduce(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """Mean over blocks of `factor` x `factor` pixels; colours are weighted by alpha, as compositing would."""
+    height, width = pixels.shape[0] // factor, pixels.shape[1] // factor
+    blocks = pixels[: height * factor, : width * factor].reshape(height, factor, width, factor, -1)
+    if pixels.shape[2] == 3:
+        return _rounded(blocks.mean(axis=(1, 3)))
+    alpha = blocks[..., 3:].astype(np.float64)
+    weight = alpha.sum(axis=(1, 3))
+    colour = (blocks[..., :3] * alpha).sum(axis=(1, 3)) / np.maximum(weight, 1.0)
+    return _rounded(np.concatenate([colour, weight / factor**2], axis=-1))
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    return np.floor(values + 0.5).astype(np.uint8)

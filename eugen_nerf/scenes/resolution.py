@@ -1,0 +1,171 @@
+"""Chooses, for a requested reduction, which image files to read and how much remains to be reduced."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eugen_nerf.errors import SceneError
+from eugen_nerf.scenes.capture import Shot
+from eugen_nerf.scenes.image_files import ImageInfo, inspect_image
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ChosenImage:
+    """An image file and the camera in pixels of what is left of it after the remaining reduction.
+
+    Attributes:
+        path: the file to read.
+        info: its header.
+        downscale: box filter still to apply to the file's pixels.
+        full_size: (width, height) of the full-resolution image.
+        width, height: of the reduced image.
+        fx, fy, cx, cy: in its pixels.
+    """
+
+    path: Path
+    info: ImageInfo
+    downscale: int
+    full_size: Size
+    width: int
+    height: int
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+
+def choose_images(shots: Sequence[Shot], downscale: int) -> tuple[list[ChosenImage], list[str]]:
+    """Checks every shot's image and picks the files to read at 1/`downscale` of the stated resolution.
+
+    A folder of reduced copies (images_4 for 4) is used when it holds every shot at the right size;
+    otherwise the images themselves, to be reduced by a box filter over whole `downscale` x `downscale`
+    blocks. What does not fill a block at the right and lower edge is cut off, so the principal point keeps
+    its place.
+
+    Args:
+        shots: all with an image.
+        downscale: at least 1, relative to the size the scene's files state.
+
+    Returns:
+        One choice per shot, and remarks for the user.
+
+    Raises:
+        SceneError: an image is damaged or its size contradicts the stated one.
+    """
+    paths = [shot.image_path for shot in shots]
+    infos = [inspect_image(path) for path in paths if path is not None]
+    if len(infos) != len(shots):
+        raise ValueError("every shot needs an image")
+    stated = [shot.intrinsics.stated_size(info.size) for shot, info in zip(shots, infos, strict=True)]
+    factors = [_factor(shot, info, size) for shot, info, size in zip(shots, infos, stated, strict=True)]
+    factor = factors[0]
+    for shot, info, other, size in zip(shots, infos, factors, stated, strict=True):
+        if other != factor:
+            raise SceneError(
+                f"{shot.image_path}: the image is {_text(info.size)}, {other} times smaller than the "
+                f"{_text(size)} stated in {shot.source.name}, but {shots[0].image_path} is {factor} times "
+                "smaller; all images need the same reduction"
+            )
+    warnings: list[str] = []
+    copies = _reduced_copies(shots, stated, downscale, warnings) if downscale not in (1, factor) else None
+    if copies is not None:
+        return [_choice(*args, 1) for args in zip(shots, *copies, stated, strict=True)], warnings
+    if downscale % factor and downscale != 1:
+        raise SceneError(
+            f"{shots[0].image_path}: a reduction by {downscale} was asked for, but the images are already "
+            f"{factor} times smaller than stated; ask for a multiple of {factor}"
+        )
+    if downscale < factor:
+        warnings.append(
+            f"the images in {shots[0].image_path.parent if shots[0].image_path else ''} are {factor} times "
+            f"smaller than {shots[0].source.name} states; the cameras were scaled to match"
+        )
+    rest = max(1, downscale // factor)
+    images = [path for path in paths if path is not None]
+    return [_choice(*args, rest) for args in zip(shots, images, infos, stated, strict=True)], warnings
+
+
+def matches(size: Size, full: Size, factor: int) -> bool:
+    """Whether `size` is `full` reduced by `factor`, by whichever rounding."""
+    return all(abs(s - f / factor) < 1 for s, f in zip(size, full, strict=True))
+
+
+def check_mask(shot: Shot, image: ChosenImage) -> None:
+    """Checks that a shot's mask is whole and fits the image: as large as its file, or as the full-size image.
+
+    Raises:
+        SceneError: the mask is missing, damaged or of another size.
+    """
+    path = shot.mask_path
+    if path is None:
+        raise ValueError("the shot has no mask")
+    if not os.path.isfile(path):
+        raise SceneError(f"{path}: the mask that {shot.source} lists for {shot.listed} does not exist")
+    size = inspect_image(path).size
+    if size not in (image.info.size, image.full_size):
+        raise SceneError(
+            f"{path}: the mask is {_text(size)} pixels, but its image {image.path} is {_text(image.info.size)}"
+        )
+
+
+def _factor(shot: Shot, info: ImageInfo, stated: Size) -> int:
+    if info.size == stated:
+        return 1
+    factor = round(stated[0] / info.size[0])
+    if factor > 1 and matches(info.size, stated, factor):
+        return factor
+    message = (
+        f"{shot.image_path}: the image is {_text(info.size)} pixels, but {shot.source} states "
+        f"{_text(stated)} for it"
+    )
+    if info.size == stated[::-1] and info.rotated_by_exif:
+        message += "; its EXIF data asks viewers to rotate it: apply the rotation to the pixels"
+    raise SceneError(
+        f"{message}; use the images the cameras were computed from, or a reduced copy by an integer factor"
+    )
+
+
+def _reduced_copies(
+    shots: Sequence[Shot], stated: Sequence[Size], downscale: int, warnings: list[str]
+) -> tuple[list[Path], list[ImageInfo]] | None:
+    paths = [shot.reduced[downscale] for shot in shots if downscale in shot.reduced]
+    if not paths:
+        return None
+    if len(paths) < len(shots):
+        warnings.append(
+            f"{paths[0].parent} lacks {len(shots) - len(paths)} of {len(shots)} images; the full-size "
+            "images are reduced instead"
+        )
+        return None
+    infos = [inspect_image(path) for path in paths]
+    for path, info, size in zip(paths, infos, stated, strict=True):
+        if not matches(info.size, size, downscale):
+            warnings.append(
+                f"{path} is {_text(info.size)} pixels, not 1/{downscale} of {_text(size)}; the full-size "
+                "images are reduced instead"
+            )
+            return None
+    return paths, infos
+
+
+def _choice(shot: Shot, path: Path, info: ImageInfo, stated: Size, rest: int) -> ChosenImage:
+    width, height = info.size[0] // rest, info.size[1] // rest
+    if not width or not height:
+        raise SceneError(
+            f"{path}: the image is {_text(info.size)} pixels, too small to be reduced by {rest}; "
+            "choose a smaller downscale"
+        )
+    fx, fy, cx, cy = shot.intrinsics.pixels(stated)
+    scale_x, scale_y = info.size[0] / stated[0] / rest, info.size[1] / stated[1] / rest
+    return ChosenImage(
+        path, info, rest, stated, width, height, fx * scale_x, fy * scale_y, cx * scale_x, cy * scale_y
+    )
+
+
+def _text(size: Size) -> str:
+    return f"{size[0]} x {size[1]}"

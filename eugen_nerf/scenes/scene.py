@@ -1,0 +1,259 @@
+"""The one way in: `load_scene` reads any known layout, checks it and returns cameras in a usable world."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from eugen_nerf.errors import SceneError
+from eugen_nerf.scenes.blender import read_blender, split_file
+from eugen_nerf.scenes.capture import CameraModel, Capture, Distortion, Shot, Split
+from eugen_nerf.scenes.colmap import read_colmap
+from eugen_nerf.scenes.detect import LAYOUTS, describe_folder, detect_layout, scene_root
+from eugen_nerf.scenes.llff import POSES_FILE, read_llff
+from eugen_nerf.scenes.normalise import (
+    LEAST_DISTANCE,
+    Centre,
+    Orientation,
+    WorldChange,
+    box_range,
+    faces_forward,
+    looks_into_box,
+    near_depth_of_points,
+    normalise,
+)
+from eugen_nerf.scenes.resolution import ChosenImage, check_mask, choose_images
+from eugen_nerf.scenes.transforms import read_transforms
+from eugen_nerf.scenes.validate import shorten
+
+Layout = Literal["auto", "blender", "transforms", "colmap", "llff"]
+
+BLENDER_HALF_SIDE = 1.5
+UNBOUNDED_FAR = 1000.0
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One photo and its camera, in the returned world and at the requested resolution.
+
+    Attributes:
+        name: what messages call it, e.g. "train/r_3".
+        image_path: the file `read_image` reads.
+        camera_to_world: [3, 4] float64, OpenGL axes: x right, y up, z back.
+        fx, fy, cx, cy: pixels of the image after `downscale`; pixel centres are at half-integers.
+        width, height: of that image.
+        camera_model: "pinhole", "opencv" or "opencv_fisheye".
+        distortion: k1, k2, k3, k4, p1, p2 (for a fisheye, k1..k4 multiply powers of the angle).
+        mask_path: image that is zero where pixels must not be used; None to use all.
+        downscale: box filter that `read_image` applies to the file's pixels.
+        channels: of the array `read_image` returns: 4 for every frame of a scene with transparency, else 3.
+    """
+
+    name: str
+    image_path: Path
+    camera_to_world: np.ndarray
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    width: int
+    height: int
+    camera_model: CameraModel
+    distortion: Distortion
+    mask_path: Path | None
+    downscale: int
+    channels: Literal[3, 4]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A split of a scene.
+
+    Attributes:
+        layout: "blender", "transforms", "colmap" or "llff".
+        root: the scene's folder.
+        split: the split asked for.
+        frames: at least one.
+        bounded: True if everything is inside `scene_box`; False for a capture with a background, whose
+            cameras are inside `scene_box` and whose space beyond it is meant to be contracted.
+        scene_box: [2, 3] lower and upper corner in the returned world.
+        near, far: range along rays in units of the returned world.
+        has_alpha: whether the frames have four channels.
+        world_transform, world_scale: [3, 4] and a number; x' = world_scale * (world_transform x) takes the
+            file's world to the returned one, the same for all splits.
+        points, colours: [P, 3] float64 sparse points in the returned world and [P, 3] uint8, if any.
+        warnings: remarks that the user should see.
+    """
+
+    layout: str
+    root: Path
+    split: Split
+    frames: tuple[Frame, ...]
+    bounded: bool
+    scene_box: np.ndarray
+    near: float
+    far: float
+    has_alpha: bool
+    world_transform: np.ndarray
+    world_scale: float
+    points: np.ndarray | None
+    colours: np.ndarray | None
+    warnings: tuple[str, ...]
+
+
+def load_scene(
+    path: Path | str,
+    split: Split = "train",
+    *,
+    layout: Layout = "auto",
+    downscale: int = 1,
+    eval_interval: int = 8,
+    bounded: bool | None = None,
+    scene_scale: float | None = None,
+    orientation: Orientation | None = None,
+    centre: Centre | None = None,
+) -> Scene:
+    """Loads one split of a scene, after checking all its files; pixels are read later by `read_image`.
+
+    Args:
+        path: the scene's folder, or a transforms .json file.
+        split: "train", "val" or "test".
+        layout: "auto" recognises it, see `detect_layout`.
+        downscale: reduce images by this integer, relative to the size the files state.
+        eval_interval: where the files define no splits, every `eval_interval`-th frame, sorted by name, is
+            held out for both val and test.
+        bounded: whether everything is inside the scene box; None: only in the Blender layout.
+        scene_scale: half side of the scene box; None: 1.5 for a bounded Blender scene, else 1.
+        orientation: "up" or "none"; None: "none" in the Blender layout, else "up".
+        centre: "focus", "poses" or "none"; None: "none" in the Blender layout, "poses" for a forward-facing
+            LLFF scene, else "focus". See `normalise`.
+
+    Raises:
+        SceneError: anything wrong with the files or the options, in one message that names file and frame.
+        ValueError: a word for `split`, `layout`, `orientation` or `centre` that is none of the above.
+    """
+    path = Path(path).expanduser()
+    _check_options(split, layout, orientation, centre, downscale, eval_interval, scene_scale)
+    detected = detect_layout(path) if layout == "auto" else layout
+    capture = _read(path, detected)
+    bounded = detected == "blender" if bounded is None else bounded
+    selected, warnings = select_split(capture, split, eval_interval)
+    images, remarks = choose_images(selected, downscale)
+    warnings += remarks
+
+    usable = [shot for shot in capture.shots if shot.image_path is not None]
+    poses = np.stack([shot.camera_to_world for shot in usable])
+    change = change_world(capture, poses, bounded, orientation, centre)
+    moved = change.poses(poses)
+    if scene_scale is None:
+        scene_scale = BLENDER_HALF_SIDE if bounded and detected == "blender" else 1.0
+    if bounded:
+        near, far = box_range(moved[:, :, 3], scene_scale)
+        astray = int((~looks_into_box(moved, scene_scale)).sum())
+        if 2 * astray > len(moved):
+            warnings.append(
+                f"{astray} of {len(moved)} cameras do not look into the scene box of half side {scene_scale:g} "
+                "around the origin; set a larger scene scale, or treat the scene as unbounded"
+            )
+    else:
+        near, far = unbounded_range(capture, change)
+    transparent = sum(image.info.has_alpha for image in images)
+    if 0 < transparent < len(images):
+        warnings.append(
+            f"{transparent} of {len(images)} images of the {split} split have an alpha channel; the others are "
+            "taken as opaque"
+        )
+    has_alpha = transparent > 0
+    return Scene(
+        layout=detected,
+        root=capture.root,
+        split=split,
+        frames=tuple(
+            _frame(shot, image, change, has_alpha) for shot, image in zip(selected, images, strict=True)
+        ),
+        bounded=bounded,
+        scene_box=np.array([[-scene_scale] * 3, [scene_scale] * 3]),
+        near=near,
+        far=far,
+        has_alpha=has_alpha,
+        world_transform=change.transform,
+        world_scale=change.scale,
+        points=None if capture.points is None else change.points(capture.points),
+        colours=capture.colours,
+        warnings=(*capture.warnings, *warnings),
+    )
+
+
+def _check_options(
+    split: str,
+    layout: str,
+    orientation: str | None,
+    centre: str | None,
+    downscale: int,
+    eval_interval: int,
+    scene_scale: float | None,
+) -> None:
+    choices = {
+        "split": (split, ("train", "val", "test")),
+        "layout": (layout, ("auto", *LAYOUTS)),
+        "orientation": (orientation, (None, "up", "none")),
+        "centre": (centre, (None, "focus", "poses", "none")),
+    }
+    for option, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ValueError(f"{option} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+    if downscale < 1:
+        raise SceneError(f"downscale must be a whole number from 1 on, not {downscale}")
+    if eval_interval < 2:
+        raise SceneError(
+            f"eval interval {eval_interval} leaves no frame to train on; every n-th frame is held out, so it "
+            "must be at least 2"
+        )
+    if scene_scale is not None and not 1e-6 <= scene_scale <= 1e6:
+        raise SceneError(f"scene scale, the half side of the scene box, must be positive, not {scene_scale}")
+
+
+def _read(path: Path, layout: str) -> Capture:
+    if not os.path.exists(path):
+        raise SceneError(f"{path}: does not exist; give the folder of a scene")
+    root = scene_root(path)
+    if layout == "transforms":
+        listing = path if os.path.isfile(path) else path / "transforms.json"
+        return read_transforms(_existing(listing))
+    if layout == "llff":
+        _existing(root / POSES_FILE)
+        return read_llff(root)
+    return read_blender(root) if layout == "blender" else read_colmap(root)
+
+
+def _existing(path: Path) -> Path:
+    if not os.path.isfile(path):
+        raise SceneError(f"{path}: does not exist. {describe_folder(path.parent)}")
+    return path
+
+
+def _frame(shot: Shot, image: ChosenImage, change: WorldChange, has_alpha: bool) -> Frame:
+    if shot.mask_path is not None:
+        check_mask(shot, image)
+    return Frame(
+        name=shot.name,
+        image_path=image.path,
+        camera_to_world=change.poses(shot.camera_to_world),
+        fx=image.fx,
+        fy=image.fy,
+        cx=image.cx,
+        cy=image.cy,
+        width=image.width,
+        height=image.height,
+        camera_model=shot.intrinsics.model,
+        distortion=shot.intrinsics.distortion,
+        mask_path=shot.mask_path,
+        downscale=image.downscale,
+        channels=4 if has_alpha else 3,
+    )

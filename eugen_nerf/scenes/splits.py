@@ -1,0 +1,94 @@
+"""Chooses the frames of a split, by the lists in a scene's files or by holding out every n-th frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from eugen_nerf.errors import SceneError
+from eugen_nerf.scenes.blender import split_file
+from eugen_nerf.scenes.capture import Capture, Shot, Split
+from eugen_nerf.scenes.validate import shorten
+
+
+def select_split(capture: Capture, split: Split, eval_interval: int) -> tuple[list[Shot], list[str]]:
+    """The shots of a split that have an image.
+
+    Args:
+        capture: all that the scene's files list.
+        split: "train", "val" or "test". Where files define only one of val and test, it serves for both.
+        eval_interval: where they define none, every `eval_interval`-th shot by name is in val and test, and the
+            others are in train, as in the evaluations of LLFF and mip-NeRF 360.
+
+    Returns:
+        At least one shot, and remarks for the user.
+
+    Raises:
+        SceneError: no image exists, or none of the split.
+    """
+    warnings: list[str] = []
+    if capture.splits is None:
+        usable = _with_image(capture.shots, warnings)
+        usable.sort(key=lambda shot: (shot.name, shot.listed))
+        held_out = usable[::eval_interval]
+        chosen = (
+            [shot for i, shot in enumerate(usable) if i % eval_interval] if split == "train" else held_out
+        )
+    else:
+        indices = _explicit_split(capture, capture.splits, split, warnings)
+        sources = {capture.shots[i].source for i in indices}
+        _with_image([shot for shot in capture.shots if shot.source in sources], warnings)
+        chosen = [capture.shots[i] for i in indices if capture.shots[i].image_path is not None]
+    if not chosen:
+        raise SceneError(
+            f"{capture.shots[0].source}: the {split} split is empty: {len(capture.shots)} frames are listed, but "
+            f"none for it has an image. {_split_rule(capture, eval_interval)}"
+        )
+    return chosen, warnings
+
+
+def _split_rule(capture: Capture, eval_interval: int) -> str:
+    if capture.splits is None:
+        return (
+            f"Of the frames sorted by name, every {eval_interval}th is held out and the rest is for training"
+        )
+    return f"The scene's files assign frames to {', '.join(capture.splits)}"
+
+
+def _with_image(shots: Sequence[Shot], warnings: list[str]) -> list[Shot]:
+    """Shots whose image exists; remarks on the others, which some published scenes list without shipping."""
+    missing = [shot for shot in shots if shot.image_path is None]
+    if missing:
+        source = missing[0].source
+        if len(missing) == len(shots):
+            raise SceneError(
+                f"{source}: none of the {len(shots)} images it lists exists; the first is {shorten(missing[0].listed)}, "
+                f"looked for in {source.parent}"
+            )
+        names = ", ".join(shot.listed for shot in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        warnings.append(
+            f"{source}: {len(missing)} of the {len(shots)} images it lists do not exist ({names}); they are "
+            f"left out and the other {len(shots) - len(missing)} are used"
+        )
+    return [shot for shot in shots if shot.image_path is not None]
+
+
+def _explicit_split(
+    capture: Capture, splits: Mapping[str, tuple[int, ...]], split: Split, warnings: list[str]
+) -> tuple[int, ...]:
+    if split in splits:
+        return splits[split]
+    other = {"val": "test", "test": "val"}.get(split)
+    if other in splits:
+        warnings.append(
+            f"{_split_name(capture, split)} is missing; {_split_name(capture, other)} is used in its place"
+        )
+        return splits[other]
+    raise SceneError(f"{_split_name(capture, split)} is missing; it is needed to know the {split} frames")
+
+
+def _split_name(capture: Capture, split: str) -> str:
+    if capture.layout == "blender":
+        return str(split_file(capture.root, split))
+    return f"{capture.shots[0].source}: {split}_filenames"
+
+

@@ -1,0 +1,206 @@
+"""Reads a transforms.json as nerfstudio and instant-ngp write it: camera-to-world matrices in OpenGL axes."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from eugen_nerf.errors import SceneError
+from eugen_nerf.scenes.capture import CameraModel, Capture, Distortion, Intrinsics, Shot
+from eugen_nerf.scenes.image_files import EXTENSIONS, ImageFinder
+from eugen_nerf.scenes.validate import (
+    as_list,
+    as_matrix,
+    as_number,
+    as_path_text,
+    as_positive,
+    as_size,
+    check_pose,
+    read_json_object,
+    shorten,
+)
+
+CAMERA_MODELS = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE")
+
+
+def read_transforms(path: Path) -> Capture:
+    """Reads one transforms.json with all frames of a scene.
+
+    Args:
+        path: the JSON file.
+
+    Raises:
+        SceneError: the file is not what it should be; the message names it, the frame and the key.
+    """
+    meta = read_json_object(path)
+    shots = read_frames(path, meta, ImageFinder())
+    return Capture("transforms", path.parent, shots, _read_splits(path, meta, shots))
+
+
+def read_frames(path: Path, meta: Mapping[str, object], finder: ImageFinder) -> tuple[Shot, ...]:
+    """Frames of a parsed transforms file, in the file's order; intrinsics shared or per frame."""
+    frames = as_list(meta.get("frames"), f"{path}: frames")
+    shots = []
+    first_use: dict[str, int] = {}
+    for index, frame in enumerate(frames):
+        where = f"{path}: frames[{index}]"
+        if not isinstance(frame, dict):
+            raise SceneError(f"{where}: expected a JSON object {{...}}, found {shorten(frame)}")
+        shot = _read_frame(path, meta, frame, where, finder)
+        if shot.listed in first_use:
+            raise SceneError(
+                f"{where}.file_path: {shot.listed!r} is already listed by frames[{first_use[shot.listed]}]; "
+                "a photo has one camera, so remove one of the two"
+            )
+        first_use[shot.listed] = index
+        shots.append(shot)
+    return tuple(shots)
+
+
+def _read_frame(
+    path: Path, meta: Mapping[str, object], frame: dict[str, object], where: str, finder: ImageFinder
+) -> Shot:
+    root = path.parent
+    listed = as_path_text(frame.get("file_path"), f"{where}.file_path")
+    name = os.path.splitext(listed)[0] if listed.lower().endswith(EXTENSIONS) else listed
+    place = f"{where} ({shorten(name)})"
+    if "transform_matrix" not in frame:
+        raise SceneError(f"{place}: transform_matrix is missing")
+    matrix = as_matrix(frame["transform_matrix"], f"{place}.transform_matrix")
+    image = finder.find(root / listed)
+    mask = None
+    if frame.get("mask_path") is not None:
+        stated = root / as_path_text(frame["mask_path"], f"{place}.mask_path")
+        mask = finder.find(stated) or stated
+    return Shot(
+        name=name,
+        source=path,
+        listed=listed,
+        image_path=image,
+        camera_to_world=check_pose(matrix, f"{place}.transform_matrix"),
+        # Keys of the frame win over the file's own.
+        intrinsics=read_intrinsics({**meta, **frame}, place),
+        mask_path=mask,
+        reduced=_reduced(root, image, finder),
+    )
+
+
+def _reduced(root: Path, image: Path | None, finder: ImageFinder) -> dict[int, Path]:
+    """Copies in folders named after the topmost one below the root: images_4/a.png for images/a.png."""
+    if image is None or not image.is_relative_to(root):
+        return {}
+    top, *rest = image.relative_to(root).parts
+    if not rest:
+        return {}
+    found = {}
+    for factor, folder in finder.reduced_folders(root / top).items():
+        copy = finder.find(folder.joinpath(*rest))
+        if copy is not None:
+            found[factor] = copy
+    return found
+
+
+def read_intrinsics(values: Mapping[str, object], where: str) -> Intrinsics:
+    """Intrinsics from the keys of a frame merged over those of its file.
+
+    Keys: fl_x, fl_y, cx, cy, w, h in pixels; camera_angle_x, camera_angle_y in radians; k1..k4, p1, p2 or
+    distortion_params [k1, k2, k3, k4, p1, p2]; camera_model; is_fisheye.
+    """
+
+    def optional(key: str) -> object | None:
+        return values.get(key)
+
+    def positive(key: str) -> float | None:
+        value = optional(key)
+        return None if value is None else as_positive(value, f"{where}: {key}")
+
+    def number(key: str) -> float | None:
+        value = optional(key)
+        return None if value is None else as_number(value, f"{where}: {key}")
+
+    def size(key: str) -> int | None:
+        value = optional(key)
+        return None if value is None else as_size(value, f"{where}: {key}")
+
+    def angle(key: str) -> float | None:
+        value = positive(key)
+        if value is not None and value >= math.pi:
+            raise SceneError(f"{where}: {key} is an angle in radians below pi, found {value:g}")
+        return value
+
+    width, height = size("w"), size("h")
+    if (width is None) != (height is None):
+        raise SceneError(f"{where}: w and h, the image size in pixels, must be stated together")
+    fx, fy = positive("fl_x"), positive("fl_y")
+    # A focal length in pixels is the better measurement; files that state both keep the angle as a record.
+    angle_x = angle("camera_angle_x") if fx is None else None
+    angle_y = angle("camera_angle_y") if fy is None and fx is None else None
+    if fx is None and fy is None and angle_x is None and angle_y is None:
+        raise SceneError(f"{where}: the focal length is missing; state fl_x in pixels or camera_angle_x")
+    distortion = _read_distortion(values, where)
+    return Intrinsics(
+        model=_camera_model(values, distortion, where),
+        distortion=distortion,
+        width=width,
+        height=height,
+        fx=fx,
+        fy=fy,
+        cx=number("cx"),
+        cy=number("cy"),
+        angle_x=angle_x,
+        angle_y=angle_y,
+    )
+
+
+def _read_distortion(values: Mapping[str, object], where: str) -> Distortion:
+    listed = values.get("distortion_params")
+    if listed is not None:
+        items = as_list(listed, f"{where}: distortion_params")
+        if len(items) != 6:
+            raise SceneError(
+                f"{where}: distortion_params must be [k1, k2, k3, k4, p1, p2], found {shorten(listed)}"
+            )
+        numbers = [as_number(x, f"{where}: distortion_params[{i}]") for i, x in enumerate(items)]
+    else:
+        keys = ("k1", "k2", "k3", "k4", "p1", "p2")
+        numbers = [as_number(values.get(key, 0.0), f"{where}: {key}") for key in keys]
+    k1, k2, k3, k4, p1, p2 = numbers
+    return k1, k2, k3, k4, p1, p2
+
+
+def _camera_model(values: Mapping[str, object], distortion: Distortion, where: str) -> CameraModel:
+    stated = values.get("camera_model", "OPENCV")
+    if stated not in CAMERA_MODELS:
+        raise SceneError(
+            f"{where}: camera_model {shorten(stated)} is not supported; supported are "
+            f"{', '.join(CAMERA_MODELS)}. Undistort the photos first"
+        )
+    if stated == "OPENCV_FISHEYE" or values.get("is_fisheye") is True:
+        return "opencv_fisheye"
+    # The numbers decide: several tools write OPENCV for undistorted images.
+    return "opencv" if any(distortion) else "pinhole"
+
+
+def _read_splits(
+    path: Path, meta: Mapping[str, object], shots: tuple[Shot, ...]
+) -> dict[str, tuple[int, ...]] | None:
+    """Indices from train_filenames, val_filenames and test_filenames; None without any of them."""
+    index_of = {shot.listed: index for index, shot in enumerate(shots)}
+    splits = {}
+    for split in ("train", "val", "test"):
+        key = f"{split}_filenames"
+        if key not in meta:
+            continue
+        names = meta[key]
+        if not isinstance(names, list):
+            raise SceneError(f"{path}: {key}: expected a list of file paths, found {shorten(names)}")
+        chosen = set()
+        for position, value in enumerate(names):
+            name = as_path_text(value, f"{path}: {key}[{position}]")
+            if name not in index_of:
+                raise SceneError(f"{path}: {key}[{position}]: no frame has the file_path {shorten(name)}")
+            chosen.add(index_of[name])
+        splits[split] = tuple(sorted(chosen, key=lambda index: shots[index].name))
+    return splits or None

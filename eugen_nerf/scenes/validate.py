@@ -1,0 +1,166 @@
+"""Checks on values read from a scene's files; each failure is one readable `SceneError`.
+
+Every function takes `where`, a phrase that names the file and the place inside it (a JSON path, a line
+or a byte offset), and starts its message with it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from eugen_nerf.errors import SceneError
+
+# Exported matrices carry six or more digits; a camera object scaled by mistake is off by far more than this.
+RIGID_TOLERANCE = 1e-2
+# Beyond any map projection in metres, and small enough that float64 sums of squares stay exact.
+MAX_COORDINATE = 1e9
+MAX_PIXELS_PER_SIDE = 1_000_000
+
+
+def shorten(value: object, limit: int = 80) -> str:
+    """One-line `repr` of a value for a message, cut to about `limit` characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def read_file(path: Path) -> bytes:
+    """Bytes of `path`; raises SceneError if the system cannot read it."""
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise SceneError(f"{path}: cannot be read ({reason})") from None
+
+
+def decode_text(data: bytes, path: Path) -> str:
+    """UTF-8 text of a file's bytes; raises SceneError with the offset of the first byte that is not text."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SceneError(
+            f"{path}: byte {error.start} is not UTF-8 text; the file is damaged or of another kind"
+        ) from None
+
+
+def read_json_object(path: Path) -> dict[str, object]:
+    """The JSON object a file holds; raises SceneError with line and column where the syntax breaks."""
+    text = decode_text(read_file(path), path)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SceneError(
+            f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        # Integers of thousands of digits, or thousands of nested brackets.
+        raise SceneError(f"{path}: not a usable JSON file ({error})") from None
+    if not isinstance(value, dict):
+        raise SceneError(f"{path}: line 1, column 1: expected a JSON object {{...}}, found {shorten(value)}")
+    return value
+
+
+def as_number(value: object, where: str) -> float:
+    """A finite float from a JSON or numpy scalar; raises SceneError for text, NaN, infinity and the like."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise SceneError(f"{where}: expected a number, found {shorten(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or abs(number) > 1e15:
+        raise SceneError(f"{where}: expected a finite number, found {shorten(value)}")
+    return number
+
+
+def as_positive(value: object, where: str) -> float:
+    """A number in (0, 1e9], such as a focal length in pixels."""
+    number = as_number(value, where)
+    if not 1e-9 <= number <= MAX_COORDINATE:
+        raise SceneError(f"{where}: must be positive, found {shorten(value)}")
+    return number
+
+
+def as_size(value: object, where: str) -> int:
+    """A whole number of pixels; JSON and npy files often store it as a float such as 480.0."""
+    number = as_number(value, where)
+    if number != int(number) or not 1 <= number <= MAX_PIXELS_PER_SIDE:
+        raise SceneError(f"{where}: must be a whole number of pixels, at least 1, found {shorten(value)}")
+    return int(number)
+
+
+def as_list(value: object, where: str) -> list[object]:
+    """A non-empty JSON list."""
+    if not isinstance(value, list) or not value:
+        raise SceneError(f"{where}: expected a non-empty list, found {shorten(value)}")
+    return value
+
+
+def as_path_text(value: object, where: str) -> str:
+    """A non-empty path as a file states it, with forward slashes and no leading "./"."""
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise SceneError(f"{where}: expected a file path, found {shorten(value)}")
+    text = os.path.normpath(value.strip().replace("\\", "/"))
+    if text == ".":
+        raise SceneError(f"{where}: expected a file path, found {shorten(value)}")
+    return text
+
+
+def as_matrix(value: object, where: str) -> np.ndarray:
+    """A 3 x 4 or 4 x 4 matrix of finite numbers from nested JSON lists, as float64."""
+    rows = as_list(value, where)
+    if len(rows) not in (3, 4) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
+        raise SceneError(f"{where}: expected a 3 x 4 or 4 x 4 matrix as nested lists, found {shorten(value)}")
+    return np.array(
+        [
+            [as_number(x, f"{where}[{i}][{j}]") for j, x in enumerate(row)]
+            for i, row in enumerate(rows)
+            if isinstance(row, list)
+        ]
+    )
+
+
+def check_pose(matrix: np.ndarray, where: str) -> np.ndarray:
+    """A camera-to-world matrix that is a rotation and a translation.
+
+    Args:
+        matrix: [3, 4] or [4, 4], file's world units.
+        where: names file and frame.
+
+    Returns:
+        [3, 4] float64; the rotation is replaced by the nearest exact one, which removes the rounding of
+        the digits in the file.
+
+    Raises:
+        SceneError: a value is not finite or absurdly large, the last row is not 0 0 0 1, or the rotation
+            part is scaled, skewed or mirrored.
+    """
+    matrix = np.asarray(matrix, dtype=np.float64)
+    if matrix.shape not in ((3, 4), (4, 4)):
+        raise ValueError(f"matrix must be [3, 4] or [4, 4], not {list(matrix.shape)}")
+    if not np.isfinite(matrix).all():
+        raise SceneError(f"{where}: the pose holds NaN or infinity: {shorten(matrix.tolist(), 200)}")
+    if matrix.shape == (4, 4) and np.abs(matrix[3] - (0.0, 0.0, 0.0, 1.0)).max() > 1e-6:
+        raise SceneError(
+            f"{where}: the last row of a camera-to-world matrix must be 0 0 0 1, found {matrix[3].tolist()}"
+        )
+    if np.abs(matrix).max() > MAX_COORDINATE:
+        raise SceneError(f"{where}: the pose is absurdly large: {shorten(matrix.tolist(), 200)}")
+    rotation = matrix[:3, :3]
+    deviation = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
+    if deviation > RIGID_TOLERANCE:
+        raise SceneError(
+            f"{where}: the pose is not rigid: R^T R differs from the identity by {deviation:.3g} in "
+            f"{shorten(rotation.tolist(), 200)}; export the camera without scale or shear"
+        )
+    if np.linalg.det(rotation) < 0:
+        raise SceneError(
+            f"{where}: the pose is mirrored (determinant -1): {shorten(rotation.tolist(), 200)}; the camera's "
+            "axes must be right-handed: x right, y up, z back"
+        )
+    left, _, right = np.linalg.svd(rotation)
+    return np.concatenate([left @ right, matrix[:3, 3:]], axis=1)

@@ -1,0 +1,67 @@
+"""Hash grid and MLP by tiny-cuda-nn, for those who have it installed."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from torch import nn
+
+from eugen_nerf.errors import UserError
+from eugen_nerf.ops import HashGridLayout
+
+
+def load_tcnn() -> ModuleType:
+    """Import tiny-cuda-nn.
+
+    Raises:
+        UserError: it is absent or does not load, with the reason and what to do.
+    """
+    try:
+        return importlib.import_module("tinycudann")
+    except Exception as error:  # it raises OSError and others where there is no GPU, not only ImportError
+        raise UserError(
+            f"Implementation tcnn was asked for, but tiny-cuda-nn cannot be used here ({error}). It has no PyPI "
+            "package: build it from https://github.com/NVlabs/tiny-cuda-nn on a machine with an NVIDIA GPU, or "
+            "use implementation torch."
+        ) from error
+
+
+def hash_grid(layout: HashGridLayout) -> nn.Module:
+    """tiny-cuda-nn's hash grid with the levels of ``layout``; the same idea, not the same numbers."""
+    growth = 1.0
+    if layout.num_levels > 1:
+        growth = (layout.resolutions[-1] / layout.resolutions[0]) ** (1 / (layout.num_levels - 1))
+    return load_tcnn().Encoding(
+        n_input_dims=3,
+        encoding_config={
+            "otype": "HashGrid",
+            "n_levels": layout.num_levels,
+            "n_features_per_level": layout.features_per_level,
+            "log2_hashmap_size": layout.log2_table_size,
+            "base_resolution": layout.resolutions[0],
+            "per_level_scale": growth,
+        },
+    )
+
+
+def mlp(in_features: int, out_features: int, hidden_features: int, num_hidden_layers: int) -> nn.Module:
+    """tiny-cuda-nn's ReLU MLP: fully fused where its widths allow, else its CUTLASS network.
+
+    Where the installed version can fuse encoding and network at run time ("JIT fusion"), that is switched on.
+    """
+    tcnn = load_tcnn()
+    network = tcnn.Network(
+        n_input_dims=in_features,
+        n_output_dims=out_features,
+        network_config={
+            "otype": "FullyFusedMLP" if hidden_features in (16, 32, 64, 128) else "CutlassMLP",
+            "activation": "ReLU",
+            "output_activation": "None",
+            "n_neurons": hidden_features,
+            "n_hidden_layers": num_hidden_layers,
+        },
+    )
+    if hasattr(tcnn, "supports_jit_fusion"):
+        network.jit_fusion = tcnn.supports_jit_fusion()
+    return network

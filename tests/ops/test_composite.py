@@ -1,0 +1,80 @@
+"""composite against the quadrature written as a loop, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eugen_nerf.ops import PackedSamples, composite
+
+
+def packed(counts: list[int], generator: torch.Generator, dtype: torch.dtype = torch.float64) -> PackedSamples:
+    offsets = torch.tensor([0, *counts]).cumsum(0)
+    starts, ends = [], []
+    for count in counts:
+        edges = torch.rand(2 * count, generator=generator, dtype=torch.float64).cumsum(0)
+        starts.append(edges[::2])
+        ends.append(edges[1::2])
+    empty = torch.empty(0, dtype=torch.float64)
+    return PackedSamples(offsets, torch.cat([empty, *starts]).to(dtype), torch.cat([empty, *ends]).to(dtype))
+
+
+def brute_force(sigma: list[float], rgb: list[list[float]], samples: PackedSamples) -> list[list[float]]:
+    rows = []
+    offsets = samples.ray_offsets.tolist()
+    for begin, end in zip(offsets[:-1], offsets[1:], strict=True):
+        transmittance, total = 1.0, [0.0] * 5
+        for n in range(begin, end):
+            start, stop = samples.t_starts[n].item(), samples.t_ends[n].item()
+            alpha = 1 - math.exp(-sigma[n] * (stop - start))
+            for channel, value in enumerate([*rgb[n], 1.0, 0.5 * (start + stop)]):
+                total[channel] += transmittance * alpha * value
+            transmittance *= 1 - alpha
+        rows.append(total)
+    return rows
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(0, 1000))
+@settings(deadline=None, max_examples=40)
+def test_composite(counts: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    samples = packed(counts, generator)
+    n = samples.num_samples
+    sigma = 3 * torch.rand(n, generator=generator, dtype=torch.float64)
+    rgb = torch.rand(n, 3, generator=generator, dtype=torch.float64)
+    color, alpha, depth = composite(sigma, rgb, samples)
+    expected = torch.tensor(brute_force(sigma.tolist(), rgb.tolist(), samples), dtype=torch.float64)
+    torch.testing.assert_close(torch.cat([color, alpha[:, None], depth[:, None]], dim=1), expected)
+
+
+def test_composite_gradients() -> None:
+    generator = torch.Generator().manual_seed(0)
+    samples = packed([3, 0, 5], generator)
+    sigma = torch.rand(8, generator=generator, dtype=torch.float64).requires_grad_()
+    rgb = torch.rand(8, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: composite(a, b, samples), (sigma, rgb))
+
+
+def test_composite_a_dense_ray_does_not_disturb_the_next() -> None:
+    """In single precision one running sum over all rays must not eat the precision of later rays."""
+    generator = torch.Generator().manual_seed(0)
+    samples = packed([1024, 4], generator, torch.float32)
+    sigma = torch.cat([torch.full((1024,), 1e5), torch.tensor([0.1, 0.2, 0.3, 0.4])])
+    rgb = torch.rand(1028, 3, generator=generator)
+    _, alpha, _ = composite(sigma, rgb, samples)
+    last = -torch.expm1(-(sigma * (samples.t_ends - samples.t_starts))[1024:].double().sum())
+    assert alpha[0] == pytest.approx(1.0, abs=1e-6)
+    assert alpha[1].item() == pytest.approx(last.item(), rel=1e-6)
+
+
+def test_composite_without_rays_or_samples() -> None:
+    empty = torch.empty(0)
+    for offsets in ([0], [0, 0, 0]):
+        samples = PackedSamples(torch.tensor(offsets), empty, empty)
+        color, alpha, depth = composite(empty, torch.empty(0, 3), samples)
+        assert color.shape == (len(offsets) - 1, 3)
+        assert not torch.cat([color.flatten(), alpha, depth]).any()
