@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from eugen_nerf import ops
 from eugen_nerf.errors import UserError
-from eugen_nerf.layers import build_network, merge_chain
+from eugen_nerf.layers import ACTIVATIONS, build_network, merge_chain
 from eugen_nerf.layers.merge import MergedChain
-from eugen_nerf.ops import HashGridLayout
+from eugen_nerf.ops import Backend, HashGridLayout, RadianceField
+from eugen_nerf.ops.radiance_field import MAX_LOG_DENSITY
 
 NetworkKind = Literal["eugen", "mlp", "low-rank", "snnk"]
 
@@ -50,8 +51,9 @@ class FieldConfig:
     """Cells along an axis in the coarsest level."""
     max_resolution: int = 2048
     """Cells along an axis in the finest level."""
-    implementation: Literal["torch", "tcnn"] = "torch"
-    """Who evaluates the hash grid and MLP networks; tcnn needs tiny-cuda-nn and an NVIDIA GPU."""
+    implementation: Literal["native", "torch", "tcnn"] = "native"
+    """Who does the work: our compiled code where there is some for the device, eager PyTorch, or tiny-cuda-nn
+    for the hash grid and MLP networks (needs it installed, and an NVIDIA GPU)."""
 
     def validate(self) -> None:
         """Raises UserError that names the option which cannot work."""
@@ -74,10 +76,14 @@ class FieldConfig:
                 f"Field option max_resolution ({self.max_resolution}) must not be below base_resolution "
                 f"({self.base_resolution})."
             )
-        if self.implementation == "tcnn" and self.network != "mlp":
+        if self.phi not in ACTIVATIONS:
+            raise UserError(f"Field option phi must be one of {', '.join(ACTIVATIONS)}, not {self.phi!r}.")
+        if self.network == "snnk" and self.phi != "relu":
+            raise UserError(f"Only the ReLU features of snnk layers merge: use phi relu, not {self.phi}.")
+        if self.implementation == "tcnn" and (self.network, self.phi) != ("mlp", "relu"):
             raise UserError(
-                f"tiny-cuda-nn has no {self.network} layers: implementation tcnn goes with network mlp. "
-                "Use implementation torch."
+                f"tiny-cuda-nn has no {self.network} layers with {self.phi}: implementation tcnn goes with "
+                "network mlp and phi relu. Use implementation native."
             )
 
 
@@ -87,7 +93,7 @@ class TruncatedExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return torch.exp(x.clamp(max=80))  # exp(89) is infinite in float32
+        return torch.exp(x.clamp(max=MAX_LOG_DENSITY))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
@@ -98,15 +104,16 @@ class TruncatedExp(torch.autograd.Function):
 class HashGrid(nn.Module):
     """Trainable multiresolution hash grid: [N, 3] in the unit cube -> [N, L * F]."""
 
-    def __init__(self, layout: HashGridLayout) -> None:
+    def __init__(self, layout: HashGridLayout, backend: Backend = "auto") -> None:
         super().__init__()
         self.layout = layout
+        self.backend = backend
         # Müller et al. 2022, section 3: small and uniform, so that the networks see almost zero at first.
         table = torch.empty(layout.num_entries, layout.features_per_level).uniform_(-1e-4, 1e-4)
         self.table = nn.Parameter(table)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.hash_encode(x, self.table, self.layout)
+        return ops.hash_encode(x, self.table, self.layout, backend=self.backend)
 
     def extra_repr(self) -> str:
         layout = self.layout
@@ -116,34 +123,29 @@ class HashGrid(nn.Module):
 class ChainNetwork(nn.Module):
     """A stack of layers that is evaluated as its merged chain, in training too.
 
-    Merging is a handful of matrix products of the parameters, through which gradients reach every factor. So a
-    step computes what the factored layers would, at the cost per sample of the merged network.
+    Merging is a handful of matrix products of the parameters, through which gradients reach every factor.
+    So a step computes what the factored layers would, at the cost per sample of the merged network.
     """
 
-    def __init__(self, layers: nn.Sequential) -> None:
+    def __init__(self, layers: nn.Sequential, backend: Backend = "auto") -> None:
         super().__init__()
         self.layers = layers
+        self.backend = backend
 
     def merged(self) -> MergedChain:
         """The chain, differentiable in the parameters."""
         return merge_chain(self.layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.network(x, self.merged())
-
-    def evaluator(self) -> Callable[[Tensor], Tensor]:
-        """The network with its parameters merged once; for inference, until the parameters change."""
-        with torch.no_grad():
-            chain = self.merged()
-        return lambda x: ops.network(x, chain)
+        return ops.network(x, self.merged(), backend=self.backend)
 
 
 class EugenField(nn.Module):
     """Density and view-dependent colour at positions in the unit cube.
 
-    hash grid -> density network -> log density and geometry features; geometry features and spherical harmonics
-    of the viewing direction -> colour network -> rgb. The layout of Instant NGP (Müller et al. 2022) with its
-    networks' hidden layers replaced by the kind that the configuration names.
+    hash grid -> density network -> log density and geometry features; geometry features and spherical
+    harmonics of the viewing direction -> colour network -> rgb. The layout of Instant NGP (Müller et al. 2022)
+    with its networks' hidden layers replaced by the kind that the configuration names.
 
     Raises:
         UserError: the configuration cannot work, or asks for tiny-cuda-nn where there is none.
@@ -153,6 +155,7 @@ class EugenField(nn.Module):
         super().__init__()
         config.validate()
         self.config = config
+        self.backend: Backend = "reference" if config.implementation == "torch" else "auto"
         layout = HashGridLayout.build(
             config.num_levels,
             config.features_per_level,
@@ -173,7 +176,7 @@ class EugenField(nn.Module):
             self.density_network = tcnn_modules.mlp(layout.out_features, density_out, hidden, config.density_layers)
             self.color_network = tcnn_modules.mlp(color_in, 3, hidden, config.color_layers)
         else:
-            self.encoding = HashGrid(layout)
+            self.encoding = HashGrid(layout, self.backend)
             self.density_network = self._chain(layout.out_features, density_out, config.density_layers)
             self.color_network = self._chain(color_in, 3, config.color_layers)
 
@@ -191,7 +194,8 @@ class EugenField(nn.Module):
                 phi=config.phi,
                 trainable_projections=config.trainable_projections,
                 activation=config.phi,
-            )
+            ),
+            self.backend,
         )
 
     def density(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,20 +205,14 @@ class EugenField(nn.Module):
     def forward(self, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Positions [N, 3] in the unit cube, unit directions [N, 3] -> density [N], rgb [N, 3] in [0, 1]."""
         sigma, geometry = self.density(x)
-        return sigma, self._color(self.color_network, geometry, directions)
+        return sigma, self._color(geometry, directions)
 
     def evaluator(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """`forward` with the networks merged once; for inference, until the parameters change."""
-        networks = [
-            network.evaluator() if isinstance(network, ChainNetwork) else network
-            for network in (self.density_network, self.color_network)
-        ]
-
-        def evaluate(x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-            sigma, geometry = self._split(networks[0](self.encoding(x)))
-            return sigma, self._color(networks[1], geometry, directions)
-
-        return evaluate
+        if not isinstance(self.encoding, HashGrid):
+            return self.forward  # tiny-cuda-nn merges nothing
+        density, color = self._merged_chains()
+        return RadianceField(self.encoding.table.detach(), self.encoding.layout, density, color, self.backend)
 
     @staticmethod
     def _split(raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,10 +220,9 @@ class EugenField(nn.Module):
         raw = raw if raw.dtype == torch.float64 else raw.float()
         return TruncatedExp.apply(raw[:, 0]), raw[:, 1:]
 
-    @staticmethod
-    def _color(network: Callable[[Tensor], Tensor], geometry: Tensor, directions: Tensor) -> Tensor:
-        harmonics = ops.spherical_harmonics(directions)
-        return torch.sigmoid(network(torch.cat([harmonics, geometry], dim=-1)).to(geometry.dtype))
+    def _color(self, geometry: Tensor, directions: Tensor) -> Tensor:
+        harmonics = ops.spherical_harmonics(directions, backend=self.backend)
+        return torch.sigmoid(self.color_network(torch.cat([harmonics, geometry], dim=-1)).to(geometry.dtype))
 
     def num_parameters(self) -> int:
         """Trained and frozen values that a checkpoint stores for the field."""

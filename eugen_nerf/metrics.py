@@ -1,19 +1,20 @@
 """Image metrics by one protocol for every method.
 
-As nerfbaselines does it: prediction and truth are rounded to 8 bits on the dataset's background and compared at
-full size, so that no method gains from precision that a stored picture does not have.
+As nerfbaselines does it: prediction and truth are rounded to 8 bits on the dataset's background and compared
+at full size, so that no method gains from precision that a stored picture does not have.
 """
 
 from __future__ import annotations
 
 import socket
-import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
+
+ALEXNET_MIN_SIDE = 63  # smaller images leave nothing after the last pooling
 
 
 def to_uint8(image: Tensor) -> Tensor:
@@ -47,18 +48,23 @@ def _short_downloads(seconds: float) -> Iterator[None]:
 
 
 class Lpips:
-    """Learned perceptual distance (Zhang et al. 2018, AlexNet), whose weights torchvision downloads at first use.
+    """Learned perceptual distance (Zhang et al. 2018, AlexNet); torchvision downloads its weights at first use.
 
     Where they are neither on disk nor to be had, `__call__` answers None, and `reason` says why.
     """
 
     def __init__(self) -> None:
         self._network: nn.Module | None = None
+        self._tried = False
         self.reason: str | None = None
 
     def __call__(self, prediction: Tensor, truth: Tensor) -> float | None:
-        """Distance of two uint8 images [H, W, 3]; None without weights."""
-        if self._network is None and self.reason is None:
+        """Distance of two uint8 images [H, W, 3]; None without weights, or for images too small for AlexNet."""
+        if min(prediction.shape[:2]) < ALEXNET_MIN_SIDE:
+            self.reason = f"LPIPS is left out: AlexNet needs images of {ALEXNET_MIN_SIDE} pixels a side"
+            return None
+        if not self._tried:
+            self._tried = True
             self._load(prediction.device)
         if self._network is None:
             return None
@@ -72,10 +78,10 @@ class Lpips:
 
             with _short_downloads(10):
                 network = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
-        except (ImportError, OSError, RuntimeError, urllib.error.URLError) as error:
+        except Exception as error:  # whatever is amiss, the other metrics stand
             self.reason = (
-                f"LPIPS is left out: the weights of AlexNet are neither in {torch.hub.get_dir()}/checkpoints nor could "
-                f"they be downloaded ({error})"
+                f"LPIPS is left out: the weights of AlexNet are neither in {torch.hub.get_dir()}/checkpoints "
+                f"nor could they be downloaded ({error})"
             )
         else:
             self._network = network.to(device).eval()

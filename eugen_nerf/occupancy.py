@@ -7,6 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+# Eager PyTorch needs about 2 kB for each position in a hash grid of 16 levels.
+POSITIONS_AT_ONCE = 1 << 18
+
 
 def pack_bits(mask: Tensor) -> Tensor:
     """[8 n] bool -> [n] uint8, the first element in the lowest bit."""
@@ -17,11 +20,12 @@ def pack_bits(mask: Tensor) -> Tensor:
 class OccupancyGrid(nn.Module):
     """Running maximum of the field's optical thickness per cell, and the bitfield that marching reads.
 
-    After Müller et al. 2022 ("Instant NGP", appendix C): a cell keeps the larger of its decayed value and a new
-    evaluation at a random position inside of it. It counts as occupied while its value exceeds the smaller of
-    ``threshold`` and the mean over the grid, or while it was never evaluated.
+    After Müller et al. 2022 ("Instant NGP", appendix C): a cell keeps the larger of its decayed value and a
+    new evaluation at a random position inside of it. It counts as occupied while its value exceeds the smaller
+    of ``threshold`` and the mean over the grid, or while it was never evaluated.
 
-    Random positions depend on the step and ``seed`` alone, so that replicas with equal fields keep equal grids.
+    Random positions depend on the step and ``seed`` alone, so that replicas with equal fields keep equal
+    grids.
 
     Args:
         resolution: cells along each axis; even.
@@ -91,7 +95,9 @@ class OccupancyGrid(nn.Module):
         offsets = torch.rand(cells.shape[0], 3, generator=generator).to(device)
         r = self.resolution
         corner = torch.stack([cells % r, cells // r % r, cells // (r * r)], dim=-1)
-        new = thickness((corner + offsets) / r).to(self.values.dtype)
+        positions = (corner + offsets) / r
+        new = torch.cat([thickness(part) for part in positions.split(POSITIONS_AT_ONCE)])
+        new = new.to(self.values.dtype)
         self.values[cells] = torch.maximum(self.values[cells] * self.decay, new)
         self._renew_bits()
 

@@ -64,11 +64,20 @@ class Renderer:
         """
         near, far = self.limits(origins)
         samples = ops.march(
-            origins, directions, near, far, self.occupancy.bits, self.occupancy.resolution, self.space, self.rule, jitter
+            origins,
+            directions,
+            near,
+            far,
+            self.occupancy.bits,
+            self.occupancy.resolution,
+            self.space,
+            self.rule,
+            jitter,
+            backend=self.field.backend,
         )
         unit = self.space.to_unit(samples.positions(origins, directions))
         sigma, rgb = self.field(unit, directions[samples.ray_indices()])
-        color, alpha, depth = ops.composite(sigma, rgb, samples)
+        color, alpha, depth = ops.composite(sigma, rgb, samples, backend=self.field.backend)
         return RenderOutput(color, alpha, _expected(depth, alpha), samples.counts())
 
     def render(
@@ -88,7 +97,6 @@ class Renderer:
         near = default_near if near is None else torch.maximum(near, default_near)
         far = default_far if far is None else torch.minimum(far, default_far)
         with torch.no_grad():
-            evaluate = self.field.evaluator()
             color, alpha, depth, count = ops.render(
                 origins,
                 directions,
@@ -98,7 +106,7 @@ class Renderer:
                 self.occupancy.resolution,
                 self.space,
                 self.rule,
-                lambda positions, views: evaluate(self.space.to_unit(positions), views),
+                self.field.evaluator(),
             )
         return RenderOutput(color, alpha, _expected(depth, alpha), count)
 

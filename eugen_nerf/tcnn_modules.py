@@ -21,9 +21,9 @@ def load_tcnn() -> ModuleType:
         return importlib.import_module("tinycudann")
     except Exception as error:  # it raises OSError and others where there is no GPU, not only ImportError
         raise UserError(
-            f"Implementation tcnn was asked for, but tiny-cuda-nn cannot be used here ({error}). It has no PyPI "
-            "package: build it from https://github.com/NVlabs/tiny-cuda-nn on a machine with an NVIDIA GPU, or "
-            "use implementation torch."
+            f"Implementation tcnn was asked for, but tiny-cuda-nn cannot be used here ({error}). It has no "
+            "PyPI package: build it from https://github.com/NVlabs/tiny-cuda-nn on a machine with an NVIDIA "
+            "GPU, or use implementation torch."
         ) from error
 
 

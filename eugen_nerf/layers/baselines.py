@@ -1,8 +1,7 @@
-"""Layers that EUGen is compared with: dense, low-rank and scalable-neural-network-kernel (SNNK) layers.
+"""Layers that EUGen is compared with, and `build_network`, which stacks any of them or EUGen layers alike.
 
-Each stands for a whole fully connected layer with its activation, takes [..., in_features] to [...,
-out_features], and `build_network` stacks any of them, or EUGen layers, in the same way. A narrow MLP is a
-stack of `Dense` of fewer units.
+`Dense`, `LowRank` and `SNNK` (in its own file) each stand for a fully connected layer with its activation.
+A narrow MLP is a stack of `Dense` of fewer units.
 """
 
 from __future__ import annotations
@@ -162,9 +161,8 @@ def build_network(
     Args:
         kind: "eugen", "mlp", "low-rank" or "snnk".
         in_features: input width.
-        hidden: width of the hidden layers' outputs. In "eugen" and "snnk" networks the merged network does
-            not contain
-            it: only `num_features` decides its cost.
+        hidden: width of the hidden layers' outputs. Merged "eugen" and "snnk" networks no longer contain it:
+            their cost depends on `num_features`.
         num_hidden_layers: number of hidden layers; 0 leaves the linear layer alone.
         out_features: output width.
         num_features: features per layer: m of EUGen (per order) and SNNK, the rank of low-rank layers; "mlp"
@@ -173,8 +171,8 @@ def build_network(
         norm_first: gives the first EUGen layer the norm of its input; inside a chain a norm costs a quadratic
             form in the features and is left out.
         phi: Phi of EUGen layers.
-        trainable_projections: trains the projections of EUGen layers. SNNK keeps its own frozen, as its paper
-            does.
+        trainable_projections: trains the projections of EUGen layers; those of SNNK stay frozen, as in its
+            paper.
         projection: kind of random rows that EUGen, low-rank and SNNK layers start from.
         activation: activation of "mlp", "low-rank" and "snnk" layers; "snnk" takes "relu" here, because its
             other features do not merge.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eugen_nerf.layers.activations import Activation, describe, resolve
-from eugen_nerf.layers.projections import make_projection
+from eugen_nerf.layers.projections import KINDS, make_projection
 
 
 def smooth_norm(x: Tensor, eps: float) -> Tensor:
@@ -134,6 +134,8 @@ class EUGen(nn.Module):
             raise ValueError("EUGen: order=0 is the constant given by the bias; it needs bias=True")
         if eps <= 0:
             raise ValueError(f"EUGen: eps must be positive to keep the norm differentiable, got {eps}")
+        if isinstance(projection, str) and projection not in KINDS:
+            raise ValueError(f"EUGen: unknown projection {projection!r}; known: {', '.join(KINDS)}")
         resolve(phi)
         if psi is not None:
             resolve(psi)

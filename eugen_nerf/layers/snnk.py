@@ -29,8 +29,8 @@ class SNNK(nn.Module):
       each draw (g, omega) gives the two features Re A(x), Im A(x), so `num_features` must be even. Omega is 1
       for sin and cos and the absolute value of a standard normal for the Gaussian. `from_dense` is unbiased.
     - "relu": arc-cosine features ReLU(G x) (Kernel Methods for Deep Learning, NIPS 2009). `from_dense` is
-      biased as an approximation of ReLU(w.x + b0): its expectation is the arc-cosine kernel ||w|| ||x|| (sin
-      t + (pi - t) cos t) / (2 pi), with t the angle between w and x, plus b0.
+      biased as an approximation of ReLU(w.x + b0): with t the angle between w and x, its expectation is the
+      arc-cosine kernel ||w|| ||x|| (sin t + (pi - t) cos t) / (2 pi), plus b0.
 
     Drawn by the constructor, the features are those of x / sqrt(in_features), which keeps them moderate for
     inputs of unit variance, and `weight` is normal with variance 2 / num_features. Features of the first kind
@@ -202,8 +202,8 @@ class SNNK(nn.Module):
     def _fourier_features(self, x: Tensor, turn: float | Tensor) -> tuple[Tensor, Tensor]:
         """Re and Im of exp(i turn) A(x), each [..., m / 2].
 
-        With sqrt(i) = (1 + i) / sqrt(2) the exponent of A is r + i (r - q ||x||^2) for r = rows x and q =
-        omega / 2.
+        As sqrt(i) = (1 + i) / sqrt(2), A has the exponent r + i (r - q ||x||^2) with r = projections x and
+        q = quadratic = omega / 2.
         """
         assert self.quadratic is not None
         r = F.linear(x, self.projections)

@@ -1,20 +1,16 @@
-"""The ops a radiance field is rendered with; each is defined by its eager reference."""
+"""The ops a radiance field is rendered with: one eager definition each, and native runners that agree with it."""
 
+from eugen_nerf.ops.dispatch import Backend, composite, hash_encode, march, network, spherical_harmonics
 from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule
-from eugen_nerf.ops.reference import (
-    composite,
-    hash_encode,
-    march,
-    network,
-    occupied,
-    ray_box_intersection,
-    render,
-    spherical_harmonics,
-)
+from eugen_nerf.ops.radiance_field import RadianceField
+from eugen_nerf.ops.reference import occupied, ray_box_intersection
+from eugen_nerf.ops.render import render
 
 __all__ = [
+    "Backend",
     "HashGridLayout",
     "PackedSamples",
+    "RadianceField",
     "Space",
     "StepRule",
     "composite",

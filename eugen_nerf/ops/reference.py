@@ -117,7 +117,9 @@ def _features(x: Tensor, stage: FeatureStage) -> Tensor:
         if stage.norm_factor is None:
             squared_norm = x.square().sum(-1, keepdim=True)
         else:
-            squared_norm = torch.nn.functional.linear(x, stage.norm_factor, stage.norm_offset).square().sum(-1, True)
+            squared_norm = (
+                torch.nn.functional.linear(x, stage.norm_factor, stage.norm_offset).square().sum(-1, True)
+            )
             if stage.norm_constant is not None:
                 squared_norm = squared_norm + stage.norm_constant
         projected = projected + (squared_norm + stage.eps).sqrt() * stage.norm_column
@@ -213,9 +215,7 @@ def march(
         return PackedSamples(ray_offsets, t_starts[keep], t_ends[keep])
 
 
-def composite(
-    sigma: Tensor, rgb: Tensor, samples: PackedSamples
-) -> tuple[Tensor, Tensor, Tensor]:
+def composite(sigma: Tensor, rgb: Tensor, samples: PackedSamples) -> tuple[Tensor, Tensor, Tensor]:
     """Emission-absorption volume rendering (Max 1995; Mildenhall et al. 2020, "NeRF", eq. 3).
 
     Args:
@@ -256,7 +256,7 @@ def render(
 
     Args:
         origins, directions, near, far, bits, resolution, space, rule: as in `march`.
-        field: positions [N, 3], directions [N, 3] -> sigma [N], rgb [N, 3].
+        field: positions in the unit cube [N, 3], directions [N, 3] -> sigma [N], rgb [N, 3].
         min_transmittance: a ray stops after the sample that takes it below this.
         wave: samples of each unfinished ray evaluated between two looks at the transmittance. It does not
             change the picture, since what comes after the stop is left out in any case.
@@ -279,7 +279,8 @@ def render(
             rays = alive[:, None].expand(-1, wave)[valid]
             t_starts, t_ends = samples.t_starts[index], samples.t_ends[index]
             middle = 0.5 * (t_starts + t_ends)
-            sigma, rgb = field(origins[rays] + directions[rays] * middle[:, None], directions[rays])
+            positions = origins[rays] + directions[rays] * middle[:, None]
+            sigma, rgb = field(space.to_unit(positions), directions[rays])
 
             optical = torch.zeros(valid.shape, dtype=origins.dtype, device=origins.device)
             optical[valid] = sigma * (t_ends - t_starts)

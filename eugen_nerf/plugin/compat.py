@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,10 @@ from eugen_nerf.errors import UserError
 def allow_numpy_scalars_in_checkpoints() -> None:
     """Let ``torch.load`` read nerfstudio's checkpoints.
 
-    Since torch 2.6 it refuses, unless told otherwise, every type but tensors and plain containers. nerfstudio's
-    learning-rate schedules leave numpy scalars in the optimizer state.
+    Since torch 2.6 it refuses, unless told otherwise, every type but tensors and plain containers.
+    nerfstudio's learning-rate schedules leave numpy scalars in the optimizer state.
     """
-    scalar = np.float64(0).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
     torch.serialization.add_safe_globals([scalar, np.dtype, np.float64, type(np.dtype(np.float64))])
 
 

@@ -1,7 +1,7 @@
 """nerfstudio's data manager, reading pixels through our scene loaders."""
 
-from dataclasses import dataclass, field
-from typing import Dict, Literal, Type
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,7 @@ import torch
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from PIL import Image
 
 from eugen_nerf.scenes import Frame, read_image, read_mask
 
@@ -16,32 +17,57 @@ from eugen_nerf.scenes import Frame, read_image, read_mask
 class SceneDataset(InputDataset):
     """Images of a scene; keeps alpha, applies the loader's downscaling, names the file it cannot read.
 
-    Frames of nerfstudio's own dataparsers are read as nerfstudio does.
+    Frames of nerfstudio's own dataparsers are read as nerfstudio does, except that images with alpha are not
+    blended with the parser's background colour: they show an object in front of nothing, and the model trains
+    on such images with their alpha, in a bounded scene.
     """
 
     def __init__(self, dataparser_outputs: DataparserOutputs, scale_factor: float = 1.0) -> None:
+        if dataparser_outputs.alpha_color is not None and _has_alpha(dataparser_outputs):
+            dataparser_outputs = replace(
+                dataparser_outputs,
+                alpha_color=None,
+                metadata={**dataparser_outputs.metadata, "bounded": True},
+            )
         super().__init__(dataparser_outputs, scale_factor)
         # The model is given the metadata too, and has no use for the frames.
         self.frames: tuple[Frame, ...] = self.metadata.pop("frames", ())
+        self.has_masks = any(frame.mask_path is not None for frame in self.frames)
 
     def get_numpy_image(self, image_idx: int) -> npt.NDArray[np.uint8]:
-        if not self.frames or self.scale_factor != 1.0:
+        if not self.frames:
             return super().get_numpy_image(image_idx)
-        return read_image(self.frames[image_idx])
+        return self._scaled(read_image(self.frames[image_idx]), image_idx)
 
-    def get_data(self, image_idx: int, image_type: Literal["uint8", "float32"] = "float32") -> Dict:
-        if not self.frames or self.scale_factor != 1.0 or self._dataparser_outputs.mask_filenames is None:
+    def get_data(self, image_idx: int, image_type: Literal["uint8", "float32"] = "float32") -> dict:
+        if not self.frames:
             return super().get_data(image_idx, image_type)
-        image = self.get_image_float32(image_idx) if image_type == "float32" else self.get_image_uint8(image_idx)
-        mask = torch.from_numpy(read_mask(self.frames[image_idx]))[..., None]
-        return {"image_idx": image_idx, "image": image, "mask": mask}
+        read = self.get_image_uint8 if image_type == "uint8" else self.get_image_float32
+        data = {"image_idx": image_idx, "image": read(image_idx)}
+        if self.has_masks:
+            mask = np.where(read_mask(self.frames[image_idx]), np.uint8(255), np.uint8(0))
+            # Whatever touches a masked pixel is masked.
+            data["mask"] = torch.from_numpy(self._scaled(mask, image_idx) == 255)[..., None]
+        return data
+
+    def _scaled(self, pixels: npt.NDArray[np.uint8], image_idx: int) -> npt.NDArray[np.uint8]:
+        """To the size of the camera, which nerfstudio's camera_res_scale_factor may have changed."""
+        size = (int(self.cameras.width[image_idx]), int(self.cameras.height[image_idx]))
+        if size == pixels.shape[1::-1]:
+            return pixels
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
+
+
+def _has_alpha(outputs: DataparserOutputs) -> bool:
+    with Image.open(outputs.image_filenames[0]) as image:
+        return image.mode == "RGBA"
 
 
 @dataclass
 class SceneDataManagerConfig(VanillaDataManagerConfig):
     """Options of the data manager."""
 
-    _target: Type = field(default_factory=lambda: SceneDataManager)
+    _target: type = field(default_factory=lambda: SceneDataManager)
     """Class to instantiate."""
 
 

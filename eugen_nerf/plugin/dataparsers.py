@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Optional, Type
+from typing import Literal
 
 import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
@@ -26,7 +26,7 @@ CAMERA_TYPES = {
 class SceneDataParserConfig(DataParserConfig):
     """Options of the scene loaders."""
 
-    _target: Type = field(default_factory=lambda: SceneDataParser)
+    _target: type = field(default_factory=lambda: SceneDataParser)
     """Class to instantiate."""
     layout: Layout = "auto"
     """Layout of the scene's folder; auto looks at what is in it."""
@@ -34,10 +34,10 @@ class SceneDataParserConfig(DataParserConfig):
     """Train and evaluate on images reduced by this whole number along each axis."""
     eval_interval: int = 8
     """Hold out every n-th image for evaluation where the scene itself names no such split."""
-    bounded: Optional[bool] = None
+    bounded: bool | None = None
     """Whether everything visible lies in the scene box; None lets the loader decide."""
-    scene_scale: Optional[float] = None
-    """Half the side of the scene box of a Blender scene, world units; None for 1.5."""
+    scene_scale: float | None = None
+    """Half the side of the scene box, world units; None for 1.5 in a bounded Blender scene, else 1."""
 
 
 @dataclass
@@ -70,7 +70,7 @@ class SceneDataParser(DataParser):
     def _generate_dataparser_outputs(self, split: str = "train", **_: object) -> DataparserOutputs:
         scene = self.load(split)
         for warning in scene.warnings:
-            CONSOLE.print(f"[bold yellow]Warning: {warning}")
+            CONSOLE.print(f"Warning: {warning}", style="bold yellow", markup=False)
         frames = scene.frames
 
         def column(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -96,7 +96,6 @@ class SceneDataParser(DataParser):
             "bounded": scene.bounded,
             "near": scene.near,
             "far": scene.far,
-            "has_alpha": scene.has_alpha,
         }
         return DataparserOutputs(
             image_filenames=[frame.image_path for frame in frames],

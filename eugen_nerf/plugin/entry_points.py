@@ -1,8 +1,8 @@
 """What nerfstudio loads at the start of every ns-* command.
 
-nerfstudio imports the plugins of all its methods at once and stops at the first that raises. So a part of ours
-that cannot be imported (a broken optional package, another version of nerfstudio) must not raise: its entry
-point becomes an `Unavailable`, for which nerfstudio prints one warning before it goes on without it.
+nerfstudio imports the plugins of all its methods at once and stops at the first that raises. So a part of
+ours that cannot be imported (a broken optional package, another version of nerfstudio) must not raise: its
+entry point becomes an `Unavailable`, for which nerfstudio prints one warning before it goes on without it.
 """
 
 from __future__ import annotations

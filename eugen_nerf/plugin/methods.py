@@ -1,7 +1,8 @@
 """The methods that ``ns-train`` offers, with defaults for the device at hand."""
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Literal, Type
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
@@ -11,6 +12,7 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.plugins.types import MethodSpecification
 from nerfstudio.utils.rich_utils import CONSOLE
 
+from eugen_nerf.errors import UserError
 from eugen_nerf.field import FieldConfig, NetworkKind
 from eugen_nerf.plugin import compat
 from eugen_nerf.plugin.datamanager import SceneDataManagerConfig
@@ -25,22 +27,32 @@ compat.apply()
 class EugenTrainerConfig(TrainerConfig):
     """nerfstudio's trainer options, and a look at the scene before anything is written."""
 
-    _target: Type = field(default_factory=lambda: Trainer)
+    _target: type = field(default_factory=lambda: Trainer)
     """Class to instantiate."""
 
     def save_config(self) -> None:
-        """Check the scene, then write config.yml.
+        """Check options and scene, then write config.yml.
 
-        ns-train calls this before it loads the scene; a scene that cannot be used should leave no run folder behind.
+        ns-train calls this before it loads anything; what cannot work should leave no run folder behind.
+
+        Raises:
+            UserError: an option, the scene or the folder of checkpoints cannot be used.
         """
-        manager = self.pipeline.datamanager
-        parser = getattr(manager, "dataparser", None)
+        model: Any = self.pipeline.model
+        model.validate()
+        if self.load_dir is not None and not any(self.load_dir.glob("step-*.ckpt")):
+            raise UserError(
+                f"{self.load_dir}: holds no checkpoint (step-*.ckpt); load-dir takes the folder nerfstudio_models "
+                "of a run."
+            )
+        manager: Any = self.pipeline.datamanager
+        parser = manager.dataparser
+        # Rendering and evaluation must find the scene from any folder.
+        parser.data = Path(manager.data or parser.data).expanduser().absolute()
+        manager.data = parser.data
         if isinstance(parser, SceneDataParserConfig):
-            if manager.data is not None:
-                parser.data = manager.data
             for split in ("train", "val"):
                 SceneDataParser(parser).load(split)
-        # Rendering and evaluation must find the scene from any folder.
         self._announce()
         super().save_config()
 
@@ -58,12 +70,10 @@ class EugenTrainerConfig(TrainerConfig):
 def _field(network: NetworkKind, on_gpu: bool) -> FieldConfig:
     if on_gpu:
         return FieldConfig(network=network)
-    return FieldConfig(
-        network=network, num_levels=8, features_per_level=4, log2_hashmap_size=17, max_resolution=512
-    )
+    return FieldConfig(network=network, num_levels=8, features_per_level=4, log2_hashmap_size=17, max_resolution=512)
 
 
-def _optimizer(lr: float, steps: int) -> Dict[str, Any]:
+def _optimizer(lr: float, steps: int) -> dict[str, Any]:
     return {
         # Instant NGP's epsilon lets entries that are rarely seen move as fast as the others.
         "optimizer": AdamOptimizerConfig(lr=lr, eps=1e-15),
@@ -71,9 +81,7 @@ def _optimizer(lr: float, steps: int) -> Dict[str, Any]:
     }
 
 
-def method_config(
-    name: str, network: NetworkKind, device: Literal["cpu", "cuda"] | None = None
-) -> EugenTrainerConfig:
+def method_config(name: str, network: NetworkKind, device: Literal["cpu", "cuda"] | None = None) -> EugenTrainerConfig:
     """The configuration of a method.
 
     Args:

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Literal, Optional, Tuple, Type
+from typing import Any, Literal
 
 import torch
 from nerfstudio.cameras.rays import RayBundle
@@ -15,7 +15,6 @@ from nerfstudio.model_components.renderers import RGBRenderer
 from nerfstudio.models.base_model import Model, ModelConfig
 from nerfstudio.utils import colormaps
 from nerfstudio.utils.rich_utils import CONSOLE
-from nerfstudio.viewer.viewer_elements import ViewerText
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -24,6 +23,7 @@ from eugen_nerf.field import EugenField, FieldConfig
 from eugen_nerf.metrics import Lpips, image_metrics
 from eugen_nerf.occupancy import OccupancyGrid
 from eugen_nerf.ops import Space, StepRule
+from eugen_nerf.plugin.panel import Readout
 from eugen_nerf.renderer import Renderer
 
 
@@ -31,11 +31,11 @@ from eugen_nerf.renderer import Renderer
 class EugenModelConfig(ModelConfig):
     """Options of the model."""
 
-    _target: Type = field(default_factory=lambda: EugenModel)
+    _target: type = field(default_factory=lambda: EugenModel)
     """Class to instantiate."""
     enable_collider: bool = False
     """The scene's own near and far limits are used instead of nerfstudio's collider."""
-    collider_params: Optional[Dict[str, float]] = None
+    collider_params: dict[str, float] | None = None
     """Unused, see enable_collider."""
     eval_num_rays_per_chunk: int = 1 << 14
     """Rays rendered at once."""
@@ -45,11 +45,11 @@ class EugenModelConfig(ModelConfig):
     """Steps of a ray along the diagonal of the scene box."""
     cone_angle: float = 1 / 256
     """Growth of a step per world unit of distance in scenes with a background; bounded scenes keep 0."""
-    near: Optional[float] = None
+    near: float | None = None
     """Start of every ray, world units; None for what the scene says."""
-    far: Optional[float] = None
+    far: float | None = None
     """End of every ray, world units; None for what the scene says."""
-    contraction: Optional[bool] = None
+    contraction: bool | None = None
     """Whether the world beyond the scene box is contracted around it; None for what the scene says."""
     occupancy_resolution: int = 128
     """Cells of the occupancy grid along each axis."""
@@ -60,6 +60,16 @@ class EugenModelConfig(ModelConfig):
     eval_background: Literal["white", "black"] = "white"
     """Behind the scene in pictures and metrics."""
 
+    def validate(self) -> None:
+        """Raises UserError that names the option which cannot work."""
+        self.field.validate()
+        if self.steps_per_diagonal < 1:
+            raise UserError(f"steps_per_diagonal must be at least 1, not {self.steps_per_diagonal}.")
+        if self.occupancy_resolution < 2 or self.occupancy_resolution % 2:
+            raise UserError(f"occupancy_resolution must be even and positive, not {self.occupancy_resolution}.")
+        if self.cone_angle < 0:
+            raise UserError(f"cone_angle must not be negative, but is {self.cone_angle}.")
+
 
 class EugenModel(Model):
     """Radiance field with EUGen or other layers; see `EugenField`."""
@@ -69,9 +79,8 @@ class EugenModel(Model):
     def populate_modules(self) -> None:
         super().populate_modules()
         config = self.config
-        metadata: Dict[str, Any] = self.kwargs.get("metadata") or {}
-        if config.steps_per_diagonal < 1:
-            raise UserError(f"steps_per_diagonal must be at least 1, not {config.steps_per_diagonal}.")
+        metadata: dict[str, Any] = self.kwargs.get("metadata") or {}
+        config.validate()
         # Other dataparsers than ours say nothing about the scene's bounds.
         bounded = bool(metadata.get("bounded", False))
         contracted = config.contraction if config.contraction is not None else not bounded
@@ -92,17 +101,17 @@ class EugenModel(Model):
         self._lpips_warned = False
 
         # What the panel in nerfstudio's viewer shows.
-        self.panel_network = ViewerText("Network", config.field.network, disabled=True)
-        self.panel_time = ViewerText("Frame time", "no frame yet", disabled=True, hint="of the last frame")
-        self.panel_samples = ViewerText("Samples per ray", "no frame yet", disabled=True, hint="mean of the last frame")
+        self.panel_network = Readout("Network", config.field.network)
+        self.panel_time = Readout("Frame time", "no frame yet", hint="of the last frame")
+        self.panel_samples = Readout("Samples per ray", "no frame yet", hint="mean of the last frame")
 
-    def get_param_groups(self) -> Dict[str, List[Parameter]]:
+    def get_param_groups(self) -> dict[str, list[Parameter]]:
         networks = [*self.field.density_network.parameters(), *self.field.color_network.parameters()]
         return {"encoding": list(self.field.encoding.parameters()), "networks": networks}
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
-    ) -> List[TrainingCallback]:
+    ) -> list[TrainingCallback]:
         return [
             TrainingCallback(
                 where_to_run=[TrainingCallbackLocation.BEFORE_TRAIN_ITERATION],
@@ -111,7 +120,7 @@ class EugenModel(Model):
             )
         ]
 
-    def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Tensor]:  # type: ignore[override]
+    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Tensor]:  # type: ignore[override]
         origins, directions = ray_bundle.origins, ray_bundle.directions
         if self.training:
             jitter = torch.rand(origins.shape[0], device=origins.device)
@@ -130,21 +139,15 @@ class EugenModel(Model):
             "num_samples_per_ray": out.num_samples[:, None],
         }
 
-    def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> Dict[str, Tensor]:
+    def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
         start = time.perf_counter()
         outputs = super().get_outputs_for_camera_ray_bundle(camera_ray_bundle)
         samples = outputs.pop("num_samples_per_ray").float()
         if samples.is_cuda:
             torch.cuda.synchronize()
-        self._show(self.panel_time, f"{1000 * (time.perf_counter() - start):.1f} ms")
-        self._show(self.panel_samples, f"{samples.mean().item():.1f}")
+        self.panel_time.value = f"{1000 * (time.perf_counter() - start):.1f} ms"
+        self.panel_samples.value = f"{samples.mean().item():.1f}"
         return outputs
-
-    @staticmethod
-    def _show(panel: ViewerText, text: str) -> None:
-        # Without a viewer the text has nowhere to go.
-        if panel.gui_handle is not None:
-            panel.value = text
 
     @staticmethod
     def _on_background(rgb: Tensor, alpha: Tensor, background: str) -> Tensor:
@@ -152,22 +155,22 @@ class EugenModel(Model):
         color = RGBRenderer.get_background_color(background, shape=rgb.shape, device=rgb.device)  # type: ignore[arg-type]
         return rgb + (1 - alpha)[:, None] * color
 
-    def _blend_for_loss(self, outputs: Dict[str, Tensor], image: Tensor) -> Tuple[Tensor, Tensor]:
+    def _blend_for_loss(self, outputs: dict[str, Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
         if self.training:
             return self.renderer_rgb.blend_background_for_loss_computation(
                 pred_image=outputs["rgb"], pred_accumulation=outputs["accumulation"], gt_image=image
             )
         return outputs["rgb"], self.renderer_rgb.blend_background(image, self.config.eval_background)
 
-    def get_metrics_dict(self, outputs: Dict[str, Tensor], batch: Dict[str, Any]) -> Dict[str, Tensor]:
+    def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"num_samples_per_batch": outputs["num_samples_per_ray"].sum()}
 
     def get_loss_dict(
         self,
-        outputs: Dict[str, Tensor],
-        batch: Dict[str, Any],
-        metrics_dict: Optional[Dict[str, Tensor]] = None,
-    ) -> Dict[str, Tensor]:
+        outputs: dict[str, Tensor],
+        batch: dict[str, Any],
+        metrics_dict: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         prediction, truth = self._blend_for_loss(outputs, batch["image"].to(self.device))
         loss = torch.nn.functional.mse_loss(prediction, truth)
         if metrics_dict is not None:
@@ -175,14 +178,14 @@ class EugenModel(Model):
         return {"rgb_loss": loss}
 
     def get_image_metrics_and_images(
-        self, outputs: Dict[str, Tensor], batch: Dict[str, Any]
-    ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
+        self, outputs: dict[str, Tensor], batch: dict[str, Any]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
         image = batch["image"].to(self.device)
         truth = self.renderer_rgb.blend_background(image, self.config.eval_background)
         metrics = image_metrics(outputs["rgb"], truth, self.lpips)
         if self.lpips.reason and not self._lpips_warned:
             self._lpips_warned = True
-            CONSOLE.print(f"[bold yellow]Warning: {self.lpips.reason}")
+            CONSOLE.print(f"Warning: {self.lpips.reason}", style="bold yellow", markup=False)
         images = {
             "img": torch.cat([truth, outputs["rgb"]], dim=1),
             "accumulation": colormaps.apply_colormap(outputs["accumulation"]),
@@ -190,7 +193,7 @@ class EugenModel(Model):
         }
         return metrics, images
 
-    def get_rgba_image(self, outputs: Dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+    def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
         alpha = outputs["accumulation"]
         background = 1.0 if self.config.eval_background == "white" else 0.0
         color = (outputs[output_name] - background * (1 - alpha)) / alpha.clamp_min(1e-6)

@@ -47,13 +47,11 @@ def read_colmap(root: Path) -> Capture:
             raise SceneError(f"{image.where}: the same image is already listed at {first_use[image.name]}")
         first_use[image.name] = image.where
         if image.camera_id not in model.cameras:
-            raise SceneError(
-                f"{image.where}: refers to camera {image.camera_id}, which {folder} does not have"
-            )
+            raise SceneError(f"{image.where}: refers to camera {image.camera_id}, which {folder} does not have")
         found = {factor: finder.find(copy / image.name) for factor, copy in copies.items()}
         shots.append(
             Shot(
-                name=_without_extension(image.name),
+                name=f"{images.name}/{_without_extension(image.name)}",
                 source=model.images_path,
                 listed=f"{images.name}/{image.name}",
                 image_path=finder.find(images / image.name),
@@ -64,11 +62,11 @@ def read_colmap(root: Path) -> Capture:
         )
     if not shots:
         raise SceneError(f"{model.images_path}: lists no image; the reconstruction registered none")
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if folder.name == "0" and _extension(folder.parent / "1") is not None:
         warnings = (
-            f"{folder.parent} holds several partial models; {folder} is used. If photos are missing, move the "
-            "largest model there",
+            f"{folder.parent} holds several partial models; {folder} is used. If photos are missing, move "
+            "the largest model there",
         )
     points = model.points
     return Capture(
@@ -109,9 +107,7 @@ def _image_folder(root: Path) -> Path:
     """images/, or the largest reduced copy where only those were shipped."""
     reduced = reduced_folders(root / "images")
     for folder in (root / "images", *(reduced[factor] for factor in sorted(reduced))):
-        if os.path.isdir(folder) and (
-            list_images(folder) or any(entry.is_dir() for entry in os.scandir(folder))
-        ):
+        if os.path.isdir(folder) and (list_images(folder) or any(entry.is_dir() for entry in os.scandir(folder))):
             return folder
     raise SceneError(f"{root}: the COLMAP model has no photos beside it; expected them in {root / 'images'}")
 

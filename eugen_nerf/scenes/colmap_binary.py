@@ -42,8 +42,8 @@ class _Cursor:
         left = len(self.data) - self.offset
         if size > left:
             raise SceneError(
-                f"{self.where(self.offset)}: {what} takes {size} bytes, but the file ends after {left}; it is "
-                "truncated or damaged"
+                f"{self.where(self.offset)}: {what} takes {size} bytes, but the file ends after {left}; it "
+                "is truncated or damaged"
             )
 
     def unpack(self, layout: struct.Struct, what: str) -> tuple[int | float, ...]:
@@ -71,9 +71,7 @@ class _Cursor:
     def text(self, what: str) -> str:
         end = self.data.find(b"\0", self.offset)
         if end < 0:
-            raise SceneError(
-                f"{self.where(self.offset)}: {what} has no end; the file is truncated or damaged"
-            )
+            raise SceneError(f"{self.where(self.offset)}: {what} has no end; the file is truncated or damaged")
         raw = self.data[self.offset : end]
         start, self.offset = self.offset, end + 1
         try:
@@ -98,9 +96,7 @@ def read_cameras(path: Path) -> dict[int, Intrinsics]:
         identifier, number, width, height = (int(x) for x in cursor.unpack(_CAMERA, "a camera"))
         name = MODEL_NAMES[number] if 0 <= number < len(MODEL_NAMES) else f"number {number}"
         parameters = model_parameters(name, identifier, where)
-        values = cursor.unpack(
-            struct.Struct(f"<{len(parameters)}d"), f"the parameters of camera {identifier}"
-        )
+        values = cursor.unpack(struct.Struct(f"<{len(parameters)}d"), f"the parameters of camera {identifier}")
         if identifier in cameras:
             raise SceneError(f"{where}: the camera id {identifier} appears twice")
         cameras[identifier] = make_camera(name, identifier, width, height, values, where)

@@ -125,9 +125,7 @@ def make_image(
     w, x, y, z = (as_number(value, f"{where}: rotation") for value in quaternion)
     norm = (w * w + x * x + y * y + z * z) ** 0.5
     if abs(norm - 1) > 1e-2:
-        raise SceneError(
-            f"{where}: the rotation quaternion ({w:g} {x:g} {y:g} {z:g}) has length {norm:g}, not 1"
-        )
+        raise SceneError(f"{where}: the rotation quaternion ({w:g} {x:g} {y:g} {z:g}) has length {norm:g}, not 1")
     w, x, y, z = w / norm, x / norm, y / norm, z / norm
     rotation = np.array(
         [

@@ -10,6 +10,7 @@ import numpy as np
 from eugen_nerf.errors import SceneError
 from eugen_nerf.scenes.capture import Intrinsics
 from eugen_nerf.scenes.colmap_model import (
+    MODEL_NAMES,
     ColmapImage,
     ColmapPoints,
     make_camera,
@@ -54,11 +55,12 @@ def read_cameras(path: Path) -> dict[int, Intrinsics]:
         if len(tokens) < 4:
             raise SceneError(f"{where}: expected CAMERA_ID MODEL WIDTH HEIGHT PARAMS, found {shorten(line)}")
         identifier = _integer(tokens[0], "CAMERA_ID", where)
-        model_parameters(tokens[1], identifier, where)
+        model = tokens[1] if tokens[1] in MODEL_NAMES else shorten(tokens[1])
+        model_parameters(model, identifier, where)
         if identifier in cameras:
             raise SceneError(f"{where}: the camera id {identifier} appears twice")
         cameras[identifier] = make_camera(
-            tokens[1],
+            model,
             identifier,
             _integer(tokens[2], "WIDTH", where),
             _integer(tokens[3], "HEIGHT", where),
@@ -78,9 +80,7 @@ def read_images(path: Path) -> dict[int, ColmapImage]:
         # The name comes last and may hold spaces.
         tokens = line.split(maxsplit=9)
         if len(tokens) < 10:
-            raise SceneError(
-                f"{where}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, found {shorten(line)}"
-            )
+            raise SceneError(f"{where}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, found {shorten(line)}")
         identifier = _integer(tokens[0], "IMAGE_ID", where)
         if identifier in images:
             raise SceneError(f"{where}: the image id {identifier} appears twice")
@@ -92,7 +92,7 @@ def read_images(path: Path) -> dict[int, ColmapImage]:
 
 
 def _check_observations(where: str, line: str) -> None:
-    """X Y POINT3D_ID triples. Without this check, a file that lacks these lines would lose every other image."""
+    """Checks for X Y POINT3D_ID triples; a file without these lines would else lose every other image."""
     tokens = line.split()
     if len(tokens) % 3:
         raise SceneError(

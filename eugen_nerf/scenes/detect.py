@@ -8,14 +8,14 @@ from pathlib import Path
 
 from eugen_nerf.errors import SceneError
 from eugen_nerf.scenes.blender import SPLITS, split_file
-from eugen_nerf.scenes.colmap import find_model
+from eugen_nerf.scenes.colmap import MODEL_FOLDERS, find_model
 from eugen_nerf.scenes.llff import POSES_FILE
 
 LAYOUTS = ("blender", "transforms", "colmap", "llff")
 
 _LOOKED_FOR = (
-    "transforms_train.json (Blender), transforms.json (nerfstudio, instant-ngp), cameras and images as .bin or "
-    f".txt in sparse/0, colmap/sparse/0 or sparse (COLMAP), {POSES_FILE} (LLFF)"
+    "transforms_train.json (Blender), transforms.json (nerfstudio, instant-ngp), cameras and images as .bin "
+    f"or .txt in {', '.join(MODEL_FOLDERS)} (COLMAP), {POSES_FILE} (LLFF)"
 )
 
 

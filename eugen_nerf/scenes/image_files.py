@@ -14,8 +14,8 @@ from eugen_nerf.errors import SceneError
 
 # In order of preference when a scene leaves the extension open.
 EXTENSIONS = (".png", ".jpg", ".jpeg")
-# Pillow's other readers are either no photos or start programs of their own (EPS); phones write MPO for JPEG.
-FORMATS = ("PNG", "JPEG", "MPO")
+# Pillow's other readers are for what photos are not, or start programs of their own (EPS).
+FORMATS = ("PNG", "JPEG")
 ORIENTATION_TAG = 274
 
 _PNG_SIGNATURE_LENGTH = 8
@@ -163,6 +163,9 @@ def _jpeg_is_whole(file: IO[bytes]) -> bool:
     Inside a scan every 0xFF is escaped, so the first end marker found there is the image's own, whatever
     a phone may have appended after it.
     """
+    file.seek(-len(_JPEG_END), os.SEEK_END)
+    if file.read() == _JPEG_END:
+        return True
     file.seek(0)
     data = file.read()
     offset = 2

@@ -68,9 +68,7 @@ def _read_rows(path: Path) -> np.ndarray:
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
-        read_header = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read_header(stream)
     # NumPy evaluates the header as a Python literal, and lets out whatever goes wrong there.
     except Exception as error:
@@ -81,17 +79,15 @@ def _read_rows(path: Path) -> np.ndarray:
         ) from None
     start = stream.tell()
     if dtype.kind not in "fiu" or len(shape) != 2 or shape[1] != COLUMNS or shape[0] < 1:
-        raise SceneError(
-            f"{path}: expected numbers of shape [images, {COLUMNS}], found {dtype} of shape {list(shape)}"
-        )
+        raise SceneError(f"{path}: expected numbers of shape [images, {COLUMNS}], found {dtype} of shape {list(shape)}")
     expected = shape[0] * COLUMNS * dtype.itemsize
     if len(data) - start != expected:
         raise SceneError(
             f"{path}: {shape[0]} rows take {expected} bytes from byte {start} on, but the file has "
             f"{len(data) - start}; it is damaged"
         )
-    order = "F" if fortran_order else "C"
-    return np.frombuffer(data, dtype, offset=start).reshape(shape, order=order).astype(np.float64)
+    values = np.frombuffer(data, dtype, offset=start).astype(np.float64)
+    return values.reshape(shape[::-1]).T if fortran_order else values.reshape(shape)
 
 
 def _find_images(root: Path, count: int) -> tuple[Path, list[str]]:

@@ -1,4 +1,4 @@
-"""Turns a capture's arbitrary world into one that a radiance field can rely on: upright, centred, of unit size."""
+"""Turns a capture's arbitrary world into one a radiance field can rely on: upright, centred, of unit size."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ Centre = Literal["focus", "poses", "none"]
 
 # Cosine of 60 degrees: views farther than this from the mean direction do not face one way.
 FORWARD_COSINE = 0.5
-# Mean squared sine between the viewing directions below which their common point is lost in noise (about 2 degrees).
+# Mean squared sine between viewing directions below which their common point is lost in noise (2 degrees).
 LEAST_SPREAD = 1e-3
-LEAST_DISTANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -121,40 +120,35 @@ def near_depth_of_points(poses: np.ndarray, points: np.ndarray) -> float | None:
     return float(np.percentile(depths, 1)) if depths.size else None
 
 
-def box_range(origins: np.ndarray, half_side: float) -> tuple[float, float]:
-    """Nearest and farthest distance from any of the cameras [N, 3] to the cube [-half_side, half_side]^3."""
-    inside = np.maximum(np.abs(origins) - half_side, 0.0)
-    corner = np.abs(origins) + half_side
-    near = float(np.linalg.norm(inside, axis=1).min())
-    return max(LEAST_DISTANCE, near), float(np.linalg.norm(corner, axis=1).max())
-
-
-def looks_into_box(poses: np.ndarray, half_side: float) -> np.ndarray:
-    """[N] bool: whether each camera's optical axis meets the cube [-half_side, half_side]^3."""
-    origins, directions = poses[:, :, 3], -poses[:, :, 2]
-    # Slab test; the tiny offset keeps a direction along an axis from dividing zero by zero.
-    inverse = 1.0 / np.where(np.abs(directions) < 1e-12, 1e-12, directions)
-    first, second = (-half_side - origins) * inverse, (half_side - origins) * inverse
-    enter = np.minimum(first, second).max(axis=1)
-    leave = np.maximum(first, second).min(axis=1)
-    return leave >= np.maximum(enter, 0.0)
-
-
 def _upright(poses: np.ndarray) -> np.ndarray:
     """Rotation [3, 3] that turns the up direction of the photos to +z."""
     mean_up = poses[:, :, 1].mean(axis=0)
     length = float(np.linalg.norm(mean_up))
-    if length < 1e-6:
-        return np.eye(3)
-    up = mean_up / length
-    # People hold cameras level: the vertical is what is orthogonal to all image rows. This is better than the mean
-    # up, which leans when cameras look down from one side only, but needs rows of at least two directions.
-    rows = poses[:, :, 0]
-    values, vectors = np.linalg.eigh(rows.T @ rows / len(rows))
-    vertical = vectors[:, 0] * np.sign(vectors[:, 0] @ up)
-    if values[1] > 0.03 and values[0] < 0.3 * values[1] and vertical @ up > 0.5:
-        up = vertical
-    return _rotation_to_z(up)
+    # The mean of the photos' up directions leans when the cameras look down from one side only. Since people
+    # hold cameras level, the vertical is what is orthogonal to all image rows.
+    vertical, doubt = _common_normal(poses[:, :, 0])
+    along_mean = float(vertical @ mean_up)
+    # Phones store photos taken upright lying on their side, and the rows and columns swap roles. The photos
+    # alone cannot tell up from down then; cameras look down on what they circle.
+    sideways, sideways_doubt = _common_normal(poses[:, :, 1])
+    looking = float(-(poses[:, :, 2] @ sideways).mean())
+    if sideways_doubt < 0.1 and sideways_doubt < 0.2 * doubt and abs(looking) > 0.1:
+        return _rotation_to_z(-np.sign(looking) * sideways)
+    if doubt < 0.3 and abs(along_mean) > 0.5 * length and length > 1e-6:
+        return _rotation_to_z(np.sign(along_mean) * vertical)
+    return _rotation_to_z(mean_up / length) if length > 1e-6 else np.eye(3)
+
+
+def _common_normal(axes: np.ndarray) -> tuple[np.ndarray, float]:
+    """Unit vector [3] most orthogonal to the unit vectors [N, 3], and a doubt in [0, 1].
+
+    The doubt is how little the vectors' spread along their common normal stands out from that along the next
+    direction; it is 1 where they are nearly parallel, for then every normal of theirs is as good.
+    """
+    values, vectors = np.linalg.eigh(axes.T @ axes / len(axes))
+    if values[1] < 0.03:
+        return vectors[:, 0], 1.0
+    return vectors[:, 0], float(max(values[0], 0.0) / values[1])
 
 
 def _rotation_to_z(direction: np.ndarray) -> np.ndarray:

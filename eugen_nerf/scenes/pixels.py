@@ -25,8 +25,8 @@ def read_image(frame: Frame) -> np.ndarray:
     height, width = pixels.shape[:2]
     if (width // frame.downscale, height // frame.downscale) != (frame.width, frame.height):
         raise SceneError(
-            f"{frame.image_path}: the image is now {width} x {height} pixels, no longer as when the scene was "
-            "loaded; start again"
+            f"{frame.image_path}: the image is now {width} x {height} pixels, no longer as when the scene "
+            "was loaded; start again"
         )
     return _box_reduce(pixels, frame.downscale) if frame.downscale > 1 else pixels
 
@@ -48,9 +48,7 @@ def read_mask(frame: Frame) -> np.ndarray:
     # A mask of the image's own size is cut like the image; one of the full-size image only needs to shrink.
     if (width // frame.downscale, height // frame.downscale) == (frame.width, frame.height):
         usable = usable[: frame.height * frame.downscale, : frame.width * frame.downscale]
-    area = Image.fromarray(usable.astype(np.float32)).resize(
-        (frame.width, frame.height), Image.Resampling.BOX
-    )
+    area = Image.fromarray(usable.astype(np.float32)).resize((frame.width, frame.height), Image.Resampling.BOX)
     return np.asarray(area) > 0.999
 
 

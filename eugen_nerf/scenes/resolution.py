@@ -57,18 +57,18 @@ def choose_images(shots: Sequence[Shot], downscale: int) -> tuple[list[ChosenIma
     Raises:
         SceneError: an image is damaged or its size contradicts the stated one.
     """
-    paths = [shot.image_path for shot in shots]
-    infos = [inspect_image(path) for path in paths if path is not None]
-    if len(infos) != len(shots):
-        raise ValueError("every shot needs an image")
+    paths = [shot.image_path for shot in shots if shot.image_path is not None]
+    if not paths or len(paths) != len(shots):
+        raise ValueError("needs at least one shot, and an image for each")
+    infos = [inspect_image(path) for path in paths]
     stated = [shot.intrinsics.stated_size(info.size) for shot, info in zip(shots, infos, strict=True)]
     factors = [_factor(shot, info, size) for shot, info, size in zip(shots, infos, stated, strict=True)]
     factor = factors[0]
     for shot, info, other, size in zip(shots, infos, factors, stated, strict=True):
         if other != factor:
             raise SceneError(
-                f"{shot.image_path}: the image is {_text(info.size)}, {other} times smaller than the "
-                f"{_text(size)} stated in {shot.source.name}, but {shots[0].image_path} is {factor} times "
+                f"{shot.image_path}: the image is {_text(info.size)} pixels, {other} times smaller than the "
+                f"{_text(size)} stated in {shot.source.name}, but {paths[0]} is {factor} times "
                 "smaller; all images need the same reduction"
             )
     warnings: list[str] = []
@@ -77,17 +77,16 @@ def choose_images(shots: Sequence[Shot], downscale: int) -> tuple[list[ChosenIma
         return [_choice(*args, 1) for args in zip(shots, *copies, stated, strict=True)], warnings
     if downscale % factor and downscale != 1:
         raise SceneError(
-            f"{shots[0].image_path}: a reduction by {downscale} was asked for, but the images are already "
+            f"{paths[0]}: a reduction by {downscale} was asked for, but the images are already "
             f"{factor} times smaller than stated; ask for a multiple of {factor}"
         )
     if downscale < factor:
         warnings.append(
-            f"the images in {shots[0].image_path.parent if shots[0].image_path else ''} are {factor} times "
-            f"smaller than {shots[0].source.name} states; the cameras were scaled to match"
+            f"the images in {paths[0].parent} are {factor} times smaller than {shots[0].source.name} states; the "
+            "cameras were scaled to match"
         )
     rest = max(1, downscale // factor)
-    images = [path for path in paths if path is not None]
-    return [_choice(*args, rest) for args in zip(shots, images, infos, stated, strict=True)], warnings
+    return [_choice(*args, rest) for args in zip(shots, paths, infos, stated, strict=True)], warnings
 
 
 def matches(size: Size, full: Size, factor: int) -> bool:
@@ -120,8 +119,7 @@ def _factor(shot: Shot, info: ImageInfo, stated: Size) -> int:
     if factor > 1 and matches(info.size, stated, factor):
         return factor
     message = (
-        f"{shot.image_path}: the image is {_text(info.size)} pixels, but {shot.source} states "
-        f"{_text(stated)} for it"
+        f"{shot.image_path}: the image is {_text(info.size)} pixels, but {shot.source} states {_text(stated)} for it"
     )
     if info.size == stated[::-1] and info.rotated_by_exif:
         message += "; its EXIF data asks viewers to rotate it: apply the rotation to the pixels"
@@ -162,9 +160,7 @@ def _choice(shot: Shot, path: Path, info: ImageInfo, stated: Size, rest: int) ->
         )
     fx, fy, cx, cy = shot.intrinsics.pixels(stated)
     scale_x, scale_y = info.size[0] / stated[0] / rest, info.size[1] / stated[1] / rest
-    return ChosenImage(
-        path, info, rest, stated, width, height, fx * scale_x, fy * scale_y, cx * scale_x, cy * scale_y
-    )
+    return ChosenImage(path, info, rest, stated, width, height, fx * scale_x, fy * scale_y, cx * scale_x, cy * scale_y)
 
 
 def _text(size: Size) -> str:

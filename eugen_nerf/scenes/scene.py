@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,30 +10,20 @@ from typing import Literal
 import numpy as np
 
 from eugen_nerf.errors import SceneError
-from eugen_nerf.scenes.blender import read_blender, split_file
+from eugen_nerf.scenes.blender import read_blender
 from eugen_nerf.scenes.capture import CameraModel, Capture, Distortion, Shot, Split
 from eugen_nerf.scenes.colmap import read_colmap
 from eugen_nerf.scenes.detect import LAYOUTS, describe_folder, detect_layout, scene_root
 from eugen_nerf.scenes.llff import POSES_FILE, read_llff
-from eugen_nerf.scenes.normalise import (
-    LEAST_DISTANCE,
-    Centre,
-    Orientation,
-    WorldChange,
-    box_range,
-    faces_forward,
-    looks_into_box,
-    near_depth_of_points,
-    normalise,
-)
+from eugen_nerf.scenes.normalise import Centre, Orientation, WorldChange
 from eugen_nerf.scenes.resolution import ChosenImage, check_mask, choose_images
+from eugen_nerf.scenes.splits import select_split
 from eugen_nerf.scenes.transforms import read_transforms
-from eugen_nerf.scenes.validate import shorten
+from eugen_nerf.scenes.world import box_range, change_world, remark_on_astray_cameras, unbounded_range
 
 Layout = Literal["auto", "blender", "transforms", "colmap", "llff"]
 
 BLENDER_HALF_SIDE = 1.5
-UNBOUNDED_FAR = 1000.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +128,7 @@ def load_scene(
     """
     path = Path(path).expanduser()
     _check_options(split, layout, orientation, centre, downscale, eval_interval, scene_scale)
-    detected = detect_layout(path) if layout == "auto" else layout
+    detected = _layout(path, layout)
     capture = _read(path, detected)
     bounded = detected == "blender" if bounded is None else bounded
     selected, warnings = select_split(capture, split, eval_interval)
@@ -148,6 +136,7 @@ def load_scene(
     warnings += remarks
 
     usable = [shot for shot in capture.shots if shot.image_path is not None]
+    # Of all splits, so that they share one world and one range.
     poses = np.stack([shot.camera_to_world for shot in usable])
     change = change_world(capture, poses, bounded, orientation, centre)
     moved = change.poses(poses)
@@ -155,28 +144,21 @@ def load_scene(
         scene_scale = BLENDER_HALF_SIDE if bounded and detected == "blender" else 1.0
     if bounded:
         near, far = box_range(moved[:, :, 3], scene_scale)
-        astray = int((~looks_into_box(moved, scene_scale)).sum())
-        if 2 * astray > len(moved):
-            warnings.append(
-                f"{astray} of {len(moved)} cameras do not look into the scene box of half side {scene_scale:g} "
-                "around the origin; set a larger scene scale, or treat the scene as unbounded"
-            )
+        warnings += remark_on_astray_cameras(moved, scene_scale)
     else:
         near, far = unbounded_range(capture, change)
     transparent = sum(image.info.has_alpha for image in images)
     if 0 < transparent < len(images):
         warnings.append(
-            f"{transparent} of {len(images)} images of the {split} split have an alpha channel; the others are "
-            "taken as opaque"
+            f"{transparent} of {len(images)} images of the {split} split have an alpha channel; the others "
+            "are taken as opaque"
         )
     has_alpha = transparent > 0
     return Scene(
         layout=detected,
         root=capture.root,
         split=split,
-        frames=tuple(
-            _frame(shot, image, change, has_alpha) for shot, image in zip(selected, images, strict=True)
-        ),
+        frames=tuple(_frame(shot, image, change, has_alpha) for shot, image in zip(selected, images, strict=True)),
         bounded=bounded,
         scene_box=np.array([[-scene_scale] * 3, [scene_scale] * 3]),
         near=near,
@@ -219,9 +201,17 @@ def _check_options(
         raise SceneError(f"scene scale, the half side of the scene box, must be positive, not {scene_scale}")
 
 
+def _layout(path: Path, layout: str) -> str:
+    """The layout to read; files, and paths that do not exist, are judged by `detect_layout` in any case."""
+    if layout != "auto" and os.path.isdir(path):
+        return layout
+    detected = detect_layout(path)
+    if layout not in ("auto", detected):
+        raise SceneError(f"{path}: is a file of the layout {detected}; for {layout}, give the scene's folder")
+    return detected
+
+
 def _read(path: Path, layout: str) -> Capture:
-    if not os.path.exists(path):
-        raise SceneError(f"{path}: does not exist; give the folder of a scene")
     root = scene_root(path)
     if layout == "transforms":
         listing = path if os.path.isfile(path) else path / "transforms.json"

@@ -16,8 +16,8 @@ def select_split(capture: Capture, split: Split, eval_interval: int) -> tuple[li
     Args:
         capture: all that the scene's files list.
         split: "train", "val" or "test". Where files define only one of val and test, it serves for both.
-        eval_interval: where they define none, every `eval_interval`-th shot by name is in val and test, and the
-            others are in train, as in the evaluations of LLFF and mip-NeRF 360.
+        eval_interval: where they define none, every `eval_interval`-th shot by name is in val and test, and
+            the others are in train, as in the evaluations of LLFF and mip-NeRF 360.
 
     Returns:
         At least one shot, and remarks for the user.
@@ -27,42 +27,38 @@ def select_split(capture: Capture, split: Split, eval_interval: int) -> tuple[li
     """
     warnings: list[str] = []
     if capture.splits is None:
-        usable = _with_image(capture.shots, warnings)
+        usable = _with_image(capture, capture.shots, warnings)
         usable.sort(key=lambda shot: (shot.name, shot.listed))
         held_out = usable[::eval_interval]
-        chosen = (
-            [shot for i, shot in enumerate(usable) if i % eval_interval] if split == "train" else held_out
-        )
+        chosen = [shot for i, shot in enumerate(usable) if i % eval_interval] if split == "train" else held_out
     else:
         indices = _explicit_split(capture, capture.splits, split, warnings)
         sources = {capture.shots[i].source for i in indices}
-        _with_image([shot for shot in capture.shots if shot.source in sources], warnings)
+        _with_image(capture, [shot for shot in capture.shots if shot.source in sources], warnings)
         chosen = [capture.shots[i] for i in indices if capture.shots[i].image_path is not None]
     if not chosen:
         raise SceneError(
-            f"{capture.shots[0].source}: the {split} split is empty: {len(capture.shots)} frames are listed, but "
-            f"none for it has an image. {_split_rule(capture, eval_interval)}"
+            f"{capture.shots[0].source}: no frame is left for the {split} split, of {len(capture.shots)} "
+            f"listed. {_split_rule(capture, eval_interval)}"
         )
     return chosen, warnings
 
 
 def _split_rule(capture: Capture, eval_interval: int) -> str:
     if capture.splits is None:
-        return (
-            f"Of the frames sorted by name, every {eval_interval}th is held out and the rest is for training"
-        )
+        return f"Of the frames sorted by name, every {eval_interval}th is held out and the rest is for training"
     return f"The scene's files assign frames to {', '.join(capture.splits)}"
 
 
-def _with_image(shots: Sequence[Shot], warnings: list[str]) -> list[Shot]:
+def _with_image(capture: Capture, shots: Sequence[Shot], warnings: list[str]) -> list[Shot]:
     """Shots whose image exists; remarks on the others, which some published scenes list without shipping."""
     missing = [shot for shot in shots if shot.image_path is None]
     if missing:
         source = missing[0].source
         if len(missing) == len(shots):
             raise SceneError(
-                f"{source}: none of the {len(shots)} images it lists exists; the first is {shorten(missing[0].listed)}, "
-                f"looked for in {source.parent}"
+                f"{source}: none of the {len(shots)} images it lists exists; the first is "
+                f"{shorten(missing[0].listed)}, relative to {capture.root}"
             )
         names = ", ".join(shot.listed for shot in missing[:3]) + (", ..." if len(missing) > 3 else "")
         warnings.append(
@@ -77,11 +73,9 @@ def _explicit_split(
 ) -> tuple[int, ...]:
     if split in splits:
         return splits[split]
-    other = {"val": "test", "test": "val"}.get(split)
-    if other in splits:
-        warnings.append(
-            f"{_split_name(capture, split)} is missing; {_split_name(capture, other)} is used in its place"
-        )
+    other = "test" if split == "val" else "val"
+    if split != "train" and other in splits:
+        warnings.append(f"{_split_name(capture, split)} is missing; {_split_name(capture, other)} is used in its place")
         return splits[other]
     raise SceneError(f"{_split_name(capture, split)} is missing; it is needed to know the {split} frames")
 
@@ -90,5 +84,3 @@ def _split_name(capture: Capture, split: str) -> str:
     if capture.layout == "blender":
         return str(split_file(capture.root, split))
     return f"{capture.shots[0].source}: {split}_filenames"
-
-

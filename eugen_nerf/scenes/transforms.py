@@ -159,9 +159,7 @@ def _read_distortion(values: Mapping[str, object], where: str) -> Distortion:
     if listed is not None:
         items = as_list(listed, f"{where}: distortion_params")
         if len(items) != 6:
-            raise SceneError(
-                f"{where}: distortion_params must be [k1, k2, k3, k4, p1, p2], found {shorten(listed)}"
-            )
+            raise SceneError(f"{where}: distortion_params must be [k1, k2, k3, k4, p1, p2], found {shorten(listed)}")
         numbers = [as_number(x, f"{where}: distortion_params[{i}]") for i, x in enumerate(items)]
     else:
         keys = ("k1", "k2", "k3", "k4", "p1", "p2")
@@ -183,9 +181,7 @@ def _camera_model(values: Mapping[str, object], distortion: Distortion, where: s
     return "opencv" if any(distortion) else "pinhole"
 
 
-def _read_splits(
-    path: Path, meta: Mapping[str, object], shots: tuple[Shot, ...]
-) -> dict[str, tuple[int, ...]] | None:
+def _read_splits(path: Path, meta: Mapping[str, object], shots: tuple[Shot, ...]) -> dict[str, tuple[int, ...]] | None:
     """Indices from train_filenames, val_filenames and test_filenames; None without any of them."""
     index_of = {shot.listed: index for index, shot in enumerate(shots)}
     splits = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +54,7 @@ def read_json_object(path: Path) -> dict[str, object]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise SceneError(
-            f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from None
+        raise SceneError(f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
     except (ValueError, RecursionError) as error:
         # Integers of thousands of digits, or thousands of nested brackets.
         raise SceneError(f"{path}: not a usable JSON file ({error})") from None
@@ -78,10 +77,12 @@ def as_number(value: object, where: str) -> float:
 
 
 def as_positive(value: object, where: str) -> float:
-    """A number in (0, 1e9], such as a focal length in pixels."""
+    """A number in [1e-9, 1e9], such as a focal length in pixels."""
     number = as_number(value, where)
-    if not 1e-9 <= number <= MAX_COORDINATE:
+    if number <= 0:
         raise SceneError(f"{where}: must be positive, found {shorten(value)}")
+    if not 1e-9 <= number <= MAX_COORDINATE:
+        raise SceneError(f"{where}: is beyond any sensible range, found {shorten(value)}")
     return number
 
 
@@ -102,8 +103,11 @@ def as_list(value: object, where: str) -> list[object]:
 
 def as_path_text(value: object, where: str) -> str:
     """A non-empty path as a file states it, with forward slashes and no leading "./"."""
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
+    if not isinstance(value, str) or not value.strip():
         raise SceneError(f"{where}: expected a file path, found {shorten(value)}")
+    # Control characters, and the lone surrogates that JSON can spell, are no names and would garble messages.
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in value.strip()):
+        raise SceneError(f"{where}: the file path holds unprintable characters: {shorten(value)}")
     text = os.path.normpath(value.strip().replace("\\", "/"))
     if text == ".":
         raise SceneError(f"{where}: expected a file path, found {shorten(value)}")
@@ -112,16 +116,13 @@ def as_path_text(value: object, where: str) -> str:
 
 def as_matrix(value: object, where: str) -> np.ndarray:
     """A 3 x 4 or 4 x 4 matrix of finite numbers from nested JSON lists, as float64."""
-    rows = as_list(value, where)
-    if len(rows) not in (3, 4) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
+    matrix: list[list[float]] = []
+    for i, row in enumerate(as_list(value, where)):
+        numbers = [as_number(x, f"{where}[{i}][{j}]") for j, x in enumerate(as_list(row, f"{where}[{i}]"))]
+        matrix.append(numbers)
+    if len(matrix) not in (3, 4) or any(len(row) != 4 for row in matrix):
         raise SceneError(f"{where}: expected a 3 x 4 or 4 x 4 matrix as nested lists, found {shorten(value)}")
-    return np.array(
-        [
-            [as_number(x, f"{where}[{i}][{j}]") for j, x in enumerate(row)]
-            for i, row in enumerate(rows)
-            if isinstance(row, list)
-        ]
-    )
+    return np.array(matrix)
 
 
 def check_pose(matrix: np.ndarray, where: str) -> np.ndarray:
@@ -159,8 +160,8 @@ def check_pose(matrix: np.ndarray, where: str) -> np.ndarray:
         )
     if np.linalg.det(rotation) < 0:
         raise SceneError(
-            f"{where}: the pose is mirrored (determinant -1): {shorten(rotation.tolist(), 200)}; the camera's "
-            "axes must be right-handed: x right, y up, z back"
+            f"{where}: the pose is mirrored (determinant -1): {shorten(rotation.tolist(), 200)}; the "
+            "camera's axes must be right-handed: x right, y up, z back"
         )
     left, _, right = np.linalg.svd(rotation)
     return np.concatenate([left @ right, matrix[:3, 3:]], axis=1)

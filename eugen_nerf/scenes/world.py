@@ -8,7 +8,6 @@ import numpy as np
 
 from eugen_nerf.scenes.capture import Capture, Shot
 from eugen_nerf.scenes.normalise import (
-    LEAST_DISTANCE,
     Centre,
     Orientation,
     WorldChange,
@@ -17,6 +16,8 @@ from eugen_nerf.scenes.normalise import (
     normalise,
 )
 
+# Of rays, in units of the returned world: nothing is photographed from closer.
+LEAST_DISTANCE = 0.05
 UNBOUNDED_FAR = 1000.0
 
 
@@ -27,6 +28,14 @@ def change_world(
     orientation: Orientation | None,
     centre: Centre | None,
 ) -> WorldChange:
+    """The change of world for all splits of a capture.
+
+    Args:
+        capture: what the files state.
+        poses: [N, 3, 4] of all frames that have an image.
+        bounded: whether everything is to be inside the scene box.
+        orientation, centre: as in `normalise`; None takes the layout's own, see `load_scene`.
+    """
     blender = capture.layout == "blender"
     forward = not bounded and faces_forward(poses)
     near_depth = None
@@ -44,17 +53,46 @@ def change_world(
 
 
 def unbounded_range(capture: Capture, change: WorldChange) -> tuple[float, float]:
-    """Range along rays; the margins make up for bounds that are percentiles of sparse points."""
+    """Nearest and farthest distance along rays in the returned world, for a capture with a background."""
     if capture.bounds is None:
         return LEAST_DISTANCE, UNBOUNDED_FAR
     near, far = (depth * change.scale for depth in capture.bounds)
-    # Bounds are depths along the optical axis; a ray through a corner travels farther to the same depth.
+    # Bounds are depths along the optical axis; a ray through a corner travels farther to the same depth. The
+    # margins make up for their being percentiles of sparse points.
     return 0.9 * near, 1.1 * far * max(_corner_stretch(shot) for shot in capture.shots)
+
+
+def box_range(origins: np.ndarray, half_side: float) -> tuple[float, float]:
+    """Nearest and farthest distance from any of the cameras [N, 3] to the cube [-half_side, half_side]^3."""
+    inside = np.maximum(np.abs(origins) - half_side, 0.0)
+    corner = np.abs(origins) + half_side
+    near = float(np.linalg.norm(inside, axis=1).min())
+    return max(LEAST_DISTANCE, near), float(np.linalg.norm(corner, axis=1).max())
+
+
+def remark_on_astray_cameras(poses: np.ndarray, half_side: float) -> list[str]:
+    """A remark if most cameras [N, 3, 4] look past the scene box, which then cannot hold what they see."""
+    astray = int((~looks_into_box(poses, half_side)).sum())
+    if 2 * astray <= len(poses):
+        return []
+    return [
+        f"{astray} of {len(poses)} cameras do not look into the scene box, a cube of half side {half_side:g} "
+        "around the origin; set a larger scene scale, or treat the scene as unbounded"
+    ]
+
+
+def looks_into_box(poses: np.ndarray, half_side: float) -> np.ndarray:
+    """[N] bool: whether each camera's optical axis meets the cube [-half_side, half_side]^3."""
+    origins, directions = poses[:, :, 3], -poses[:, :, 2]
+    # Slab test; the tiny offset keeps a direction along an axis from dividing zero by zero.
+    inverse = 1.0 / np.where(np.abs(directions) < 1e-12, 1e-12, directions)
+    first, second = (-half_side - origins) * inverse, (half_side - origins) * inverse
+    enter = np.minimum(first, second).max(axis=1)
+    leave = np.maximum(first, second).min(axis=1)
+    return leave >= np.maximum(enter, 0.0)
 
 
 def _corner_stretch(shot: Shot) -> float:
     width, height = shot.intrinsics.stated_size((0, 0))
     fx, fy, _, _ = shot.intrinsics.pixels((width, height))
     return math.hypot(1.0, 0.5 * width / fx, 0.5 * height / fy)
-
-

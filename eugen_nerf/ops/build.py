@@ -1,0 +1,123 @@
+"""Compiling the CPU runners' C++ source at first use, and keeping the result."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).parent / "src"
+
+# -ffast-math stays off: the code relies on comparisons with NaN being false.
+FLAGS = (
+    "-O3",
+    "-std=c++17",
+    "-march=native",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-shared",
+    "-fPIC",
+)
+
+
+class BuildError(Exception):
+    """The source could not be compiled or loaded; the message is one line and says why."""
+
+
+def cache_folder() -> Path:
+    """Where compiled code is kept: $EUGEN_CACHE, else eugen_nerf in the user's cache folder."""
+    if "EUGEN_CACHE" in os.environ:
+        return Path(os.environ["EUGEN_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eugen_nerf"
+
+
+def find_compiler() -> list[str]:
+    """$CXX, g++ or clang++, whichever is found first, as the start of a command.
+
+    Raises:
+        BuildError: there is none.
+    """
+    for candidate in (os.environ.get("CXX", ""), "g++", "clang++"):
+        words = candidate.split()
+        if words and shutil.which(words[0]):
+            return words
+    raise BuildError("no C++ compiler was found ($CXX, g++, clang++)")
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("model name", "flags", "CPU part", "Features")
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
+
+
+def library_path(compiler: list[str], flags: tuple[str, ...]) -> Path:
+    """The file for these sources, flags, this compiler's version and this processor.
+
+    Raises:
+        BuildError: the compiler does not run.
+    """
+    try:
+        version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(f"the C++ compiler {compiler[0]} does not run ({error})") from error
+    digest = hashlib.sha256()
+    for file in sorted(SOURCE.iterdir()):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    digest.update("\0".join([*compiler, *flags, version, _processor()]).encode())
+    return cache_folder() / f"cpu-{digest.hexdigest()[:24]}.so"
+
+
+def compile_library(path: Path, compiler: list[str], flags: tuple[str, ...]) -> None:
+    """Compile to ``path``; a process that reads or writes the same path at the same time is not disturbed.
+
+    Raises:
+        BuildError: the folder cannot be written, or the compiler fails; the message has its first error.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".so")
+        os.close(handle)
+    except OSError as error:
+        raise BuildError(f"the folder {path.parent} cannot be written ({error.strerror})") from error
+    temporary = Path(name)
+    try:
+        command = [*compiler, *flags, str(SOURCE / "cpu.cpp"), "-o", str(temporary)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
+            first = next((line for line in lines if "error" in line), lines[0])
+            raise BuildError(f"{compiler[0]} failed: {first}")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise BuildError(f"{compiler[0]} could not write {path} ({error.strerror})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@functools.cache
+def cpu_library() -> ctypes.CDLL:
+    """The compiled CPU runners. Extra compiler flags are taken from $EUGEN_CXXFLAGS.
+
+    Raises:
+        BuildError: there is no compiler, the cache cannot be written, or the build or its loading failed.
+    """
+    compiler = find_compiler()
+    flags = (*FLAGS, *os.environ.get("EUGEN_CXXFLAGS", "").split())
+    path = library_path(compiler, flags)
+    if not path.exists():
+        compile_library(path, compiler, flags)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise BuildError(f"the compiled library does not load ({error})") from error

@@ -1,0 +1,130 @@
+"""The ops as the rest of the package calls them: the fastest runner that can do the work.
+
+The signatures are those of `eugen_nerf.ops.reference`, plus ``backend``: "auto" takes the native runner where
+there is one, "reference" the eager definition, "cpu" the native CPU runner or an error. The environment variable
+EUGEN_BACKEND, with the same values, goes before the argument.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from eugen_nerf.errors import UserError
+from eugen_nerf.layers.merge import MergedChain
+from eugen_nerf.ops import cpu, reference
+from eugen_nerf.ops.build import BuildError, cpu_library
+from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule
+from eugen_nerf.ops.packing import pack_chain, why_not_native
+
+Backend = Literal["auto", "reference", "cpu"]
+BACKENDS = ("auto", "reference", "cpu")
+
+
+def requested_backend(backend: Backend) -> Backend:
+    """The backend after a look at EUGEN_BACKEND.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    name = os.environ.get("EUGEN_BACKEND", backend)
+    if name not in BACKENDS:
+        raise UserError(f"EUGEN_BACKEND is {name!r}, but the backends are {', '.join(BACKENDS)}.")
+    return name  # type: ignore[return-value]
+
+
+@functools.cache
+def _native_cpu_problem() -> str | None:
+    """Why there are no native CPU runners; warns once."""
+    try:
+        cpu_library()
+    except BuildError as error:
+        warnings.warn(
+            f"eugen-nerf runs on eager PyTorch, about ten times slower than its native code: {error}.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return str(error)
+    return None
+
+
+def uses_native_cpu(backend: Backend, *tensors: Tensor) -> bool:
+    """Whether the native CPU runner takes these tensors.
+
+    Raises:
+        UserError: it was asked for by name, and cannot.
+    """
+    backend = requested_backend(backend)
+    if backend == "reference":
+        return False
+    if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
+        if backend == "cpu":
+            raise UserError("Backend cpu takes float32 tensors on the CPU. Use backend auto or reference.")
+        return False
+    if torch.compiler.is_compiling():  # the library was built, or found missing, before anything is traced
+        return True
+    problem = _native_cpu_problem()
+    if problem and backend == "cpu":
+        raise UserError(f"Backend cpu was asked for, but {problem}.")
+    return problem is None
+
+
+def hash_encode(x: Tensor, table: Tensor, layout: HashGridLayout, *, backend: Backend = "auto") -> Tensor:
+    """See `reference.hash_encode`."""
+    if layout.features_per_level in cpu.FEATURES_PER_LEVEL and uses_native_cpu(backend, x, table):
+        return cpu.hash_encode(x, table, layout.resolutions, layout.offsets, layout.log2_table_size)
+    return reference.hash_encode(x, table, layout)
+
+
+def spherical_harmonics(directions: Tensor, *, backend: Backend = "auto") -> Tensor:
+    """See `reference.spherical_harmonics`."""
+    if not directions.requires_grad and uses_native_cpu(backend, directions):
+        return cpu.spherical_harmonics(directions)
+    return reference.spherical_harmonics(directions)
+
+
+def network(x: Tensor, chain: MergedChain, *, backend: Backend = "auto") -> Tensor:
+    """See `reference.network`."""
+    if why_not_native(chain) is None and uses_native_cpu(backend, x, chain.weight):
+        packed = pack_chain(chain)
+        return cpu.network(x, packed.parameters, packed.spec, packed.eps)
+    return reference.network(x, chain)
+
+
+def march(
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    bits: Tensor,
+    resolution: int,
+    space: Space,
+    rule: StepRule,
+    jitter: Tensor | None = None,
+    *,
+    backend: Backend = "auto",
+) -> PackedSamples:
+    """See `reference.march`."""
+    if uses_native_cpu(backend, origins, directions, near, far):
+        shift = torch.full_like(near, 0.5) if jitter is None else jitter
+        box = [*space.box[0], *space.box[1]]
+        steps = [rule.step_size, rule.cone_angle]
+        return PackedSamples(
+            *cpu.march(origins, directions, near, far, shift, bits, resolution, box, space.contracted, steps)
+        )
+    return reference.march(origins, directions, near, far, bits, resolution, space, rule, jitter)
+
+
+def composite(
+    sigma: Tensor, rgb: Tensor, samples: PackedSamples, *, backend: Backend = "auto"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `reference.composite`."""
+    if uses_native_cpu(backend, sigma, rgb, samples.t_starts):
+        out = cpu.composite(sigma, rgb, samples.t_starts, samples.t_ends, samples.ray_offsets)
+        return out[:, :3], out[:, 3], out[:, 4]
+    return reference.composite(sigma, rgb, samples)

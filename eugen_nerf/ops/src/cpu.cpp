@@ -1,0 +1,376 @@
+// Entry points of the CPU runners: a plain C interface that cpu.py calls through ctypes.
+//
+// All arrays are contiguous. Work is divided among threads by ranges that depend on the number of threads alone, and
+// sums of different threads are added in a fixed order: equal inputs and threads give equal results, bit for bit.
+#include <omp.h>
+
+#include <algorithm>
+
+#include "composite.h"
+#include "harmonics.h"
+#include "hashgrid.h"
+#include "march.h"
+#include "network_simd.h"
+
+using namespace eugen;
+
+namespace {
+
+std::vector<HashLevel> make_levels(const int64* resolutions, const int64* offsets, int levels, int log2_table_size) {
+  std::vector<HashLevel> out(levels);
+  for (int l = 0; l < levels; l++) {
+    const int64 side = resolutions[l] + 1;
+    const bool dense = side * side * side <= int64(1) << log2_table_size;
+    out[l] = HashLevel{int(resolutions[l]), (uint32(1) << log2_table_size) - 1, uint32(offsets[l]), dense};
+  }
+  return out;
+}
+
+// Positions whose table rows are looked up before the first is used, so that memory has time to answer.
+enum { AHEAD = 16 };
+
+template <int F>
+void encode_level(const float* x, const float* table, const HashLevel& level, int64 n, float* out, int64 stride) {
+  HashCell cells[AHEAD];
+  for (int64 begin = 0; begin < n; begin += AHEAD) {
+    const int count = int(std::min<int64>(AHEAD, n - begin));
+    for (int j = 0; j < count; j++) {
+      cells[j] = hash_cell(load3(x + 3 * (begin + j)), level);
+      for (int c = 0; c < 8; c++) __builtin_prefetch(table + size_t(cells[j].rows[c]) * F);
+    }
+    for (int j = 0; j < count; j++) {
+      float weights[8], sum[F] = {};
+      corner_weights(cells[j], weights);
+      for (int c = 0; c < 8; c++) {
+        const float* row = table + size_t(cells[j].rows[c]) * F;
+        for (int f = 0; f < F; f++) sum[f] += weights[c] * row[f];
+      }
+      for (int f = 0; f < F; f++) out[(begin + j) * stride + f] = sum[f];
+    }
+  }
+}
+
+template <int F>
+void scatter_level(const float* x, const HashLevel& level, int64 n, const float* grad, int64 stride, uint32 part,
+                   uint32 parts, float* grad_table) {
+  HashCell cells[AHEAD];
+  for (int64 begin = 0; begin < n; begin += AHEAD) {
+    const int count = int(std::min<int64>(AHEAD, n - begin));
+    for (int j = 0; j < count; j++) {
+      cells[j] = hash_cell(load3(x + 3 * (begin + j)), level);
+      for (int c = 0; c < 8; c++) __builtin_prefetch(grad_table + size_t(cells[j].rows[c]) * F, 1);
+    }
+    for (int j = 0; j < count; j++) {
+      float weights[8];
+      corner_weights(cells[j], weights);
+      const float* g = grad + (begin + j) * stride;
+      for (int c = 0; c < 8; c++) {
+        const uint32 row = cells[j].rows[c];
+        if (parts > 1 && (row >> 4) % parts != part) continue;
+        for (int f = 0; f < F; f++) grad_table[size_t(row) * F + f] += weights[c] * g[f];
+      }
+    }
+  }
+}
+
+template <int F>
+void position_gradient(const float* x, const float* table, const std::vector<HashLevel>& levels, int64 begin, int64 end,
+                       const float* grad, float* grad_x) {
+  const int64 stride = int64(levels.size()) * F;
+  for (int64 n = begin; n < end; n++) {
+    float total[3] = {0, 0, 0};
+    for (size_t l = 0; l < levels.size(); l++) {
+      const HashCell cell = hash_cell(load3(x + 3 * n), levels[l]);
+      const float* g = grad + n * stride + l * F;
+      for (int c = 0; c < 8; c++) {
+        float dot = 0;
+        for (int f = 0; f < F; f++) dot += g[f] * table[size_t(cell.rows[c]) * F + f];
+        for (int a = 0; a < 3; a++) total[a] += dot * corner_slope(cell, c, a) * float(levels[l].resolution);
+      }
+    }
+    // Clamped positions do not move.
+    for (int a = 0; a < 3; a++) grad_x[3 * n + a] = x[3 * n + a] >= 0.f && x[3 * n + a] <= 1.f ? total[a] : 0.f;
+  }
+}
+
+// The widths of a vertex's features for which code is compiled.
+#define EUGEN_FOR_FEATURES(F, CALL) \
+  switch (F) {                      \
+    case 1: CALL(1); break;         \
+    case 2: CALL(2); break;         \
+    case 4: CALL(4); break;         \
+    case 8: CALL(8); break;         \
+    default: return 1;              \
+  }
+
+// The whole field: hash grid, density network, colour network.
+struct Field {
+  const float* table;
+  std::vector<HashLevel> levels;
+  int features;
+  Network density, color;
+};
+
+// A ray on its way through a tile.
+struct RayState {
+  Walk walk;
+  float harmonics[16];
+  float total[5];  // rgb, alpha, depth
+  double optical;
+  int samples;
+  int64 index;
+};
+
+template <int F>
+void encode_position(const Field& field, Vec3 unit, float* out) {
+  for (size_t l = 0; l < field.levels.size(); l++) {
+    const HashCell cell = hash_cell(unit, field.levels[l]);
+    float weights[8], sum[F] = {};
+    corner_weights(cell, weights);
+    for (int c = 0; c < 8; c++)
+      for (int f = 0; f < F; f++) sum[f] += weights[c] * field.table[size_t(cell.rows[c]) * F + f];
+    for (int f = 0; f < F; f++) out[l * F + f] = sum[f];
+  }
+}
+
+// Rays that a thread carries side by side: each round takes the next sample of every one of them, so that a round
+// fills the networks' tile and a ray stops at the sample that makes it opaque.
+template <int F>
+void render_rays(const Field& field, const March& m, const float* origins, const float* directions, const float* near,
+                 const float* far, int64 begin, int64 end, float min_transmittance, float* out, int64* samples) {
+  Scratch density(field.density), color(field.color);
+  const int encoded = field.density.in(), geometry = field.density.out - 1, color_in = field.color.in();
+  const int ld_density = padded(field.density.out), ld_color = padded(field.color.out);
+  std::vector<float> features(size_t(TILE) * encoded), color_input(size_t(TILE) * color_in);
+  std::vector<RayState> rays(TILE);
+  std::vector<Step> steps(TILE);
+  const float opaque = -log(maximum(min_transmittance, 1e-30f));
+  int active = 0;
+  int64 next = begin;
+  while (true) {
+    // Take the next sample of each ray; finished rays make room for new ones.
+    int i = 0;
+    while (i < active || (active < TILE && next < end)) {
+      if (i == active) {
+        RayState& ray = rays[active++];
+        const Vec3 direction = load3(directions + 3 * next);
+        ray = RayState{begin_walk(m, load3(origins + 3 * next), direction, near[next], far[next], 0.5f), {}, {}, 0, 0, next};
+        spherical_harmonics(direction, ray.harmonics);
+        next++;
+      }
+      if (rays[i].optical <= opaque && next_sample(m, rays[i].walk, steps[i])) {
+        i++;
+        continue;
+      }
+      memcpy(out + 5 * rays[i].index, rays[i].total, sizeof(rays[i].total));
+      samples[rays[i].index] = rays[i].samples;
+      rays[i] = rays[--active];
+    }
+    if (active == 0) return;
+    for (int r = 0; r < active; r++) encode_position<F>(field, steps[r].unit, &features[size_t(r) * encoded]);
+    tile_forward(field.density, density, features.data(), encoded, active);
+    for (int r = 0; r < active; r++) {
+      float* in = &color_input[size_t(r) * color_in];
+      memcpy(in, rays[r].harmonics, sizeof(rays[r].harmonics));
+      memcpy(in + 16, &density.output[size_t(r) * ld_density + 1], sizeof(float) * geometry);
+    }
+    tile_forward(field.color, color, color_input.data(), color_in, active);
+    for (int r = 0; r < active; r++) {
+      RayState& ray = rays[r];
+      const float sigma = exp(minimum(density.output[size_t(r) * ld_density], 80.f));
+      const float thickness = sigma * (steps[r].t_end - steps[r].t_start);
+      const float weight = float(exp(-ray.optical)) * -expm1f(-thickness);
+      const float* raw = &color.output[size_t(r) * ld_color];
+      for (int c = 0; c < 3; c++) ray.total[c] += weight / (1 + exp(-raw[c]));
+      ray.total[3] += weight;
+      ray.total[4] += weight * 0.5f * (steps[r].t_start + steps[r].t_end);
+      ray.optical += thickness;
+      ray.samples++;
+    }
+  }
+}
+
+int64 range_begin(int64 n, int thread, int threads) { return n * thread / threads; }
+
+}  // namespace
+
+extern "C" {
+
+// Every function returns 0, or 1 where it has no code for the arguments.
+
+int eugen_lanes() { return LANES; }
+
+int eugen_hash_encode_forward(const float* x, const float* table, const int64* resolutions, const int64* offsets,
+                              int levels, int features, int log2_table_size, int64 n, float* out, int threads) {
+  const std::vector<HashLevel> level = make_levels(resolutions, offsets, levels, log2_table_size);
+  const int64 stride = int64(levels) * features;
+  // Level by level over a chunk: a level's rows stay in the cache while the chunk's positions visit them.
+  const int64 chunk = 4096, chunks = (n + chunk - 1) / chunk;
+#define EUGEN_CALL(F)                                                                                      \
+  _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int64 k = 0; k < chunks; k++) {   \
+    const int64 begin = k * chunk, count = std::min(chunk, n - begin);                                     \
+    for (int l = 0; l < levels; l++)                                                                       \
+      encode_level<F>(x + 3 * begin, table, level[l], count, out + begin * stride + l * F, stride);        \
+  }
+  EUGEN_FOR_FEATURES(features, EUGEN_CALL)
+#undef EUGEN_CALL
+  return 0;
+}
+
+// grad_table [entries, features] is added to; grad_x [n, 3] is written unless it is null.
+int eugen_hash_encode_backward(const float* x, const float* table, const int64* resolutions, const int64* offsets,
+                               int levels, int features, int log2_table_size, int64 n, const float* grad,
+                               float* grad_table, float* grad_x, int threads) {
+  const std::vector<HashLevel> level = make_levels(resolutions, offsets, levels, log2_table_size);
+  const int64 stride = int64(levels) * features;
+  // A task owns the rows it adds to, and adds in the order of the samples: no atomics, and the same sums whatever
+  // the number of threads. Beyond one thread a level, a level's rows are divided by their number.
+  const int parts = (threads + levels - 1) / levels, tasks = levels * parts;
+#define EUGEN_CALL(F)                                                                                        \
+  if (grad_table) {                                                                                          \
+    _Pragma("omp parallel for num_threads(threads) schedule(dynamic, 1)") for (int k = 0; k < tasks; k++) {  \
+      const int l = levels - 1 - k / parts;                                                                  \
+      scatter_level<F>(x, level[l], n, grad + l * F, stride, uint32(k % parts), uint32(parts), grad_table);  \
+    }                                                                                                        \
+  }                                                                                                          \
+  if (grad_x) {                                                                                              \
+    _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int t = 0; t < threads; t++)      \
+        position_gradient<F>(x, table, level, range_begin(n, t, threads), range_begin(n, t + 1, threads), grad, grad_x); \
+  }
+  EUGEN_FOR_FEATURES(features, EUGEN_CALL)
+#undef EUGEN_CALL
+  return 0;
+}
+
+int eugen_spherical_harmonics(const float* directions, int64 n, float* out, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64 i = 0; i < n; i++) spherical_harmonics(load3(directions + 3 * i), out + 16 * i);
+  return 0;
+}
+
+int eugen_network_forward(const float* x, const float* parameters, const int64* spec, const float* eps, int64 n,
+                          float* out, int threads) {
+  const Network net(spec, eps, parameters);
+  const int in = net.in(), ld = padded(net.out);
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch scratch(net);
+#pragma omp for schedule(static)
+    for (int64 begin = 0; begin < n; begin += TILE) {
+      const int rows = int(std::min<int64>(TILE, n - begin));
+      tile_forward(net, scratch, x + begin * in, in, rows);
+      for (int r = 0; r < rows; r++)
+        memcpy(out + (begin + r) * net.out, &scratch.output[size_t(r) * ld], sizeof(float) * net.out);
+    }
+  }
+  return 0;
+}
+
+// grad_parameters [as packed] is written; grad_x [n, in] is written unless it is null.
+int eugen_network_backward(const float* x, const float* parameters, const int64* spec, const float* eps, int64 n,
+                           const float* grad_out, float* grad_x, float* grad_parameters, int threads) {
+  const Network net(spec, eps, parameters);
+  const int in = net.in();
+  std::vector<Gradients> sums(threads, Gradients(net));
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch scratch(net);
+    Gradients& mine = sums[omp_get_thread_num()];
+#pragma omp for schedule(static)
+    for (int64 begin = 0; begin < n; begin += TILE) {
+      const int rows = int(std::min<int64>(TILE, n - begin));
+      tile_forward(net, scratch, x + begin * in, in, rows);
+      tile_backward(net, scratch, mine, grad_out + begin * net.out, net.out, rows,
+                    grad_x ? grad_x + begin * in : nullptr, in);
+    }
+  }
+  float* p = grad_parameters;
+  const int stages = int(net.stages.size());
+  for (int i = 0; i <= stages; i++) {
+    const Matrix& m = net.matrices[i];
+    const bool has_norm = i < stages && net.stages[i].has_norm;
+    const int plain = m.columns - (has_norm ? 1 : 0), ld = padded(m.columns);
+    const auto sum = [&](int r, int c) {
+      float total = 0;
+      for (const Gradients& g : sums) total += g.weights[i][size_t(r) * ld + c];
+      return total;
+    };
+    for (int r = 0; r < m.rows; r++)
+      for (int c = 0; c < plain; c++) *p++ = sum(r, c);
+    if (i < stages ? net.stages[i].has_offsets : net.has_bias)
+      for (int r = 0; r < m.rows; r++, p++) {
+        *p = 0;
+        for (const Gradients& g : sums) *p += g.offsets[i][r];
+      }
+    if (has_norm)
+      for (int r = 0; r < m.rows; r++) *p++ = sum(r, plain);
+  }
+  return 0;
+}
+
+// First call with t_start null: writes the number of samples of each ray. Second: writes the samples to the places
+// that offsets [rays + 1] gives. box: low and high corner; grid: step size, cone angle. near, far, jitter [rays].
+int eugen_march(const float* origins, const float* directions, const float* near, const float* far, const float* jitter,
+                int64 rays, const uint8* bits, int resolution, const float* box, int contracted, const float* rule,
+                int64* counts, const int64* offsets, float* t_start, float* t_end, int threads) {
+  const March m{{box[0], box[1], box[2]}, {box[3], box[4], box[5]}, contracted, rule[0], rule[1], resolution, bits};
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 64)
+  for (int64 r = 0; r < rays; r++) {
+    Walk walk = begin_walk(m, load3(origins + 3 * r), load3(directions + 3 * r), near[r], far[r], jitter[r]);
+    Step step;
+    int64 number = t_start ? offsets[r] : 0;
+    for (; next_sample(m, walk, step); number++)
+      if (t_start) {
+        t_start[number] = step.t_start;
+        t_end[number] = step.t_end;
+      }
+    if (!t_start) counts[r] = number;
+  }
+  return 0;
+}
+
+// out [rays, 5]: rgb, alpha, depth of each ray.
+int eugen_composite_forward(const float* sigma, const float* rgb, const float* t_start, const float* t_end,
+                            const int64* offsets, int64 rays, float* out, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 64)
+  for (int64 r = 0; r < rays; r++) {
+    const int64 b = offsets[r];
+    composite_forward(sigma + b, rgb + 3 * b, t_start + b, t_end + b, offsets[r + 1] - b, out + 5 * r);
+  }
+  return 0;
+}
+
+int eugen_composite_backward(const float* sigma, const float* rgb, const float* t_start, const float* t_end,
+                             const int64* offsets, int64 rays, const float* grad_out, float* grad_sigma,
+                             float* grad_rgb, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 64)
+  for (int64 r = 0; r < rays; r++) {
+    const int64 b = offsets[r];
+    composite_backward(sigma + b, rgb + 3 * b, t_start + b, t_end + b, offsets[r + 1] - b, grad_out + 5 * r,
+                       grad_sigma + b, grad_rgb + 3 * b);
+  }
+  return 0;
+}
+
+// One pass from rays to pixels. out [rays, 5]: rgb, alpha, depth; samples [rays].
+int eugen_render(const float* origins, const float* directions, const float* near, const float* far, int64 rays,
+                 const uint8* bits, int resolution, const float* box, int contracted, const float* rule,
+                 const float* table, const int64* resolutions, const int64* offsets, int levels, int features,
+                 int log2_table_size, const float* density, const int64* density_spec, const float* density_eps,
+                 const float* color, const int64* color_spec, const float* color_eps, float min_transmittance,
+                 float* out, int64* samples, int threads) {
+  const March m{{box[0], box[1], box[2]}, {box[3], box[4], box[5]}, contracted, rule[0], rule[1], resolution, bits};
+  const Field field{table, make_levels(resolutions, offsets, levels, log2_table_size), features,
+                    Network(density_spec, density_eps, density), Network(color_spec, color_eps, color)};
+  // Chunks large enough to keep tiles full, small enough to balance empty and crowded parts of the picture.
+  const int64 chunk = 2048, chunks = (rays + chunk - 1) / chunk;
+#define EUGEN_CALL(F)                                                                                            \
+  _Pragma("omp parallel for num_threads(threads) schedule(dynamic, 1)") for (int64 k = 0; k < chunks; k++)       \
+      render_rays<F>(field, m, origins, directions, near, far, k * chunk, std::min(rays, (k + 1) * chunk),       \
+                     min_transmittance, out, samples);
+  EUGEN_FOR_FEATURES(features, EUGEN_CALL)
+#undef EUGEN_CALL
+  return 0;
+}
+
+}  // extern "C"

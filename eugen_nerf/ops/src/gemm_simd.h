@@ -1,0 +1,79 @@
+// Small matrix products in vector registers, for the few dozen rows of a tile.
+#pragma once
+#include "common.h"
+
+namespace eugen {
+
+#if defined(__AVX512F__)
+enum { LANES = 16, COLUMNS = 4 };  // floats in a vector, vectors side by side: 24 accumulators of 32 registers
+#elif defined(__AVX__)
+enum { LANES = 8, COLUMNS = 2 };  // 12 accumulators of 16 registers
+#else
+enum { LANES = 4, COLUMNS = 2 };
+#endif
+enum { ROWS = 6 };
+
+typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4)));
+
+EUGEN_FUNCTION int padded(int n) { return (n + LANES - 1) / LANES * LANES; }
+EUGEN_FUNCTION Vector load(const float* p) { return *(const Vector*)p; }
+EUGEN_FUNCTION void store(float* p, Vector v) { *(Vector*)p = v; }
+
+// What a product starts from, and what happens to it at the end.
+enum Start { ZERO, ACCUMULATE, ROW };  // ROW: the same row of offsets for all rows
+enum Finish { PLAIN, RELU };
+
+// A matrix seen through strides; B and C have contiguous rows that are a whole number of vectors long.
+struct Strided {
+  const float* data;
+  int row, column;
+};
+
+template <int M, int V>
+EUGEN_FUNCTION void block(float* c, int ldc, Strided a, const float* b, int ldb, int k, Start start, const float* row,
+                          Finish finish) {
+  Vector sum[M][V];
+  for (int v = 0; v < V; v++) {
+    const Vector offset = start == ROW ? load(row + v * LANES) : Vector{};
+    for (int m = 0; m < M; m++) sum[m][v] = start == ACCUMULATE ? load(c + m * ldc + v * LANES) : offset;
+  }
+  for (int i = 0; i < k; i++) {
+    Vector right[V];
+    for (int v = 0; v < V; v++) right[v] = load(b + i * ldb + v * LANES);
+    for (int m = 0; m < M; m++) {
+      const float left = a.data[m * a.row + i * a.column];
+      for (int v = 0; v < V; v++) sum[m][v] += left * right[v];
+    }
+  }
+  for (int m = 0; m < M; m++)
+    for (int v = 0; v < V; v++) {
+      Vector s = sum[m][v];
+      if (finish == RELU) s = s > 0.f ? s : Vector{};
+      store(c + m * ldc + v * LANES, s);
+    }
+}
+
+template <int V>
+static void strip(float* c, int ldc, Strided a, const float* b, int ldb, int m, int k, Start start, const float* row,
+                  Finish finish) {
+  int i = 0;
+  for (; i + ROWS <= m; i += ROWS, a.data += ROWS * a.row)
+    block<ROWS, V>(c + i * ldc, ldc, a, b, ldb, k, start, row, finish);
+  for (; i + 2 <= m; i += 2, a.data += 2 * a.row) block<2, V>(c + i * ldc, ldc, a, b, ldb, k, start, row, finish);
+  for (; i < m; i++, a.data += a.row) block<1, V>(c + i * ldc, ldc, a, b, ldb, k, start, row, finish);
+}
+
+// C [m, n] = start + A [m, k] B [k, n]; n a multiple of LANES.
+static inline void gemm(float* c, int ldc, Strided a, const float* b, int ldb, int m, int n, int k, Start start,
+                        const float* row = nullptr, Finish finish = PLAIN) {
+  int j = 0;
+  for (; j + COLUMNS * LANES <= n; j += COLUMNS * LANES)
+    strip<COLUMNS>(c + j, ldc, a, b + j, ldb, m, k, start, row + (row ? j : 0), finish);
+  if (COLUMNS > 2 && j + 2 * LANES <= n) {
+    strip<2>(c + j, ldc, a, b + j, ldb, m, k, start, row + (row ? j : 0), finish);
+    j += 2 * LANES;
+  }
+  for (; j + LANES <= n; j += LANES) strip<1>(c + j, ldc, a, b + j, ldb, m, k, start, row + (row ? j : 0), finish);
+}
+
+}  // namespace eugen

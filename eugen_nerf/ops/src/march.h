@@ -1,0 +1,129 @@
+// Marching along a ray through an occupancy grid: step rule, contraction, bit lookup.
+// Definitions in layout.StepRule, layout.Space and reference.march.
+#pragma once
+#include "common.h"
+
+namespace eugen {
+
+struct March {
+  float low[3], high[3];  // scene box
+  int contracted;
+  float step_size, cone_angle;
+  int resolution;     // occupancy cells along an axis
+  const uint8* bits;  // [resolution^3 / 8]
+};
+
+EUGEN_FUNCTION float step_distance(const March& m, float s) {
+  if (m.cone_angle == 0.f || s * m.cone_angle <= 1.f) return m.step_size * s;
+  return m.step_size / m.cone_angle * exp(m.cone_angle * s - 1.f);
+}
+
+EUGEN_FUNCTION float step_coordinate(const March& m, float distance) {
+  const float linear = distance / m.step_size;
+  if (m.cone_angle == 0.f || linear * m.cone_angle <= 1.f) return linear;
+  return (1.f + log(linear * m.cone_angle)) / m.cone_angle;
+}
+
+EUGEN_FUNCTION Vec3 to_unit(const March& m, Vec3 p) {
+  float u[3] = {p.x, p.y, p.z};
+  float norm = 1.f;
+  for (int a = 0; a < 3; a++) {
+    u[a] = (u[a] - m.low[a]) / (m.high[a] - m.low[a]);
+    if (m.contracted) {
+      u[a] = 2.f * u[a] - 1.f;
+      norm = maximum(norm, absolute(u[a]));
+    }
+  }
+  if (m.contracted)
+    for (int a = 0; a < 3; a++) u[a] = 0.25f * u[a] * (2.f - 1.f / norm) / norm + 0.5f;
+  return Vec3{u[0], u[1], u[2]};
+}
+
+EUGEN_FUNCTION bool is_occupied(const March& m, Vec3 unit) {
+  // Written so that NaN is outside.
+  if (!(unit.x >= 0.f && unit.x < 1.f && unit.y >= 0.f && unit.y < 1.f && unit.z >= 0.f && unit.z < 1.f)) return false;
+  const int r = m.resolution;
+  int c[3] = {int(unit.x * float(r)), int(unit.y * float(r)), int(unit.z * float(r))};
+  for (int a = 0; a < 3; a++)
+    if (c[a] > r - 1) c[a] = r - 1;
+  const int64 index = (int64(c[2]) * r + c[1]) * r + c[0];
+  return m.bits[index >> 3] >> (index & 7) & 1;
+}
+
+// Narrow [near, far] to the box; far < near where the ray misses it.
+EUGEN_FUNCTION void clip_to_box(const float low[3], const float high[3], Vec3 origin, Vec3 direction, float& near,
+                                float& far) {
+  const float o[3] = {origin.x, origin.y, origin.z}, d[3] = {direction.x, direction.y, direction.z};
+  for (int a = 0; a < 3; a++) {
+    // A zero component would give 0 * inf = NaN on a face.
+    const float safe = absolute(d[a]) < 1e-19f ? 1e-19f : d[a];
+    const float first = (low[a] - o[a]) / safe, second = (high[a] - o[a]) / safe;
+    near = maximum(near, minimum(first, second));
+    far = minimum(far, maximum(first, second));
+  }
+}
+
+// One ray's walk from sample to sample.
+struct Walk {
+  Vec3 origin, direction;
+  float start;  // step coordinate of sample 0
+  int number;   // next candidate
+  int count;    // candidates in all
+};
+
+struct Step {
+  float t_start, t_end;
+  Vec3 position, unit;
+};
+
+EUGEN_FUNCTION Walk begin_walk(const March& m, Vec3 origin, Vec3 direction, float near, float far, float jitter) {
+  Walk walk{origin, direction, 0.f, 0, 0};
+  if (!m.contracted) clip_to_box(m.low, m.high, origin, direction, near, far);
+  if (!(far > near)) return walk;  // also where a limit is not a number
+  walk.start = step_coordinate(m, maximum(near, 0.f)) + jitter;
+  const float steps = step_coordinate(m, maximum(far, 0.f)) - walk.start;
+  // A cap far above any sensible count keeps the conversion defined for huge or infinite limits.
+  walk.count = steps > 0.f ? int(minimum(steps + 1.f, 1e7f)) : 0;
+  if (float(walk.count) - 1.f >= steps) walk.count--;  // ceil
+  return walk;
+}
+
+EUGEN_FUNCTION Step step_at(const March& m, const Walk& walk, int number) {
+  const float s = walk.start + float(number);
+  Step step;
+  step.t_start = step_distance(m, maximum(s - 0.5f, 0.f));
+  step.t_end = step_distance(m, s + 0.5f);
+  const float middle = 0.5f * (step.t_start + step.t_end);
+  step.position = Vec3{walk.origin.x + walk.direction.x * middle, walk.origin.y + walk.direction.y * middle,
+                       walk.origin.z + walk.direction.z * middle};
+  step.unit = to_unit(m, step.position);
+  return step;
+}
+
+// Advance to the next sample in an occupied cell; false at the end of the ray.
+EUGEN_FUNCTION bool next_sample(const March& m, Walk& walk, Step& step) {
+  while (walk.number < walk.count) {
+    step = step_at(m, walk, walk.number);
+    if (is_occupied(m, step.unit)) {
+      walk.number++;
+      return true;
+    }
+    int skip = 1;
+    if (!m.contracted) {
+      // Every step up to the far side of this empty cell is empty too. One less, against round-off.
+      const float r = float(m.resolution), d[3] = {walk.direction.x, walk.direction.y, walk.direction.z};
+      const float u[3] = {step.unit.x, step.unit.y, step.unit.z};
+      float leave = 1e30f;
+      for (int a = 0; a < 3; a++) {
+        const float speed = d[a] / (m.high[a] - m.low[a]) * r, p = u[a] * r;
+        if (absolute(speed) > 1e-9f) leave = minimum(leave, (floor(p) + (speed > 0.f ? 1.f : 0.f) - p) / speed);
+      }
+      const float steps = leave / m.step_size;
+      if (steps > 2.f) skip = int(minimum(steps, 1e6f)) - 1;
+    }
+    walk.number += skip;
+  }
+  return false;
+}
+
+}  // namespace eugen

@@ -1,0 +1,276 @@
+// A merged chain of EUGen and dense layers on a CPU, tile by tile; the same as reference.network.
+//
+// Rows are handled TILE at a time, so that all activations of a tile stay in the nearest cache. The backward pass
+// recomputes them: that costs a third of it and saves writing and reading every activation.
+#pragma once
+#include <cstring>
+#include <vector>
+
+#include "gemm_simd.h"
+
+namespace eugen {
+
+enum { TILE = 96 };  // a multiple of ROWS
+
+// Numbers as in packing.py.
+enum Phi { IDENTITY, RELU_PHI, SQUARED_RELU, SOFTPLUS, GELU, SINE };
+
+struct Stage {
+  int in, features, order;
+  bool shared, has_offsets, has_norm;
+  Phi phi;
+  float eps;
+
+  int projections() const { return shared ? order : order * (order + 1) / 2; }
+  int columns() const { return in + (has_norm ? 1 : 0); }  // the norm is one more input
+  int projected() const { return projections() * features; }
+  int out() const { return order * features; }
+};
+
+// The parameters of one affine map, in the two layouts that the products want.
+struct Matrix {
+  int rows, columns;                // out, in
+  std::vector<float> by_input;      // [columns, padded(rows)]: x -> y
+  std::vector<float> by_output;     // [rows, padded(columns)]: dy -> dx
+  std::vector<float> offsets;       // [padded(rows)], zero where there are none
+
+  void pack(const float* source, const float* last_column, const float* bias, int n, int k) {
+    rows = n;
+    columns = k + (last_column ? 1 : 0);
+    by_input.assign(size_t(columns) * padded(n), 0.f);
+    by_output.assign(size_t(n) * padded(columns), 0.f);
+    offsets.assign(padded(n), 0.f);
+    for (int r = 0; r < n; r++) {
+      for (int c = 0; c < columns; c++) {
+        const float value = c < k ? source[size_t(r) * k + c] : last_column[r];
+        by_input[size_t(c) * padded(n) + r] = value;
+        by_output[size_t(r) * padded(columns) + c] = value;
+      }
+      if (bias) offsets[r] = bias[r];
+    }
+  }
+};
+
+struct Network {
+  std::vector<Stage> stages;
+  std::vector<Matrix> matrices;  // one for each stage, then the output's
+  int out;
+  bool has_bias;
+
+  // spec: stages; per stage in, features, order, shared, phi, has_offsets, has_norm; out, has_bias.
+  Network(const int64* spec, const float* eps, const float* parameters) {
+    const int count = int(*spec++);
+    stages.resize(count);
+    matrices.resize(count + 1);
+    const float* p = parameters;
+    int width = 0;
+    for (int i = 0; i < count; i++, spec += 7) {
+      Stage& s = stages[i];
+      s = Stage{int(spec[0]), int(spec[1]), int(spec[2]), spec[3] != 0, spec[5] != 0, spec[6] != 0, Phi(spec[4]), eps[i]};
+      const float* weights = p;
+      p += size_t(s.projected()) * s.in;
+      const float* offsets = s.has_offsets ? p : nullptr;
+      p += s.has_offsets ? s.projected() : 0;
+      const float* norm = s.has_norm ? p : nullptr;
+      p += s.has_norm ? s.projected() : 0;
+      matrices[i].pack(weights, norm, offsets, s.projected(), s.in);
+      width = s.out();
+    }
+    if (count == 0) width = int(spec[2]);
+    out = int(spec[0]);
+    has_bias = spec[1] != 0;
+    matrices[count].pack(p, nullptr, has_bias ? p + size_t(out) * width : nullptr, out, width);
+  }
+
+  int in() const { return stages.empty() ? matrices[0].columns : stages[0].in; }
+};
+
+// Activations and gradients of one tile; one for each thread.
+struct Scratch {
+  std::vector<std::vector<float>> input;      // of each matrix [TILE, padded(columns)], the norm in its column
+  std::vector<std::vector<float>> projected;  // of each stage [TILE, padded(projected)], before products and phi
+  std::vector<float> output;                  // [TILE, padded(out)]
+  std::vector<float> grad, grad_projected;    // widest of the above
+
+  explicit Scratch(const Network& net) {
+    int widest = 0;
+    for (const Matrix& m : net.matrices) {
+      input.emplace_back(size_t(TILE) * padded(m.columns), 0.f);
+      widest = widest > padded(m.columns) ? widest : padded(m.columns);
+      widest = widest > padded(m.rows) ? widest : padded(m.rows);
+    }
+    for (const Stage& s : net.stages) projected.emplace_back(size_t(TILE) * padded(s.projected()), 0.f);
+    output.assign(size_t(TILE) * padded(net.out), 0.f);
+    grad.assign(size_t(TILE) * widest, 0.f);
+    grad_projected.assign(size_t(TILE) * widest, 0.f);
+  }
+};
+
+EUGEN_FUNCTION float apply(Phi phi, float z) {
+  switch (phi) {
+    case RELU_PHI: return z > 0 ? z : 0.f;
+    case SQUARED_RELU: return z > 0 ? z * z : 0.f;
+    case SOFTPLUS: return z > 20 ? z : log1pf(expf(z));
+    case GELU: return 0.5f * z * (1 + erff(z * 0.70710678118654752f));
+    case SINE: return sinf(z);
+    default: return z;
+  }
+}
+
+EUGEN_FUNCTION float slope(Phi phi, float z) {
+  switch (phi) {
+    case RELU_PHI: return z > 0 ? 1.f : 0.f;
+    case SQUARED_RELU: return z > 0 ? 2 * z : 0.f;
+    case SOFTPLUS: return z > 20 ? 1.f : 1 / (1 + expf(-z));
+    case GELU:
+      return 0.5f * (1 + erff(z * 0.70710678118654752f)) + z * 0.39894228040143268f * expf(-0.5f * z * z);
+    case SINE: return cosf(z);
+    default: return 1.f;
+  }
+}
+
+// Features of a row of projections u: order 1 is phi(u_1); order 2 appends phi(u_2 u_3), or phi(u_1 u_2) if shared.
+template <Phi PHI>
+static void make_features(const Stage& s, const float* u, float* f) {
+  const int m = s.features;
+  for (int j = 0; j < m; j++) f[j] = apply(PHI, u[j]);
+  if (s.order == 2) {
+    const float *a = s.shared ? u : u + m, *b = a + m;
+    for (int j = 0; j < m; j++) f[m + j] = apply(PHI, a[j] * b[j]);
+  }
+}
+
+// Gradient of make_features: from df to du.
+template <Phi PHI>
+static void features_backward(const Stage& s, const float* u, const float* df, float* du) {
+  const int m = s.features;
+  for (int j = 0; j < m; j++) du[j] = df[j] * slope(PHI, u[j]);
+  if (s.order == 2) {
+    const float *a = s.shared ? u : u + m, *b = a + m;
+    float *da = s.shared ? du : du + m, *db = da + m;
+    for (int j = 0; j < m; j++) {
+      const float g = df[m + j] * slope(PHI, a[j] * b[j]);
+      da[j] = (s.shared ? da[j] : 0.f) + g * b[j];
+      db[j] = g * a[j];
+    }
+  }
+}
+
+#define EUGEN_FOR_PHI(phi, CALL)                      \
+  switch (phi) {                                      \
+    case RELU_PHI: CALL(RELU_PHI); break;             \
+    case SQUARED_RELU: CALL(SQUARED_RELU); break;     \
+    case SOFTPLUS: CALL(SOFTPLUS); break;             \
+    case GELU: CALL(GELU); break;                     \
+    case SINE: CALL(SINE); break;                     \
+    default: CALL(IDENTITY); break;                   \
+  }
+
+static inline float row_norm(const float* row, int n, float eps) {
+  float sum = 0;
+  for (int i = 0; i < n; i++) sum += row[i] * row[i];
+  return sqrtf(sum + eps);
+}
+
+// x -> scratch.output, all activations kept. x [rows, in] has the stride ldx.
+static inline void tile_forward(const Network& net, Scratch& t, const float* x, int64 ldx, int rows) {
+  const int stages = int(net.stages.size());
+  const int ld0 = padded(net.matrices[0].columns);
+  for (int r = 0; r < rows; r++) memcpy(&t.input[0][size_t(r) * ld0], x + r * ldx, sizeof(float) * net.in());
+  for (int i = 0; i <= stages; i++) {
+    const Matrix& matrix = net.matrices[i];
+    const int ld = padded(matrix.columns), ldo = padded(matrix.rows);
+    float* in = t.input[i].data();
+    if (i == stages) {
+      gemm(t.output.data(), ldo, Strided{in, ld, 1}, matrix.by_input.data(), ldo, rows, ldo, matrix.columns, ROW,
+           matrix.offsets.data());
+      return;
+    }
+    const Stage& s = net.stages[i];
+    if (s.has_norm)
+      for (int r = 0; r < rows; r++) in[r * ld + s.in] = row_norm(in + r * ld, s.in, s.eps);
+    float *u = t.projected[i].data(), *f = t.input[i + 1].data();
+    const int ldf = padded(net.matrices[i + 1].columns);
+    if (s.order == 1 && s.phi == RELU_PHI && ldo == ldf) {
+      // The common case needs no second pass; its slope can be read off the features.
+      gemm(f, ldf, Strided{in, ld, 1}, matrix.by_input.data(), ldo, rows, ldo, matrix.columns, ROW,
+           matrix.offsets.data(), RELU);
+      continue;
+    }
+    gemm(u, ldo, Strided{in, ld, 1}, matrix.by_input.data(), ldo, rows, ldo, matrix.columns, ROW,
+         matrix.offsets.data());
+#define EUGEN_CALL(PHI) \
+  for (int r = 0; r < rows; r++) make_features<PHI>(s, u + r * ldo, f + r * ldf)
+    EUGEN_FOR_PHI(s.phi, EUGEN_CALL)
+#undef EUGEN_CALL
+  }
+}
+
+// One thread's sums of parameter gradients.
+struct Gradients {
+  std::vector<std::vector<float>> weights;  // like by_output
+  std::vector<std::vector<float>> offsets;  // [padded(rows)]
+
+  explicit Gradients(const Network& net) {
+    for (const Matrix& m : net.matrices) {
+      weights.emplace_back(size_t(m.rows) * padded(m.columns), 0.f);
+      offsets.emplace_back(padded(m.rows), 0.f);
+    }
+  }
+};
+
+// After tile_forward on the same rows: add to the gradients, write dx [rows, in] (stride lddx) unless it is null.
+static inline void tile_backward(const Network& net, Scratch& t, Gradients& sums, const float* grad_out, int64 ldg,
+                                 int rows, float* dx, int64 lddx) {
+  const int stages = int(net.stages.size());
+  float* dy = t.grad_projected.data();  // gradient of a matrix's output
+  {
+    const int ld = padded(net.out);
+    for (int r = 0; r < rows; r++) {
+      memcpy(dy + r * ld, grad_out + r * ldg, sizeof(float) * net.out);
+      for (int c = net.out; c < ld; c++) dy[r * ld + c] = 0;
+    }
+  }
+  for (int i = stages; i >= 0; i--) {
+    const Matrix& matrix = net.matrices[i];
+    const int ld = padded(matrix.columns), ldo = padded(matrix.rows);
+    const float* in = t.input[i].data();
+    gemm(sums.weights[i].data(), ld, Strided{dy, 1, ldo}, in, ld, matrix.rows, ld, rows, ACCUMULATE);
+    float* column_sums = sums.offsets[i].data();
+    for (int r = 0; r < rows; r++)
+      for (int c = 0; c < ldo; c += LANES) store(column_sums + c, load(column_sums + c) + load(dy + r * ldo + c));
+    if (i == 0 && !dx) return;
+    float* din = t.grad.data();
+    gemm(din, ld, Strided{dy, ldo, 1}, matrix.by_output.data(), ld, rows, ld, matrix.rows, ZERO);
+    if (i < stages && net.stages[i].has_norm) {
+      const int n = net.stages[i].in;
+      for (int r = 0; r < rows; r++) {
+        const float factor = din[r * ld + n] / in[r * ld + n];
+        for (int c = 0; c < n; c++) din[r * ld + c] += factor * in[r * ld + c];
+      }
+    }
+    if (i == 0) {
+      for (int r = 0; r < rows; r++) memcpy(dx + r * lddx, din + r * ld, sizeof(float) * net.in());
+      return;
+    }
+    const Stage& s = net.stages[i - 1];
+    const int ldu = padded(s.projected());
+    if (s.order == 1 && s.phi == RELU_PHI && ldu == ld) {
+      for (int j = 0; j < rows * ld; j += LANES) {
+        const Vector f = load(in + j), g = load(din + j);
+        store(dy + j, f > 0.f ? g : Vector{});
+      }
+      continue;
+    }
+    const float* u = t.projected[i - 1].data();
+#define EUGEN_CALL(PHI)                                             \
+  for (int r = 0; r < rows; r++) {                                  \
+    features_backward<PHI>(s, u + r * ldu, din + r * ld, dy + r * ldu); \
+    for (int c = s.projected(); c < ldu; c++) dy[r * ldu + c] = 0;  \
+  }
+    EUGEN_FOR_PHI(s.phi, EUGEN_CALL)
+#undef EUGEN_CALL
+  }
+}
+
+}  // namespace eugen

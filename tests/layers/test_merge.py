@@ -1,0 +1,327 @@
+"""Merging is exact: values, gradients, counts, and refusals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from eugen_nerf.layers import SNNK, Dense, EUGen, LowRank, MergedChain, merge_chain
+from eugen_nerf.ops.reference import network
+
+F64 = torch.float64
+PHI = ("identity", "relu", "squared_relu", "softplus", "gelu", "sin")
+
+
+def randomised(modules: nn.Sequential, seed: int = 0) -> nn.Sequential:
+    """Entries normal with the deviation of a unit-gain linear layer, biases included."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in modules.state_dict().values():
+            drawn = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+            tensor.copy_(drawn / math.sqrt(tensor.shape[-1]) if tensor.ndim > 1 else drawn)
+    return modules
+
+
+def normal(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def assert_equal_to_round_off(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10 * (1 + expected.abs().max().item()))
+
+
+def gradients(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    """Gradients of a loss that weighs every output entry differently."""
+    loss = (output.square() * normal(*output.shape, seed=9)).sum()
+    return list(torch.autograd.grad(loss, inputs, materialize_grads=True))
+
+
+Maker = Callable[[int, int], list[nn.Module]]
+
+
+def eugen(**options: object) -> Maker:
+    return lambda d, out: [EUGen(d, out, dtype=F64, **options)]  # type: ignore[arg-type]
+
+
+eugens = st.builds(
+    eugen,
+    num_features=st.integers(1, 5),
+    order=st.integers(1, 3),
+    norm=st.booleans(),
+    phi=st.sampled_from(PHI),
+    psi=st.sampled_from([None, None, "sin", "softplus"]),
+    bias=st.booleans(),
+    shared=st.booleans(),
+    trainable_projections=st.booleans(),
+)
+others: st.SearchStrategy[Maker] = st.sampled_from(
+    [
+        lambda d, out: [nn.Linear(d, out, dtype=F64)],
+        lambda d, out: [nn.Linear(d, out, bias=False, dtype=F64)],
+        lambda d, out: [nn.Linear(d, out, dtype=F64), nn.GELU()],
+        lambda d, out: [nn.Sequential(nn.Identity(), nn.Linear(d, out, bias=False, dtype=F64), nn.ReLU())],
+        lambda d, out: [nn.Linear(d, out, dtype=F64), nn.Softplus()],
+        lambda d, out: [Dense(d, out, "gelu", dtype=F64)],
+        lambda d, out: [Dense(d, out, "sin", bias=False, dtype=F64)],
+        lambda d, out: [LowRank(d, out, 2, "softplus", dtype=F64)],
+        lambda d, out: [SNNK(d, out, 3, "relu", dtype=F64)],
+        lambda d, out: [SNNK(d, out, 3, "relu", bias=False, trainable_projections=True, dtype=F64)],
+    ]
+)
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> nn.Sequential:
+    """One to four layers of widths that make every shape of W: wide, tall, square, and single rows."""
+    width = draw(st.integers(1, 9))
+    modules: list[nn.Module] = []
+    for _ in range(draw(st.integers(1, 4))):
+        out = draw(st.integers(1, 9))
+        modules += draw(st.one_of(eugens, others))(width, out)
+        width = out
+    return randomised(nn.Sequential(*modules), seed=draw(st.integers(0, 100)))
+
+
+def in_features(modules: nn.Sequential) -> int:
+    first = modules[0]
+    return first[1].in_features if isinstance(first, nn.Sequential) else first.in_features
+
+
+@given(chains())
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_merged_chain_equals_the_factored_one_in_values_and_gradients(modules: nn.Sequential) -> None:
+    x = normal(6, in_features(modules)).requires_grad_()
+    chain = merge_chain(modules)
+    factored, merged = modules(x), network(x, chain)
+    assert_equal_to_round_off(merged, factored)
+    assert (chain.in_features, chain.out_features) == (x.shape[1], factored.shape[1])
+
+    inputs = [x, *modules.parameters()]
+    for from_merged, from_factored in zip(
+        gradients(merged, inputs), gradients(factored, inputs), strict=True
+    ):
+        assert_equal_to_round_off(from_merged, from_factored)
+
+    with torch.no_grad():
+        assert_equal_to_round_off(network(x, merge_chain(modules)), factored)
+
+
+def tall_chain(out: int = 20, m: int = 4, bias: bool = True, order: int = 1) -> nn.Sequential:
+    """Two EUGen layers with the norm inside: W is [20, 4] and has to be reduced to about 4 rows."""
+    return randomised(
+        nn.Sequential(
+            EUGen(3, out, m, order=order, bias=bias, dtype=F64),
+            EUGen(out, 5, 6, dtype=F64),
+            nn.Linear(5, 2, dtype=F64),
+        )
+    )
+
+
+class TestNormInsideAChain:
+    @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+    def test_the_quadratic_form_has_as_many_rows_as_there_are_features(self, bias: bool) -> None:
+        modules = tall_chain(bias=bias)
+        trained = merge_chain(modules).stages[1]
+        with torch.no_grad():
+            fixed = merge_chain(modules).stages[1]
+        assert trained.norm_factor is not None
+        assert fixed.norm_factor is not None
+        assert trained.norm_factor.shape == ((5, 4) if bias else (4, 4))
+        assert fixed.norm_factor.shape == (4, 4)
+        assert (fixed.norm_constant is not None) == bias
+
+    def test_the_quadratic_form_is_exact(self) -> None:
+        modules = tall_chain()
+        first = modules[0]
+        features = normal(7, 4, seed=2)
+        expected = (features @ first.weight.T + first.bias).square().sum(dim=1)
+        with torch.no_grad():
+            fixed = merge_chain(modules).stages[1]
+        for stage in (merge_chain(modules).stages[1], fixed):
+            assert stage.norm_factor is not None
+            reduced = (features @ stage.norm_factor.T + stage.norm_offset).square().sum(dim=1)
+            constant = 0.0 if stage.norm_constant is None else stage.norm_constant
+            torch.testing.assert_close(reduced + constant, expected, rtol=1e-12, atol=0)
+
+    @pytest.mark.parametrize("rank", [0, 1, 2])
+    @pytest.mark.parametrize("bias_inside", [False, True], ids=["bias outside", "bias in the column space"])
+    def test_singular_weights_merge_exactly_with_exact_gradients(self, rank: int, bias_inside: bool) -> None:
+        modules = tall_chain()
+        first = modules[0]
+        with torch.no_grad():
+            first.weight.copy_(normal(20, rank, seed=3) @ normal(rank, 4, seed=4))
+            if bias_inside:
+                first.bias.copy_(first.weight @ normal(4, seed=5))
+        x = normal(6, 3).requires_grad_()
+        factored, merged = modules(x), network(x, merge_chain(modules))
+        assert_equal_to_round_off(merged, factored)
+        inputs = [x, *modules.parameters()]
+        for from_merged, from_factored in zip(
+            gradients(merged, inputs), gradients(factored, inputs), strict=True
+        ):
+            assert_equal_to_round_off(from_merged, from_factored)
+        with torch.no_grad():
+            assert_equal_to_round_off(network(x, merge_chain(modules)), factored)
+
+    def test_a_leading_linear_layer_takes_the_norm_of_its_output(self) -> None:
+        modules = randomised(nn.Sequential(nn.Linear(3, 8, dtype=F64), EUGen(8, 2, 4, dtype=F64)))
+        x = normal(6, 3)
+        assert_equal_to_round_off(network(x, merge_chain(modules)), modules(x))
+
+    def test_half_precision_weights_can_be_reduced(self) -> None:
+        modules = tall_chain().to(torch.bfloat16)
+        x = normal(6, 3)
+        chain = merge_chain(modules)
+        assert chain.weight.dtype == torch.bfloat16
+        merged = network(x.bfloat16(), chain).double()
+        torch.testing.assert_close(merged, modules.double()(x), rtol=0.1, atol=0.1)
+
+
+def test_training_through_the_merged_chain_follows_the_factored_one() -> None:
+    factored, merged = tall_chain(order=2), tall_chain(order=2)
+    x, target = normal(32, 3), normal(32, 2, seed=3)
+    optimisers = [torch.optim.SGD(modules.parameters(), lr=1e-3) for modules in (factored, merged)]
+    for _ in range(5):
+        for modules, optimiser in zip((factored, merged), optimisers, strict=True):
+            output = modules(x) if modules is factored else network(x, merge_chain(modules))
+            optimiser.zero_grad()
+            (output - target).square().mean().backward()
+            optimiser.step()
+    start = tall_chain(order=2)
+    for a, b, c in zip(factored.parameters(), merged.parameters(), start.parameters(), strict=True):
+        assert_equal_to_round_off(b, a)
+        assert not torch.equal(a, c)
+
+
+class TestCounts:
+    """Sizes of the merged network, counted by hand."""
+
+    @staticmethod
+    def counts(*modules: nn.Module) -> tuple[int, int]:
+        with torch.no_grad():
+            chain = merge_chain(list(modules))
+        return chain.num_parameters, chain.multiply_adds
+
+    def test_narrow_network(self) -> None:
+        # EUGen without norm is a two-layer network of m units, whatever its nominal width.
+        for width in (10, 1000):
+            assert self.counts(EUGen(3, width, 4, norm=False), nn.Linear(width, 2)) == (
+                4 * 3 + 2 * 4 + 2,
+                4 * 3 + 2 * 4,
+            )
+
+    def test_norm_of_the_input(self) -> None:
+        # One column more, and d multiply-adds for the squares.
+        assert self.counts(EUGen(3, 10, 4), nn.Linear(10, 2)) == (4 * 4 + 2 * 4 + 2, 4 * 4 + 3 + 2 * 4)
+
+    def test_products(self) -> None:
+        # Order 3: six projections and three products per feature; shared, three projections and two products.
+        assert self.counts(EUGen(3, 2, 4, order=3, norm=False)) == (
+            6 * 12 + 2 * 12 + 2,
+            6 * 12 + 3 * 4 + 2 * 12,
+        )
+        assert self.counts(EUGen(3, 2, 4, order=3, norm=False, shared=True)) == (
+            3 * 12 + 2 * 12 + 2,
+            3 * 12 + 2 * 4 + 2 * 12,
+        )
+
+    def test_norm_inside(self) -> None:
+        # Second stage: A [6, 4], c [6], norm column [6], R [4, 4], its offset [4], a constant; four squares.
+        parameters, multiply_adds = self.counts(EUGen(3, 20, 4, norm=False), EUGen(20, 5, 6))
+        assert parameters == 12 + (24 + 6 + 6 + 16 + 4 + 1) + (5 * 6 + 5)
+        assert multiply_adds == 12 + (24 + 6 + 16 + 4) + 5 * 6
+
+    def test_dense_and_low_rank(self) -> None:
+        assert self.counts(Dense(3, 8), nn.Linear(8, 2)) == (3 * 8 + 8 + 8 * 2 + 2, 3 * 8 + 8 * 2)
+        assert self.counts(LowRank(6, 8, 2), nn.Linear(8, 2)) == (6 * 2 + 2 * 8 + 8 + 8 * 2 + 2, 12 + 16 + 16)
+
+    def test_a_linear_chain_is_one_matrix(self) -> None:
+        chain = merge_chain([nn.Linear(3, 50), nn.Linear(50, 2, bias=False)])
+        assert chain.stages == ()
+        assert (chain.num_parameters, chain.multiply_adds) == (3 * 2 + 2, 3 * 2)
+
+
+def test_stages_are_contiguous_matrices() -> None:
+    chain = merge_chain([EUGen(3, 10, 4, order=2), EUGen(10, 5, 6, norm=False), nn.Linear(5, 2)])
+    assert all(s.projections.is_contiguous() for s in chain.stages)
+    assert chain.stages[0].norm_column is not None
+    assert chain.stages[0].norm_column.is_contiguous()
+    assert chain.weight.is_contiguous()
+
+
+def test_parameters_are_merged_in_their_own_precision_under_autocast() -> None:
+    modules = [EUGen(3, 20, 4), EUGen(20, 5, 6), nn.Linear(5, 2)]
+    expected = merge_chain(modules)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = merge_chain(modules)
+    assert torch.equal(actual.weight, expected.weight)
+    for a, b in zip(actual.stages, expected.stages, strict=True):
+        assert torch.equal(a.projections, b.projections)
+
+
+def test_merging_compiles_without_graph_breaks() -> None:
+    torch.compiler.reset()
+    modules = tall_chain(order=2)
+
+    def forward(x: Tensor) -> Tensor:
+        return network(x, merge_chain(modules))
+
+    x = normal(6, 3)
+    compiled = torch.compile(forward, backend="aot_eager", fullgraph=True)
+    assert_equal_to_round_off(compiled(x), modules(x))
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("layer", [EUGen(3, 4, 5), SNNK(3, 4, 5)], ids=["EUGen", "SNNK"])
+    def test_an_activation_after_a_layer_that_replaces_one(self, layer: nn.Module) -> None:
+        name = type(layer).__name__
+        with pytest.raises(ValueError, match=rf"layer 1 \(ReLU\) follows {name}: .* forbids merging"):
+            merge_chain([layer, nn.ReLU()])
+
+    def test_an_activation_after_eugen_and_linear_is_the_linear_layers(self) -> None:
+        modules = randomised(nn.Sequential(EUGen(3, 9, 5, dtype=F64), nn.Linear(9, 4, dtype=F64), nn.ReLU()))
+        x = normal(6, 3)
+        assert_equal_to_round_off(network(x, merge_chain(modules)), modules(x))
+
+    @pytest.mark.parametrize(
+        ("modules", "message"),
+        [
+            ([], "the chain is empty"),
+            ([nn.Identity()], "the chain is empty"),
+            ([nn.ReLU(), nn.Linear(3, 4)], r"layer 0 \(ReLU\).*must follow a torch.nn.Linear"),
+            ([Dense(3, 4), nn.ReLU()], r"layer 1 \(ReLU\).*must follow a torch.nn.Linear"),
+            ([nn.Linear(3, 4), nn.ReLU(), nn.ReLU()], r"layer 2 \(ReLU\).*must follow a torch.nn.Linear"),
+            ([EUGen(3, 4, 5), EUGen(3, 4, 5)], r"layer 1 \(EUGen\) takes 3 inputs but receives 4"),
+            (
+                [nn.Linear(3, 4), nn.ReLU(), nn.Linear(5, 2)],
+                r"layer 2 \(Linear\) takes 5 inputs but receives 4",
+            ),
+            (
+                [EUGen(3, 4, 5, phi=torch.tanh)],
+                r"layer 0 \(EUGen\) uses the callable tanh; only activations given by",
+            ),
+            ([Dense(3, 4, torch.tanh)], r"layer 0 \(Dense\) uses the callable tanh"),
+            ([EUGen(3, 4, 5, order=0)], "order 0, a constant with no features"),
+            ([SNNK(3, 4, 6, "cos")], r"has cos features, which contain \|\|x\|\|\^2"),
+            ([nn.Linear(3, 4), nn.Tanh()], r"layer 1 \(Tanh\) cannot be merged"),
+            ([nn.Linear(3, 4), nn.GELU("tanh")], r"cannot be merged: GELU\(approximate='tanh'\)"),
+            ([nn.Linear(3, 4), nn.Softplus(beta=2)], "cannot be merged: Softplus"),
+            ([nn.Conv1d(3, 4, 1)], r"layer 0 \(Conv1d\) cannot be merged"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else None,
+    )
+    def test_other_chains(self, modules: list[nn.Module], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            merge_chain(modules)
+
+
+def test_merged_chain_is_immutable() -> None:
+    chain: MergedChain = merge_chain([nn.Linear(3, 4)])
+    with pytest.raises(AttributeError):
+        chain.bias = None  # type: ignore[misc]

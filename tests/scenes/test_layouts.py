@@ -1,0 +1,129 @@
+"""Every layout leads to the same cameras: each projects the marker onto the white square of its image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from eugen_nerf.errors import SceneError
+from eugen_nerf.scenes import load_scene, read_image
+from tests.scenes import builders
+
+CAPTURES = {
+    "transforms": builders.make_transforms,
+    "colmap": builders.make_colmap_binary,
+    "colmap-text": builders.make_colmap_text,
+    "llff": builders.make_llff,
+}
+
+
+@pytest.fixture(params=CAPTURES, ids=str)
+def capture(request, tmp_path):
+    return CAPTURES[request.param](tmp_path)
+
+
+def square_centre(frame):
+    """Centre of the white square, in pixels."""
+    rows, columns = np.nonzero(read_image(frame)[..., 2] > 128)
+    return np.array([columns.mean() + 0.5, rows.mean() + 0.5])
+
+
+@pytest.mark.parametrize("downscale", [1, 2, 3])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_cameras_project_the_marker_onto_its_image(capture, split, downscale):
+    scene = load_scene(capture, split, downscale=downscale)
+    for frame in scene.frames:
+        np.testing.assert_allclose(builders.marker_pixel(scene, frame), square_centre(frame), atol=0.75)
+
+
+def test_every_eighth_frame_by_name_is_held_out(capture):
+    train, val, test = (load_scene(capture, split) for split in ("train", "val", "test"))
+    assert [frame.image_path.name for frame in val.frames] == ["000.png", "008.png"]
+    assert [frame.image_path for frame in test.frames] == [frame.image_path for frame in val.frames]
+    assert [frame.image_path.name for frame in train.frames] == [f"{i:03d}.png" for i in range(1, 8)]
+
+
+def test_splits_share_one_world(capture):
+    train, test = load_scene(capture, "train"), load_scene(capture, "test")
+    np.testing.assert_array_equal(train.world_transform, test.world_transform)
+    assert (train.world_scale, train.near, train.far) == (test.world_scale, test.near, test.far)
+
+
+def test_captures_are_unbounded_upright_and_fit_the_unit_box(capture):
+    scene = load_scene(capture, eval_interval=5)
+    poses = np.array([frame.camera_to_world for frame in scene.frames])
+    assert not scene.bounded
+    assert np.abs(poses[:, :, 3]).max() <= 1 + 1e-9
+    np.testing.assert_array_equal(scene.scene_box, [[-1, -1, -1], [1, 1, 1]])
+    assert 0 < scene.near < scene.far
+    # The builder's cameras are level with z up.
+    np.testing.assert_allclose(scene.world_transform[2, :3], [0, 0, 1], atol=1e-6)
+    # They look past the marker by at most 0.1 of their distance.
+    assert np.linalg.norm(builders.marker_in(scene)) < 0.15
+
+
+def test_world_transform_and_scale_map_the_files_cameras(capture):
+    scene = load_scene(capture, orientation="none")
+    poses = builders.arc_poses(9)
+    for frame in scene.frames:
+        pose = poses[int(frame.image_path.stem)]
+        rotation = scene.world_transform[:, :3]
+        np.testing.assert_allclose(frame.camera_to_world[:, :3], rotation @ pose[:, :3], atol=1e-7)
+        moved = scene.world_scale * (rotation @ pose[:, 3] + scene.world_transform[:, 3])
+        np.testing.assert_allclose(frame.camera_to_world[:, 3], moved, atol=1e-7)
+
+
+def test_bounded_captures_get_a_range_that_covers_their_box(capture):
+    scene = load_scene(capture, bounded=True, scene_scale=0.5)
+    assert scene.bounded
+    np.testing.assert_array_equal(scene.scene_box, [[-0.5] * 3, [0.5] * 3])
+    axis = np.linspace(-0.5, 0.5, 21)
+    box = np.array(np.meshgrid(axis, axis, axis)).reshape(3, -1).T
+    test = load_scene(capture, "test", bounded=True, scene_scale=0.5)
+    origins = np.array([frame.camera_to_world[:, 3] for frame in scene.frames + test.frames])
+    distances = np.linalg.norm(box - origins[:, None], axis=-1)
+    assert scene.near <= distances.min() < scene.near + 0.05
+    assert distances.max() == pytest.approx(scene.far)
+
+
+def test_intrinsics_are_those_of_the_reduced_image(capture):
+    full, half = load_scene(capture).frames[0], load_scene(capture, downscale=2).frames[0]
+    assert (full.width, full.height) == (builders.WIDTH, builders.HEIGHT)
+    assert (half.width, half.height) == (builders.WIDTH // 2, builders.HEIGHT // 2)
+    assert (half.fx, half.fy, half.cx, half.cy) == (full.fx / 2, full.fy / 2, full.cx / 2, full.cy / 2)
+    assert read_image(half).shape == (half.height, half.width, 3)
+
+
+def test_remarks_are_absent_from_a_clean_scene(capture):
+    assert load_scene(capture).warnings == ()
+
+
+def test_an_explicit_layout_is_obeyed(tmp_path):
+    builders.make_colmap_binary(tmp_path)
+    builders.make_llff(tmp_path)
+    builders.make_transforms(tmp_path)
+    for layout in ("transforms", "colmap", "llff"):
+        assert load_scene(tmp_path, layout=layout).layout == layout
+    with pytest.raises(SceneError, match=r"none of transforms_train\.json"):
+        load_scene(tmp_path, layout="blender")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"downscale": 0}, "downscale must be a whole number from 1 on, not 0"),
+        ({"eval_interval": 1}, "eval interval 1 leaves no frame to train on"),
+        ({"scene_scale": -1.0}, "scene scale"),
+        ({"scene_scale": float("nan")}, "scene scale"),
+        ({"downscale": 100}, "too small to be reduced by 100"),
+    ],
+)
+def test_options_out_of_range_are_scene_errors(tmp_path, options, message):
+    with pytest.raises(SceneError, match=message):
+        load_scene(builders.make_transforms(tmp_path), **options)
+
+
+@pytest.mark.parametrize("options", [{"split": "all"}, {"layout": "nerf"}, {"orientation": "x"}, {"centre": "x"}])
+def test_unknown_words_are_value_errors(tmp_path, options):
+    with pytest.raises(ValueError, match="must be one of"):
+        load_scene(builders.make_transforms(tmp_path), **options)

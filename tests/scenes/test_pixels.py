@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from eugen_nerf.errors import SceneError
+from eugen_nerf.scenes import load_scene, read_image, read_mask
+from tests.scenes import builders
+
+
+@pytest.fixture
+def frame(tmp_path):
+    """One frame of 8 x 6 pixels whose image the tests replace."""
+    builders.make_transforms(tmp_path)
+    loaded = load_scene(tmp_path).frames[0]
+    return replace(loaded, width=8, height=6, image_path=tmp_path / "image.png")
+
+
+def save(frame, pixels, **options):
+    Image.fromarray(pixels).save(frame.image_path, **options)
+
+
+def random_pixels(channels, height=6, width=8):
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_pixels_come_back_as_they_are(frame, channels):
+    pixels = random_pixels(channels)
+    save(frame, pixels)
+    np.testing.assert_array_equal(read_image(replace(frame, channels=channels)), pixels)
+
+
+def test_opaque_images_of_a_transparent_scene_get_full_alpha(frame):
+    pixels = random_pixels(3)
+    save(frame, pixels)
+    read = read_image(replace(frame, channels=4))
+    np.testing.assert_array_equal(read[..., :3], pixels)
+    assert (read[..., 3] == 255).all()
+
+
+def test_greyscale_becomes_colour(frame):
+    grey = random_pixels(1)[..., 0]
+    save(frame, grey)
+    np.testing.assert_array_equal(read_image(frame), np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_sixteen_bit_greyscale_is_scaled_not_clipped(frame):
+    grey = random_pixels(1)[..., 0]
+    save(frame, grey.astype(np.uint16) * 257)
+    np.testing.assert_array_equal(read_image(frame)[..., 0], grey)
+
+
+def test_palettes_with_transparency(frame):
+    image = Image.new("P", (8, 6))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((2, 1), 1)
+    image.save(frame.image_path, transparency=0)
+    read = read_image(replace(frame, channels=4))
+    np.testing.assert_array_equal(read[1, 2], [40, 50, 60, 255])
+    assert read[0, 0, 3] == 0
+
+
+@given(st.integers(2, 4), st.integers(0, 3), st.integers(0, 3), st.sampled_from([3, 4]), st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_box_filter(tmp_path_factory, factor, extra_x, extra_y, channels, seed):
+    # The extra columns and rows do not fill a block and must not matter.
+    height, width = 3 * factor + extra_y % factor, 4 * factor + extra_x % factor
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    folder = tmp_path_factory.mktemp("box")
+    builders.make_transforms(folder, 2)
+    frame = replace(
+        load_scene(folder).frames[0],
+        image_path=folder / "image.png",
+        width=4,
+        height=3,
+        downscale=factor,
+        channels=channels,
+    )
+    save(frame, pixels)
+    result = read_image(frame)
+    assert result.shape == (3, 4, channels)
+    for y in range(3):
+        for x in range(4):
+            block = pixels[y * factor : (y + 1) * factor, x * factor : (x + 1) * factor].reshape(-1, channels)
+            weights = block[:, 3].astype(float) if channels == 4 else np.ones(len(block))
+            colour = (block[:, :3] * weights[:, None]).sum(axis=0) / max(weights.sum(), 1.0)
+            np.testing.assert_allclose(result[y, x, :3], colour, atol=0.5 + 1e-9)
+            if channels == 4:
+                assert abs(result[y, x, 3] - block[:, 3].mean()) <= 0.5 + 1e-9
+
+
+def test_transparent_pixels_do_not_bleed_into_colours(frame):
+    pixels = np.zeros((12, 16, 4), dtype=np.uint8)
+    pixels[::2, ::2] = [200, 100, 50, 255]
+    pixels[1::2] = [0, 255, 0, 0]
+    save(frame, pixels)
+    result = read_image(replace(frame, channels=4, downscale=2))
+    np.testing.assert_array_equal(result[0, 0], [200, 100, 50, 64])
+
+
+def test_damaged_pixels_name_the_file(frame):
+    save(frame, random_pixels(3))
+    data = bytearray(frame.image_path.read_bytes())
+    start = data.index(b"IDAT") + 8
+    data[start : start + 40] = b"\xff" * 40
+    frame.image_path.write_bytes(data)
+    with pytest.raises(SceneError, match=r"image\.png: the image cannot be decoded"):
+        read_image(frame)
+    with pytest.raises(SceneError, match=r"image\.png: the image cannot be decoded"):
+        read_mask(replace(frame, mask_path=frame.image_path))
+
+
+def test_an_image_that_changed_meanwhile(frame):
+    save(frame, random_pixels(3, height=7))
+    with pytest.raises(SceneError, match=r"image\.png: the image is now 8 x 7 pixels"):
+        read_image(frame)
+
+
+def test_an_image_that_vanished_meanwhile(frame):
+    with pytest.raises(SceneError, match=r"image\.png: the image cannot be decoded \(FileNotFoundError"):
+        read_image(frame)
