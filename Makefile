@@ -2,18 +2,27 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint sanitize clean
 
 demo: .venv/installed
 	$(BIN)/python -m eugen_nerf.bench.demo --output outputs/demo
 
-test: .venv/installed-dev lint
+test: .venv/installed-dev lint sanitize
 	$(BIN)/python -m pytest
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The tests of the native CPU code once more, compiled to stop at any access out of bounds or undefined operation.
+CXX ?= g++
+SANITIZER_FLAGS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
+sanitize: .venv/installed-dev
+	@command -v $(CXX) >/dev/null || { echo "make sanitize: no C++ compiler $(CXX), nothing to check"; exit 0; }; \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 EUGEN_CXXFLAGS="$(SANITIZER_FLAGS)" \
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/ops/test_cpu.py tests/test_optim.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \

@@ -38,8 +38,8 @@ Point = Sequence[float]
 
 SPLITS = {"train": 100, "val": 20, "test": 20}
 CAMERA_DISTANCE = 4.0
-CAMERA_ANGLE_X = 0.70  # horizontal field of view in radians
-GROUND = -0.68  # height of the terrace the robot stands on
+CAMERA_ANGLE_X = 0.71  # horizontal field of view in radians
+GROUND = -0.66  # height of the terrace the robot stands on
 
 
 # ----------------------------------------------------------------------------------------------------- meshes
@@ -599,8 +599,8 @@ def toys() -> list[Part]:
 
 
 def water() -> list[Part]:
-    """Drops on their way from the rose of the can to the flower."""
-    points = ((0.645, -0.34, 0.12), (0.675, -0.36, 0.08), (0.655, -0.33, 0.04), (0.69, -0.35, 0.01))
+    """Drops on their way from the rose of the can to the flower, above the terrace."""
+    points = ((0.645, -0.34, 0.80), (0.675, -0.36, 0.76), (0.655, -0.33, 0.72), (0.69, -0.35, 0.69))
     drop = ball().scale(0.018, 0.018, 0.026)
     return [(merge(*(drop.move(point) for point in points)), glossy(colour("#3f8fd6"), 0.1))]
 
@@ -615,7 +615,7 @@ def scene_parts() -> list[Part]:
         *place(toadstool(0.36), (-0.57, 0.62, GROUND)),
         *place(toadstool(0.24), (-0.78, 0.36, GROUND), z=50),
         *toys(),
-        *water(),
+        *place(water(), (0, 0, GROUND)),
     ]
 
 

@@ -491,3 +491,38 @@ def render(
 def _(origins: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     rays = origins.shape[0]
     return origins.new_empty(rays, 5), origins.new_empty(rays, dtype=torch.int64)
+
+
+# --- sparse Adam ---------------------------------------------------------------------------------------------
+
+
+def sparse_adam(
+    parameter: Tensor,
+    grad: Tensor,
+    first: Tensor,
+    second: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    step_size: float,
+    second_scale: float,
+) -> None:
+    """One Adam step, in place, on the rows of [n, width] tensors whose gradient is not zero throughout."""
+    shape = (parameter.shape[0], parameter.shape[1])
+    grad = _prepare("grad", grad, shape, torch.float32)
+    for name, tensor in (("parameter", parameter), ("first", first), ("second", second)):
+        if _prepare(name, tensor, shape, torch.float32).data_ptr() != tensor.data_ptr():
+            raise ValueError(f"{name} must be contiguous, since it is changed in place")
+    _call(
+        "eugen_sparse_adam",
+        parameter,
+        grad,
+        first,
+        second,
+        ctypes.c_int64(shape[0]),
+        ctypes.c_int(shape[1]),
+        ctypes.c_float(betas[0]),
+        ctypes.c_float(betas[1]),
+        ctypes.c_float(eps),
+        ctypes.c_float(step_size),
+        ctypes.c_float(second_scale),
+    )

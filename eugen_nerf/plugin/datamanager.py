@@ -1,5 +1,6 @@
 """nerfstudio's data manager, reading pixels through our scene loaders."""
 
+import contextlib
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -11,6 +12,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from PIL import Image
 
+from eugen_nerf.plugin.rays import TabulatedRays
 from eugen_nerf.scenes import Frame, read_image, read_mask
 
 
@@ -73,3 +75,11 @@ class SceneDataManagerConfig(VanillaDataManagerConfig):
 
 class SceneDataManager(VanillaDataManager[SceneDataset]):
     """Batches of rays from a `SceneDataset`."""
+
+    def setup_train(self) -> None:
+        super().setup_train()
+        # A video's or a rig's cameras share their intrinsics; very many large different ones are left to nerfstudio.
+        with contextlib.suppress(ValueError):
+            self.train_ray_generator = TabulatedRays(  # type: ignore[assignment]
+                self.train_dataset.cameras.to(self.device)
+            )

@@ -11,7 +11,7 @@ from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from eugen_nerf.scenes import Scene, load_scene
+from eugen_nerf.scenes import Scene, SceneError, load_scene
 
 Layout = Literal["auto", "blender", "transforms", "colmap", "llff"]
 
@@ -57,11 +57,14 @@ class SceneDataParser(DataParser):
             SceneError: the scene cannot be used.
         """
         config = self.config
+        # ns-render sets this option to a float.
+        if config.downscale_factor != int(config.downscale_factor):
+            raise SceneError(f"downscale factor must be a whole number, not {config.downscale_factor}")
         return load_scene(
             Path(config.data),
             split,  # type: ignore[arg-type]
             layout=config.layout,
-            downscale=config.downscale_factor,
+            downscale=int(config.downscale_factor),
             eval_interval=config.eval_interval,
             bounded=config.bounded,
             scene_scale=config.scene_scale,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
-from nerfstudio.engine.optimizers import AdamOptimizerConfig
+from nerfstudio.engine.optimizers import AdamOptimizerConfig, OptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.plugins.types import MethodSpecification
@@ -14,6 +14,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.field import FieldConfig, NetworkKind
+from eugen_nerf.optim import SparseAdam
 from eugen_nerf.plugin import compat
 from eugen_nerf.plugin.datamanager import SceneDataManagerConfig
 from eugen_nerf.plugin.dataparsers import SceneDataParser, SceneDataParserConfig
@@ -73,10 +74,18 @@ def _field(network: NetworkKind, on_gpu: bool) -> FieldConfig:
     return FieldConfig(network=network, num_levels=8, features_per_level=4, log2_hashmap_size=17, max_resolution=512)
 
 
-def _optimizer(lr: float, steps: int) -> dict[str, Any]:
+@dataclass
+class SparseAdamOptimizerConfig(OptimizerConfig):
+    """Options of the hash table's optimizer."""
+
+    _target: type = SparseAdam
+    """Class to instantiate."""
+
+
+def _optimizer(config: type[OptimizerConfig], lr: float, steps: int) -> dict[str, Any]:
     return {
         # Instant NGP's epsilon lets entries that are rarely seen move as fast as the others.
-        "optimizer": AdamOptimizerConfig(lr=lr, eps=1e-15),
+        "optimizer": config(lr=lr, eps=1e-15),
         "scheduler": ExponentialDecaySchedulerConfig(lr_final=lr / 30, max_steps=steps),
     }
 
@@ -111,7 +120,10 @@ def method_config(name: str, network: NetworkKind, device: Literal["cpu", "cuda"
                 occupancy_resolution=128 if on_gpu else 64,
             ),
         ),
-        optimizers={"encoding": _optimizer(1e-2, steps), "networks": _optimizer(1e-2, steps)},
+        optimizers={
+            "encoding": _optimizer(SparseAdamOptimizerConfig, 1e-2, steps),
+            "networks": _optimizer(AdamOptimizerConfig, 1e-2, steps),
+        },
         viewer=ViewerConfig(num_rays_per_chunk=1 << 14),
         # Without a viewer ns-train ends with its last step; with --vis viewer it goes on serving the scene.
         vis="tensorboard",

@@ -109,20 +109,17 @@ def read_intrinsics(values: Mapping[str, object], where: str) -> Intrinsics:
     distortion_params [k1, k2, k3, k4, p1, p2]; camera_model; is_fisheye.
     """
 
-    def optional(key: str) -> object | None:
-        return values.get(key)
+    # A null is as good as no key.
+    values = {key: value for key, value in values.items() if value is not None}
 
     def positive(key: str) -> float | None:
-        value = optional(key)
-        return None if value is None else as_positive(value, f"{where}: {key}")
+        return as_positive(values[key], f"{where}: {key}") if key in values else None
 
     def number(key: str) -> float | None:
-        value = optional(key)
-        return None if value is None else as_number(value, f"{where}: {key}")
+        return as_number(values[key], f"{where}: {key}") if key in values else None
 
     def size(key: str) -> int | None:
-        value = optional(key)
-        return None if value is None else as_size(value, f"{where}: {key}")
+        return as_size(values[key], f"{where}: {key}") if key in values else None
 
     def angle(key: str) -> float | None:
         value = positive(key)
@@ -136,7 +133,7 @@ def read_intrinsics(values: Mapping[str, object], where: str) -> Intrinsics:
     fx, fy = positive("fl_x"), positive("fl_y")
     # A focal length in pixels is the better measurement; files that state both keep the angle as a record.
     angle_x = angle("camera_angle_x") if fx is None else None
-    angle_y = angle("camera_angle_y") if fy is None and fx is None else None
+    angle_y = angle("camera_angle_y") if fy is None else None
     if fx is None and fy is None and angle_x is None and angle_y is None:
         raise SceneError(f"{where}: the focal length is missing; state fl_x in pixels or camera_angle_x")
     distortion = _read_distortion(values, where)

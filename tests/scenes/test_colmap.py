@@ -408,6 +408,17 @@ def test_damaged_text_files_are_located(text, name, content, message):
     assert "\n" not in str(error.value)
 
 
+def test_cameras_side_by_side_see_their_nearest_point_at_distance_one(binary):
+    # Parallel cameras look at no common point; their short baseline must not become the unit of length.
+    base = poses9()[0]
+    poses = [np.c_[base[:, :3], base[:, 3] + 0.01 * i * base[:, 0]] for i in range(9)]
+    records = [builders.image_record(i + 1, pose, 1, builders.image_name(i)) for i, pose in enumerate(poses)]
+    model_file(binary, "images.bin").write_bytes(builders.counted(records))
+    points = [builders.point_record(i, base[:, 3] - (2.0 + i) * base[:, 2], (0, 0, 0)) for i in range(9)]
+    model_file(binary, "points3D.bin").write_bytes(builders.counted(points))
+    assert load_scene(binary).world_scale == pytest.approx(1 / 2.0, rel=0.01)
+
+
 def test_models_written_by_colmap_itself(text, tmp_path):
     pycolmap = pytest.importorskip("pycolmap")
     # COLMAP insists that every observation refers to a point that lists it.

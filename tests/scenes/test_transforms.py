@@ -64,6 +64,12 @@ class TestIntrinsics:
         assert frame.fx == pytest.approx(builders.WIDTH / 2 / math.tan(0.5))
         assert frame.fy == pytest.approx(builders.HEIGHT / 2 / math.tan(0.45))
 
+    def test_each_axis_by_what_is_stated_for_it(self, tmp_path):
+        builders.make_transforms(tmp_path, fl_y=None, camera_angle_x=1.0, camera_angle_y=0.9)
+        frame = load_scene(tmp_path).frames[0]
+        assert frame.fx == builders.FX
+        assert frame.fy == pytest.approx(builders.HEIGHT / 2 / math.tan(0.45))
+
     def test_a_focal_length_wins_over_a_field_of_view(self, tmp_path):
         builders.make_transforms(tmp_path, camera_angle_x=1.0, camera_angle_y=1.0)
         frame = load_scene(tmp_path).frames[0]
@@ -92,6 +98,12 @@ class TestIntrinsics:
         assert load_scene(tmp_path).frames[0].distortion == (1e-1, 2e-2, 3e-3, 4e-4, 5e-5, 6e-6)
         edit(tmp_path, distortion_params=[1, 2, 3, 4, 5, 6])
         assert load_scene(tmp_path).frames[0].distortion == (1, 2, 3, 4, 5, 6)
+
+    def test_null_is_as_good_as_no_key(self, tmp_path):
+        builders.make_transforms(tmp_path)
+        edit(tmp_path, k1=None, camera_model=None, distortion_params=None, fl_y=None, is_fisheye=None)
+        frame = load_scene(tmp_path).frames[0]
+        assert (frame.fy, frame.camera_model) == (builders.FX, "pinhole")
 
 
 class TestPaths:

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "adam.h"
 #include "composite.h"
 #include "harmonics.h"
 #include "hashgrid.h"
@@ -88,8 +89,8 @@ void position_gradient(const float* x, const float* table, const std::vector<Has
         for (int a = 0; a < 3; a++) total[a] += dot * corner_slope(cell, c, a) * float(levels[l].resolution);
       }
     }
-    // Clamped positions do not move.
-    for (int a = 0; a < 3; a++) grad_x[3 * n + a] = x[3 * n + a] >= 0.f && x[3 * n + a] <= 1.f ? total[a] : 0.f;
+    // Clamped positions do not move; PyTorch counts the faces of the cube among them.
+    for (int a = 0; a < 3; a++) grad_x[3 * n + a] = x[3 * n + a] > 0.f && x[3 * n + a] < 1.f ? total[a] : 0.f;
   }
 }
 
@@ -370,6 +371,21 @@ int eugen_render(const float* origins, const float* directions, const float* nea
                      min_transmittance, out, samples);
   EUGEN_FOR_FEATURES(features, EUGEN_CALL)
 #undef EUGEN_CALL
+  return 0;
+}
+
+// Adam on the rows [n, width] whose gradient is not zero throughout; the others stay as they are, moments too.
+int eugen_sparse_adam(float* parameter, const float* grad, float* first, float* second, int64 n, int width, float beta1,
+                      float beta2, float eps, float step_size, float second_scale, int threads) {
+  const AdamStep step{beta1, beta2, eps, step_size, second_scale};
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64 r = 0; r < n; r++) {
+    const int64 b = r * width;
+    bool touched = false;
+    for (int c = 0; c < width; c++) touched |= grad[b + c] != 0.f;
+    if (!touched) continue;
+    for (int c = 0; c < width; c++) adam_update(step, grad[b + c], parameter[b + c], first[b + c], second[b + c]);
+  }
   return 0;
 }
 

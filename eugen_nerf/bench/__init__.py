@@ -1,0 +1,1 @@
+"""eugen-bench: trains nerfstudio methods on scenes, measures quality and speed, and reports the comparison."""

@@ -1,0 +1,196 @@
+"""What a benchmark compares: the YAML files of `eugen-bench run`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eugen_nerf.bench.schema import convert, from_mapping
+from eugen_nerf.errors import UserError
+
+Overrides = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long each training lasts; exactly one of the two."""
+
+    iterations: int | None = None
+    """Optimisation steps."""
+    seconds: float | None = None
+    """Seconds of training, evaluations not counted."""
+
+    def __str__(self) -> str:
+        return f"{self.iterations} iterations" if self.iterations is not None else f"{self.seconds:g} s of training"
+
+
+@dataclass(frozen=True)
+class SceneEntry:
+    """A scene of a benchmark."""
+
+    path: str
+    """Folder, relative to the current one, to the YAML file or to $EUGEN_DATA."""
+    name: str = ""
+    """What tables call it; the folder's name if left out."""
+    overrides: Overrides = field(default_factory=dict)
+    """Options of every method on this scene."""
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """A method of a benchmark."""
+
+    method: str
+    """Name that ns-train knows."""
+    name: str = ""
+    """What tables call it; the method's name if left out. Unique, so that variants of one method can be told apart."""
+    dataparser: str = "eugen-scene"
+    """Loader of the scene, by nerfstudio's name for it. The same for all gives all the same poses and splits."""
+    overrides: Overrides = field(default_factory=dict)
+    """Options of nerfstudio's configuration, as a path with dots: {pipeline.model.field.num_features: 16}."""
+    eval_images: int | None = None
+    """Evaluate at most that many test images of this method; None for the benchmark's own limit."""
+    timed_frames: int | None = None
+    """Time at most that many frames of this method; None for the benchmark's own number."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Evaluations on a few test views while the training clock stands still."""
+
+    at: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+    """Shares of the budget after which to evaluate."""
+    views: int = 3
+    """Test views, spread over the split, the same at every time and for every method."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A YAML file of `eugen-bench run`: every method is trained on every scene with every seed."""
+
+    scenes: tuple[SceneEntry, ...]
+    methods: tuple[MethodEntry, ...]
+    """The first one is the reference of all ratios."""
+    budget: Budget
+    title: str = ""
+    """Headline of the report."""
+    seeds: tuple[int, ...] = (0,)
+    """Each row is trained once with each."""
+    fit_schedules: bool = True
+    """Stretch or compress every method's learning-rate schedule to the budget; false for the method's own steps."""
+    overrides: Overrides = field(default_factory=dict)
+    """Options of every method."""
+    curve: Curve = field(default_factory=Curve)
+    """When to evaluate during training."""
+    target_psnr: tuple[float, ...] = ()
+    """PSNR values (dB) of the curve whose time is reported."""
+    eval_images: int | None = None
+    """Evaluate at most that many test images after training; None for all."""
+    timed_frames: int = 20
+    """Test views whose rendering is timed; goes round again when there are fewer."""
+    pictures: int = 2
+    """Test views shown in the report."""
+
+
+def load_benchmark(path: Path) -> Benchmark:
+    """Read and check a YAML file.
+
+    Raises:
+        UserError: the file cannot be read, is no YAML, has an unknown key or a value that cannot work, or names
+            a scene that does not exist.
+    """
+    try:
+        data = yaml.safe_load(path.read_text("utf8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: must be a mapping with at least scenes, methods and budget.")
+    # A lone name stands for an entry that says nothing else.
+    for key, lone in (("scenes", "path"), ("methods", "method")):
+        if isinstance(data.get(key), list):
+            data[key] = [{lone: entry} if isinstance(entry, str) else entry for entry in data[key]]
+    benchmark = from_mapping(Benchmark, data, str(path))
+    return _completed(benchmark, path)
+
+
+def _completed(benchmark: Benchmark, file: Path) -> Benchmark:
+    """Paths made absolute, names filled in, values checked."""
+    scenes = []
+    for scene in benchmark.scenes:
+        folder = find_scene(scene.path, file.parent)
+        scenes.append(SceneEntry(str(folder), scene.name or folder.name, scene.overrides))
+    methods = [
+        MethodEntry(**{**vars(method), "name": method.name or method.method}) for method in benchmark.methods
+    ]
+    for kind, names in (("scenes", [s.name for s in scenes]), ("methods", [m.name for m in methods])):
+        if not names:
+            raise UserError(f"{file}: {kind} must name at least one.")
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"{file}: {kind} has two entries called {twice!r}; give each its own `name`.")
+    _check_numbers(benchmark, file)
+    values = {**vars(benchmark), "scenes": tuple(scenes), "methods": tuple(methods)}
+    return Benchmark(**{**values, "title": benchmark.title or file.stem})
+
+
+def _check_numbers(benchmark: Benchmark, file: Path) -> None:
+    budget = benchmark.budget
+    if (budget.iterations is None) == (budget.seconds is None):
+        raise UserError(f"{file}: budget must have one of the keys iterations and seconds.")
+    if (budget.iterations or budget.seconds or 0) <= 0:
+        raise UserError(f"{file}: budget must be positive.")
+    if not benchmark.seeds or len(set(benchmark.seeds)) < len(benchmark.seeds):
+        raise UserError(f"{file}: seeds must name at least one, and none twice.")
+    if not all(0 < share <= 1 for share in benchmark.curve.at):
+        raise UserError(f"{file}: curve.at takes shares of the budget, above 0 and up to 1.")
+    counts = {
+        "curve.views": benchmark.curve.views,
+        "timed_frames": benchmark.timed_frames,
+        "eval_images": benchmark.eval_images,
+        **{f"eval_images of {m.name}": m.eval_images for m in benchmark.methods},
+        **{f"timed_frames of {m.name}": m.timed_frames for m in benchmark.methods},
+    }
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UserError(f"{file}: {name} must be at least 1, not {count}.")
+    if benchmark.pictures < 0:
+        raise UserError(f"{file}: pictures must not be negative.")
+
+
+def find_scene(path: str, beside: Path) -> Path:
+    """The folder of a scene, absolute.
+
+    Args:
+        path: as the YAML file has it.
+        beside: folder of the YAML file.
+
+    Raises:
+        UserError: there is no such folder in any of the places where it is looked for.
+    """
+    given = Path(path).expanduser()
+    places = [Path.cwd(), beside]
+    if os.environ.get("EUGEN_DATA"):
+        places.append(Path(os.environ["EUGEN_DATA"]).expanduser())
+    for place in places:
+        if (place / given).exists():
+            return (place / given).resolve()
+    looked = ", ".join(str(place / given) for place in places)
+    hint = "" if os.environ.get("EUGEN_DATA") else " Set EUGEN_DATA to the folder that holds your scenes."
+    raise UserError(f"Scene {path!r} does not exist. Looked for {looked}.{hint}")
+
+
+def benchmark_from_json(data: Any, where: str) -> Benchmark:
+    """The benchmark that `dataclasses.asdict` and JSON made of one.
+
+    Raises:
+        UserError: it is none.
+    """
+    benchmark = convert(Benchmark, data, where)
+    assert isinstance(benchmark, Benchmark)
+    return benchmark

@@ -1,0 +1,166 @@
+"""What the runner hands to a worker process, and the files through which the two talk.
+
+A job has a folder: the runner writes job.json, the worker writes progress.json (replaced again and again),
+log.txt and at the end result.json. Files work alike for a child process and for a node of a cluster that
+shares the file system, and outlive both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from eugen_nerf.bench.config import Benchmark, Budget, MethodEntry, Overrides, SceneEntry
+
+Phase = Literal["waiting", "loading", "training", "evaluating", "timing"]
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Train one method on one scene with one seed, then evaluate it. A row of the results."""
+
+    scene: str
+    scene_path: str
+    name: str
+    method: str
+    dataparser: str
+    overrides: Overrides
+    seed: int
+    budget: Budget
+    fit_schedules: bool
+    curve_at: tuple[float, ...]
+    curve_views: int
+    eval_images: int | None
+    pictures: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.scene} · {self.name} · seed {self.seed}"
+
+    @property
+    def slug(self) -> str:
+        """Unique among the jobs of a benchmark, and fit to name a folder."""
+        return slug(f"{self.scene} {self.name} seed {self.seed}")
+
+    @property
+    def digest(self) -> str:
+        """Changes whenever anything changes on which the result depends."""
+        return _digest(self)
+
+
+@dataclass(frozen=True)
+class FramesJob:
+    """Time the frames of all methods of one scene and seed, taking turns in one process."""
+
+    scene: str
+    seed: int
+    names: tuple[str, ...]
+    load_configs: tuple[str, ...]  # config.yml of each run
+    timed_frames: tuple[int, ...]  # of each run
+    trained: tuple[str, ...]  # digests of the training jobs whose runs these are
+
+    @property
+    def label(self) -> str:
+        return f"{self.scene} · frame times · seed {self.seed}"
+
+    @property
+    def slug(self) -> str:
+        return slug(f"{self.scene} frames seed {self.seed}")
+
+    @property
+    def digest(self) -> str:
+        return _digest(dataclasses.replace(self, load_configs=()))
+
+
+Job = TrainingJob | FramesJob
+
+
+@dataclass
+class Progress:
+    """What a worker is doing."""
+
+    phase: Phase = "waiting"
+    fraction: float = 0.0
+    """Of the whole job, 0 to 1."""
+    step: int = 0
+    psnr: float | None = None
+    """Of the newest point of the curve, dB."""
+
+
+@dataclass
+class Result:
+    """What became of a job."""
+
+    status: Literal["done", "failed"]
+    message: str = ""
+    """Why it failed, in one line."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """What was measured."""
+
+
+def training_jobs(benchmark: Benchmark) -> list[TrainingJob]:
+    """Every row; the methods of a scene stand side by side, and each seed begins with another of them."""
+    jobs = []
+    for scene in benchmark.scenes:
+        for turn, seed in enumerate(benchmark.seeds):
+            first = turn % len(benchmark.methods)
+            for method in benchmark.methods[first:] + benchmark.methods[:first]:
+                jobs.append(_training_job(benchmark, scene, method, seed))
+    return jobs
+
+
+def _training_job(benchmark: Benchmark, scene: SceneEntry, method: MethodEntry, seed: int) -> TrainingJob:
+    return TrainingJob(
+        scene=scene.name,
+        scene_path=scene.path,
+        name=method.name,
+        method=method.method,
+        dataparser=method.dataparser,
+        overrides={**benchmark.overrides, **scene.overrides, **method.overrides},
+        seed=seed,
+        budget=benchmark.budget,
+        fit_schedules=benchmark.fit_schedules,
+        curve_at=benchmark.curve.at,
+        curve_views=benchmark.curve.views,
+        eval_images=method.eval_images or benchmark.eval_images,
+        pictures=benchmark.pictures,
+    )
+
+
+def slug(text: str) -> str:
+    """Letters, digits, dots, dashes and underscores of a text; a hash keeps what else differs apart."""
+    clean = "".join(c if c.isascii() and (c.isalnum() or c in "._") else "-" for c in text)
+    plain = text.replace(" ", "-")
+    return clean if clean == plain else f"{clean}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def _digest(job: Job) -> str:
+    text = json.dumps(dataclasses.asdict(job), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file in one go: readers see the old content or the new, never a part."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf8") as file:
+            file.write(text)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote; None while there is nothing."""
+    try:
+        return json.loads(path.read_text("utf8"))
+    except FileNotFoundError:
+        return None

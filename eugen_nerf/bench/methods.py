@@ -1,0 +1,140 @@
+"""nerfstudio's configuration of a method, made ready for a row of a benchmark."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any
+
+from nerfstudio.configs.dataparser_configs import all_dataparsers
+from nerfstudio.configs.external_methods import ExternalMethodDummyTrainerConfig
+from nerfstudio.configs.method_configs import all_methods
+from nerfstudio.engine.trainer import TrainerConfig
+
+from eugen_nerf.bench.config import Overrides
+from eugen_nerf.bench.jobs import TrainingJob, slug
+from eugen_nerf.bench.schema import convert, suggestion
+from eugen_nerf.errors import UserError
+
+# A schedule's options that count steps; compressing the schedule multiplies them all.
+SCHEDULE_STEPS = ("max_steps", "warmup_steps", "warm_up_end", "milestones")
+
+
+def method_config(name: str) -> TrainerConfig:
+    """A copy of what ns-train starts a method from.
+
+    Raises:
+        UserError: nerfstudio knows no such method, or it is not installed.
+    """
+    config = all_methods.get(name)
+    installed = [known for known, entry in all_methods.items() if _is_installed(entry)]
+    if config is None:
+        raise UserError(f"Unknown method {name!r}. {suggestion(name, installed)}")
+    if not _is_installed(config):
+        raise UserError(f"Method {name!r} is not installed; ns-train {name} says how to.")
+    return copy.deepcopy(config)
+
+
+def _is_installed(config: Any) -> bool:
+    return isinstance(config, TrainerConfig) and not isinstance(config, ExternalMethodDummyTrainerConfig)
+
+
+def row_config(job: TrainingJob, runs: Path, device: str) -> TrainerConfig:
+    """The configuration with which a row is trained.
+
+    Args:
+        job: the row.
+        runs: nerfstudio's output folder.
+        device: "cpu" or "cuda".
+
+    Raises:
+        UserError: an unknown method, dataparser or option, or a value that an option cannot take.
+    """
+    config = method_config(job.method)
+    if job.dataparser not in all_dataparsers:
+        raise UserError(f"Unknown dataparser {job.dataparser!r}. {suggestion(job.dataparser, all_dataparsers)}")
+    manager: Any = config.pipeline.datamanager
+    manager.dataparser = copy.deepcopy(all_dataparsers[job.dataparser])
+    manager.data = Path(job.scene_path)
+    config.data = Path(job.scene_path)
+    config.output_dir = runs
+    config.experiment_name = slug(job.scene)
+    config.timestamp = slug(f"{job.name} seed {job.seed}")
+    config.machine.seed = job.seed
+    config.machine.device_type = device  # type: ignore[assignment]
+    config.vis = "tensorboard"
+    config.viewer.quit_on_train_completion = True
+    config.logging.local_writer.enable = False
+    config.logging.profiler = "none"
+    # Evaluation is ours; nerfstudio's own would run inside the training clock.
+    config.steps_per_eval_batch = config.steps_per_eval_image = config.steps_per_eval_all_images = 0
+    if job.budget.iterations is not None:
+        config.max_num_iterations = job.budget.iterations + 1  # the first step is not counted, see training.py
+        if job.fit_schedules:
+            _fit_schedules(config, job.budget.iterations)
+    else:
+        config.max_num_iterations = 1 << 40  # the clock ends the training
+    config.steps_per_save = config.max_num_iterations + 1
+    apply_overrides(config, job.overrides)
+    return config
+
+
+def _fit_schedules(config: TrainerConfig, iterations: int) -> None:
+    for group in config.optimizers.values():
+        scheduler = group["scheduler"]
+        if not hasattr(scheduler, "max_steps"):
+            continue
+        factor = iterations / scheduler.max_steps
+        for option in SCHEDULE_STEPS:
+            steps = getattr(scheduler, option, None)
+            if isinstance(steps, int):
+                setattr(scheduler, option, max(round(steps * factor), min(steps, 1)))
+            elif steps is not None:
+                setattr(scheduler, option, tuple(round(step * factor) for step in steps))
+
+
+def apply_overrides(config: Any, overrides: Overrides) -> None:
+    """Set options, given as paths with dots, of a tree of dataclasses and mappings.
+
+    Raises:
+        UserError: no such option (the message has the nearest), or a value of the wrong type.
+    """
+    for path, value in overrides.items():
+        _apply(config, path, value)
+
+
+def _apply(config: Any, path: str, value: Any) -> None:
+    *groups, option = path.replace("-", "_").split(".")
+    owner = config
+    walked = []
+    for group in groups:
+        owner = _member(owner, group, walked, path)
+        walked.append(group)
+    current = _member(owner, option, walked, path)
+    if dataclasses.is_dataclass(current):
+        raise UserError(f"Override {path}: is a group of options. {suggestion('', _options(current))}")
+    if isinstance(owner, dict):
+        owner[option] = convert(type(current), value, f"Override {path}")
+    else:
+        annotation = typing.get_type_hints(type(owner), include_extras=True).get(option, type(current))
+        setattr(owner, option, convert(annotation, value, f"Override {path}"))
+
+
+def _member(owner: Any, name: str, walked: list[str], path: str) -> Any:
+    options = _options(owner)
+    if name not in options:
+        place = ".".join(walked) or "the configuration"
+        raise UserError(f"Override {path}: {place} has no option {name!r}. {suggestion(name, options)}")
+    return options[name]
+
+
+def _options(owner: Any) -> dict[str, Any]:
+    if isinstance(owner, dict):
+        # Groups of optimizers carry the names that the model gives them, with underscores or dashes.
+        return {str(key).replace("-", "_"): value for key, value in owner.items()}
+    if dataclasses.is_dataclass(owner):
+        names = [field.name for field in dataclasses.fields(owner)]
+        return {name: getattr(owner, name) for name in names if not name.startswith("_")}
+    return {}

@@ -1,0 +1,416 @@
+"""Native CPU runners against the float64 reference, forward and gradient, and against inputs that could crash C."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from eugen_nerf.layers import EUGen, LowRank, build_network, merge_chain
+from eugen_nerf.layers.merge import MergedChain
+from eugen_nerf.occupancy import pack_bits
+from eugen_nerf.ops import (
+    HashGridLayout,
+    PackedSamples,
+    RadianceField,
+    Space,
+    StepRule,
+    composite,
+    hash_encode,
+    march,
+    network,
+    reference,
+    render,
+    spherical_harmonics,
+)
+from eugen_nerf.ops.build import BuildError, cpu_library
+
+FORWARD, GRADIENT = 1e-5, 1e-4  # relative errors that single precision must keep
+
+BOUNDED = Space(((-1.0, -1.5, -1.0), (1.0, 1.5, 2.0)))
+UNBOUNDED = Space(((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0)), contracted=True)
+
+
+def have_compiler() -> bool:
+    try:
+        cpu_library()
+    except BuildError:
+        return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(not have_compiler(), reason="no C++ compiler")
+
+
+@pytest.fixture(autouse=True)
+def native_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An op that silently fell back to the reference would prove nothing here."""
+    monkeypatch.setenv("EUGEN_BACKEND", "cpu")
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    assert got.shape == expected.shape
+    if expected.numel() == 0:
+        return 0.0
+    return float((got.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-12))
+
+
+def double(chain: MergedChain) -> MergedChain:
+    """The chain's tensors in float64, as leaves that collect gradients."""
+
+    def convert(value: object) -> object:
+        return value.detach().double().requires_grad_() if isinstance(value, Tensor) else value
+
+    def replace(part: object) -> object:
+        values = {f.name: convert(getattr(part, f.name)) for f in dataclasses.fields(part)}  # type: ignore[arg-type]
+        return dataclasses.replace(part, **values)  # type: ignore[type-var]
+
+    stages = tuple(replace(stage) for stage in chain.stages)
+    return dataclasses.replace(replace(chain), stages=stages)  # type: ignore[type-var, return-value]
+
+
+def single(chain: MergedChain) -> MergedChain:
+    """The same numbers in float32, as leaves of their own."""
+
+    def convert(value: object) -> object:
+        return value.detach().float().requires_grad_() if isinstance(value, Tensor) else value
+
+    def replace(part: object) -> object:
+        values = {f.name: convert(getattr(part, f.name)) for f in dataclasses.fields(part)}  # type: ignore[arg-type]
+        return dataclasses.replace(part, **values)  # type: ignore[type-var]
+
+    stages = tuple(replace(stage) for stage in chain.stages)
+    return dataclasses.replace(replace(chain), stages=stages)  # type: ignore[type-var, return-value]
+
+
+def tensors(chain: MergedChain) -> list[Tensor]:
+    parts = [chain, *chain.stages]
+    values = [getattr(part, f.name) for part in parts for f in dataclasses.fields(part)]
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def check_network(layers: nn.Sequential, n: int, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        chain = merge_chain(layers)
+    ours, exact = single(chain), double(chain)
+    x = torch.randn(n, chain.in_features, generator=generator)
+    weight = torch.randn(n, chain.out_features, generator=generator)
+    x32, x64 = x.clone().requires_grad_(), x.double().requires_grad_()
+    got, expected = network(x32, ours), reference.network(x64, exact)
+    assert relative_error(got, expected) <= FORWARD
+    (got * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert relative_error(x32.grad, x64.grad) <= GRADIENT
+    for mine, theirs in zip(tensors(ours), tensors(exact), strict=True):
+        assert relative_error(mine.grad, theirs.grad) <= GRADIENT
+
+
+@pytest.mark.parametrize("n", [0, 1, 95, 96, 97, 1000])
+@pytest.mark.parametrize("kind", ["eugen", "mlp", "low-rank", "snnk"])
+def test_network_kinds(kind: str, n: int) -> None:
+    torch.manual_seed(0)
+    check_network(build_network(kind, 31, 48, 2, 5, 24), n)
+
+
+@pytest.mark.parametrize("phi", ["identity", "relu", "squared_relu", "softplus", "gelu", "sin"])
+@pytest.mark.parametrize(("order", "shared"), [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize("norm", [True, False])
+def test_network_eugen_variants(phi: str, order: int, shared: bool, norm: bool) -> None:
+    torch.manual_seed(1)
+    layers = nn.Sequential(
+        EUGen(7, 20, 12, order=order, shared=shared, norm=norm, phi=phi),
+        EUGen(20, 9, 16, order=order, shared=shared, norm=False, phi=phi, bias=False),
+        nn.Linear(9, 3),
+    )
+    check_network(layers, 130)
+
+
+def test_network_without_hidden_layers_and_norm_after_a_dense_layer() -> None:
+    torch.manual_seed(2)
+    check_network(nn.Sequential(nn.Linear(5, 33, bias=False)), 50)
+    # The norm of a stage's own input, of a width that fills whole vectors and of one that does not.
+    for width in (16, 17):
+        check_network(nn.Sequential(nn.Linear(5, width), nn.ReLU(), EUGen(width, 8, 6), nn.Linear(8, 2)), 50)
+    check_network(nn.Sequential(LowRank(6, 40, 3), nn.Linear(40, 2)), 50)
+
+
+@given(
+    widths=st.lists(st.integers(1, 256), min_size=2, max_size=5),
+    n=st.integers(0, 200),
+    order=st.integers(1, 2),
+    seed=st.integers(0, 10**6),
+)
+@settings(deadline=None, max_examples=25)
+def test_network_any_width(widths: list[int], n: int, order: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = [
+        EUGen(a, b, max(1, b // 2), order=order, norm=i == 0, phi="gelu")
+        for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+    ]
+    check_network(nn.Sequential(*layers, nn.Linear(widths[-1], 3)), n, seed)
+
+
+def test_network_same_threads_same_bits() -> None:
+    torch.manual_seed(0)
+    layers = build_network("eugen", 32, 64, 2, 16, 32)
+    x, weight = torch.randn(2000, 32), torch.randn(2000, 16)
+
+    def gradients() -> list[Tensor]:
+        layers.zero_grad()
+        (network(x, merge_chain(layers)) * weight).sum().backward()
+        return [p.grad.clone() for p in layers.parameters() if p.grad is not None]
+
+    assert all(torch.equal(a, b) for a, b in zip(gradients(), gradients(), strict=True))
+
+
+@pytest.mark.parametrize("layout", [(16, 2, 14, 16, 512), (4, 1, 8, 2, 40), (8, 4, 12, 4, 128), (3, 8, 10, 5, 20)])
+@pytest.mark.parametrize("n", [0, 1, 17, 3000])
+def test_hash_encode(layout: tuple[int, int, int, int, int], n: int) -> None:
+    grid = HashGridLayout.build(*layout)
+    generator = torch.Generator().manual_seed(n)
+    x = torch.rand(n, 3, generator=generator)
+    x[: n // 4] = x[: n // 4].round()  # corners and faces
+    x[n // 4 : n // 3] = 3 * x[n // 4 : n // 3] - 1  # outside
+    table = torch.randn(grid.num_entries, grid.features_per_level, generator=generator)
+    weight = torch.randn(n, grid.out_features, generator=generator)
+    x32, x64 = x.clone().requires_grad_(), x.double().requires_grad_()
+    t32, t64 = table.clone().requires_grad_(), table.double().requires_grad_()
+    got, expected = hash_encode(x32, t32, grid), reference.hash_encode(x64, t64, grid)
+    assert relative_error(got, expected) <= FORWARD
+    (got * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert relative_error(t32.grad, t64.grad) <= GRADIENT
+    assert relative_error(x32.grad, x64.grad) <= GRADIENT
+
+
+def test_hash_encode_gradient_does_not_depend_on_threads() -> None:
+    grid = HashGridLayout.build(4, 2, 12, 4, 64)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(5000, 3, generator=generator)
+    weight = torch.randn(5000, grid.out_features, generator=generator)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 7):  # fewer and more than levels
+            torch.set_num_threads(count)
+            table = torch.zeros(grid.num_entries, 2, requires_grad=True)
+            (hash_encode(x, table, grid) * weight).sum().backward()
+            results.append(table.grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_hash_encode_of_what_is_no_position() -> None:
+    grid = HashGridLayout.build(3, 2, 8, 2, 20)
+    table = torch.randn(grid.num_entries, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    bad = torch.tensor([[math.nan, 0.5, 0.5], [math.inf, -math.inf, 0.2], [1e30, -1e30, 0.5]]).requires_grad_()
+    out = hash_encode(bad, table, grid)
+    out.sum().backward()
+    # Clamped onto the cube; what is not a number counts as zero.
+    expected = hash_encode(torch.tensor([[0.0, 0.5, 0.5], [1.0, 0.0, 0.2], [1.0, 0.0, 0.5]]), table, grid)
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("n", [0, 1, 1000])
+def test_spherical_harmonics(n: int) -> None:
+    directions = nn.functional.normalize(torch.randn(n, 3, generator=torch.Generator().manual_seed(n)), dim=-1)
+    expected = reference.spherical_harmonics(directions.double())
+    assert relative_error(spherical_harmonics(directions), expected) <= FORWARD
+
+
+def random_rays(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    origins = 2 * torch.randn(n, 3, generator=generator)
+    directions = nn.functional.normalize(torch.randn(n, 3, generator=generator) - 0.4 * origins, dim=-1)
+    directions[::7] = torch.tensor([0.0, 0.0, -1.0])  # along an axis
+    near = 0.3 * torch.rand(n, generator=generator)
+    return origins, directions, near, near + 15 * torch.rand(n, generator=generator), torch.rand(n, generator=generator)
+
+
+def random_bits(resolution: int, share: float, seed: int = 0) -> Tensor:
+    return pack_bits(torch.rand(resolution**3, generator=torch.Generator().manual_seed(seed)) < share)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
+@pytest.mark.parametrize(
+    ("space", "rule"),
+    [(BOUNDED, StepRule(0.01)), (BOUNDED, StepRule(0.3)), (UNBOUNDED, StepRule(0.02, 1 / 32)), (UNBOUNDED, StepRule(0.05))],
+    ids=["fine", "coarse", "cone", "unbounded"],
+)
+def test_march(space: Space, rule: StepRule, share: float) -> None:
+    rays = random_rays(300)
+    bits = random_bits(16, share)
+    got = march(*rays[:4], bits, 16, space, rule, rays[4])
+    exact = [t.double() for t in rays]
+    expected = reference.march(*exact[:4], bits, 16, space, rule, exact[4])
+    # A sample whose middle lies on a cell's face, to within rounding, may fall to either side of it.
+    differing = (got.counts() - expected.counts()).abs().sum().item()
+    assert differing <= 2e-3 * expected.num_samples
+    same = got.counts() == expected.counts()
+    assert same.float().mean() > 0.97
+    mine, theirs = same[got.ray_indices()], same[expected.ray_indices()]
+    assert (got.t_starts[mine] - expected.t_starts[theirs]).abs().max() < rule.step_size + 1e-4
+    assert relative_error(got.t_starts[mine], expected.t_starts[theirs]) < 1e-3
+    assert relative_error(got.t_mids.sum(), expected.t_mids.sum()) < 1e-3
+
+
+def test_march_edge_cases() -> None:
+    bits = torch.full((1,), 255, dtype=torch.uint8)
+    none = torch.empty(0, 3)
+    assert march(none, none, none[:, 0], none[:, 0], bits, 2, BOUNDED, StepRule(0.1)).num_rays == 0
+    bad = torch.tensor([[math.nan, 0, 0], [0, 0, math.inf], [0, 0, -5.0], [5.0, 5, 5]])
+    directions = torch.tensor([[0.0, 0, 1], [0, 0, 1], [math.nan, 0, 1], [0, 0, 1]])
+    samples = march(bad, directions, torch.zeros(4), torch.full((4,), 9.0), bits, 2, BOUNDED, StepRule(0.1))
+    assert samples.num_samples == 0
+    infinite = march(none.new_zeros(1, 3), directions[:1], torch.zeros(1), torch.full((1,), math.inf), bits, 2,
+                     BOUNDED, StepRule(0.1))  # fmt: skip
+    assert infinite.num_samples == 20
+
+
+@given(st.lists(st.integers(0, 40), min_size=0, max_size=12), st.integers(0, 1000))
+@settings(deadline=None, max_examples=40)
+def test_composite(counts: list[int], seed: int) -> None:
+    check_composite(counts, seed, 3.0)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, 1e8])
+def test_composite_dense_ray(scale: float) -> None:
+    check_composite([0, 1024, 0, 5], 1, scale)
+
+
+def check_composite(counts: list[int], seed: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    offsets = torch.tensor([0, *counts]).cumsum(0)
+    n = int(offsets[-1])
+    starts = torch.rand(n, generator=generator).cumsum(0)
+    ends = starts + 0.05 + 0.1 * torch.rand(n, generator=generator)
+    sigma, rgb = scale * torch.rand(n, generator=generator), torch.rand(n, 3, generator=generator)
+    weight = torch.randn(len(counts), 5, generator=generator)
+    results = []
+    for op, dtype in ((composite, torch.float32), (reference.composite, torch.float64)):
+        s, c = (t.detach().clone().to(dtype).requires_grad_() for t in (sigma, rgb))
+        color, alpha, depth = op(s, c, PackedSamples(offsets, starts.to(dtype), ends.to(dtype)))
+        out = torch.cat([color, alpha[:, None], depth[:, None]], dim=1)
+        (out * weight).sum().backward()
+        results.append((out, s.grad, c.grad))
+    for got, expected, bound in zip(*results, (FORWARD, GRADIENT, GRADIENT), strict=True):
+        assert relative_error(got, expected) <= bound
+
+
+def small_field(kind: str = "eugen", dtype: torch.dtype = torch.float32) -> RadianceField:
+    torch.manual_seed(3)
+    grid = HashGridLayout.build(4, 2, 10, 4, 32)
+    table = torch.randn(grid.num_entries, 2)
+    density, color = build_network(kind, 8, 16, 1, 16, 12), build_network(kind, 31, 16, 2, 3, 12)
+    with torch.no_grad():
+        chains = merge_chain(density.to(dtype)), merge_chain(color.to(dtype))
+    return RadianceField(table.to(dtype), grid, *chains)
+
+
+@pytest.mark.parametrize(
+    ("space", "rule"), [(BOUNDED, StepRule(0.05)), (UNBOUNDED, StepRule(0.05, 1 / 16))], ids=["bounded", "unbounded"]
+)
+@pytest.mark.parametrize("kind", ["eugen", "mlp"])
+@pytest.mark.parametrize("n", [0, 1, 500, 5000])
+def test_render(space: Space, rule: StepRule, kind: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rays = random_rays(n)[:4]
+    bits = random_bits(16, 0.3)
+    got = render(*rays, bits, 16, space, rule, small_field(kind))
+    monkeypatch.setenv("EUGEN_BACKEND", "reference")
+    expected = reference.render(*rays, bits, 16, space, rule, small_field(kind))
+    # Where a sample fell to the other side of a cell's face, a ray may differ: few do, and by little.
+    for mine, theirs in zip(got[:3], expected[:3], strict=True):
+        difference = (mine - theirs).abs().flatten()
+        assert mine.shape == theirs.shape
+        assert (difference > 1e-3 * (1 + theirs.abs().flatten())).float().mean() <= 0.01 or n == 0
+    if n:
+        assert n == 1 or expected[1].max() > 0.5  # the scene is not vacuous
+        assert (got[3] - expected[3]).abs().sum() <= 0.01 * expected[3].sum() + 1
+
+
+def test_render_stops_at_opaque_surfaces() -> None:
+    field = small_field()
+    assert field.density.bias is not None
+    bias = field.density.bias.clone()
+    bias[0] = 30.0  # every sample is opaque
+    field = dataclasses.replace(field, density=dataclasses.replace(field.density, bias=bias))
+    rays = random_rays(200)[:4]
+    bits = torch.full((16**3 // 8,), 255, dtype=torch.uint8)
+    _, alpha, _, samples = render(*rays, bits, 16, BOUNDED, StepRule(0.05), field)
+    assert samples.max() == 1
+    assert alpha[samples > 0].min() > 0.999
+
+
+def test_ops_refuse_what_would_crash() -> None:
+    from eugen_nerf.ops import cpu
+
+    grid = HashGridLayout.build(2, 2, 8, 2, 4)
+    table = torch.zeros(grid.num_entries, 2)
+    x = torch.rand(4, 3)
+    arguments = (grid.resolutions, grid.offsets, grid.log2_table_size)
+    with pytest.raises(TypeError, match="float32"):
+        cpu.hash_encode(x.double(), table, *arguments)
+    with pytest.raises(ValueError, match="shape"):
+        cpu.hash_encode(x[:, :2], table, *arguments)
+    with pytest.raises(ValueError, match="shape"):
+        cpu.hash_encode(x, table[:-1], *arguments)
+    with pytest.raises(ValueError, match="features per level"):
+        cpu.hash_encode(x, torch.zeros(grid.num_entries, 3), *arguments)
+    with pytest.raises(ValueError, match="shape"):
+        cpu.network(x, torch.zeros(5), [0, 2, 1, 3], [])
+    with pytest.raises(ValueError, match="fit together"):
+        cpu.network(x, torch.zeros(100), [1, 4, 2, 1, 0, 1, 0, 0, 2, 1, 3], [0.0])
+    with pytest.raises(ValueError, match="ray_offsets"):
+        cpu.composite(x[:, 0], x, x[:, 0], x[:, 0], torch.tensor([0, 9]))
+    with pytest.raises(ValueError, match="ray_offsets"):
+        cpu.composite(x[:, 0], x, x[:, 0], x[:, 0], torch.tensor([0, 3, 2, 4]))
+    with pytest.raises(ValueError, match="step size"):
+        march(x, x, x[:, 0], x[:, 0], torch.zeros(1, dtype=torch.uint8), 2, BOUNDED, StepRule(0.0))
+    with pytest.raises(ValueError, match="shape"):
+        march(x, x, x[:, 0], x[:, 0], torch.zeros(1, dtype=torch.uint8), 4, BOUNDED, StepRule(0.1))
+
+
+def test_strided_inputs_are_accepted() -> None:
+    grid = HashGridLayout.build(2, 2, 8, 2, 4)
+    table = torch.randn(2, grid.num_entries).T
+    x = torch.rand(3, 10).T
+    assert torch.equal(hash_encode(x, table, grid), hash_encode(x.contiguous(), table.contiguous(), grid))
+
+
+@pytest.mark.parametrize("op", ["hash_encode", "network", "composite"])
+def test_operators_pass_torchs_own_check(op: str) -> None:
+    from eugen_nerf.ops import cpu
+
+    torch.manual_seed(0)
+    x = torch.rand(6, 3, requires_grad=True)
+    if op == "hash_encode":
+        grid = HashGridLayout.build(2, 2, 8, 2, 4)
+        table = torch.randn(grid.num_entries, 2, requires_grad=True)
+        arguments = (x, table, list(grid.resolutions), list(grid.offsets), grid.log2_table_size)
+        function = cpu.hash_encode
+    elif op == "network":
+        arguments = (x, torch.randn(8, requires_grad=True), [0, 2, 1, 3], [])  # type: ignore[assignment]
+        function = cpu.network
+    else:
+        t = torch.rand(6).cumsum(0)
+        arguments = (torch.rand(6, requires_grad=True), x, t, t + 0.1, torch.tensor([0, 4, 4, 6]))  # type: ignore[assignment]
+        function = cpu.composite
+    # Gradients are compared with the float64 reference above; finite differences in float32 would say less.
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(function, arguments, test_utils=tests)
+
+
+def test_field_under_torch_compile() -> None:
+    field = small_field()
+    unit = torch.rand(50, 3)
+    directions = nn.functional.normalize(torch.randn(50, 3), dim=-1)
+    compiled = torch.compile(field.__call__, backend="aot_eager", fullgraph=True)
+    for got, expected in zip(compiled(unit, directions), field(unit, directions), strict=True):
+        torch.testing.assert_close(got, expected)

@@ -1,0 +1,79 @@
+"""SparseAdam against torch's Adam and against its own definition."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from eugen_nerf.optim import SparseAdam
+
+
+def run(optimizer_class: type, grads: list[torch.Tensor], table: torch.Tensor, **options: object) -> torch.Tensor:
+    parameter = torch.nn.Parameter(table.clone())
+    optimizer = optimizer_class([parameter], lr=0.1, eps=1e-15, **options)
+    for grad in grads:
+        parameter.grad = grad.clone()
+        optimizer.step()
+    return parameter.detach()
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("width", [1, 2, 4, 7])
+def test_equals_adam_where_every_row_is_touched(backend: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EUGEN_BACKEND", backend)
+    generator = torch.Generator().manual_seed(width)
+    table = torch.randn(50, width, generator=generator)
+    grads = [torch.randn(50, width, generator=generator) for _ in range(5)]
+    torch.testing.assert_close(run(SparseAdam, grads, table), run(torch.optim.Adam, grads, table))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_untouched_rows_keep_value_and_moments(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EUGEN_BACKEND", backend)
+    generator = torch.Generator().manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(4, 2, generator=generator))
+    optimizer = SparseAdam([parameter], lr=0.1)
+    parameter.grad = torch.randn(4, 2, generator=generator)
+    optimizer.step()
+    before, moments = parameter.detach().clone(), copy.deepcopy(optimizer.state[parameter])
+    parameter.grad = torch.tensor([[0.0, 0], [0, 1], [0, 0], [-1, 0]])
+    optimizer.step()
+    unchanged = torch.tensor([0, 2])
+    assert torch.equal(parameter[unchanged], before[unchanged])
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert torch.equal(optimizer.state[parameter][name][unchanged], moments[name][unchanged])
+    # A row with one zero among its gradients is touched: its old momentum still moves that entry.
+    assert (parameter[[1, 3]] != before[[1, 3]]).all()
+
+
+def test_native_and_eager_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    table = torch.randn(1000, 4, generator=generator)
+    grads = [
+        torch.randn(1000, 4, generator=generator) * (torch.rand(1000, 1, generator=generator) < 0.3) for _ in range(6)
+    ]
+    native = run(SparseAdam, grads, table)
+    monkeypatch.setenv("EUGEN_BACKEND", "reference")
+    torch.testing.assert_close(native, run(SparseAdam, grads, table), rtol=1e-5, atol=1e-6)
+
+
+def test_state_dict_round_trip() -> None:
+    generator = torch.Generator().manual_seed(2)
+    table, grad = torch.randn(10, 2, generator=generator), torch.randn(10, 2, generator=generator)
+    first, second = torch.nn.Parameter(table.clone()), torch.nn.Parameter(table.clone())
+    one, other = SparseAdam([first], lr=0.1), SparseAdam([second], lr=0.1)
+    first.grad, second.grad = grad, grad
+    one.step()
+    with torch.no_grad():
+        second.copy_(first)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    one.step()
+    other.step()
+    assert torch.equal(first, second)
+
+
+def test_refuses_vectors() -> None:
+    with pytest.raises(ValueError, match="rows, features"):
+        SparseAdam([torch.nn.Parameter(torch.zeros(3))])
