@@ -120,10 +120,7 @@ def rounded(corners: Sequence[Sequence[float]], radius: float, steps: int = 4) -
     points = [path[:1]]
     t = np.linspace(0, 1, steps + 1)[:, None]
     for before, corner, after in zip(path, path[1:], path[2:], strict=False):
-        ends = [
-            corner + (end - corner) * min(0.45, radius / np.linalg.norm(end - corner))
-            for end in (before, after)
-        ]
+        ends = [corner + (end - corner) * min(0.45, radius / np.linalg.norm(end - corner)) for end in (before, after)]
         points.append((1 - t) ** 2 * ends[0] + 2 * t * (1 - t) * corner + t**2 * ends[1])
     return np.concatenate([*points, path[-1:]])
 
@@ -537,9 +534,7 @@ def fence() -> list[Part]:
         parts.append((post.move(foot), iron))
         parts.append((ball(0.036, 24).move((0, 0, 0.37)).move(foot), BRASS))
     tail = leaf(0.13, 0.07, 0.3).rotate("y", -25).rotate("z", 180).move((-0.05, 0, 0.02))
-    beak = tube(
-        np.array([(0.10, 0, 0.07), (0.12, 0, 0.067), (0.145, 0, 0.06)]), np.array([0.02, 0.012, 0.002])
-    )
+    beak = tube(np.array([(0.10, 0, 0.07), (0.12, 0, 0.067), (0.145, 0, 0.06)]), np.array([0.02, 0.012, 0.002]))
     eyes = merge(*(ball(0.013, 16).move((0.085, y, 0.085)) for y in (-0.038, 0.038)))
     bird = [
         (merge(ball().scale(0.085, 0.065, 0.065), ball(0.052).move((0.06, 0, 0.07))), glossy(MUSTARD, 0.3)),
@@ -764,9 +759,7 @@ def render(scene: Any, camera_to_world: Array, size: int, samples: int, seed: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Renders the demo scene in the Blender (NeRF synthetic) layout."
-    )
+    parser = argparse.ArgumentParser(description="Renders the demo scene in the Blender (NeRF synthetic) layout.")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "demo", help="folder to write")
     parser.add_argument("--samples", type=int, default=256, help="rays per pixel")
     parser.add_argument("--size", type=int, default=160, help="width and height in pixels")
@@ -777,9 +770,7 @@ def main() -> None:
         if value is not None and value < 1:
             parser.error(f"--{name} must be at least 1, got {value}")
     if mi is None:
-        sys.exit(
-            'Mitsuba 3, which renders the scene, is not installed. Fix: pip install "eugen-nerf[demo-scene]"'
-        )
+        sys.exit('Mitsuba 3, which renders the scene, is not installed. Fix: pip install "eugen-nerf[demo-scene]"')
 
     try:
         for split in SPLITS:

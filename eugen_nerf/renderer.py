@@ -75,8 +75,8 @@ class Renderer:
             jitter,
             backend=self.field.backend,
         )
-        unit = self.space.to_unit(samples.positions(origins, directions))
-        sigma, rgb = self.field(unit, directions[samples.ray_indices()])
+        unit, views = ops.sample_points(origins, directions, samples, self.space, backend=self.field.backend)
+        sigma, rgb = self.field(unit, views)
         color, alpha, depth = ops.composite(sigma, rgb, samples, backend=self.field.backend)
         return RenderOutput(color, alpha, _expected(depth, alpha), samples.counts())
 

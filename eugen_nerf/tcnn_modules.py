@@ -23,7 +23,7 @@ def load_tcnn() -> ModuleType:
         raise UserError(
             f"Implementation tcnn was asked for, but tiny-cuda-nn cannot be used here ({error}). It has no "
             "PyPI package: build it from https://github.com/NVlabs/tiny-cuda-nn on a machine with an NVIDIA "
-            "GPU, or use implementation torch."
+            "GPU, or use implementation native."
         ) from error
 
 

@@ -71,7 +71,7 @@ def row_config(job: TrainingJob, runs: Path, device: str) -> TrainerConfig:
     # Evaluation is ours; nerfstudio's own would run inside the training clock.
     config.steps_per_eval_batch = config.steps_per_eval_image = config.steps_per_eval_all_images = 0
     if job.budget.iterations is not None:
-        config.max_num_iterations = job.budget.iterations + 1  # the first step is not counted, see training.py
+        config.max_num_iterations = job.budget.iterations
         if job.fit_schedules:
             _fit_schedules(config, job.budget.iterations)
     else:

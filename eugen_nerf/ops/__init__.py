@@ -1,6 +1,14 @@
-"""The ops a radiance field is rendered with: one eager definition each, and native runners that agree with it."""
+"""What a radiance field is rendered with: each op has one eager definition and native runners that agree with it."""
 
-from eugen_nerf.ops.dispatch import Backend, composite, hash_encode, march, network, spherical_harmonics
+from eugen_nerf.ops.dispatch import (
+    Backend,
+    composite,
+    hash_encode,
+    march,
+    network,
+    sample_points,
+    spherical_harmonics,
+)
 from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule
 from eugen_nerf.ops.radiance_field import RadianceField
 from eugen_nerf.ops.reference import occupied, ray_box_intersection
@@ -20,5 +28,6 @@ __all__ = [
     "occupied",
     "ray_box_intersection",
     "render",
+    "sample_points",
     "spherical_harmonics",
 ]

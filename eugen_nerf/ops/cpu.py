@@ -29,9 +29,7 @@ def _prepare(name: str, tensor: Tensor, shape: tuple[int | None, ...], dtype: to
     """
     if tensor.dtype != dtype or tensor.device.type != "cpu":
         raise TypeError(f"{name} must be {dtype} on the CPU, not {tensor.dtype} on {tensor.device}")
-    fits = tensor.dim() == len(shape) and all(
-        w is None or w == n for w, n in zip(shape, tensor.shape, strict=True)
-    )
+    fits = tensor.dim() == len(shape) and all(w is None or w == n for w, n in zip(shape, tensor.shape, strict=True))
     if not fits:
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
         raise ValueError(f"{name} must have the shape [{wanted}], not {list(tensor.shape)}")
@@ -81,9 +79,7 @@ def _check_grid(table: Tensor, resolutions: Sequence[int], offsets: Sequence[int
         raise ValueError(f"features per level must be one of {FEATURES_PER_LEVEL}, not {table.shape[1]}")
 
 
-def _grid(
-    table: Tensor, resolutions: Sequence[int], offsets: Sequence[int], log2_table_size: int
-) -> tuple[Any, ...]:
+def _grid(table: Tensor, resolutions: Sequence[int], offsets: Sequence[int], log2_table_size: int) -> tuple[Any, ...]:
     return (
         _integers(resolutions),
         _integers(offsets),
@@ -94,9 +90,7 @@ def _grid(
 
 
 @hash_encode.register_fake
-def _(
-    x: Tensor, table: Tensor, resolutions: Sequence[int], offsets: Sequence[int], log2_table_size: int
-) -> Tensor:
+def _(x: Tensor, table: Tensor, resolutions: Sequence[int], offsets: Sequence[int], log2_table_size: int) -> Tensor:
     return x.new_empty(x.shape[0], len(resolutions) * table.shape[1])
 
 
@@ -180,9 +174,7 @@ def _(directions: Tensor) -> Tensor:
 # --- network -------------------------------------------------------------------------------------------------
 
 
-def _check_network(
-    x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Sequence[float]
-) -> tuple[Tensor, Tensor]:
+def _check_network(x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Checks that make it safe to hand the pointers over: widths fit, and as many parameters as the spec counts."""
     stages, last, width = spec[0], 0, spec[-1]
     if len(spec) != 4 + 7 * stages or len(eps) != stages:
@@ -304,33 +296,24 @@ def march(
     jitter = _prepare("jitter", jitter, (rays,), torch.float32)
     ray_offsets = torch.zeros(rays + 1, dtype=torch.int64)
 
-    def run(t_starts: Tensor | None, t_ends: Tensor | None) -> None:
-        _call(
-            "eugen_march",
-            origins,
-            directions,
-            near,
-            far,
-            jitter,
-            ctypes.c_int64(rays),
-            bits,
-            ctypes.c_int(resolution),
-            _floats(box),
-            ctypes.c_int(contracted),
-            _floats(rule),
-            counts,
-            ray_offsets,
-            t_starts,
-            t_ends,
-        )
-
     counts = torch.empty(rays, dtype=torch.int64)
-    run(None, None)
+    library = cpu_library()
+    library.eugen_march.restype = ctypes.c_void_p
+    handle = library.eugen_march(
+        *map(_pointer, (origins, directions, near, far, jitter)),
+        ctypes.c_int64(rays),
+        _pointer(bits),
+        ctypes.c_int(resolution),
+        _floats(box),
+        ctypes.c_int(contracted),
+        _floats(rule),
+        _pointer(counts),
+        ctypes.c_int(torch.get_num_threads()),
+    )
     ray_offsets[1:] = counts.cumsum(0)
     total = int(ray_offsets[-1])
     t_starts, t_ends = torch.empty(total), torch.empty(total)
-    if total:
-        run(t_starts, t_ends)
+    library.eugen_march_take(ctypes.c_void_p(handle), _pointer(t_starts), _pointer(t_ends))
     return ray_offsets, t_starts, t_ends
 
 
@@ -352,6 +335,60 @@ def _(
     return offsets, origins.new_empty(total), origins.new_empty(total)
 
 
+# --- sample_points -------------------------------------------------------------------------------------------
+
+
+def _check_offsets(ray_offsets: Tensor, samples: int) -> Tensor:
+    offsets = _prepare("ray_offsets", ray_offsets, (None,), torch.int64)
+    rises = offsets.shape[0] > 0 and int(offsets[0]) == 0 and int(offsets[-1]) == samples
+    if not rises or bool((offsets.diff() < 0).any()):
+        raise ValueError(f"ray_offsets must rise from 0 to the number of samples, {samples}")
+    return offsets
+
+
+@torch.library.custom_op("eugen_nerf::sample_points", mutates_args=(), device_types="cpu")
+def sample_points(
+    origins: Tensor,
+    directions: Tensor,
+    ray_offsets: Tensor,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    box: Sequence[float],
+    contracted: bool,
+) -> tuple[Tensor, Tensor]:
+    """Packed samples -> positions in the unit cube [N, 3], directions [N, 3]; see reference.sample_points."""
+    n, rays = t_starts.shape[0], ray_offsets.shape[0] - 1
+    offsets = _check_offsets(ray_offsets, n)
+    unit, view = torch.empty(n, 3), torch.empty(n, 3)
+    _call(
+        "eugen_sample_points",
+        _prepare("origins", origins, (rays, 3), torch.float32),
+        _prepare("directions", directions, (rays, 3), torch.float32),
+        ctypes.c_int64(rays),
+        offsets,
+        _prepare("t_starts", t_starts, (n,), torch.float32),
+        _prepare("t_ends", t_ends, (n,), torch.float32),
+        _floats(box),
+        ctypes.c_int(contracted),
+        unit,
+        view,
+    )
+    return unit, view
+
+
+@sample_points.register_fake
+def _(
+    origins: Tensor,
+    directions: Tensor,
+    ray_offsets: Tensor,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    box: Sequence[float],
+    contracted: bool,
+) -> tuple[Tensor, Tensor]:
+    return t_starts.new_empty(t_starts.shape[0], 3), t_starts.new_empty(t_starts.shape[0], 3)
+
+
 # --- composite -----------------------------------------------------------------------------------------------
 
 
@@ -359,14 +396,7 @@ def _check_samples(
     sigma: Tensor, rgb: Tensor, t_starts: Tensor, t_ends: Tensor, ray_offsets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     n = sigma.shape[0]
-    offsets = _prepare("ray_offsets", ray_offsets, (None,), torch.int64)
-    if (
-        offsets.shape[0] < 1
-        or int(offsets[0]) != 0
-        or int(offsets[-1]) != n
-        or bool((offsets.diff() < 0).any())
-    ):
-        raise ValueError(f"ray_offsets must rise from 0 to the number of samples, {n}")
+    offsets = _check_offsets(ray_offsets, n)
     return (
         _prepare("sigma", sigma, (n,), torch.float32),
         _prepare("rgb", rgb, (n, 3), torch.float32),

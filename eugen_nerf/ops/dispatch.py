@@ -120,6 +120,18 @@ def march(
     return reference.march(origins, directions, near, far, bits, resolution, space, rule, jitter)
 
 
+def sample_points(
+    origins: Tensor, directions: Tensor, samples: PackedSamples, space: Space, *, backend: Backend = "auto"
+) -> tuple[Tensor, Tensor]:
+    """See `reference.sample_points`."""
+    needs_gradient = origins.requires_grad or directions.requires_grad
+    if not needs_gradient and uses_native_cpu(backend, origins, directions, samples.t_starts):
+        box = [*space.box[0], *space.box[1]]
+        ends = samples.t_starts, samples.t_ends
+        return cpu.sample_points(origins, directions, samples.ray_offsets, *ends, box, space.contracted)
+    return reference.sample_points(origins, directions, samples, space)
+
+
 def composite(
     sigma: Tensor, rgb: Tensor, samples: PackedSamples, *, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -117,9 +117,7 @@ def _features(x: Tensor, stage: FeatureStage) -> Tensor:
         if stage.norm_factor is None:
             squared_norm = x.square().sum(-1, keepdim=True)
         else:
-            squared_norm = (
-                torch.nn.functional.linear(x, stage.norm_factor, stage.norm_offset).square().sum(-1, True)
-            )
+            squared_norm = torch.nn.functional.linear(x, stage.norm_factor, stage.norm_offset).square().sum(-1, True)
             if stage.norm_constant is not None:
                 squared_norm = squared_norm + stage.norm_constant
         projected = projected + (squared_norm + stage.eps).sqrt() * stage.norm_column
@@ -144,9 +142,7 @@ def occupied(unit: Tensor, bits: Tensor, resolution: int) -> Tensor:
     return inside & ((bits[index >> 3].long() >> (index & 7)) & 1).bool()
 
 
-def ray_box_intersection(
-    origins: Tensor, directions: Tensor, low: Tensor, high: Tensor
-) -> tuple[Tensor, Tensor]:
+def ray_box_intersection(origins: Tensor, directions: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Distances at which rays enter and leave an axis-aligned box (slab test).
 
     Args:
@@ -213,6 +209,20 @@ def march(
         ray_offsets = torch.zeros(origins.shape[0] + 1, dtype=torch.long, device=origins.device)
         ray_offsets[1:] = torch.bincount(rays[keep], minlength=origins.shape[0]).cumsum(0)
         return PackedSamples(ray_offsets, t_starts[keep], t_ends[keep])
+
+
+def sample_points(origins: Tensor, directions: Tensor, samples: PackedSamples, space: Space) -> tuple[Tensor, Tensor]:
+    """Where and along what the field is evaluated.
+
+    Args:
+        origins, directions: [R, 3], directions of unit length.
+        samples: the packed samples of the R rays.
+        space: map from the world to the unit cube.
+
+    Returns:
+        positions in the unit cube [N, 3], directions [N, 3]. Differentiable here, but not in native runners.
+    """
+    return space.to_unit(samples.positions(origins, directions)), directions[samples.ray_indices()]
 
 
 def composite(sigma: Tensor, rgb: Tensor, samples: PackedSamples) -> tuple[Tensor, Tensor, Tensor]:

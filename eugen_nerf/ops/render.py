@@ -33,13 +33,9 @@ def render(
         or field.layout.features_per_level not in cpu.FEATURES_PER_LEVEL
         or why_not_native(field.density)
         or why_not_native(field.color)
-        or not uses_native_cpu(
-            field.backend, origins, directions, near, far, field.table, field.density.weight
-        )
+        or not uses_native_cpu(field.backend, origins, directions, near, far, field.table, field.density.weight)
     ):
-        return reference.render(
-            origins, directions, near, far, bits, resolution, space, rule, field, min_transmittance
-        )
+        return reference.render(origins, directions, near, far, bits, resolution, space, rule, field, min_transmittance)
     density, color, layout = pack_chain(field.density), pack_chain(field.color), field.layout
     out, samples = cpu.render(
         origins,

@@ -10,31 +10,34 @@ import torch
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.utils.colors import get_color
 from PIL import Image
 
 from eugen_nerf.plugin.rays import TabulatedRays
 from eugen_nerf.scenes import Frame, read_image, read_mask
 
+Background = Literal["white", "black"]
+
 
 class SceneDataset(InputDataset):
-    """Images of a scene; keeps alpha, applies the loader's downscaling, names the file it cannot read.
+    """Images of a scene; applies the loader's downscaling, names the file it cannot read.
 
-    Frames of nerfstudio's own dataparsers are read as nerfstudio does, except that images with alpha are not
-    blended with the parser's background colour: they show an object in front of nothing, and the model trains
-    on such images with their alpha, in a bounded scene.
+    Frames of nerfstudio's own dataparsers are read as nerfstudio does.
     """
 
     def __init__(self, dataparser_outputs: DataparserOutputs, scale_factor: float = 1.0) -> None:
-        if dataparser_outputs.alpha_color is not None and _has_alpha(dataparser_outputs):
-            dataparser_outputs = replace(
-                dataparser_outputs,
-                alpha_color=None,
-                metadata={**dataparser_outputs.metadata, "bounded": True},
-            )
         super().__init__(dataparser_outputs, scale_factor)
+        if dataparser_outputs.alpha_color is not None and _has_alpha(dataparser_outputs):
+            # So nerfstudio's parsers of Blender scenes mark objects in front of nothing.
+            self.metadata["bounded"] = True
         # The model is given the metadata too, and has no use for the frames.
         self.frames: tuple[Frame, ...] = self.metadata.pop("frames", ())
         self.has_masks = any(frame.mask_path is not None for frame in self.frames)
+
+    def set_background(self, name: Background | None) -> None:
+        """Blend images that have alpha with a colour from now on; None keeps their alpha."""
+        color = None if name is None else get_color(name)
+        self._dataparser_outputs = replace(self._dataparser_outputs, alpha_color=color)
 
     def get_numpy_image(self, image_idx: int) -> npt.NDArray[np.uint8]:
         if not self.frames:
@@ -71,12 +74,29 @@ class SceneDataManagerConfig(VanillaDataManagerConfig):
 
     _target: type = field(default_factory=lambda: SceneDataManager)
     """Class to instantiate."""
+    eval_background: Background = "white"
+    """Behind the scene in pictures and metrics."""
 
 
 class SceneDataManager(VanillaDataManager[SceneDataset]):
     """Batches of rays from a `SceneDataset`."""
 
+    config: SceneDataManagerConfig
+
+    def create_train_dataset(self) -> SceneDataset:
+        return self._on_background(super().create_train_dataset())
+
+    def create_eval_dataset(self) -> SceneDataset:
+        return self._on_background(super().create_eval_dataset())
+
+    def _on_background(self, dataset: SceneDataset) -> SceneDataset:
+        dataset.set_background(self.config.eval_background)
+        dataset.metadata["eval_background"] = self.config.eval_background
+        return dataset
+
     def setup_train(self) -> None:
+        # Only training knows what to do with alpha.
+        self.train_dataset.set_background(None)
         super().setup_train()
         # A video's or a rig's cameras share their intrinsics; very many large different ones are left to nerfstudio.
         with contextlib.suppress(ValueError):

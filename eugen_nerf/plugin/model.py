@@ -57,8 +57,6 @@ class EugenModelConfig(ModelConfig):
     """Optical thickness of one step from which on a cell counts as occupied."""
     train_background: Literal["random", "white", "black"] = "random"
     """Behind the scene while training. A constant colour lets images with alpha collapse into that colour."""
-    eval_background: Literal["white", "black"] = "white"
-    """Behind the scene in pictures and metrics."""
 
     def validate(self) -> None:
         """Raises UserError that names the option which cannot work."""
@@ -97,6 +95,7 @@ class EugenModel(Model):
         self.renderer = Renderer(self.field, self.occupancy, space, rule, near, far)
         # nerfstudio looks this attribute up to learn about the background.
         self.renderer_rgb = RGBRenderer(background_color=config.train_background)
+        self.eval_background: Literal["white", "black"] = metadata.get("eval_background", "white")
         self.lpips = Lpips()
         self._lpips_warned = False
 
@@ -131,7 +130,7 @@ class EugenModel(Model):
         else:
             near, far = (None if t is None else t[:, 0] for t in (ray_bundle.nears, ray_bundle.fars))
             out = self.renderer.render(origins, directions, near, far)
-            rgb = self._on_background(out.rgb, out.alpha, self.config.eval_background).clamp(0, 1)
+            rgb = self._on_background(out.rgb, out.alpha, self.eval_background).clamp(0, 1)
         return {
             "rgb": rgb,
             "accumulation": out.alpha[:, None],
@@ -160,7 +159,7 @@ class EugenModel(Model):
             return self.renderer_rgb.blend_background_for_loss_computation(
                 pred_image=outputs["rgb"], pred_accumulation=outputs["accumulation"], gt_image=image
             )
-        return outputs["rgb"], self.renderer_rgb.blend_background(image, self.config.eval_background)
+        return outputs["rgb"], self.renderer_rgb.blend_background(image, self.eval_background)
 
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"num_samples_per_batch": outputs["num_samples_per_ray"].sum()}
@@ -181,7 +180,7 @@ class EugenModel(Model):
         self, outputs: dict[str, Tensor], batch: dict[str, Any]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         image = batch["image"].to(self.device)
-        truth = self.renderer_rgb.blend_background(image, self.config.eval_background)
+        truth = self.renderer_rgb.blend_background(image, self.eval_background)
         metrics = image_metrics(outputs["rgb"], truth, self.lpips)
         if self.lpips.reason and not self._lpips_warned:
             self._lpips_warned = True
@@ -195,6 +194,6 @@ class EugenModel(Model):
 
     def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
         alpha = outputs["accumulation"]
-        background = 1.0 if self.config.eval_background == "white" else 0.0
+        background = 1.0 if self.eval_background == "white" else 0.0
         color = (outputs[output_name] - background * (1 - alpha)) / alpha.clamp_min(1e-6)
         return torch.cat([color.clamp(0, 1), alpha], dim=-1)

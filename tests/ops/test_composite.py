@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -26,7 +27,7 @@ def packed(counts: list[int], generator: torch.Generator, dtype: torch.dtype = t
 def brute_force(sigma: list[float], rgb: list[list[float]], samples: PackedSamples) -> list[list[float]]:
     rows = []
     offsets = samples.ray_offsets.tolist()
-    for begin, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for begin, end in itertools.pairwise(offsets):
         transmittance, total = 1.0, [0.0] * 5
         for n in range(begin, end):
             start, stop = samples.t_starts[n].item(), samples.t_ends[n].item()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -26,6 +27,7 @@ from eugen_nerf.ops import (
     network,
     reference,
     render,
+    sample_points,
     spherical_harmonics,
 )
 from eugen_nerf.ops.build import BuildError, cpu_library
@@ -151,7 +153,7 @@ def test_network_any_width(widths: list[int], n: int, order: int, seed: int) -> 
     torch.manual_seed(seed)
     layers: list[nn.Module] = [
         EUGen(a, b, max(1, b // 2), order=order, norm=i == 0, phi="gelu")
-        for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+        for i, (a, b) in enumerate(itertools.pairwise(widths))
     ]
     check_network(nn.Sequential(*layers, nn.Linear(widths[-1], 3)), n, seed)
 
@@ -241,7 +243,12 @@ def random_bits(resolution: int, share: float, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
 @pytest.mark.parametrize(
     ("space", "rule"),
-    [(BOUNDED, StepRule(0.01)), (BOUNDED, StepRule(0.3)), (UNBOUNDED, StepRule(0.02, 1 / 32)), (UNBOUNDED, StepRule(0.05))],
+    [
+        (BOUNDED, StepRule(0.01)),
+        (BOUNDED, StepRule(0.3)),
+        (UNBOUNDED, StepRule(0.02, 1 / 32)),
+        (UNBOUNDED, StepRule(0.05)),
+    ],
     ids=["fine", "coarse", "cone", "unbounded"],
 )
 def test_march(space: Space, rule: StepRule, share: float) -> None:
@@ -259,6 +266,25 @@ def test_march(space: Space, rule: StepRule, share: float) -> None:
     assert (got.t_starts[mine] - expected.t_starts[theirs]).abs().max() < rule.step_size + 1e-4
     assert relative_error(got.t_starts[mine], expected.t_starts[theirs]) < 1e-3
     assert relative_error(got.t_mids.sum(), expected.t_mids.sum()) < 1e-3
+
+
+@pytest.mark.parametrize("space", [BOUNDED, UNBOUNDED], ids=["bounded", "unbounded"])
+def test_sample_points(space: Space) -> None:
+    origins, directions, near, far, jitter = random_rays(200)
+    samples = march(origins, directions, near, far, random_bits(16, 0.5), 16, space, StepRule(0.05), jitter)
+    assert samples.num_samples > 1000
+    got = sample_points(origins, directions, samples, space)
+    exact = PackedSamples(samples.ray_offsets, samples.t_starts.double(), samples.t_ends.double())
+    expected = reference.sample_points(origins.double(), directions.double(), exact, space)
+    for mine, theirs in zip(got, expected, strict=True):
+        assert relative_error(mine, theirs) <= FORWARD
+
+
+def test_sample_points_gradients_are_left_to_the_reference() -> None:
+    origins, directions, near, far, jitter = random_rays(20)
+    samples = march(origins, directions, near, far, random_bits(16, 0.5), 16, BOUNDED, StepRule(0.05), jitter)
+    unit, _ = sample_points(origins.requires_grad_(), directions, samples, BOUNDED)
+    assert unit.requires_grad
 
 
 def test_march_edge_cases() -> None:

@@ -84,5 +84,5 @@ def test_layout_levels_grow_to_the_finest() -> None:
 @pytest.mark.parametrize("bad", [dict(num_levels=0), dict(max_resolution=3), dict(features_per_level=0)])
 def test_layout_refuses_nonsense(bad: dict[str, int]) -> None:
     good = dict(num_levels=2, features_per_level=2, log2_table_size=8, base_resolution=4, max_resolution=8)
-    with pytest.raises(ValueError, match="must be at least 1|below base_resolution"):
+    with pytest.raises(ValueError, match=r"must be at least 1|below base_resolution"):
         HashGridLayout.build(**{**good, **bad})

@@ -59,7 +59,7 @@ def brute_force(
                 middle = 0.5 * (start + stop)
                 point = [o + middle * d for o, d in zip(origin, direction, strict=True)]
                 unit = space.to_unit(torch.tensor(point, dtype=torch.float64)).tolist()
-                cell = [int(math.floor(u * resolution)) for u in unit]
+                cell = [math.floor(u * resolution) for u in unit]
                 if all(0 <= c < resolution for c in cell) and mask[cell[2], cell[1], cell[0]]:
                     samples.append((start, stop))
                 s += 1

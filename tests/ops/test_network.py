@@ -67,7 +67,7 @@ def test_training_the_merged_chain_is_training_the_factored_layers(kind: str, op
     x, target = normal(64, 5, seed=7), normal(64, 4, seed=8)
     losses = []
     for layers in (plain, merged):
-        optimizer = torch.optim.SGD(layers.parameters(), lr=0.05, momentum=0.9)
+        optimizer = torch.optim.Adam(layers.parameters(), lr=0.01, eps=1e-3)
         for _ in range(30):
             optimizer.zero_grad()
             loss = squared_error(layers(x) if layers is plain else network(x, merge_chain(layers)), target)

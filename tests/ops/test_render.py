@@ -31,7 +31,9 @@ def rays(n: int = 60) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         torch.randn(n, 3, generator=generator, dtype=torch.float64) - origins, dim=-1
     )
     near = torch.rand(n, generator=generator, dtype=torch.float64)
-    return origins, directions, near, near + 8
+    far = near + 8
+    far[3] = near[3] / 2  # nothing between the limits
+    return origins, directions, near, far
 
 
 def bits() -> Tensor:
@@ -54,7 +56,7 @@ def test_render_without_termination_is_march_field_composite(space: Space, rule:
     for name, actual, wanted in zip(("rgb", "alpha", "depth", "count"), got, reference, strict=True):
         torch.testing.assert_close(actual, wanted, msg=lambda m, n=name: f"{n}: {m}")
     assert reference[3].max() > 20  # the scene is not vacuous
-    assert (reference[3] == 0).any()  # and some rays miss it
+    assert reference[3][3] == 0
 
 
 @SPACES
@@ -62,9 +64,7 @@ def test_render_does_not_depend_on_the_wave(space: Space, rule: StepRule) -> Non
     def dense(unit: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         return field(unit, directions, density=40.0)
 
-    first, *others = (
-        render(*rays(), bits(), RESOLUTION, space, rule, dense, wave=wave) for wave in (1, 2, 7, 64)
-    )
+    first, *others = (render(*rays(), bits(), RESOLUTION, space, rule, dense, wave=wave) for wave in (1, 2, 7, 64))
     for other in others:
         for actual, wanted in zip(other, first, strict=True):
             torch.testing.assert_close(actual, wanted, rtol=1e-12, atol=1e-14)
@@ -117,7 +117,5 @@ def test_render_without_rays_and_of_rays_that_miss() -> None:
     directions = torch.tensor([[0.0, 1, 0], [1, 0, 0]])
     # The first ray passes the box by, the second one's limits leave nothing of it.
     near, far = torch.tensor([0.0, 3.0]), torch.tensor([10.0, 2.0])
-    rgb, alpha, depth, evaluated = render(
-        origins, directions, near, far, bits(), RESOLUTION, space, rule, unreachable
-    )
+    rgb, alpha, depth, evaluated = render(origins, directions, near, far, bits(), RESOLUTION, space, rule, unreachable)
     assert not torch.cat([rgb.flatten(), alpha, depth, evaluated]).any()

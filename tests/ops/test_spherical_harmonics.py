@@ -18,9 +18,7 @@ def quadrature() -> tuple[Tensor, Tensor]:
     z, weights = torch.from_numpy(nodes), torch.from_numpy(node_weights)
     phi = torch.arange(8, dtype=torch.float64) * (2 * math.pi / 8)
     radius = (1 - z * z).sqrt()
-    grid = torch.stack(
-        [radius[:, None] * phi.cos(), radius[:, None] * phi.sin(), z[:, None].expand(-1, 8)], dim=-1
-    )
+    grid = torch.stack([radius[:, None] * phi.cos(), radius[:, None] * phi.sin(), z[:, None].expand(-1, 8)], dim=-1)
     return grid.reshape(-1, 3), (weights[:, None] * (2 * math.pi / 8)).expand(-1, 8).reshape(-1)
 
 

@@ -27,24 +27,51 @@ std::vector<HashLevel> make_levels(const int64* resolutions, const int64* offset
   return out;
 }
 
-// Positions whose table rows are looked up before the first is used, so that memory has time to answer.
-enum { AHEAD = 16 };
+// Positions that are located together: in vector registers, and before the first of their rows is used, so that
+// memory has time to answer.
+enum { AHEAD = 32 };
+
+struct CellBlock {
+  uint32 rows[8][AHEAD];
+  float weights[8][AHEAD];
+};
+
+template <bool DENSE>
+void locate(const float* x, HashLevel level, int count, CellBlock& block) {
+  level.dense = DENSE;  // decided once, not for every position
+#pragma omp simd
+  for (int j = 0; j < count; j++) {
+    const HashCell cell = hash_cell(load3(x + 3 * j), level);
+    float weights[8];
+    corner_weights(cell, weights);
+    for (int c = 0; c < 8; c++) {
+      block.rows[c][j] = cell.rows[c];
+      block.weights[c][j] = weights[c];
+    }
+  }
+}
+
+template <int F>
+void locate(const float* x, const float* table, const HashLevel& level, int count, CellBlock& block) {
+  if (level.dense)
+    locate<true>(x, level, count, block);
+  else
+    locate<false>(x, level, count, block);
+  for (int c = 0; c < 8; c++)
+    for (int j = 0; j < count; j++) __builtin_prefetch(table + size_t(block.rows[c][j]) * F);
+}
 
 template <int F>
 void encode_level(const float* x, const float* table, const HashLevel& level, int64 n, float* out, int64 stride) {
-  HashCell cells[AHEAD];
+  CellBlock block;
   for (int64 begin = 0; begin < n; begin += AHEAD) {
     const int count = int(std::min<int64>(AHEAD, n - begin));
+    locate<F>(x + 3 * begin, table, level, count, block);
     for (int j = 0; j < count; j++) {
-      cells[j] = hash_cell(load3(x + 3 * (begin + j)), level);
-      for (int c = 0; c < 8; c++) __builtin_prefetch(table + size_t(cells[j].rows[c]) * F);
-    }
-    for (int j = 0; j < count; j++) {
-      float weights[8], sum[F] = {};
-      corner_weights(cells[j], weights);
+      float sum[F] = {};
       for (int c = 0; c < 8; c++) {
-        const float* row = table + size_t(cells[j].rows[c]) * F;
-        for (int f = 0; f < F; f++) sum[f] += weights[c] * row[f];
+        const float* row = table + size_t(block.rows[c][j]) * F;
+        for (int f = 0; f < F; f++) sum[f] += block.weights[c][j] * row[f];
       }
       for (int f = 0; f < F; f++) out[(begin + j) * stride + f] = sum[f];
     }
@@ -54,21 +81,16 @@ void encode_level(const float* x, const float* table, const HashLevel& level, in
 template <int F>
 void scatter_level(const float* x, const HashLevel& level, int64 n, const float* grad, int64 stride, uint32 part,
                    uint32 parts, float* grad_table) {
-  HashCell cells[AHEAD];
+  CellBlock block;
   for (int64 begin = 0; begin < n; begin += AHEAD) {
     const int count = int(std::min<int64>(AHEAD, n - begin));
+    locate<F>(x + 3 * begin, grad_table, level, count, block);
     for (int j = 0; j < count; j++) {
-      cells[j] = hash_cell(load3(x + 3 * (begin + j)), level);
-      for (int c = 0; c < 8; c++) __builtin_prefetch(grad_table + size_t(cells[j].rows[c]) * F, 1);
-    }
-    for (int j = 0; j < count; j++) {
-      float weights[8];
-      corner_weights(cells[j], weights);
       const float* g = grad + (begin + j) * stride;
       for (int c = 0; c < 8; c++) {
-        const uint32 row = cells[j].rows[c];
+        const uint32 row = block.rows[c][j];
         if (parts > 1 && (row >> 4) % parts != part) continue;
-        for (int f = 0; f < F; f++) grad_table[size_t(row) * F + f] += weights[c] * g[f];
+        for (int f = 0; f < F; f++) grad_table[size_t(row) * F + f] += block.weights[c][j] * g[f];
       }
     }
   }
@@ -197,7 +219,7 @@ int64 range_begin(int64 n, int thread, int threads) { return n * thread / thread
 
 extern "C" {
 
-// Every function returns 0, or 1 where it has no code for the arguments.
+// Functions that return int return 0, or 1 where they have no code for the arguments.
 
 int eugen_lanes() { return LANES; }
 
@@ -309,23 +331,61 @@ int eugen_network_backward(const float* x, const float* parameters, const int64*
   return 0;
 }
 
-// First call with t_start null: writes the number of samples of each ray. Second: writes the samples to the places
-// that offsets [rays + 1] gives. box: low and high corner; grid: step size, cone angle. near, far, jitter [rays].
-int eugen_march(const float* origins, const float* directions, const float* near, const float* far, const float* jitter,
-                int64 rays, const uint8* bits, int resolution, const float* box, int contracted, const float* rule,
-                int64* counts, const int64* offsets, float* t_start, float* t_end, int threads) {
-  const March m{{box[0], box[1], box[2]}, {box[3], box[4], box[5]}, contracted, rule[0], rule[1], resolution, bits};
+// Samples of a march, in the pieces that threads found them in.
+struct Marched {
+  std::vector<std::vector<float>> start, end;
+};
+
+// Returns a handle for eugen_march_take, and the number of samples of each ray. near, far, jitter [rays].
+void* eugen_march(const float* origins, const float* directions, const float* near, const float* far,
+                  const float* jitter, int64 rays, const uint8* bits, int resolution, const float* box, int contracted,
+                  const float* rule, int64* counts, int threads) {
+  const March m = make_march(box, contracted, rule, resolution, bits);
+  const int64 chunk = 64, chunks = (rays + chunk - 1) / chunk;
+  Marched* found = new Marched{std::vector<std::vector<float>>(chunks), std::vector<std::vector<float>>(chunks)};
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+  for (int64 k = 0; k < chunks; k++) {
+    std::vector<float>&start = found->start[k], &end = found->end[k];
+    for (int64 r = k * chunk; r < std::min(rays, (k + 1) * chunk); r++) {
+      Walk walk = begin_walk(m, load3(origins + 3 * r), load3(directions + 3 * r), near[r], far[r], jitter[r]);
+      Step step;
+      const size_t before = start.size();
+      while (next_sample(m, walk, step)) {
+        start.push_back(step.t_start);
+        end.push_back(step.t_end);
+      }
+      counts[r] = int64(start.size() - before);
+    }
+  }
+  return found;
+}
+
+// Copies the samples of all rays, one after the other, and releases the handle.
+void eugen_march_take(void* handle, float* t_start, float* t_end) {
+  Marched* found = static_cast<Marched*>(handle);
+  for (size_t k = 0; k < found->start.size(); k++) {
+    t_start = std::copy(found->start[k].begin(), found->start[k].end(), t_start);
+    t_end = std::copy(found->end[k].begin(), found->end[k].end(), t_end);
+  }
+  delete found;
+}
+
+// Where the field is evaluated: unit [N, 3] positions in the unit cube, view [N, 3] directions.
+int eugen_sample_points(const float* origins, const float* directions, int64 rays, const int64* offsets,
+                        const float* t_start, const float* t_end, const float* box, int contracted, float* unit,
+                        float* view, int threads) {
+  const float rule[2] = {1, 0};  // positions do not depend on it
+  const March m = make_march(box, contracted, rule, 2, nullptr);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 64)
   for (int64 r = 0; r < rays; r++) {
-    Walk walk = begin_walk(m, load3(origins + 3 * r), load3(directions + 3 * r), near[r], far[r], jitter[r]);
-    Step step;
-    int64 number = t_start ? offsets[r] : 0;
-    for (; next_sample(m, walk, step); number++)
-      if (t_start) {
-        t_start[number] = step.t_start;
-        t_end[number] = step.t_end;
-      }
-    if (!t_start) counts[r] = number;
+    const Vec3 o = load3(origins + 3 * r), d = load3(directions + 3 * r);
+    for (int64 i = offsets[r]; i < offsets[r + 1]; i++) {
+      const float t = 0.5f * (t_start[i] + t_end[i]);
+      const Vec3 u = to_unit(m, Vec3{o.x + d.x * t, o.y + d.y * t, o.z + d.z * t});
+      const float row[6] = {u.x, u.y, u.z, d.x, d.y, d.z};
+      memcpy(unit + 3 * i, row, 3 * sizeof(float));
+      memcpy(view + 3 * i, row + 3, 3 * sizeof(float));
+    }
   }
   return 0;
 }
@@ -360,7 +420,7 @@ int eugen_render(const float* origins, const float* directions, const float* nea
                  int log2_table_size, const float* density, const int64* density_spec, const float* density_eps,
                  const float* color, const int64* color_spec, const float* color_eps, float min_transmittance,
                  float* out, int64* samples, int threads) {
-  const March m{{box[0], box[1], box[2]}, {box[3], box[4], box[5]}, contracted, rule[0], rule[1], resolution, bits};
+  const March m = make_march(box, contracted, rule, resolution, bits);
   const Field field{table, make_levels(resolutions, offsets, levels, log2_table_size), features,
                     Network(density_spec, density_eps, density), Network(color_spec, color_eps, color)};
   // Chunks large enough to keep tiles full, small enough to balance empty and crowded parts of the picture.

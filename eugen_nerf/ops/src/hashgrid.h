@@ -29,11 +29,9 @@ EUGEN_FUNCTION HashCell hash_cell(Vec3 position, const HashLevel& level) {
     // One rounding instead of two, so that fine levels keep their precision; where the product was rounded up to
     // the next vertex, the position still belongs to the cell before it.
     float fraction = fma(position_of[a], scale, -float(c));
-    if (fraction < 0.f) {
-      c -= 1;
-      fraction += 1.f;
-    }
-    v[a] = uint32(c);
+    const bool before = fraction < 0.f;
+    v[a] = uint32(before ? c - 1 : c);
+    fraction = before ? fraction + 1.f : fraction;
     cell.fraction[a] = fraction;
   }
   if (level.dense) {

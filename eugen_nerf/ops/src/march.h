@@ -7,11 +7,28 @@ namespace eugen {
 
 struct March {
   float low[3], high[3];  // scene box
+  float scale[3];         // 1 / (high - low)
   int contracted;
   float step_size, cone_angle;
   int resolution;     // occupancy cells along an axis
   const uint8* bits;  // [resolution^3 / 8]
 };
+
+EUGEN_FUNCTION March make_march(const float box[6], int contracted, const float rule[2], int resolution,
+                                const uint8* bits) {
+  March m;
+  for (int a = 0; a < 3; a++) {
+    m.low[a] = box[a];
+    m.high[a] = box[3 + a];
+    m.scale[a] = 1.f / (box[3 + a] - box[a]);
+  }
+  m.contracted = contracted;
+  m.step_size = rule[0];
+  m.cone_angle = rule[1];
+  m.resolution = resolution;
+  m.bits = bits;
+  return m;
+}
 
 EUGEN_FUNCTION float step_distance(const March& m, float s) {
   if (m.cone_angle == 0.f || s * m.cone_angle <= 1.f) return m.step_size * s;
@@ -28,7 +45,7 @@ EUGEN_FUNCTION Vec3 to_unit(const March& m, Vec3 p) {
   float u[3] = {p.x, p.y, p.z};
   float norm = 1.f;
   for (int a = 0; a < 3; a++) {
-    u[a] = (u[a] - m.low[a]) / (m.high[a] - m.low[a]);
+    u[a] = (u[a] - m.low[a]) * m.scale[a];
     if (m.contracted) {
       u[a] = 2.f * u[a] - 1.f;
       norm = maximum(norm, absolute(u[a]));
@@ -66,9 +83,10 @@ EUGEN_FUNCTION void clip_to_box(const float low[3], const float high[3], Vec3 or
 // One ray's walk from sample to sample.
 struct Walk {
   Vec3 origin, direction;
-  float start;  // step coordinate of sample 0
-  int number;   // next candidate
-  int count;    // candidates in all
+  float steps_per_cell[3];  // to cross an occupancy cell along each axis, signed; without contraction only
+  float start;              // step coordinate of sample 0
+  int number;               // next candidate
+  int count;                // candidates in all
 };
 
 struct Step {
@@ -77,7 +95,7 @@ struct Step {
 };
 
 EUGEN_FUNCTION Walk begin_walk(const March& m, Vec3 origin, Vec3 direction, float near, float far, float jitter) {
-  Walk walk{origin, direction, 0.f, 0, 0};
+  Walk walk{origin, direction, {0.f, 0.f, 0.f}, 0.f, 0, 0};
   if (!m.contracted) clip_to_box(m.low, m.high, origin, direction, near, far);
   if (!(far > near)) return walk;  // also where a limit is not a number
   walk.start = step_coordinate(m, maximum(near, 0.f)) + jitter;
@@ -85,6 +103,11 @@ EUGEN_FUNCTION Walk begin_walk(const March& m, Vec3 origin, Vec3 direction, floa
   // A cap far above any sensible count keeps the conversion defined for huge or infinite limits.
   walk.count = steps > 0.f ? int(minimum(steps + 1.f, 1e7f)) : 0;
   if (float(walk.count) - 1.f >= steps) walk.count--;  // ceil
+  const float d[3] = {direction.x, direction.y, direction.z};
+  for (int a = 0; a < 3; a++) {
+    const float cells = d[a] * m.scale[a] * float(m.resolution) * m.step_size;
+    walk.steps_per_cell[a] = absolute(cells) > 1e-9f ? 1.f / cells : 1e9f;
+  }
   return walk;
 }
 
@@ -111,15 +134,15 @@ EUGEN_FUNCTION bool next_sample(const March& m, Walk& walk, Step& step) {
     int skip = 1;
     if (!m.contracted) {
       // Every step up to the far side of this empty cell is empty too. One less, against round-off.
-      const float r = float(m.resolution), d[3] = {walk.direction.x, walk.direction.y, walk.direction.z};
-      const float u[3] = {step.unit.x, step.unit.y, step.unit.z};
-      float leave = 1e30f;
+      const float r = float(m.resolution);
+      const float p[3] = {step.unit.x * r, step.unit.y * r, step.unit.z * r};
+      float leave = 1e6f;
       for (int a = 0; a < 3; a++) {
-        const float speed = d[a] / (m.high[a] - m.low[a]) * r, p = u[a] * r;
-        if (absolute(speed) > 1e-9f) leave = minimum(leave, (floor(p) + (speed > 0.f ? 1.f : 0.f) - p) / speed);
+        const float per_cell = walk.steps_per_cell[a];
+        const float inside = p[a] - floor(p[a]);
+        leave = minimum(leave, per_cell > 0.f ? (1.f - inside) * per_cell : -inside * per_cell);
       }
-      const float steps = leave / m.step_size;
-      if (steps > 2.f) skip = int(minimum(steps, 1e6f)) - 1;
+      if (leave > 2.f) skip = int(leave) - 1;
     }
     walk.number += skip;
   }

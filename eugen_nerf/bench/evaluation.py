@@ -1,0 +1,138 @@
+"""Pictures of a test split, and their quality by one protocol for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from PIL import Image
+from torch import Tensor, nn
+
+from eugen_nerf.errors import UserError
+from eugen_nerf.metrics import Lpips, image_metrics, to_uint8
+
+
+# Stands for the infinite PSNR of equal images, which JSON cannot hold; images that differ are far below it.
+PSNR_OF_EQUAL_IMAGES = 120.0
+
+
+class NoLpips(nn.Module):
+    """Stands in for the LPIPS module that nerfstudio's models construct together with themselves."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+
+@contextmanager
+def without_nerfstudio_lpips() -> Iterator[None]:
+    """Build models without their own LPIPS, for which nerfstudio downloads weights: a machine without a network
+    could train none of them. The metrics here do not use it."""
+    with mock.patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", NoLpips):
+        yield
+
+
+def spread_order(count: int) -> list[int]:
+    """0 .. count - 1 so that every beginning of the list is spread over the whole range (van der Corput)."""
+    bits = max(count - 1, 1).bit_length()
+    return sorted(range(count), key=lambda i: int(f"{i:0{bits}b}"[::-1], 2))
+
+
+@dataclass(frozen=True)
+class TestView:
+    """A camera of the test split with its photo."""
+
+    index: int
+    camera: Cameras
+    truth: Tensor  # [H, W, 3] in [0, 1], on white where the photo is transparent
+
+
+def test_view(pipeline: Any, index: int) -> TestView:
+    """A view of the split that the pipeline evaluates on.
+
+    Raises:
+        UserError: the method reads the photo in another size than its camera has.
+    """
+    dataset = pipeline.datamanager.eval_dataset
+    camera = dataset.cameras[index : index + 1].to(pipeline.device)
+    image = dataset[index]["image"].to(pipeline.device).float()
+    size, expected = tuple(image.shape[:2]), (int(camera.height), int(camera.width))
+    if size != expected:
+        raise UserError(
+            f"{dataset.image_filenames[index]}: is read in {size[1]}x{size[0]}, but its camera is "
+            f"{expected[1]}x{expected[0]}. This method's datamanager does not apply the dataparser's downscaling; "
+            "give it images of the size it is to train on."
+        )
+    if image.max() > 1:
+        image = image / 255
+    if image.shape[-1] == 4:
+        image = image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
+    return TestView(index, camera, image)
+
+
+@torch.no_grad()
+def render_view(pipeline: Any, camera: Cameras) -> Tensor:
+    """What the model shows to a camera: [H, W, 3]."""
+    return pipeline.model.get_outputs_for_camera(camera)["rgb"]
+
+
+@contextmanager
+def evaluating(pipeline: Any) -> Iterator[None]:
+    """Evaluation mode; training goes on afterwards with the random numbers it would have had."""
+    was_training = pipeline.training
+    pipeline.eval()
+    with torch.random.fork_rng(), torch.no_grad():
+        yield
+    pipeline.train(was_training)
+
+
+def num_test_views(pipeline: Any) -> int:
+    """Size of the split that the pipeline evaluates on."""
+    return len(pipeline.datamanager.eval_dataset)
+
+
+def evaluate(
+    pipeline: Any,
+    views: Sequence[int],
+    lpips: Lpips | None = None,
+    report: Callable[[float], None] = lambda fraction: None,
+    pictures: Path | None = None,
+    num_pictures: int = 0,
+) -> list[dict[str, float]]:
+    """Metrics of each view.
+
+    Args:
+        views: indices into the split.
+        report: told the part that is done.
+        pictures: folder for the pictures of the first `num_pictures` views.
+    """
+    rows = []
+    with evaluating(pipeline):
+        for done, index in enumerate(views, start=1):
+            view = test_view(pipeline, index)
+            prediction = render_view(pipeline, view.camera)
+            metrics = image_metrics(prediction, view.truth, lpips)
+            metrics["psnr"] = min(metrics["psnr"], PSNR_OF_EQUAL_IMAGES)
+            rows.append({"view": index, **metrics})
+            if pictures is not None and done <= num_pictures:
+                save_picture(prediction, pictures / f"{index:04d}.png")
+                save_picture(view.truth, pictures / f"{index:04d}-truth.png")
+            report(done / len(views))
+    return rows
+
+
+def save_picture(image: Tensor, path: Path) -> None:
+    """[H, W, 3] in [0, 1] as an 8-bit PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(to_uint8(image).cpu().numpy()).save(path)
+
+
+def mean(rows: Sequence[dict[str, float]], metric: str) -> float | None:
+    """Mean of a metric over the views, None if a view lacks it."""
+    values = [row[metric] for row in rows if metric in row]
+    return sum(values) / len(values) if values and len(values) == len(rows) else None

@@ -1,0 +1,80 @@
+"""Seconds per frame, of several runs that take turns in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from nerfstudio.utils.eval_utils import eval_setup
+
+from eugen_nerf.bench import evaluation
+from eugen_nerf.bench.training import synchronize
+from eugen_nerf.errors import UserError
+
+WARM_UP = 2
+
+
+def load_run(load_config: Path) -> Any:
+    """The pipeline of a finished run, with its test split.
+
+    Raises:
+        UserError: there is no such run, or it has no checkpoint.
+    """
+    if not load_config.is_file():
+        raise UserError(f"{load_config}: does not exist. Give the config.yml of a run, as ns-train leaves it.")
+    checkpoints = list((load_config.parent / "nerfstudio_models").glob("step-*.ckpt"))
+    if not checkpoints:
+        raise UserError(f"{load_config.parent}: holds no checkpoint (nerfstudio_models/step-*.ckpt).")
+    with evaluation.without_nerfstudio_lpips():
+        _, pipeline, _, _ = eval_setup(load_config, test_mode="test")
+    return pipeline
+
+
+def time_frames(
+    pipelines: Sequence[Any],
+    timed_frames: Sequence[int],
+    report: Callable[[float], None] = lambda fraction: None,
+) -> list[list[dict[str, float]]]:
+    """Time the rendering of test views, frame by frame in turns.
+
+    A frame begins with a camera on the device and ends when the device has its picture: rays are generated and
+    rendered in between, no file is read or written and nothing is compared. Each pipeline renders two frames
+    before the first that counts. In every turn each pipeline renders the same view, and each turn begins with
+    another pipeline, so that drift of the machine and warm caches favour none.
+
+    Args:
+        timed_frames: of each pipeline; one that has rendered its number drops out.
+
+    Returns:
+        For each pipeline its frames: the view's index, and the seconds.
+    """
+    frames: list[list[dict[str, float]]] = [[] for _ in pipelines]
+    total = sum(timed_frames) + WARM_UP * len(pipelines)
+    done = 0
+    with torch.random.fork_rng():
+        for turn in range(-WARM_UP, max(timed_frames)):
+            for place in range(len(pipelines)):
+                which = (place + turn) % len(pipelines)
+                if turn >= timed_frames[which]:
+                    continue
+                view, seconds = _time_frame(pipelines[which], turn)
+                if turn >= 0:
+                    frames[which].append({"view": view, "seconds": seconds})
+                done += 1
+                report(done / total)
+    return frames
+
+
+def _time_frame(pipeline: Any, turn: int) -> tuple[int, float]:
+    cameras = pipeline.datamanager.eval_dataset.cameras
+    order = evaluation.spread_order(len(cameras))
+    view = order[turn % len(order)]
+    camera = cameras[view : view + 1].to(pipeline.device)
+    synchronize()
+    start = time.perf_counter()
+    evaluation.render_view(pipeline, camera)
+    synchronize()
+    return view, time.perf_counter() - start

@@ -1,0 +1,158 @@
+"""The folder of a benchmark: its configuration and results.jsonl, one line for each finished job."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from eugen_nerf.bench.config import Benchmark, benchmark_from_json
+from eugen_nerf.bench.jobs import FramesJob, Job, Result, TrainingJob, read_json, write_json
+from eugen_nerf.bench.schema import from_mapping
+from eugen_nerf.errors import UserError
+
+RESULTS = "results.jsonl"
+CONFIG = "benchmark.json"
+# All that a benchmark writes into its folder; nothing else there is ever removed.
+OWN_FOLDERS = ("runs", "jobs", "pictures")
+OWN_FILES = (RESULTS, CONFIG, "report.html", "results.md")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A line of results.jsonl."""
+
+    kind: Literal["training", "frames"]
+    digest: str
+    job: dict[str, Any]
+    result: Result
+
+
+class ResultStore:
+    """Appends to results.jsonl so that no crash, full disk or interruption costs an earlier line.
+
+    Raises:
+        UserError: from every method, if the folder cannot be read or written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / RESULTS
+
+    def append(self, job: Job, result: Result) -> None:
+        """Add a line with a single write, and see to it that it is on the disk."""
+        kind = "training" if isinstance(job, TrainingJob) else "frames"
+        record = Record(kind, job.digest, dataclasses.asdict(job), result)  # type: ignore[arg-type]
+        line = (json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n").encode()
+        try:
+            self._append(line)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}). The {len(self.read())} earlier results are "
+                "intact; make room and run again with --resume."
+            ) from error
+
+    def _append(self, line: bytes) -> None:
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            end = self._end_of_whole_lines(descriptor)
+            try:
+                written = os.pwrite(descriptor, line, end)
+                while written < len(line):  # a full disk may take a part and fail at the rest
+                    written += os.pwrite(descriptor, line[written:], end + written)
+                os.fsync(descriptor)
+            finally:
+                complete = os.fstat(descriptor).st_size >= end + len(line)
+                os.ftruncate(descriptor, end + len(line) if complete else end)
+        finally:
+            os.close(descriptor)
+
+    def _end_of_whole_lines(self, descriptor: int) -> int:
+        """Where to write: a line that a crash cut short is written over."""
+        content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+        return content.rfind(b"\n") + 1
+
+    def read(self) -> list[Record]:
+        """All whole lines; one that a crash cut short at the end is left out."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror}).") from error
+        records = []
+        for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+            where = f"{self.path}, line {number}"
+            try:
+                data = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{where}: is not JSON ({error}).") from error
+            records.append(from_mapping(Record, data, where))
+        return records
+
+    def latest(self) -> dict[str, Record]:
+        """The newest record of each digest."""
+        return {record.digest: record for record in self.read()}
+
+
+def prepare_folder(folder: Path, benchmark: Benchmark, *, resume: bool = False, replace: bool = False) -> ResultStore:
+    """Make the folder of a benchmark.
+
+    Args:
+        resume: go on in a folder that has results.
+        replace: remove what an earlier benchmark left in the folder, and nothing else.
+
+    Raises:
+        UserError: the folder has content and neither was asked for, or cannot be written.
+    """
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: is a file; --out takes a folder.")
+        if replace and (folder / CONFIG).is_file():
+            _remove_own(folder)
+        elif folder.exists() and any(folder.iterdir()) and not resume:
+            raise UserError(f"{folder}: is not empty. Continue there with --resume, or choose another folder with --out.")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in OWN_FOLDERS:
+            (folder / name).mkdir(exist_ok=True)
+        write_json(folder / CONFIG, dataclasses.asdict(benchmark))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
+    return ResultStore(folder)
+
+
+def _remove_own(folder: Path) -> None:
+    for name in OWN_FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in OWN_FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
+def read_benchmark(folder: Path) -> Benchmark:
+    """The configuration of a folder that `prepare_folder` made.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    path = folder / CONFIG
+    try:
+        data = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}).") from error
+    if data is None:
+        raise UserError(f"{folder}: holds no benchmark ({CONFIG} is missing). Give the --out folder of a run.")
+    return benchmark_from_json(data, str(path))
+
+
+def training_job(record: Record) -> TrainingJob:
+    """The job of a training record."""
+    return from_mapping(TrainingJob, record.job, "job")
+
+
+def frames_job(record: Record) -> FramesJob:
+    """The job of a record of frame times."""
+    return from_mapping(FramesJob, record.job, "job")

@@ -1,0 +1,183 @@
+"""Does the jobs of a benchmark and keeps what came of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from eugen_nerf.bench import jobs
+from eugen_nerf.bench.config import Benchmark
+from eugen_nerf.bench.engines import Engine
+from eugen_nerf.bench.jobs import FramesJob, Job, Result, TrainingJob
+from eugen_nerf.bench.progress import Display
+from eugen_nerf.bench.results import Record, ResultStore
+from eugen_nerf.bench.schema import from_mapping
+from eugen_nerf.errors import UserError
+
+SECONDS_BETWEEN_POLLS = 0.1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a benchmark ended."""
+
+    finished: int
+    failed: int
+
+
+def check_rows(benchmark: Benchmark) -> None:
+    """Build every row's configuration once, so that a typing error does not come to light after hours.
+
+    Raises:
+        UserError: a method, dataparser or option that does not exist, or a value that an option cannot take.
+    """
+    from eugen_nerf.bench.methods import row_config
+
+    for job in jobs.training_jobs(benchmark):
+        try:
+            row_config(job, Path("runs"), "cpu")
+        except UserError as error:
+            raise UserError(f"{job.name} on {job.scene}: {error}") from error
+
+
+def run(benchmark: Benchmark, store: ResultStore, engine: Engine, console: Console, command: str = "") -> Outcome:
+    """Do all jobs that have no result yet: first the trainings, then, one after the other, the frame times.
+
+    A job that fails is recorded and reported; the others go on. On KeyboardInterrupt the running jobs are ended
+    and stay without a record.
+
+    Args:
+        command: what the user typed, for the records.
+
+    Raises:
+        UserError: a result cannot be written.
+    """
+    runner = _Runner(store, engine, console, command or shlex.join(sys.argv))
+    try:
+        return runner.run(benchmark)
+    finally:
+        engine.stop()
+
+
+class _Runner:
+    def __init__(self, store: ResultStore, engine: Engine, console: Console, command: str) -> None:
+        self.store = store
+        self.engine = engine
+        self.console = console
+        self.command = command
+
+    def run(self, benchmark: Benchmark) -> Outcome:
+        trainings = jobs.training_jobs(benchmark)
+        done = finished_records(self.store)
+        open_trainings = [job for job in trainings if job.digest not in done]
+        if len(open_trainings) < len(trainings):
+            kept = len(trainings) - len(open_trainings)
+            self.console.print(f"{kept} of {len(trainings)} trainings are finished already.", markup=False)
+        num_frames = len(benchmark.scenes) * len(benchmark.seeds)
+        with Display(len(open_trainings) + num_frames, self.console) as display:
+            self._do(open_trainings, display)
+            # Nothing else may run beside a measurement of time.
+            for job in frames_jobs(benchmark, self.store):
+                if job.digest in finished_records(self.store):
+                    display.finish(job.label, "finished already")
+                else:
+                    self._do([job], display)
+        wanted = {job.digest for job in [*trainings, *frames_jobs(benchmark, self.store)]}
+        latest = {digest: record for digest, record in self.store.latest().items() if digest in wanted}
+        failed = sum(record.result.status == "failed" for record in latest.values())
+        return Outcome(len(latest) - failed, failed)
+
+    def _do(self, todo: Sequence[Job], display: Display) -> None:
+        pending = deque(todo)
+        running: dict[Path, Job] = {}
+        while pending or running:
+            while pending and self.engine.has_room():
+                job = pending.popleft()
+                folder = self._prepare(job)
+                self.engine.start(folder)
+                running[folder] = job
+            time.sleep(SECONDS_BETWEEN_POLLS)
+            for folder, job in list(running.items()):
+                ended = self.engine.poll(folder)
+                if ended is not None:
+                    del running[folder]
+                    self._record(job, folder, ended, display)
+            display.update({job.label: _progress(folder) for folder, job in running.items()})
+
+    def _prepare(self, job: Job) -> Path:
+        folder = (self.store.folder / "jobs" / job.slug).absolute()
+        out = self.store.folder.absolute()
+        data = {
+            "kind": "training" if isinstance(job, TrainingJob) else "frames",
+            "job": dataclasses.asdict(job),
+            "command": self.command,
+            "runs": str(out / "runs"),
+            "pictures": str(out / "pictures" / job.slug),
+        }
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            jobs.write_json(folder / "job.json", data)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
+        return folder
+
+    def _record(self, job: Job, folder: Path, ended: str, display: Display) -> None:
+        data = jobs.read_json(folder / "result.json")
+        result = Result("failed", ended) if data is None else from_mapping(Result, data, str(folder / "result.json"))
+        self.store.append(job, result)
+        if result.status == "failed":
+            display.finish(job.label, f"FAILED: {result.message} See {folder / 'log.txt'}", "bold red")
+        else:
+            display.finish(job.label, _summary(job, result))
+
+
+def finished_records(store: ResultStore) -> dict[str, Record]:
+    """The newest record of each job that came to a good end."""
+    return {digest: record for digest, record in store.latest().items() if record.result.status == "done"}
+
+
+def frames_jobs(benchmark: Benchmark, store: ResultStore) -> list[FramesJob]:
+    """A timing for each scene and seed that has a finished training."""
+    done = finished_records(store)
+    limits = {method.name: method.timed_frames or benchmark.timed_frames for method in benchmark.methods}
+    order = list(limits)
+    found = []
+    for scene in benchmark.scenes:
+        for seed in benchmark.seeds:
+            rows = [job for job in jobs.training_jobs(benchmark) if (job.scene, job.seed) == (scene.name, seed)]
+            trained = sorted((job for job in rows if job.digest in done), key=lambda job: order.index(job.name))
+            if trained:
+                found.append(
+                    FramesJob(
+                        scene=scene.name,
+                        seed=seed,
+                        names=tuple(job.name for job in trained),
+                        load_configs=tuple(done[job.digest].result.values["load_config"] for job in trained),
+                        timed_frames=tuple(limits[job.name] for job in trained),
+                        trained=tuple(job.digest for job in trained),
+                    )
+                )
+    return found
+
+
+def _progress(folder: Path) -> jobs.Progress:
+    data = jobs.read_json(folder / "progress.json")
+    return jobs.Progress() if data is None else jobs.Progress(**data)
+
+
+def _summary(job: Job, result: Result) -> str:
+    if isinstance(job, TrainingJob):
+        values = result.values
+        return f"{values['psnr']:.2f} dB after {values['steps']} steps in {values['training_seconds']:.1f} s of training"
+    frames = result.values["frames"]
+    return f"{sum(map(len, frames.values()))} frames of {len(frames)} methods timed"

@@ -1,0 +1,223 @@
+"""EugenField: what it computes, what it counts, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from eugen_nerf.errors import UserError
+from eugen_nerf.field import EugenField, FieldConfig, NetworkKind, TruncatedExp
+from eugen_nerf.ops import HashGridLayout
+
+KINDS: tuple[NetworkKind, ...] = ("eugen", "mlp", "low-rank", "snnk")
+SMALL = FieldConfig(
+    hidden_features=24,
+    num_features=6,
+    geometry_features=5,
+    num_levels=3,
+    features_per_level=2,
+    log2_hashmap_size=8,
+    base_resolution=4,
+    max_resolution=16,
+)
+ENTRIES = 5**3 + 2**8 + 2**8  # resolutions 4, 8 and 16, the last two hashed
+
+
+def small_field(**options: object) -> EugenField:
+    """A field whose hash table is not almost zero, so that every path through it matters."""
+    torch.manual_seed(0)
+    field = EugenField(dataclasses.replace(SMALL, **options))  # type: ignore[arg-type]
+    with torch.no_grad():
+        field.get_parameter("encoding.table").normal_()
+    return field
+
+
+def queries(n: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    x = torch.rand(n, 3, generator=generator, dtype=torch.float64)
+    directions = torch.randn(n, 3, generator=generator, dtype=torch.float64)
+    return x.to(dtype), torch.nn.functional.normalize(directions, dim=-1).to(dtype)
+
+
+@pytest.mark.parametrize("network", KINDS)
+@pytest.mark.parametrize("n", [0, 1, 50])
+def test_field_shapes_and_ranges(network: NetworkKind, n: int) -> None:
+    sigma, rgb = small_field(network=network)(*queries(n))
+    assert (sigma.shape, rgb.shape) == ((n,), (n, 3))
+    assert sigma.dtype == rgb.dtype == torch.float32
+    assert (sigma > 0).all()
+    assert ((rgb >= 0) & (rgb <= 1)).all()
+    density, geometry = small_field(network=network).density(queries(n)[0])
+    assert torch.equal(density, sigma)
+    assert geometry.shape == (n, 5)
+
+
+@pytest.mark.parametrize("network", KINDS)
+def test_color_depends_on_the_direction_and_density_does_not(network: NetworkKind) -> None:
+    field = small_field(network=network).double()
+    x, directions = queries(20, torch.float64)
+    sigma, rgb = field(x, directions)
+    other_sigma, other_rgb = field(x, -directions)
+    assert torch.equal(sigma, other_sigma)
+    assert (rgb - other_rgb).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("network", KINDS)
+def test_evaluator_is_the_field(network: NetworkKind) -> None:
+    field = small_field(network=network)
+    for got, expected in zip(field.evaluator()(*queries(50)), field(*queries(50)), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    field = field.double()
+    x, directions = queries(50, torch.float64)
+    for got, expected in zip(field.evaluator()(x, directions), field(x, directions), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("network", KINDS)
+def test_implementations_native_and_torch_agree(network: NetworkKind) -> None:
+    native = small_field(network=network, implementation="native")
+    eager = small_field(network=network, implementation="torch")
+    eager.load_state_dict(native.state_dict())
+    for got, expected in zip(native(*queries(50)), eager(*queries(50)), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", KINDS)
+def test_field_in_single_precision(network: NetworkKind) -> None:
+    field = small_field(network=network)
+    single = field(*queries(50))
+    double = field.double()(*queries(50, torch.float64))
+    for got, expected in zip(single, double, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+# Density network 6 -> 24 -> 1 + 5, colour network 16 + 5 -> 24 -> 24 -> 3, six features.
+STORED = {
+    # projections [6, d + 1] with the norm column in the first layer, output matrix [24, 6], bias
+    "eugen": (6 * 7 + 24 * 6 + 24) + (24 * 6 + 6) + (6 * 22 + 24 * 6 + 24) + (6 * 24 + 24 * 6 + 24) + (24 * 3 + 3),
+    "mlp": (6 * 24 + 24) + (24 * 6 + 6) + (21 * 24 + 24) + (24 * 24 + 24) + (24 * 3 + 3),
+    "low-rank": (6 * 6 + 6 * 24 + 24) + (24 * 6 + 6) + (21 * 6 + 6 * 24 + 24) + (24 * 6 + 6 * 24 + 24) + (24 * 3 + 3),
+    "snnk": (6 * 6 + 24 * 6 + 24) + (24 * 6 + 6) + (6 * 21 + 24 * 6 + 24) + (6 * 24 + 24 * 6 + 24) + (24 * 3 + 3),
+}
+# EUGen and SNNK lose the width of 24; the low-rank factors stay, since an activation follows each pair.
+MERGED = {
+    "eugen": (6 * 6 + 6) + (6 * 6 + 6) + (21 * 6 + 6) + (6 * 6 + 6) + (6 * 3 + 3),
+    "mlp": STORED["mlp"],
+    "low-rank": STORED["low-rank"],
+    "snnk": 6 * 6 + (6 * 6 + 6) + 21 * 6 + (6 * 6 + 6) + (6 * 3 + 3),
+}
+MULTIPLY_ADDS = {
+    # the norm: d squares, and its column
+    "eugen": (6 * 6 + 6 + 6) + 6 * 6 + (21 * 6 + 21 + 6) + 6 * 6 + 6 * 3,
+    "mlp": 6 * 24 + 24 * 6 + 21 * 24 + 24 * 24 + 24 * 3,
+    "low-rank": (6 * 6 + 6 * 24) + 24 * 6 + (21 * 6 + 6 * 24) + (24 * 6 + 6 * 24) + 24 * 3,
+    "snnk": 6 * 6 + 6 * 6 + 21 * 6 + 6 * 6 + 6 * 3,
+}
+
+
+@pytest.mark.parametrize("network", KINDS)
+def test_counts_against_counts_by_hand(network: NetworkKind) -> None:
+    field = small_field(network=network)
+    assert field.num_parameters() == 2 * ENTRIES + STORED[network]
+    assert field.network_parameters() == MERGED[network]
+    assert field.multiply_adds() == MULTIPLY_ADDS[network]
+
+
+def test_the_nominal_width_costs_nothing_once_merged() -> None:
+    narrow, wide = small_field(hidden_features=24), small_field(hidden_features=96)
+    assert wide.num_parameters() > narrow.num_parameters()
+    assert wide.multiply_adds() == narrow.multiply_adds()
+    assert wide.network_parameters() == narrow.network_parameters()
+
+
+def test_frozen_projections_are_stored_but_not_trained() -> None:
+    trained, frozen = small_field(), small_field(trainable_projections=False)
+    assert frozen.num_parameters() == trained.num_parameters()
+    projections = 6 * 7 + 6 * 22 + 6 * 24
+    counts = [sum(p.numel() for p in field.parameters()) for field in (trained, frozen)]
+    assert counts[0] - counts[1] == projections
+
+
+@pytest.mark.parametrize("network", KINDS)
+def test_gradients_reach_every_parameter(network: NetworkKind) -> None:
+    field = small_field(network=network)
+    sigma, rgb = field(*queries(200))
+    (sigma.log().square().mean() + rgb.square().mean()).backward()
+    for name, parameter in field.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("network", KINDS)
+def test_state_dict_round_trip(network: NetworkKind) -> None:
+    field = small_field(network=network)
+    torch.manual_seed(1)
+    other = EugenField(field.config)
+    assert not torch.equal(other(*queries(9))[1], field(*queries(9))[1])
+    other.load_state_dict(field.state_dict())
+    for got, expected in zip(other(*queries(9)), field(*queries(9)), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "hidden_features",
+        "num_features",
+        "order",
+        "density_layers",
+        "color_layers",
+        "geometry_features",
+        "num_levels",
+        "features_per_level",
+        "log2_hashmap_size",
+        "base_resolution",
+    ],
+)
+def test_counts_below_one_are_refused(option: str) -> None:
+    with pytest.raises(UserError, match=rf"{option} must be at least 1, not 0"):
+        dataclasses.replace(SMALL, **{option: 0}).validate()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_resolution": 3}, r"max_resolution \(3\) must not be below base_resolution \(4\)"),
+        ({"phi": "tanh"}, r"phi must be one of identity, relu, .*, not 'tanh'"),
+        ({"network": "snnk", "phi": "sin"}, "use phi relu, not sin"),
+        ({"implementation": "tcnn"}, "no eugen layers .* Use implementation native"),
+        ({"implementation": "tcnn", "network": "mlp", "phi": "gelu"}, "no mlp layers with gelu"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        EugenField(dataclasses.replace(SMALL, **options))
+
+
+def test_the_hash_grid_has_the_layout_of_the_configuration() -> None:
+    field = small_field()
+    layout = field.get_submodule("encoding").layout
+    assert layout == HashGridLayout.build(3, 2, 8, 4, 16)
+    assert layout.resolutions == (4, 8, 16)
+    assert field.get_parameter("encoding.table").shape == (ENTRIES, 2)
+
+
+def test_a_new_hash_table_is_almost_zero() -> None:
+    table = EugenField(SMALL).get_parameter("encoding.table")
+    assert table.abs().max() <= 1e-4
+    assert table.std().item() == pytest.approx(1e-4 / math.sqrt(3), rel=0.1)
+
+
+def test_truncated_exp() -> None:
+    x = torch.tensor([-1e4, -2.0, 0.0, 14.0, 16.0, 90.0, 1e4], requires_grad=True)
+    y = TruncatedExp.apply(x)
+    assert y.isfinite().all()
+    torch.testing.assert_close(y[:5], torch.exp(x[:5]))
+    y.sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, torch.exp(x.detach().clamp(max=15)))

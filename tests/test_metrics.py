@@ -1,0 +1,129 @@
+"""Image metrics against closed forms, and LPIPS with, without and despite its weights."""
+
+from __future__ import annotations
+
+import math
+import urllib.error
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from eugen_nerf.metrics import ALEXNET_MIN_SIDE, Lpips, image_metrics, psnr, ssim, to_uint8
+
+
+def picture(size: int = 64, seed: int = 0) -> Tensor:
+    """Smooth colours with a little noise, [size, size, 3] in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    ramp = torch.linspace(0, 1, size)
+    image = torch.stack([ramp.expand(size, size), ramp[:, None].expand(size, size), torch.full((size, size), 0.5)], -1)
+    return (0.9 * image + 0.1 * torch.rand(size, size, 3, generator=generator)).clamp(0, 1)
+
+
+def test_to_uint8_rounds_and_clamps() -> None:
+    values = torch.tensor([-1.0, 0.0, 0.4999 / 255, 0.5001 / 255, 100.4 / 255, 254.6 / 255, 1.0, 7.0, math.nan])
+    assert to_uint8(values).tolist() == [0, 0, 0, 1, 100, 255, 255, 255, 0]
+    assert to_uint8(values).dtype == torch.uint8
+
+
+def test_psnr_of_a_constant_difference() -> None:
+    truth = torch.full((8, 9, 3), 100, dtype=torch.uint8)
+    for difference in (1, 10, 55):
+        expected = 20 * math.log10(255 / difference)
+        assert psnr(truth + difference, truth) == pytest.approx(expected, rel=1e-12)
+        assert psnr(truth, truth + difference) == pytest.approx(expected, rel=1e-12)
+    assert psnr(truth, truth) == math.inf
+
+
+def test_psnr_of_black_and_white() -> None:
+    assert psnr(torch.zeros(4, 4, 3, dtype=torch.uint8), torch.full((4, 4, 3), 255, dtype=torch.uint8)) == 0
+
+
+def test_ssim_of_equal_images_is_one() -> None:
+    image = to_uint8(picture(24))
+    assert ssim(image, image) == pytest.approx(1, abs=1e-12)
+
+
+def test_ssim_of_constant_images() -> None:
+    """Without variance only the comparison of means is left: (2 a b + c) / (a^2 + b^2 + c) with c = 0.01^2."""
+    a, b = 51 / 255, 153 / 255
+    first = torch.full((20, 20, 3), 51, dtype=torch.uint8)
+    second = torch.full((20, 20, 3), 153, dtype=torch.uint8)
+    assert ssim(first, second) == pytest.approx((2 * a * b + 1e-4) / (a * a + b * b + 1e-4), rel=1e-6)
+
+
+def test_metrics_see_pictures_as_they_are_stored() -> None:
+    """Differences of less than half a level of 8 bits vanish, colours out of range are clamped."""
+    truth = to_uint8(picture()) / 255
+    assert image_metrics(truth + 0.49 / 255, truth)["psnr"] == math.inf
+    white = torch.ones(16, 16, 3)
+    assert image_metrics(3 * white, white)["psnr"] == math.inf
+    worse = image_metrics(truth + 0.1, truth)
+    assert set(worse) == {"psnr", "ssim"}
+    assert worse["psnr"] == pytest.approx(20, abs=0.5)
+    assert worse["ssim"] < 1
+
+
+def break_downloads(monkeypatch: pytest.MonkeyPatch, error: Exception, torch_home: Path) -> list[str]:
+    """No weights on disk, and no network either. Returns the addresses that were asked for."""
+    asked: list[str] = []
+
+    def download(url: str, *args: object, **kwargs: object) -> None:
+        asked.append(url)
+        raise error
+
+    monkeypatch.setenv("TORCH_HOME", str(torch_home))
+    monkeypatch.setattr("torch.hub.download_url_to_file", download)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "error",
+    [urllib.error.URLError("no network"), TimeoutError("timed out"), RuntimeError("invalid hash value")],
+    ids=["offline", "slow", "damaged"],
+)
+def test_lpips_without_weights_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+) -> None:
+    asked = break_downloads(monkeypatch, error, tmp_path)
+    lpips = Lpips()
+    image = picture()
+    assert lpips.reason is None
+    metrics = image_metrics(image, image, lpips)
+    assert set(metrics) == {"psnr", "ssim"}
+    assert lpips.reason is not None
+    assert str(tmp_path / "hub" / "checkpoints") in lpips.reason
+    assert str(error) in lpips.reason
+    image_metrics(image, image, lpips)
+    assert len(asked) == 1  # one attempt for a whole evaluation
+
+
+def test_lpips_with_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Random weights under the name that torchvision looks for stand in for the trained ones."""
+    from torchvision.models import AlexNet_Weights, alexnet
+
+    asked = break_downloads(monkeypatch, RuntimeError("asked for a download"), tmp_path)
+    torch.manual_seed(0)
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(alexnet(weights=None).state_dict(), folder / AlexNet_Weights.DEFAULT.url.rsplit("/", 1)[1])
+
+    lpips = Lpips()
+    image = picture()
+    equal = image_metrics(image, image, lpips)
+    assert equal["lpips"] == 0
+    near = image_metrics((image + 0.02).clamp(0, 1), image, lpips)["lpips"]
+    other = image_metrics(picture(seed=1).flip(0), image, lpips)["lpips"]
+    assert 0 < near < other < math.inf
+    assert lpips.reason is None
+    assert not asked
+
+
+def test_lpips_of_images_too_small_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = break_downloads(monkeypatch, RuntimeError("asked for a download"), tmp_path)
+    lpips = Lpips()
+    image = picture(ALEXNET_MIN_SIDE - 1)
+    assert "lpips" not in image_metrics(image, image, lpips)
+    assert f"{ALEXNET_MIN_SIDE} pixels" in str(lpips.reason)
+    assert not asked

@@ -1,0 +1,207 @@
+"""Renderer on media whose transmittance, colour and depth are known in closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from eugen_nerf.field import EugenField, FieldConfig
+from eugen_nerf.occupancy import OccupancyGrid
+from eugen_nerf.ops import Space, StepRule
+from eugen_nerf.renderer import Renderer
+
+BOX = ((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))
+COLOR = (0.9, 0.5, 0.1)
+
+
+class Medium(nn.Module):
+    """A field of one colour whose density is a function of the world position; stands in for an `EugenField`."""
+
+    backend = "reference"
+
+    def __init__(self, space: Space, density: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.space = space
+        self.world_density = density
+        self.strength = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+
+    def density(self, unit: Tensor) -> tuple[Tensor, Tensor]:
+        return self.strength * self.world_density(self.space.to_world(unit)), torch.empty(len(unit), 0)
+
+    def forward(self, unit: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        return self.density(unit)[0], torch.tensor(COLOR, dtype=unit.dtype).expand(len(unit), 3)
+
+    def evaluator(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        return self.forward
+
+
+def renderer(
+    density: Callable[[Tensor], Tensor],
+    *,
+    contracted: bool = False,
+    rule: StepRule | None = None,
+    near: float = 0.0,
+    far: float = 100.0,
+) -> Renderer:
+    space = Space(BOX, contracted)
+    medium = cast(EugenField, Medium(space, density))
+    return Renderer(medium, OccupancyGrid(8), space, rule or StepRule(1 / 64), near, far)
+
+
+def uniform(sigma: float) -> Callable[[Tensor], Tensor]:
+    return lambda positions: torch.full_like(positions[:, 0], sigma)
+
+
+def along_x(heights: list[float], x: float = -3.0) -> tuple[Tensor, Tensor]:
+    origins = torch.tensor([[x, 0.0, h] for h in heights], dtype=torch.float64)
+    return origins, torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64).expand_as(origins)
+
+
+def expected_depth(sigma: float, entry: float, length: float) -> float:
+    """Mean distance at which light from within [entry, entry + length] comes, given that it comes from there."""
+    rest = math.exp(-sigma * length)
+    return entry + 1 / sigma - length * rest / (1 - rest)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0, 3.0])
+@pytest.mark.parametrize("mode", ["render", "differentiable"])
+def test_a_box_of_constant_density(sigma: float, mode: str) -> None:
+    """Samples tile the box from x = -1 to 1 exactly, so only the depth has an error of quadrature."""
+    out = getattr(renderer(uniform(sigma)), mode)(*along_x([0.0, 0.5]))
+    alpha = 1 - math.exp(-2 * sigma)
+    torch.testing.assert_close(out.alpha, torch.full_like(out.alpha, alpha))
+    torch.testing.assert_close(out.rgb, alpha * torch.tensor([COLOR, COLOR], dtype=torch.float64))
+    assert out.depth.tolist() == pytest.approx([expected_depth(sigma, 2.0, 2.0)] * 2, abs=1e-3)
+    assert out.num_samples.tolist() == [128, 128]
+
+
+def test_a_ball_of_constant_density() -> None:
+    sigma, radius = 1.5, 0.8
+    heights = [0.0, 0.3, 0.6, 0.79, 0.9]
+    out = renderer(lambda p: sigma * (p.norm(dim=-1) < radius), rule=StepRule(1 / 512)).render(*along_x(heights))
+    for index, height in enumerate(heights):
+        length = 2 * math.sqrt(max(radius**2 - height**2, 0.0))
+        assert out.alpha[index].item() == pytest.approx(1 - math.exp(-sigma * length), abs=sigma * 2 / 512)
+        if length > 0.2:
+            depth = expected_depth(sigma, 3 - length / 2, length)
+            assert out.depth[index].item() == pytest.approx(depth, abs=3 / 512)
+    assert out.alpha[-1] == 0
+    assert out.depth[-1] == 0
+
+
+def test_a_background_at_every_distance_under_contraction() -> None:
+    """Light from beyond the box is seen in an unbounded space, up to the far limit."""
+    far, sigma = 20.0, 0.05
+    rule = StepRule(1 / 64, 1 / 32)
+    out = renderer(uniform(sigma), contracted=True, rule=rule, near=0.5, far=far).render(*along_x([0.0], x=0.0))
+    length = far - 0.5
+    # The first and last step reach up to half a step of at most far / 32 over the limits.
+    assert out.alpha.item() == pytest.approx(1 - math.exp(-sigma * length), abs=sigma * far / 32)
+    assert out.depth.item() == pytest.approx(expected_depth(sigma, 0.5, length), rel=0.02)
+
+
+def test_near_and_far_of_the_renderer_cut_the_medium() -> None:
+    out = renderer(uniform(1.0), near=2.5, far=3.25).render(*along_x([0.0]))
+    assert out.alpha.item() == pytest.approx(1 - math.exp(-0.75), rel=1e-12)
+    assert out.depth.item() == pytest.approx(expected_depth(1.0, 2.5, 0.75), abs=1e-4)
+
+
+def test_limits_of_a_crop_cut_further_and_never_widen() -> None:
+    medium = renderer(uniform(1.0), near=2.5, far=3.75)
+    near = torch.tensor([3.0, 0.0, 3.0, 1e10], dtype=torch.float64)
+    far = torch.tensor([3.5, 99.0, 2.9, 1e10], dtype=torch.float64)
+    out = medium.render(*along_x([0.0, 0.0, 0.0, 0.0]), near, far)
+    # Within; wider than the renderer's own; empty; as nerfstudio marks rays that miss the crop box.
+    lengths = torch.tensor([0.5, 1.25, 0.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(out.alpha, 1 - torch.exp(-lengths))
+    assert not out.rgb[2:].any()
+
+
+def test_early_termination_changes_less_than_its_threshold() -> None:
+    medium = renderer(uniform(30.0))
+    stopped = medium.render(*along_x([0.0]))
+    full = medium.differentiable(*along_x([0.0]))
+    assert stopped.num_samples < full.num_samples
+    torch.testing.assert_close(stopped.rgb, full.rgb.detach(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(stopped.depth, full.depth.detach(), rtol=0, atol=1e-3)
+
+
+def test_only_differentiable_has_gradients_and_they_are_right() -> None:
+    medium = renderer(uniform(0.5))
+    strength = medium.field.get_parameter("strength")
+    assert not medium.render(*along_x([0.0])).rgb.requires_grad
+    out = medium.differentiable(*along_x([0.0]))
+    (gradient,) = torch.autograd.grad(out.alpha.sum(), strength)
+    # alpha = 1 - exp(-2 * 0.5 * strength)
+    assert gradient.item() == pytest.approx(math.exp(-1), rel=1e-9)
+
+
+def test_jitter_shifts_the_samples() -> None:
+    medium = renderer(lambda p: (p[:, 0].abs() < 0.5).double(), rule=StepRule(0.1))
+    origins, directions = along_x([0.0] * 50)
+    jitter = torch.linspace(0, 0.98, 50, dtype=torch.float64)
+    out = medium.differentiable(origins, directions, jitter)
+    assert out.alpha.detach().unique().numel() > 1
+    centred = medium.differentiable(*along_x([0.0])).alpha
+    assert out.alpha.mean().item() == pytest.approx(1 - math.exp(-1), abs=0.01)
+    half = medium.differentiable(*along_x([0.0]), torch.tensor([0.5], dtype=torch.float64)).alpha
+    assert torch.equal(centred, half)
+
+
+def test_empty_cells_are_skipped() -> None:
+    medium = renderer(uniform(1.0))
+    # Only the half with x > 0 stays.
+    medium.occupancy.update(0, lambda unit: (unit[:, 0] > 0.5).float())
+    for out in (medium.render(*along_x([0.1])), medium.differentiable(*along_x([0.1]))):
+        assert out.num_samples.item() == 64
+        assert out.alpha.item() == pytest.approx(1 - math.exp(-1), rel=1e-9)
+
+
+def test_no_rays() -> None:
+    medium = renderer(uniform(1.0))
+    none = torch.empty(0, 3, dtype=torch.float64)
+    for out in (medium.render(none, none), medium.differentiable(none, none)):
+        assert (out.rgb.shape, out.alpha.shape, out.depth.shape) == ((0, 3), (0,), (0,))
+
+
+def test_occupancy_follows_the_optical_thickness_of_a_step() -> None:
+    """A step of 1/64 through density 1.5 is worth a sample at the threshold 0.01, through 0.5 it is not."""
+    medium = renderer(lambda p: torch.where(p[:, 0] > 0, 1.5, 0.5))
+    assert medium.update_occupancy(0)
+    assert not medium.update_occupancy(1)
+    assert medium.occupancy.occupied_fraction == 0.5
+    torch.testing.assert_close(medium.occupancy.values.unique(), torch.tensor([0.5, 1.5]) / 64)
+
+
+def test_occupancy_counts_longer_steps_in_the_distance() -> None:
+    """Haze that is too thin for a step near the camera still matters where steps are long."""
+    medium = renderer(uniform(0.02), contracted=True, rule=StepRule(1 / 64, 1 / 8), far=50.0)
+    medium.update_occupancy(0)
+    values = medium.occupancy.values.view(8, 8, 8)
+    assert values[3:5, 3:5, 3:5].max() < 0.01  # around the middle
+    assert values[0].max() > 0.05  # towards infinity
+    assert values.max().item() == pytest.approx(0.02 * 50 / 8, rel=1e-5)
+
+
+def test_a_real_field_renders_alike_with_and_without_gradients() -> None:
+    torch.manual_seed(0)
+    config = FieldConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4, max_resolution=8)
+    field = EugenField(config)
+    with torch.no_grad():
+        field.get_parameter("encoding.table").normal_()
+    space = Space(BOX)
+    scene = Renderer(field, OccupancyGrid(8), space, StepRule(1 / 16), 0.0, 10.0)
+    generator = torch.Generator().manual_seed(0)
+    origins = 3 * torch.nn.functional.normalize(torch.randn(40, 3, generator=generator), dim=-1)
+    directions = torch.nn.functional.normalize(-origins + 0.5 * torch.randn(40, 3, generator=generator), dim=-1)
+    trained, shown = scene.differentiable(origins, directions), scene.render(origins, directions)
+    assert shown.alpha.max() > 0.3
+    for name in ("rgb", "alpha", "depth"):
+        torch.testing.assert_close(
+            getattr(shown, name), getattr(trained, name).detach(), rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
