@@ -64,7 +64,8 @@ class SparseAdam(torch.optim.Optimizer):
         step_size = float(group["lr"]) / (1 - beta1 ** state["step"])
         second_scale = 1 / (1 - beta2 ** state["step"])
         first, second = state["exp_avg"], state["exp_avg_sq"]
-        if uses_native_cpu("auto", parameter, grad, first, second):
+        widths = cpu.FEATURES_PER_LEVEL
+        if parameter.shape[1] in widths and uses_native_cpu("auto", parameter, grad, first, second):
             cpu.sparse_adam(parameter, grad, first, second, group["betas"], group["eps"], step_size, second_scale)
             return
         touched = (grad != 0).any(dim=1)[:, None]

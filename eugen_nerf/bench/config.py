@@ -125,9 +125,7 @@ def _completed(benchmark: Benchmark, file: Path) -> Benchmark:
     for scene in benchmark.scenes:
         folder = find_scene(scene.path, file.parent)
         scenes.append(SceneEntry(str(folder), scene.name or folder.name, scene.overrides))
-    methods = [
-        MethodEntry(**{**vars(method), "name": method.name or method.method}) for method in benchmark.methods
-    ]
+    methods = [MethodEntry(**{**vars(method), "name": method.name or method.method}) for method in benchmark.methods]
     for kind, names in (("scenes", [s.name for s in scenes]), ("methods", [m.name for m in methods])):
         if not names:
             raise UserError(f"{file}: {kind} must name at least one.")

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from eugen_nerf.errors import UserError
 from eugen_nerf.metrics import Lpips, image_metrics, to_uint8
 
-
 # Stands for the infinite PSNR of equal images, which JSON cannot hold; images that differ are far below it.
 PSNR_OF_EQUAL_IMAGES = 120.0
 
@@ -27,6 +26,14 @@ class NoLpips(nn.Module):
 
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
+
+
+def lpips_if_on_disk() -> Lpips | None:
+    """LPIPS where its weights have been downloaded before: a benchmark does not fetch 230 MB unasked."""
+    from torchvision.models import AlexNet_Weights
+
+    file = AlexNet_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
+    return Lpips() if (Path(torch.hub.get_dir()) / "checkpoints" / file).is_file() else None
 
 
 @contextmanager

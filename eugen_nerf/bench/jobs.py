@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -148,13 +147,12 @@ def _digest(job: Job) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Replace a file in one go: readers see the old content or the new, never a part."""
     text = json.dumps(value, indent=1, allow_nan=False)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        with os.fdopen(handle, "w", encoding="utf8") as file:
-            file.write(text)
-        os.replace(name, path)
+        temporary.write_text(text, "utf8")
+        os.replace(temporary, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

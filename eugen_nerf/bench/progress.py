@@ -66,7 +66,9 @@ class Display:
     def finish(self, label: str, outcome: str, style: str = "") -> None:
         """One job has ended."""
         self.finished += 1
-        self.console.print(f"[{self.finished}/{self.total}] {label}: {outcome}", style=style, markup=False)
+        self.console.print(
+            f"[{self.finished}/{self.total}] {label}: {outcome}", style=style, markup=False, soft_wrap=True
+        )
 
     def _line(self, running: Mapping[str, jobs.Progress], overall: float) -> None:
         now = time.monotonic()
@@ -78,7 +80,9 @@ class Display:
         eta = f", about {_duration(elapsed * (self.total - overall) / overall)} left" if overall > 0.02 else ""
         parts = [f"{label}: {_note(progress)}, {100 * progress.fraction:.0f} %" for label, progress in active.items()]
         done = 100 * overall / self.total
-        self.console.print(f"{_duration(elapsed)}  {done:.0f} % of all{eta} | {' | '.join(parts)}", markup=False)
+        self.console.print(
+            f"{_duration(elapsed)}  {done:.0f} % of all{eta} | {' | '.join(parts)}", markup=False, soft_wrap=True
+        )
 
 
 def _note(progress: jobs.Progress) -> str:

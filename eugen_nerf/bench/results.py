@@ -115,7 +115,9 @@ def prepare_folder(folder: Path, benchmark: Benchmark, *, resume: bool = False, 
         if replace and (folder / CONFIG).is_file():
             _remove_own(folder)
         elif folder.exists() and any(folder.iterdir()) and not resume:
-            raise UserError(f"{folder}: is not empty. Continue there with --resume, or choose another folder with --out.")
+            raise UserError(
+                f"{folder}: is not empty. Continue there with --resume, or choose another folder with --out."
+            )
         folder.mkdir(parents=True, exist_ok=True)
         for name in OWN_FOLDERS:
             (folder / name).mkdir(exist_ok=True)

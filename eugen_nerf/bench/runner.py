@@ -178,6 +178,8 @@ def _progress(folder: Path) -> jobs.Progress:
 def _summary(job: Job, result: Result) -> str:
     if isinstance(job, TrainingJob):
         values = result.values
-        return f"{values['psnr']:.2f} dB after {values['steps']} steps in {values['training_seconds']:.1f} s of training"
+        return (
+            f"{values['psnr']:.2f} dB after {values['steps']} steps in {values['training_seconds']:.1f} s of training"
+        )
     frames = result.values["frames"]
     return f"{sum(map(len, frames.values()))} frames of {len(frames)} methods timed"

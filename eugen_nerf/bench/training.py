@@ -20,7 +20,6 @@ from eugen_nerf.bench.counting import count
 from eugen_nerf.bench.jobs import Progress, TrainingJob
 from eugen_nerf.bench.machine import peak_memory
 from eugen_nerf.bench.methods import row_config
-from eugen_nerf.metrics import Lpips
 
 # Shares of a row's time, for its progress bar.
 LOADING, TRAINING = 0.03, 0.85
@@ -168,12 +167,11 @@ def train_and_evaluate(job: TrainingJob, runs: Path, pictures: Path, report: Cal
 
     begun = LOADING + TRAINING
     psnr = monitor.curve[-1]["psnr"] if monitor.curve else None
-    lpips = Lpips()
     order = evaluation.spread_order(evaluation.num_test_views(trainer.pipeline))
     rows = evaluation.evaluate(
         trainer.pipeline,
         order[: job.eval_images],
-        lpips,
+        evaluation.lpips_if_on_disk(),
         lambda part: report(Progress("evaluating", begun + (1 - begun) * part, monitor.steps, psnr)),
         pictures,
         job.pictures,
@@ -192,7 +190,6 @@ def train_and_evaluate(job: TrainingJob, runs: Path, pictures: Path, report: Cal
         "views": rows,
         "num_test_views": len(order),
         **{metric: evaluation.mean(rows, metric) for metric in ("psnr", "ssim", "lpips")},
-        "lpips_note": lpips.reason,
         "pictures": [row["view"] for row in rows[: job.pictures]],
         **size,
         **memory,

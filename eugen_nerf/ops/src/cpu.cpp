@@ -191,13 +191,13 @@ void render_rays(const Field& field, const March& m, const float* origins, const
     }
     if (active == 0) return;
     for (int r = 0; r < active; r++) encode_position<F>(field, steps[r].unit, &features[size_t(r) * encoded]);
-    tile_forward(field.density, density, features.data(), encoded, active);
+    tile_forward(field.density, density, features.data(), active, density.output.data());
     for (int r = 0; r < active; r++) {
       float* in = &color_input[size_t(r) * color_in];
       memcpy(in, rays[r].harmonics, sizeof(rays[r].harmonics));
       memcpy(in + 16, &density.output[size_t(r) * ld_density + 1], sizeof(float) * geometry);
     }
-    tile_forward(field.color, color, color_input.data(), color_in, active);
+    tile_forward(field.color, color, color_input.data(), active, color.output.data());
     for (int r = 0; r < active; r++) {
       RayState& ray = rays[r];
       const float sigma = exp(minimum(density.output[size_t(r) * ld_density], 80.f));
@@ -209,6 +209,33 @@ void render_rays(const Field& field, const March& m, const float* origins, const
       ray.total[4] += weight * 0.5f * (steps[r].t_start + steps[r].t_end);
       ray.optical += thickness;
       ray.samples++;
+    }
+  }
+}
+
+// Rows of W numbers, n numbers in all. Whole vectors that no sample touched, most of a table, are passed over.
+template <int W>
+void adam_rows(const AdamStep& step, int64 n, const float* __restrict grad, float* __restrict parameter,
+               float* __restrict first, float* __restrict second) {
+  enum { BLOCK = LANES > W ? LANES : W };
+  for (int64 b = 0; b < n; b += BLOCK) {
+    const int count = int(std::min<int64>(BLOCK, n - b));
+    float touched[BLOCK] = {};  // sum of absolute gradients of a number's row
+    float any = 0;
+    for (int c = 0; c < count; c++) any += std::fabs(grad[b + c]);
+    if (any == 0.f) continue;
+    for (int c = 0; c < count; c += W) {
+      float row = 0;
+      for (int k = 0; k < W; k++) row += std::fabs(grad[b + c + k]);
+      for (int k = 0; k < W; k++) touched[c + k] = row;
+    }
+    if (count == BLOCK) {
+#pragma omp simd
+      for (int c = 0; c < BLOCK; c++)
+        adam_update(step, touched[c] != 0.f, grad[b + c], parameter[b + c], first[b + c], second[b + c]);
+    } else {
+      for (int c = 0; c < count; c++)
+        adam_update(step, touched[c] != 0.f, grad[b + c], parameter[b + c], first[b + c], second[b + c]);
     }
   }
 }
@@ -281,7 +308,11 @@ int eugen_network_forward(const float* x, const float* parameters, const int64* 
 #pragma omp for schedule(static)
     for (int64 begin = 0; begin < n; begin += TILE) {
       const int rows = int(std::min<int64>(TILE, n - begin));
-      tile_forward(net, scratch, x + begin * in, in, rows);
+      if (ld == net.out) {
+        tile_forward(net, scratch, x + begin * in, rows, out + begin * ld);
+        continue;
+      }
+      tile_forward(net, scratch, x + begin * in, rows, scratch.output.data());
       for (int r = 0; r < rows; r++)
         memcpy(out + (begin + r) * net.out, &scratch.output[size_t(r) * ld], sizeof(float) * net.out);
     }
@@ -302,7 +333,7 @@ int eugen_network_backward(const float* x, const float* parameters, const int64*
 #pragma omp for schedule(static)
     for (int64 begin = 0; begin < n; begin += TILE) {
       const int rows = int(std::min<int64>(TILE, n - begin));
-      tile_forward(net, scratch, x + begin * in, in, rows);
+      tile_forward(net, scratch, x + begin * in, rows, scratch.output.data());
       tile_backward(net, scratch, mine, grad_out + begin * net.out, net.out, rows,
                     grad_x ? grad_x + begin * in : nullptr, in);
     }
@@ -438,14 +469,13 @@ int eugen_render(const float* origins, const float* directions, const float* nea
 int eugen_sparse_adam(float* parameter, const float* grad, float* first, float* second, int64 n, int width, float beta1,
                       float beta2, float eps, float step_size, float second_scale, int threads) {
   const AdamStep step{beta1, beta2, eps, step_size, second_scale};
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64 r = 0; r < n; r++) {
-    const int64 b = r * width;
-    bool touched = false;
-    for (int c = 0; c < width; c++) touched |= grad[b + c] != 0.f;
-    if (!touched) continue;
-    for (int c = 0; c < width; c++) adam_update(step, grad[b + c], parameter[b + c], first[b + c], second[b + c]);
+#define EUGEN_CALL(W)                                                                                             \
+  _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int t = 0; t < threads; t++) {           \
+    const int64 b = range_begin(n, t, threads) * W, e = range_begin(n, t + 1, threads) * W;                       \
+    adam_rows<W>(step, e - b, grad + b, parameter + b, first + b, second + b);                                    \
   }
+  EUGEN_FOR_FEATURES(width, EUGEN_CALL)
+#undef EUGEN_CALL
   return 0;
 }
 

@@ -5,13 +5,13 @@
 namespace eugen {
 
 #if defined(__AVX512F__)
-enum { LANES = 16, COLUMNS = 4 };  // floats in a vector, vectors side by side: 24 accumulators of 32 registers
+enum { LANES = 16, COLUMNS = 4, REGISTERS = 24 };  // floats in a vector, most vectors side by side, accumulators
 #elif defined(__AVX__)
-enum { LANES = 8, COLUMNS = 2 };  // 12 accumulators of 16 registers
+enum { LANES = 8, COLUMNS = 2, REGISTERS = 12 };
 #else
-enum { LANES = 4, COLUMNS = 2 };
+enum { LANES = 4, COLUMNS = 2, REGISTERS = 12 };
 #endif
-enum { ROWS = 6 };
+enum { MOST_ROWS = 12 };
 
 typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4)));
 
@@ -56,9 +56,12 @@ EUGEN_FUNCTION void block(float* c, int ldc, Strided a, const float* b, int ldb,
 template <int V>
 static void strip(float* c, int ldc, Strided a, const float* b, int ldb, int m, int k, Start start, const float* row,
                   Finish finish) {
+  // Narrow strips take more rows: enough independent sums to keep the multipliers busy in spite of their latency.
+  constexpr int ROWS = REGISTERS / V < MOST_ROWS ? REGISTERS / V : MOST_ROWS;
   int i = 0;
   for (; i + ROWS <= m; i += ROWS, a.data += ROWS * a.row)
     block<ROWS, V>(c + i * ldc, ldc, a, b, ldb, k, start, row, finish);
+  for (; i + 4 <= m; i += 4, a.data += 4 * a.row) block<4, V>(c + i * ldc, ldc, a, b, ldb, k, start, row, finish);
   for (; i + 2 <= m; i += 2, a.data += 2 * a.row) block<2, V>(c + i * ldc, ldc, a, b, ldb, k, start, row, finish);
   for (; i < m; i++, a.data += a.row) block<1, V>(c + i * ldc, ldc, a, b, ldb, k, start, row, finish);
 }

@@ -10,7 +10,7 @@
 
 namespace eugen {
 
-enum { TILE = 96 };  // a multiple of ROWS
+enum { TILE = 96 };  // a multiple of the rows of every block in gemm_simd.h
 
 // Numbers as in packing.py.
 enum Phi { IDENTITY, RELU_PHI, SQUARED_RELU, SOFTPLUS, GELU, SINE };
@@ -90,9 +90,10 @@ struct Scratch {
   std::vector<std::vector<float>> input;      // of each matrix [TILE, padded(columns)], the norm in its column
   std::vector<std::vector<float>> projected;  // of each stage [TILE, padded(projected)], before products and phi
   std::vector<float> output;                  // [TILE, padded(out)]
+  const float* first;                         // input of the first matrix: input[0], or the caller's rows
   std::vector<float> grad, grad_projected;    // widest of the above
 
-  explicit Scratch(const Network& net) {
+  explicit Scratch(const Network& net) : first(nullptr) {
     int widest = 0;
     for (const Matrix& m : net.matrices) {
       input.emplace_back(size_t(TILE) * padded(m.columns), 0.f);
@@ -172,23 +173,30 @@ static inline float row_norm(const float* row, int n, float eps) {
   return sqrtf(sum + eps);
 }
 
-// x -> scratch.output, all activations kept. x [rows, in] has the stride ldx.
-static inline void tile_forward(const Network& net, Scratch& t, const float* x, int64 ldx, int rows) {
+// x -> out, all activations kept. x is [rows, in], out [rows, padded(out)].
+static inline void tile_forward(const Network& net, Scratch& t, const float* x, int rows, float* out) {
   const int stages = int(net.stages.size());
   const int ld0 = padded(net.matrices[0].columns);
-  for (int r = 0; r < rows; r++) memcpy(&t.input[0][size_t(r) * ld0], x + r * ldx, sizeof(float) * net.in());
+  // Rows that are whole vectors and need no norm beside them are read where they are.
+  if (ld0 == net.in())
+    t.first = x;
+  else {
+    t.first = t.input[0].data();
+    for (int r = 0; r < rows; r++)
+      memcpy(&t.input[0][size_t(r) * ld0], x + size_t(r) * net.in(), sizeof(float) * net.in());
+  }
   for (int i = 0; i <= stages; i++) {
     const Matrix& matrix = net.matrices[i];
     const int ld = padded(matrix.columns), ldo = padded(matrix.rows);
-    float* in = t.input[i].data();
+    const float* in = i ? t.input[i].data() : t.first;
     if (i == stages) {
-      gemm(t.output.data(), ldo, Strided{in, ld, 1}, matrix.by_input.data(), ldo, rows, ldo, matrix.columns, ROW,
+      gemm(out, ldo, Strided{in, ld, 1}, matrix.by_input.data(), ldo, rows, ldo, matrix.columns, ROW,
            matrix.offsets.data());
       return;
     }
     const Stage& s = net.stages[i];
     if (s.has_norm)
-      for (int r = 0; r < rows; r++) in[r * ld + s.in] = row_norm(in + r * ld, s.in, s.eps);
+      for (int r = 0; r < rows; r++) t.input[i][size_t(r) * ld + s.in] = row_norm(in + r * ld, s.in, s.eps);
     float *u = t.projected[i].data(), *f = t.input[i + 1].data();
     const int ldf = padded(net.matrices[i + 1].columns);
     if (s.order == 1 && s.phi == RELU_PHI && ldo == ldf) {
@@ -234,7 +242,7 @@ static inline void tile_backward(const Network& net, Scratch& t, Gradients& sums
   for (int i = stages; i >= 0; i--) {
     const Matrix& matrix = net.matrices[i];
     const int ld = padded(matrix.columns), ldo = padded(matrix.rows);
-    const float* in = t.input[i].data();
+    const float* in = i ? t.input[i].data() : t.first;
     gemm(sums.weights[i].data(), ld, Strided{dy, 1, ldo}, in, ld, matrix.rows, ld, rows, ACCUMULATE);
     float* column_sums = sums.offsets[i].data();
     for (int r = 0; r < rows; r++)

@@ -1,0 +1,243 @@
+"""Speed of the native CPU runners against eager PyTorch and against what the machine can do.
+
+    python benchmarks/cpu.py [--threads 2] [--scene DIR] [--markdown FILE]
+
+Prints one table; every ratio compares timings that alternate within this run. ``--scene`` adds a training step on
+that scene and the share of it that is spent outside the field's own work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from eugen_nerf.layers import build_network, merge_chain
+from eugen_nerf.ops import HashGridLayout, PackedSamples, composite, hash_encode, network, reference
+from eugen_nerf.optim import SparseAdam
+
+N = 65_536  # samples, as in a training step
+
+Op = Callable[..., torch.Tensor]
+
+
+def times(*functions: Callable[[], object], rounds: int = 11) -> list[float]:
+    """Median milliseconds of each function; they take turns, so that the machine's moods hit all alike."""
+    for function in functions:
+        function()
+    samples: list[list[float]] = [[] for _ in functions]
+    for _ in range(rounds):
+        for function, kept in zip(functions, samples, strict=True):
+            start = time.perf_counter()
+            function()
+            kept.append(1000 * (time.perf_counter() - start))
+    return [statistics.median(kept) for kept in samples]
+
+
+def machine() -> tuple[float, float]:
+    """Measured ceilings: single-precision matrix products in GFLOP/s, copying in GB/s (read and written)."""
+    a = torch.randn(2048, 2048)
+    numbers = torch.randn(64 << 20)
+    target = torch.empty_like(numbers)
+    product, copied = times(lambda: a @ a, lambda: target.copy_(numbers))
+    return 2 * 2048**3 / product / 1e6, 2 * numbers.numel() * 4 / copied / 1e6
+
+
+def network_rows(peak: float) -> list[list[str]]:
+    rows = []
+    generator = torch.Generator().manual_seed(0)
+    x, grad = torch.randn(N, 32, generator=generator), torch.randn(N, 16, generator=generator)
+    for label, kind, hidden, features, order in (
+        ("MLP 32-64-64-16", "mlp", 64, 64, 1),
+        ("EUGen 32-64-64-16 merged", "eugen", 64, 64, 1),
+        ("EUGen m=32, order 1", "eugen", 64, 32, 1),
+        ("EUGen m=32, order 2", "eugen", 64, 32, 2),
+    ):
+        layers = build_network(kind, 32, hidden, 2, 16, features, order=order, norm_first=False)
+        with torch.no_grad():
+            chain = merge_chain(layers)
+
+        def forward(op: Op, chain: object = chain) -> None:
+            with torch.no_grad():
+                op(x, chain)
+
+        def train(op: Op, layers: torch.nn.Sequential = layers) -> None:
+            inputs = x.detach().requires_grad_()
+            op(inputs, merge_chain(layers)).backward(grad)
+            layers.zero_grad()
+
+        native, eager = times(lambda: forward(network), lambda: forward(reference.network))
+        native_both, eager_both = times(lambda: train(network), lambda: train(reference.network))
+        flops = 2 * N * chain.multiply_adds
+        rate = flops / native / 1e6
+        limit = f"{rate:.0f} of {peak:.0f} GFLOP/s ({rate / peak:.0%})"
+        rows.append([f"{label}, forward", f"{native:.2f}", f"{eager:.2f}", f"{eager / native:.1f}x", limit])
+        rate = 3 * flops / native_both / 1e6  # recomputation is not counted as work
+        limit = f"{rate:.0f} of {peak:.0f} GFLOP/s ({rate / peak:.0%})"
+        ratio = f"{eager_both / native_both:.1f}x"
+        rows.append([f"{label}, forward + backward", f"{native_both:.2f}", f"{eager_both:.2f}", ratio, limit])
+    return rows
+
+
+def hash_rows(bandwidth: float) -> list[list[str]]:
+    rows = []
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(N, 3, generator=generator)
+    for levels, features, log2 in ((16, 2, 16), (16, 2, 17), (16, 2, 18), (16, 2, 19), (8, 4, 17)):
+        layout = HashGridLayout.build(levels, features, log2, 16, 2048 if levels == 16 else 512)
+        table = torch.randn(layout.num_entries, features, generator=generator).requires_grad_()
+        grad = torch.randn(N, layout.out_features, generator=generator)
+
+        def forward(op: Op, table: torch.Tensor = table, grid: HashGridLayout = layout) -> None:
+            with torch.no_grad():
+                op(x, table, grid)
+
+        encoded = [op(x, table, layout) for op in (hash_encode, reference.hash_encode)]
+
+        def backward(which: int, table: torch.Tensor = table, grad: torch.Tensor = grad, out: list = encoded) -> None:
+            table.grad = None
+            out[which].backward(grad, retain_graph=True)
+
+        native, eager = times(lambda: forward(hash_encode), lambda: forward(reference.hash_encode), rounds=5)
+        native_back, eager_back = times(lambda: backward(0), lambda: backward(1), rounds=5)
+        label = f"hash_encode L={levels} F={features} T=2^{log2}"
+        gathered = N * levels * 8 * features * 4
+        rates = [f"{b / t / 1e6:.1f} GB/s of rows, copy {bandwidth:.0f}" for b, t in
+                 ((gathered, native), (2 * gathered, native_back))]  # fmt: skip
+        rows.append([f"{label}, forward", f"{native:.2f}", f"{eager:.2f}", f"{eager / native:.1f}x", rates[0]])
+        ratio = f"{eager_back / native_back:.1f}x"
+        rows.append([f"{label}, backward", f"{native_back:.2f}", f"{eager_back:.2f}", ratio, rates[1]])
+    return rows
+
+
+def optimizer_rows(bandwidth: float) -> list[list[str]]:
+    """The optimizer's step on a table of which a part was touched, against torch's Adam."""
+    rows = []
+    generator = torch.Generator().manual_seed(0)
+    entries = 3_000_000 // 4
+    for share in (0.1, 0.5, 1.0):
+        touched = torch.rand(entries, 1, generator=generator) < share
+        grad = torch.randn(entries, 4, generator=generator) * touched
+        steps = []
+        for make in (SparseAdam, torch.optim.Adam, lambda p: torch.optim.Adam(p, fused=True)):
+            parameter = torch.nn.Parameter(torch.zeros(entries, 4))
+            parameter.grad = grad
+            steps.append(make([parameter]).step)
+        ours, plain, fused = times(*steps)
+        moved = 4 * grad.numel() * (1 + 6 * share)  # the gradient; value and two moments, read and written
+        note = f"{moved / ours / 1e6:.1f} GB/s, copy {bandwidth:.0f}; torch fused {fused:.2f} ms"
+        rows.append(
+            [f"SparseAdam, {share:.0%} of 3M touched", f"{ours:.2f}", f"{plain:.2f}", f"{plain / ours:.1f}x", note]
+        )
+    return rows
+
+
+def composite_rows() -> list[list[str]]:
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.randint(0, 64, (N // 32,), generator=generator)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+    n = int(offsets[-1])
+    starts = torch.rand(n, generator=generator).cumsum(0)
+    samples = PackedSamples(offsets, starts, starts + 0.01)
+    sigma, rgb = (
+        t.requires_grad_() for t in (torch.rand(n, generator=generator), torch.rand(n, 3, generator=generator))
+    )
+
+    def train(op: Callable[..., tuple[torch.Tensor, ...]]) -> None:
+        color, alpha, _ = op(sigma, rgb, samples)
+        (color.sum() + alpha.sum()).backward()
+
+    native, eager = times(lambda: train(composite), lambda: train(reference.composite))
+    label = f"composite, {len(counts)} rays, forward + backward"
+    return [[label, f"{native:.2f}", f"{eager:.2f}", f"{eager / native:.1f}x", ""]]
+
+
+def training_rows(scene: Path, steps: int = 200) -> list[list[str]]:
+    """A step of ns-train after a warm-up, and the part of it that is the model's forward, backward and update."""
+    from nerfstudio.configs.method_configs import all_methods
+
+    rows = []
+    for method in ("eugen-nerf", "eugen-nerf-mlp"):
+        config = copy.deepcopy(all_methods[method])
+        config.pipeline.datamanager.data = scene
+        config.vis = "viewer+tensorboard"  # type: ignore[assignment]
+        trainer = config.setup(local_rank=0, world_size=1)
+        pipeline = config.pipeline.setup(device="cpu", test_mode="val", world_size=1, local_rank=0, grad_scaler=None)
+        trainer.pipeline = pipeline
+        trainer.optimizers = trainer.setup_optimizers()
+        inside = 0.0
+        rays = 0
+
+        def timed(function: Callable[..., object]) -> Callable[..., object]:
+            def run(*args: object, **kwargs: object) -> object:
+                nonlocal inside
+                start = time.perf_counter()
+                result = function(*args, **kwargs)
+                inside += time.perf_counter() - start
+                return result
+
+            return run
+
+        model = pipeline.model
+        model.get_outputs = timed(model.get_outputs)  # type: ignore[method-assign]
+        original_backward = torch.Tensor.backward
+        torch.Tensor.backward = timed(original_backward)  # type: ignore[method-assign, assignment]
+        for optimizer in trainer.optimizers.optimizers.values():
+            optimizer.step = timed(optimizer.step)
+        try:
+            for step in range(300 + steps):
+                if step == 300:
+                    inside, rays, begin = 0.0, 0, time.perf_counter()
+                start = time.perf_counter()
+                model.renderer.update_occupancy(step)
+                inside += time.perf_counter() - start
+                pipeline.train()
+                trainer.train_iteration(step)
+                rays += pipeline.datamanager.get_train_rays_per_batch()
+            total = time.perf_counter() - begin
+        finally:
+            torch.Tensor.backward = original_backward  # type: ignore[method-assign]
+        note = f"{rays / total:,.0f} rays/s; outside of the model {1 - inside / total:.0%}"
+        rows.append([f"{method}, training step", f"{1000 * total / steps:.1f}", "", "", note])
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--scene", type=Path, help="also time training steps on this scene")
+    parser.add_argument("--markdown", type=Path, help="write the table to this file too")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    peak, bandwidth = machine()
+    rows = [*network_rows(peak), *hash_rows(bandwidth), *optimizer_rows(bandwidth), *composite_rows()]
+    if arguments.scene:
+        rows += training_rows(arguments.scene)
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    title = (
+        f"{names[0] if names else platform.processor()}, {arguments.threads} threads, torch {torch.__version__}, "
+        f"{datetime.date.today()}; N = {N}"
+    )
+    heads = ["what", "native ms", "eager ms", "ratio", "against the machine"]
+    table = Table(*heads, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=140).print(table)
+    if arguments.markdown:
+        lines = [title, "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        arguments.markdown.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

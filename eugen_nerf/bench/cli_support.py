@@ -1,0 +1,31 @@
+"""What the command-line programs share."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from eugen_nerf.errors import UserError
+
+
+def command_line() -> str:
+    """What the user typed, as one can type it again."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+@contextmanager
+def exit_on_user_error(console: Console, interrupted: str = "Interrupted.") -> Iterator[None]:
+    """Print a `UserError` as its message and exit with status 1; print `interrupted` on Ctrl-C and exit with 130."""
+    try:
+        yield
+    except UserError as error:
+        console.print(f"Error: {error}", style="bold red", markup=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print(interrupted, markup=False, soft_wrap=True)
+        sys.exit(130)

@@ -1,0 +1,154 @@
+"""The demonstration behind `make demo`: python -m eugen_nerf.bench.demo --output outputs/demo.
+
+Trains EUGen and its MLP twin on a small scene with the runner of `eugen-bench run`, flies a camera around it, and
+puts both side by side in a table and a picture.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imageio.v2 as imageio
+import tyro
+from rich.console import Console
+
+from eugen_nerf.bench.cli_support import command_line, exit_on_user_error
+from eugen_nerf.bench.config import Benchmark, load_benchmark
+from eugen_nerf.bench.engines import LocalEngine
+from eugen_nerf.bench.jobs import TrainingJob, training_jobs, write_json
+from eugen_nerf.bench.pictures import enlarged, open_picture, side_by_side
+from eugen_nerf.bench.report import write_report
+from eugen_nerf.bench.results import ResultStore, prepare_folder
+from eugen_nerf.bench.runner import check_rows, finished_records, run
+from eugen_nerf.bench.summary import summarise
+from eugen_nerf.bench.tables import Table, method_table, transposed
+from eugen_nerf.errors import UserError
+from eugen_nerf.metrics import to_uint8
+
+# Lines of the table, a choice from those of the report.
+SHOWN = (
+    "PSNR (dB)",
+    "SSIM",
+    "FPS",
+    "Stored parameters",
+    "Merged network parameters",
+    "Multiply-adds per sample",
+    "Training",
+)
+FRAMES_PER_SECOND = 24
+STILLS = 3
+
+
+@dataclass
+class DemoOptions:
+    """Train EUGen and its MLP twin on the demo scene, film it, compare the two."""
+
+    output: Path = Path("outputs/demo")
+    """Folder for the results; what an earlier demo left there is replaced."""
+    config: Path = Path("configs/demo.yaml")
+    """What to train."""
+    frames: int = 96
+    """Frames of the video, once around the scene."""
+    size: int = 320
+    """Side of the video in pixels."""
+
+
+def demo(options: DemoOptions, console: Console) -> None:
+    """Run the demonstration.
+
+    Raises:
+        UserError: the configuration or the output folder cannot be used, or a training failed.
+    """
+    benchmark = load_benchmark(options.config)
+    check_rows(benchmark)
+    store = prepare_folder(options.output, benchmark, replace=True)
+    console.print(f"Training {_names(benchmark)} on {benchmark.scenes[0].path}, {benchmark.budget} each.", markup=False)
+    outcome = run(benchmark, store, LocalEngine(), console, command_line())
+    if outcome.failed:
+        raise UserError(f"{outcome.failed} of the demo's jobs failed; the messages are above.")
+    jobs = training_jobs(benchmark)
+    films = film(jobs[0], store, options, console)
+    comparison = compare(jobs, store)
+    report = write_report(store.folder)
+    table = _table(benchmark, store)
+    (store.folder / "table.md").write_text(table.markdown(), "utf8")
+    write_json(store.folder / "table.json", _as_mapping(table))
+    console.print(table.rich())
+    for what, path in [*films, ("Truth and both methods", comparison), ("Full report", report)]:
+        console.print(f"{what}: {path}", markup=False, soft_wrap=True)
+    load_config = _result(jobs[0], store)["load_config"]
+    console.print(f"Look around: ns-viewer --load-config {load_config}", markup=False, soft_wrap=True)
+
+
+def _names(benchmark: Benchmark) -> str:
+    return " and ".join(method.name for method in benchmark.methods)
+
+
+def _result(job: TrainingJob, store: ResultStore) -> dict[str, Any]:
+    return finished_records(store)[job.digest].result.values
+
+
+def film(job: TrainingJob, store: ResultStore, options: DemoOptions, console: Console) -> list[tuple[str, Path]]:
+    """A video of views that no camera has taken, and stills of it.
+
+    Returns:
+        What was written: a description and the path of each.
+    """
+    from eugen_nerf.bench.evaluation import render_view
+    from eugen_nerf.bench.frame_times import load_run
+    from eugen_nerf.bench.orbit import orbit_cameras
+
+    pipeline = load_run(Path(_result(job, store)["load_config"]))
+    cameras = orbit_cameras(pipeline.datamanager.train_dataset.cameras, options.frames, options.size)
+    video = store.folder / "orbit.mp4"
+    stills = [round(i * options.frames / STILLS) for i in range(STILLS)]
+    begun = told = time.monotonic()
+    with imageio.get_writer(video, fps=FRAMES_PER_SECOND, quality=8, macro_block_size=2) as writer:
+        for index in range(options.frames):
+            picture = to_uint8(render_view(pipeline, cameras[index : index + 1].to(pipeline.device))).cpu().numpy()
+            writer.append_data(picture)
+            if index in stills:
+                imageio.imwrite(store.folder / f"still_{stills.index(index)}.png", picture)
+            if time.monotonic() - told > 5:
+                told = time.monotonic()
+                console.print(f"Filming {job.name}: frame {index + 1} of {options.frames}", markup=False)
+    console.print(f"Filmed {options.frames} frames in {time.monotonic() - begun:.0f} s.", markup=False)
+    return [("Novel views", video), ("Stills", store.folder / f"still_0.png to still_{STILLS - 1}.png")]
+
+
+def compare(jobs: list[TrainingJob], store: ResultStore) -> Path:
+    """A picture of test views: truth, then each method."""
+    pictures = store.folder / "pictures"
+    views = _result(jobs[0], store)["pictures"]
+    rows = []
+    for view in views:
+        files = [pictures / jobs[0].slug / f"{view:04d}-truth.png"]
+        files += [pictures / job.slug / f"{view:04d}.png" for job in jobs]
+        rows.append([enlarged(open_picture(file), 2) for file in files])
+    path = store.folder / "comparison.png"
+    side_by_side(rows, ["Truth", *(job.name for job in jobs)]).save(path)
+    return path
+
+
+def _table(benchmark: Benchmark, store: ResultStore) -> Table:
+    (scene,) = summarise(benchmark, store)
+    full = transposed(method_table(scene.methods, f"{_names(benchmark)} after {benchmark.budget}"))
+    return Table(full.columns, tuple(row for row in full.rows if row[0] in SHOWN), full.title)
+
+
+def _as_mapping(table: Table) -> dict[str, dict[str, str]]:
+    return {name: {row[0]: row[i] for row in table.rows} for i, name in enumerate(table.columns) if i}
+
+
+def main() -> None:
+    """Entry point of the program."""
+    console = Console()
+    with exit_on_user_error(console):
+        demo(tyro.cli(DemoOptions), console)
+
+
+if __name__ == "__main__":
+    main()

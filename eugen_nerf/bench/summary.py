@@ -1,0 +1,229 @@
+"""From the records of a benchmark to one line for each method and scene."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from eugen_nerf.bench import jobs
+from eugen_nerf.bench.config import Benchmark
+from eugen_nerf.bench.results import Record, ResultStore, frames_job, training_job
+from eugen_nerf.bench.statistics import Interval, middle, paired_ratio, time_to_reach
+
+# Values of a training record that are averaged over seeds and scenes.
+AVERAGED = (
+    "psnr",
+    "ssim",
+    "lpips",
+    "training_seconds",
+    "rays_per_second",
+    "stored_parameters",
+    "merged_network_parameters",
+    "multiply_adds_per_sample",
+    "samples_per_ray",
+    "peak_resident_bytes",
+    "peak_device_bytes",
+)
+
+
+@dataclass(frozen=True)
+class MethodSummary:
+    """A method on one scene, or its mean over the scenes."""
+
+    name: str
+    values: dict[str, float | None]
+    """Means of the training records, by their names (see AVERAGED)."""
+    psnr_spread: float | None = None
+    """Standard deviation over the seeds, dB; None with fewer than two."""
+    frame: Interval | None = None
+    """Seconds per frame."""
+    ratio: Interval | None = None
+    """Frame time relative to the benchmark's first method, paired."""
+    reach: dict[float, float | None] = field(default_factory=dict)
+    """Training seconds until each target PSNR; None where it was not reached."""
+    psnr_common: float | None = None
+    """PSNR on the views that every method was evaluated on."""
+    evaluated: int = 0
+    """Test views that were evaluated for each seed."""
+    available: int = 0
+    """Test views that there are."""
+    rows: int = 0
+    """Finished trainings behind this line."""
+    failures: tuple[str, ...] = ()
+    """Messages of trainings that failed."""
+    curves: tuple[tuple[tuple[float, float], ...], ...] = ()
+    """(training seconds, PSNR) of each training."""
+
+
+@dataclass(frozen=True)
+class SceneSummary:
+    """The methods of one scene."""
+
+    name: str
+    methods: tuple[MethodSummary, ...]
+    machines: tuple[dict[str, Any], ...]
+    """Of every record, in the order of the records."""
+
+    @property
+    def common_views(self) -> bool:
+        """Whether all methods were evaluated on the same views."""
+        return len({method.evaluated for method in self.methods if method.rows}) <= 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Finished and failed records of one benchmark."""
+
+    trainings: dict[tuple[str, str, int], Record]  # by scene, method and seed
+    frames: dict[tuple[str, int], Record]  # by scene and seed
+    failed_frames: tuple[str, ...]  # messages
+
+
+def collect(benchmark: Benchmark, store: ResultStore) -> Rows:
+    """The newest record of each row that the benchmark's present configuration asks for."""
+    wanted = {job.digest for job in jobs.training_jobs(benchmark)}
+    trainings: dict[tuple[str, str, int], Record] = {}
+    frames: dict[tuple[str, int], Record] = {}
+    for record in store.read():
+        if record.kind == "training" and record.digest in wanted:
+            job = training_job(record)
+            trainings[job.scene, job.name, job.seed] = record
+    finished = {record.digest for record in trainings.values() if record.result.status == "done"}
+    for record in store.read():
+        if record.kind == "frames":
+            timing = frames_job(record)
+            # A timing of runs that have been trained anew since says nothing.
+            if set(timing.trained) <= finished:
+                frames[timing.scene, timing.seed] = record
+    failed = [record.result.message for record in frames.values() if record.result.status == "failed"]
+    timed = {key: record for key, record in frames.items() if record.result.status == "done"}
+    return Rows(trainings, timed, tuple(failed))
+
+
+def summarise(benchmark: Benchmark, store: ResultStore) -> list[SceneSummary]:
+    """A summary of each scene that has a record."""
+    rows = collect(benchmark, store)
+    scenes = []
+    for scene in benchmark.scenes:
+        records = [record for key, record in rows.trainings.items() if key[0] == scene.name]
+        records += [record for key, record in rows.frames.items() if key[0] == scene.name]
+        if records:
+            machines = tuple(r.result.values["machine"] for r in records if "machine" in r.result.values)
+            methods = _methods(benchmark, rows, scene.name)
+            scenes.append(SceneSummary(scene.name, methods, machines))
+    return scenes
+
+
+def _methods(benchmark: Benchmark, rows: Rows, scene: str) -> tuple[MethodSummary, ...]:
+    done = {
+        key[1:]: record.result.values
+        for key, record in rows.trainings.items()
+        if key[0] == scene and record.result.status == "done"
+    }
+    common = (
+        set.intersection(*({row["view"] for row in values["views"]} for values in done.values())) if done else set()
+    )
+    timings = {seed: record.result.values["frames"] for (name, seed), record in rows.frames.items() if name == scene}
+    summaries = []
+    for method in benchmark.methods:
+        values = [values for (name, _), values in done.items() if name == method.name]
+        failures = [
+            record.result.message
+            for key, record in rows.trainings.items()
+            if key[:2] == (scene, method.name) and record.result.status == "failed"
+        ]
+        summaries.append(
+            MethodSummary(
+                name=method.name,
+                values={name: _mean([entry[name] for entry in values]) for name in AVERAGED},
+                psnr_spread=float(np.std([entry["psnr"] for entry in values], ddof=1)) if len(values) > 1 else None,
+                frame=_frame(timings, method.name),
+                ratio=_ratio(timings, method.name, benchmark.methods[0].name),
+                reach=_reach(benchmark.target_psnr, values),
+                psnr_common=_common_psnr(values, common),
+                evaluated=len(values[0]["views"]) if values else 0,
+                available=values[0]["num_test_views"] if values else 0,
+                rows=len(values),
+                failures=tuple(failures),
+                curves=tuple(tuple((p["seconds"], p["psnr"]) for p in entry["curve"]) for entry in values),
+            )
+        )
+    return tuple(summaries)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of a value that every record has; a mean over some of them would be of something else."""
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present and len(present) == len(values) else None
+
+
+Timings = dict[int, dict[str, list[dict[str, float]]]]  # seed -> method -> frames
+
+
+def _frame(timings: Timings, name: str) -> Interval | None:
+    seconds = [frame["seconds"] for frames in timings.values() for frame in frames.get(name, [])]
+    return middle(seconds) if seconds else None
+
+
+def _ratio(timings: Timings, name: str, reference: str) -> Interval | None:
+    pairs = [
+        (mine["seconds"], other["seconds"])
+        for frames in timings.values()
+        # The shorter list ends where its method dropped out; up to there the turns showed the same views.
+        for mine, other in zip(frames.get(name, []), frames.get(reference, []), strict=False)
+    ]
+    return paired_ratio([a for a, _ in pairs], [b for _, b in pairs]) if pairs and name != reference else None
+
+
+def _reach(targets: Sequence[float], values: Sequence[dict[str, Any]]) -> dict[float, float | None]:
+    return {
+        target: _mean([time_to_reach(target, [(p["seconds"], p["psnr"]) for p in v["curve"]]) for v in values])
+        for target in targets
+    }
+
+
+def _common_psnr(values: Sequence[dict[str, Any]], common: set[int]) -> float | None:
+    psnrs = [row["psnr"] for entry in values for row in entry["views"] if row["view"] in common]
+    return sum(psnrs) / len(psnrs) if psnrs else None
+
+
+def mean_over_scenes(scenes: Sequence[SceneSummary]) -> tuple[MethodSummary, ...]:
+    """The mean of each method that has results on every scene."""
+    means = []
+    for group in zip(*(scene.methods for scene in scenes), strict=True):
+        if not all(method.rows for method in group):
+            continue
+        frames = [method.frame for method in group if method.frame]
+        ratios = [method.ratio for method in group if method.ratio]
+        means.append(
+            MethodSummary(
+                name=group[0].name,
+                values={name: _mean([method.values[name] for method in group]) for name in AVERAGED},
+                frame=_mean_range(frames) if len(frames) == len(group) else None,
+                ratio=_mean_ratio(ratios) if len(ratios) == len(group) else None,
+                reach={target: _mean([method.reach[target] for method in group]) for target in group[0].reach},
+                psnr_common=_mean([method.psnr_common for method in group]),
+                evaluated=sum(method.evaluated for method in group),
+                available=sum(method.available for method in group),
+                rows=sum(method.rows for method in group),
+            )
+        )
+    return tuple(means)
+
+
+def _mean_range(ranges: Sequence[Interval]) -> Interval:
+    """Geometric mean of the medians and of both limits: no scene with long frames outweighs the others."""
+    logs = np.log([[i.value, i.low, i.high] for i in ranges])
+    return Interval(*(float(v) for v in np.exp(logs.mean(axis=0))))
+
+
+def _mean_ratio(ratios: Sequence[Interval]) -> Interval:
+    """Geometric mean of independent ratios; half-widths of the logarithms add as standard errors do."""
+    logs = np.log([[i.value, i.low, i.high] for i in ratios])
+    value = logs[:, 0].mean()
+    below = np.sqrt(np.square(logs[:, 0] - logs[:, 1]).sum()) / len(logs)
+    above = np.sqrt(np.square(logs[:, 2] - logs[:, 0]).sum()) / len(logs)
+    return Interval(*(float(np.exp(v)) for v in (value, value - below, value + above)))

@@ -1,0 +1,108 @@
+"""One table for the terminal, Markdown and HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table as RichTable
+
+from eugen_nerf.bench.summary import MethodSummary
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text; the first column names the rows."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+
+    def markdown(self) -> str:
+        """As a Markdown table, numbers to the right."""
+        lines = [self.columns, (":--", *["--:"] * (len(self.columns) - 1)), *self.rows]
+        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+    def rich(self) -> RichTable:
+        """For the terminal."""
+        table = RichTable(title=self.title or None)
+        for number, column in enumerate(self.columns):
+            table.add_column(column, justify="right" if number else "left", no_wrap=not number)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
+def number(value: float | None, digits: int = 0, unit: str = "") -> str:
+    """A number with thousands separated, or a dash."""
+    return MISSING if value is None else f"{value:,.{digits}f}{unit}"
+
+
+def seconds(value: float | None) -> str:
+    """A duration with three significant digits."""
+    if value is None:
+        return MISSING
+    if value < 1:
+        return f"{1000 * value:.3g} ms"
+    if value < 1000:
+        return f"{value:.3g} s"
+    return f"{value / 60:.1f} min" if value < 6000 else f"{value / 3600:.2f} h"
+
+
+def megabytes(value: float | None) -> str:
+    """Bytes in units of 2^20."""
+    return MISSING if value is None else f"{value / 2**20:,.0f} MiB"
+
+
+def method_table(methods: Sequence[MethodSummary], title: str = "") -> Table:
+    """The main table: a line for each method. Columns without any value are left out."""
+    columns: dict[str, list[str]] = {"Method": [method.name for method in methods]}
+    columns["PSNR (dB)"] = [_psnr(method) for method in methods]
+    if len({(method.evaluated, method.available) for method in methods if method.rows}) > 1:
+        columns["PSNR, common views"] = [number(method.psnr_common, 2) for method in methods]
+    columns["SSIM"] = [number(method.values["ssim"], 4) for method in methods]
+    columns["LPIPS"] = [number(method.values["lpips"], 4) for method in methods]
+    columns["Frame time"] = [seconds(method.frame.value if method.frame else None) for method in methods]
+    columns["Middle 80 %"] = [
+        f"{seconds(method.frame.low)} to {seconds(method.frame.high)}" if method.frame else MISSING
+        for method in methods
+    ]
+    columns["Time ratio [95 %]"] = [_ratio(method) for method in methods]
+    columns["FPS"] = [number(_fps(method), 2) for method in methods]
+    columns["Training"] = [seconds(method.values["training_seconds"]) for method in methods]
+    for target in next((method.reach for method in methods if method.reach), {}):
+        columns[f"To {target:g} dB"] = [seconds(method.reach.get(target)) for method in methods]
+    columns["Rays/s"] = [number(method.values["rays_per_second"]) for method in methods]
+    columns["Stored parameters"] = [number(method.values["stored_parameters"]) for method in methods]
+    columns["Merged network parameters"] = [number(method.values["merged_network_parameters"]) for method in methods]
+    columns["Multiply-adds per sample"] = [number(method.values["multiply_adds_per_sample"]) for method in methods]
+    columns["Samples per ray"] = [number(method.values["samples_per_ray"], 1) for method in methods]
+    columns["Peak memory"] = [megabytes(method.values["peak_resident_bytes"]) for method in methods]
+    columns["Peak on device"] = [megabytes(method.values["peak_device_bytes"]) for method in methods]
+    columns["Views"] = [f"{m.evaluated} of {m.available}" if m.rows else MISSING for m in methods]
+    shown = {name: cells for name, cells in columns.items() if name == "Method" or set(cells) != {MISSING}}
+    return Table(tuple(shown), tuple(zip(*shown.values(), strict=True)), title)
+
+
+def transposed(table: Table, corner: str = "") -> Table:
+    """Rows and columns exchanged."""
+    lines = list(zip(table.columns, *table.rows, strict=True))
+    return Table((corner, *lines[0][1:]), tuple(lines[1:]), table.title)
+
+
+def _psnr(method: MethodSummary) -> str:
+    spread = f" ± {method.psnr_spread:.2f}" if method.psnr_spread is not None else ""
+    if not method.rows and method.failures:
+        return "failed"
+    return number(method.values["psnr"], 2) + spread
+
+
+def _ratio(method: MethodSummary) -> str:
+    ratio = method.ratio
+    return MISSING if ratio is None else f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+
+
+def _fps(method: MethodSummary) -> float | None:
+    return 1 / method.frame.value if method.frame else None

@@ -1,0 +1,68 @@
+"""A tiny scene in Blender layout: a ball whose images follow from a formula."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+RADIUS = 0.8
+DISTANCE = 3.0
+ANGLE_X = 0.7
+SPLITS = {"train": 16, "val": 2, "test": 2}
+
+
+def camera_pose(index: int, count: int) -> np.ndarray:
+    """[4, 4] camera-to-world, OpenGL axes: on a sphere around the origin, looking at it, spread by golden angles."""
+    height = 1 - (2 * index + 1) / count if count > 1 else 0.0
+    angle = index * math.pi * (3 - math.sqrt(5))
+    ring = math.sqrt(1 - height**2)
+    back = np.array([ring * math.cos(angle), ring * math.sin(angle), height])
+    right = np.cross([0.0, 0.0, 1.0], back)
+    right /= np.linalg.norm(right)
+    pose = np.eye(4)
+    pose[:3] = np.stack([right, np.cross(back, right), back, DISTANCE * back], axis=1)
+    return pose
+
+
+def photograph(pose: np.ndarray, size: int) -> np.ndarray:
+    """[size, size, 4] uint8: the ball is opaque and coloured by its normal, all around it is transparent."""
+    focal = 0.5 * size / math.tan(0.5 * ANGLE_X)
+    axis = (np.arange(size) + 0.5 - size / 2) / focal
+    x, y = np.meshgrid(axis, -axis)
+    directions = np.stack([x, y, -np.ones_like(x)], axis=-1) @ pose[:3, :3].T
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    towards = -(directions @ pose[:3, 3])
+    discriminant = towards**2 - DISTANCE**2 + RADIUS**2
+    distance = towards - np.sqrt(np.maximum(discriminant, 0))
+    normal = (pose[:3, 3] + distance[..., None] * directions) / RADIUS
+    rgba = np.zeros((size, size, 4))
+    hit = discriminant > 0
+    rgba[hit, :3] = 0.5 + 0.5 * normal[hit]
+    rgba[hit, 3] = 1
+    return np.round(255 * rgba.clip(0, 1)).astype(np.uint8)
+
+
+def write_ball_scene(root: Path, size: int = 16) -> Path:
+    """transforms_{train,val,test}.json and their images, `size` pixels a side."""
+    for number, (split, count) in enumerate(SPLITS.items()):
+        (root / split).mkdir(parents=True)
+        frames = []
+        for index in range(count):
+            # The splits' cameras stand between each other's.
+            pose = camera_pose(index * len(SPLITS) + number, count * len(SPLITS))
+            Image.fromarray(photograph(pose, size)).save(root / split / f"r_{index}.png")
+            frames.append({"file_path": f"./{split}/r_{index}", "transform_matrix": pose.tolist()})
+        listing = {"camera_angle_x": ANGLE_X, "frames": frames}
+        (root / f"transforms_{split}.json").write_text(json.dumps(listing))
+    return root
+
+
+@pytest.fixture(scope="session")
+def ball_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 training images of a ball of 16 x 16 pixels; not to be changed by a test, which takes a copy for that."""
+    return write_ball_scene(tmp_path_factory.mktemp("scenes") / "ball")

@@ -1,0 +1,270 @@
+"""EugenModel in nerfstudio's pipeline: backgrounds, training, checkpoints, crops and its panel in the viewer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import OrientedBox, SceneBox
+from nerfstudio.model_components.renderers import background_color_override_context
+from nerfstudio.utils.eval_utils import eval_setup
+from nerfstudio.viewer.utils import parse_object
+from nerfstudio.viewer.viewer_elements import ViewerElement
+
+from eugen_nerf.errors import UserError
+from eugen_nerf.plugin.model import EugenModel, EugenModelConfig
+from eugen_nerf.plugin.pipeline import SampleBudgetPipeline
+
+BOX = SceneBox(aabb=torch.tensor([[-1.5, -1.5, -1.5], [1.5, 1.5, 1.5]]))
+BOUNDED = {"bounded": True, "near": 0.1, "far": 10.0}
+
+
+def build(metadata: dict[str, Any] | None = None, parse: Any = None, **options: Any) -> EugenModel:
+    """A model without a dataset, with small options and a field that is somewhat opaque."""
+    config: EugenModelConfig = parse().pipeline.model
+    for name, value in options.items():
+        setattr(config, name, value)
+    torch.manual_seed(0)
+    model = config.setup(scene_box=BOX, num_train_data=1, metadata=BOUNDED if metadata is None else metadata)
+    with torch.no_grad():
+        model.field.get_parameter("encoding.table").normal_()
+    return model
+
+
+def bundle(n: int = 64) -> RayBundle:
+    """Rays from around towards the middle."""
+    generator = torch.Generator().manual_seed(0)
+    origins = 3 * torch.nn.functional.normalize(torch.randn(n, 3, generator=generator), dim=-1)
+    directions = torch.nn.functional.normalize(0.5 * torch.randn(n, 3, generator=generator) - origins, dim=-1)
+    return RayBundle(origins, directions, pixel_area=torch.ones(n, 1))
+
+
+def empty(model: EugenModel) -> EugenModel:
+    """The model with a density of zero everywhere."""
+    model.occupancy.bits.zero_()
+    return model
+
+
+@pytest.fixture(scope="module")
+def pipeline(trained_run: Path) -> SampleBudgetPipeline:
+    return eval_setup(trained_run / "config.yml", test_mode="val")[1]  # type: ignore[return-value]
+
+
+class TestBackgrounds:
+    def test_training_returns_colors_without_background_and_random_ones_come_with_the_loss(self, parse: Any) -> None:
+        model = empty(build(parse=parse)).train()
+        outputs = model(bundle())
+        assert not outputs["rgb"].any()
+        assert not outputs["accumulation"].any()
+        transparent = {"image": torch.zeros(64, 4)}
+        # Truth and prediction lie on the same background, whatever it is.
+        assert model.get_loss_dict(outputs, transparent)["rgb_loss"] == 0
+        opaque = {"image": torch.cat([torch.full((64, 3), 0.5), torch.ones(64, 1)], dim=-1)}
+        losses = {model.get_loss_dict(outputs, opaque)["rgb_loss"].item() for _ in range(3)}
+        assert len(losses) == 3  # the colours are drawn anew
+        assert all(loss == pytest.approx(1 / 12, rel=0.3) for loss in losses)  # variance of a uniform number
+
+    @pytest.mark.parametrize(("name", "value"), [("white", 1.0), ("black", 0.0)])
+    def test_training_on_a_constant_background(self, parse: Any, name: str, value: float) -> None:
+        model = empty(build(parse=parse, train_background=name)).train()
+        outputs = model(bundle())
+        assert (outputs["rgb"] == value).all()
+        assert model.get_loss_dict(outputs, {"image": torch.zeros(64, 4)})["rgb_loss"] == 0
+
+    @pytest.mark.parametrize(("name", "value"), [("white", 1.0), ("black", 0.0)])
+    def test_pictures_are_on_the_background_of_the_dataset(self, parse: Any, name: str, value: float) -> None:
+        model = empty(build({**BOUNDED, "eval_background": name}, parse=parse)).eval()
+        assert (model(bundle())["rgb"] == value).all()
+
+    def test_a_dataset_that_names_no_background_means_white(self, parse: Any) -> None:
+        assert (empty(build({}, parse=parse)).eval()(bundle())["rgb"] == 1).all()
+
+    def test_the_background_chosen_in_the_viewer_wins(self, parse: Any) -> None:
+        color = torch.tensor([0.1, 0.2, 0.3])
+        with background_color_override_context(color):
+            outputs = empty(build(parse=parse)).eval()(bundle())
+        assert torch.equal(outputs["rgb"], color.expand(64, 3))
+
+    def test_truth_with_alpha_is_blended_for_metrics(self, parse: Any) -> None:
+        model = build(parse=parse).eval()
+        alpha = torch.rand(16, 16, 1, generator=torch.Generator().manual_seed(0))
+        truth = torch.cat([torch.full((16, 16, 3), 0.2), alpha], dim=-1)
+        outputs = {
+            "rgb": 0.2 * alpha + (1 - alpha).expand(16, 16, 3),
+            "accumulation": alpha,
+            "depth": alpha,
+        }
+        metrics, images = model.get_image_metrics_and_images(outputs, {"image": truth})
+        assert metrics["psnr"] > 50
+        torch.testing.assert_close(images["img"], torch.cat([outputs["rgb"]] * 2, dim=1))
+        assert images["accumulation"].shape == images["depth"].shape == (16, 16, 3)
+
+    @pytest.mark.parametrize(("name", "value"), [("white", 1.0), ("black", 0.0)])
+    def test_rgba_image_takes_the_background_out_again(self, parse: Any, name: str, value: float) -> None:
+        model = build({**BOUNDED, "eval_background": name}, parse=parse).eval()
+        outputs = model(bundle())
+        rgba = model.get_rgba_image(outputs)
+        alpha = outputs["accumulation"]
+        assert torch.equal(rgba[:, 3:], alpha)
+        assert alpha.max() > 0.3
+        torch.testing.assert_close(rgba[:, :3] * alpha + value * (1 - alpha), outputs["rgb"], rtol=0, atol=1e-5)
+
+
+class TestSpace:
+    def test_bounded_scenes_have_steps_of_one_length_and_others_growing_ones(self, parse: Any) -> None:
+        bounded, unbounded = build(parse=parse).renderer, build({}, parse=parse).renderer
+        assert not bounded.space.contracted
+        assert unbounded.space.contracted
+        assert bounded.rule.step_size == unbounded.rule.step_size == pytest.approx(3 * 3**0.5 / 128)
+        assert bounded.rule.cone_angle == 0
+        assert unbounded.rule.cone_angle > 0
+
+    def test_options_go_before_what_the_scene_says(self, parse: Any) -> None:
+        renderer = build(parse=parse).renderer
+        assert (renderer.near, renderer.far) == (0.1, 10.0)
+        renderer = build(parse=parse, near=0.5, far=4.0, contraction=True).renderer
+        assert (renderer.near, renderer.far, renderer.space.contracted) == (0.5, 4.0, True)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"near": 5.0, "far": 2.0}, r"near limit of rays \(5.0\) .* below far \(2.0\)"),
+            ({"near": -1.0}, "must not be negative"),
+            ({"steps_per_diagonal": 0}, "steps_per_diagonal must be at least 1, not 0"),
+            ({"occupancy_resolution": 7}, "occupancy_resolution must be even and positive, not 7"),
+            ({"cone_angle": -0.1}, "cone_angle must not be negative, but is -0.1"),
+        ],
+    )
+    def test_options_that_cannot_work(self, parse: Any, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            build(parse=parse, **options)
+
+    def test_a_crop_box_is_respected(self, pipeline: SampleBudgetPipeline) -> None:
+        camera = pipeline.datamanager.eval_dataset.cameras[0:1]
+        model = pipeline.model
+        whole = model.get_outputs_for_camera(camera)
+        assert whole["accumulation"].max() > 0.9
+        around = OrientedBox(R=torch.eye(3), T=torch.zeros(3), S=torch.full((3,), 2.4))
+        torch.testing.assert_close(
+            model.get_outputs_for_camera(camera, obb_box=around)["rgb"], whole["rgb"], rtol=0, atol=0.05
+        )
+        small = OrientedBox(R=torch.eye(3), T=torch.zeros(3), S=torch.full((3,), 0.4))
+        cropped = model.get_outputs_for_camera(camera, obb_box=small)
+        assert cropped["accumulation"].sum() < 0.5 * whole["accumulation"].sum()
+        assert (cropped["rgb"][0, 0] == 1).all()
+        beside = OrientedBox(R=torch.eye(3), T=torch.tensor([0.0, 0.0, 9.0]), S=torch.ones(3))
+        assert not model.get_outputs_for_camera(camera, obb_box=beside)["accumulation"].any()
+
+
+class TestTraining:
+    def test_the_loss_falls_and_the_ball_is_learned(self, parse: Any, ball_scene: Path) -> None:
+        torch.manual_seed(0)
+        pipeline = parse("--data", ball_scene).pipeline
+        pipeline.datamanager.data = ball_scene
+        pipeline = pipeline.setup(device="cpu")
+        groups = pipeline.get_param_groups()
+        assert {id(p) for group in groups.values() for p in group} == {id(p) for p in pipeline.model.field.parameters()}
+        optimizer = torch.optim.Adam([p for group in groups.values() for p in group], lr=1e-2, eps=1e-15)
+        (callback,) = pipeline.get_training_callbacks(None)  # type: ignore[arg-type]
+        losses, rays = [], []
+        pipeline.train()
+        for step in range(170):
+            callback.run_callback(step)
+            _, loss, metrics = pipeline.get_train_loss_dict(step)
+            optimizer.zero_grad()
+            loss["rgb_loss"].backward()
+            optimizer.step()
+            losses.append(loss["rgb_loss"].item())
+            rays.append(int(metrics["num_rays_per_batch"]))
+            assert metrics["psnr"].item() == pytest.approx(-10 * torch.tensor(losses[-1]).log10().item(), rel=1e-4)
+        assert sum(losses[-10:]) < 0.1 * sum(losses[:10])
+        assert pipeline.model.occupancy.occupied_fraction < 0.5
+        # The budget of samples stays the same, so emptier space means more rays.
+        assert max(rays[-10:]) > 2 * rays[0]
+
+    def test_the_trained_run_shows_the_ball(self, pipeline: SampleBudgetPipeline) -> None:
+        metrics = pipeline.get_average_eval_image_metrics()
+        assert metrics["psnr"] > 20
+        assert metrics["ssim"] > 0.7
+
+    def test_the_number_of_rays_keeps_within_its_limits(self, pipeline: SampleBudgetPipeline) -> None:
+        config = pipeline.config
+        for rays, samples, expected in [
+            (1000, 0, 2000),  # nothing but background: at most doubled
+            (1000, config.target_num_samples, 1000),
+            (1000, 2 * config.target_num_samples, 500),
+            (1000, 10**9, 64),
+            (config.max_rays_per_batch, 1, config.max_rays_per_batch),
+        ]:
+            pipeline.dynamic_num_rays_per_batch = rays
+            pipeline._update_dynamic_num_rays_per_batch(samples)
+            assert pipeline.dynamic_num_rays_per_batch == expected
+
+    def test_a_budget_below_the_samples_of_one_ray_still_starts_with_rays(self, parse: Any, ball_scene: Path) -> None:
+        config = parse("--pipeline.target-num-samples=8", "--pipeline.max-num-samples-per-ray=100").pipeline
+        config.datamanager.data = ball_scene
+        pipeline = config.setup(device="cpu")
+        assert pipeline.datamanager.train_pixel_sampler.num_rays_per_batch == 64
+        assert pipeline.get_train_loss_dict(0)[1]["rgb_loss"].isfinite()
+
+
+class TestCheckpoints:
+    def test_round_trip(self, parse: Any) -> None:
+        model = build(parse=parse).eval()
+        model.renderer.update_occupancy(0)
+        other = build(parse=parse).eval()
+        with torch.no_grad():
+            other.field.get_parameter("encoding.table").zero_()
+        assert not torch.equal(other(bundle())["rgb"], model(bundle())["rgb"])
+        other.load_model({"model": model.state_dict()})
+        for name, value in model(bundle()).items():
+            assert torch.equal(other(bundle())[name], value), name
+        assert torch.equal(other.occupancy.values, model.occupancy.values)
+
+    def test_a_run_is_loaded_with_its_step(self, trained_run: Path) -> None:
+        _, pipeline, path, step = eval_setup(trained_run / "config.yml", test_mode="inference")
+        assert step == 199
+        assert path == trained_run / "nerfstudio_models" / "step-000000199.ckpt"
+        assert pipeline.model.occupancy.occupied_fraction < 1
+
+
+class FakeViser:
+    """Notes the texts added to the panel, and offers the handle that viser would."""
+
+    def __init__(self) -> None:
+        self.gui = self
+        self.handles: dict[str, Any] = {}
+
+    def add_text(self, name: str, value: str, **_: Any) -> Any:
+        handle = self.handles[name] = type("Handle", (), {"value": value, "callbacks": []})()
+        handle.on_update = handle.callbacks.append
+        return handle
+
+
+class TestPanel:
+    @pytest.fixture
+    def server(self, pipeline: SampleBudgetPipeline) -> Iterator[FakeViser]:
+        server = FakeViser()
+        elements = [element for _, element in parse_object(pipeline, ViewerElement, "Custom Elements")]
+        for element in elements:
+            element.install(server)
+        yield server
+        for element in elements:
+            element.gui_handle = None
+
+    def test_the_viewer_finds_and_fills_it(self, pipeline: SampleBudgetPipeline, server: FakeViser) -> None:
+        assert set(server.handles) == {"Network", "Frame time", "Samples per ray"}
+        assert server.handles["Network"].value == "eugen"
+        server.handles["Frame time"].value = server.handles["Samples per ray"].value = "no frame yet"
+        outputs = pipeline.model.get_outputs_for_camera(pipeline.datamanager.eval_dataset.cameras[0:1])
+        assert server.handles["Frame time"].value.endswith(" ms")
+        assert 0 < float(server.handles["Samples per ray"].value) < 128
+        # What the viewer offers for display, and nothing else.
+        assert set(outputs) == {"rgb", "accumulation", "depth"}
+
+    def test_writing_to_it_does_not_make_the_viewer_render_again(self, server: FakeViser) -> None:
+        assert all(not handle.callbacks for handle in server.handles.values())
