@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -71,8 +72,22 @@ def provide_ffmpeg() -> None:
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}{os.pathsep}{folder}"
 
 
+def hide_warnings_about_nerfstudio() -> None:
+    """Keep torch's remarks on nerfstudio's own code from the user, who can do nothing about them.
+
+    Whoever asks Python for warnings (-W, PYTHONWARNINGS) still sees them.
+    """
+    if sys.warnoptions:
+        return
+    for category in (FutureWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"nerfstudio\.")
+    # nerfstudio starts four workers however many cores there are.
+    warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+
+
 def apply() -> None:
     """All of the above; safe to call again."""
     allow_numpy_scalars_in_checkpoints()
     print_user_errors_without_traceback()
     provide_ffmpeg()
+    hide_warnings_about_nerfstudio()

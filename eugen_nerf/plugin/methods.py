@@ -30,6 +30,8 @@ class EugenTrainerConfig(TrainerConfig):
 
     _target: type = field(default_factory=lambda: Trainer)
     """Class to instantiate."""
+    fit_schedules: bool = True
+    """Let every learning rate decay over exactly max_num_iterations, whatever its scheduler's max_steps says."""
 
     def save_config(self) -> None:
         """Check options and scene, then write config.yml.
@@ -54,6 +56,10 @@ class EugenTrainerConfig(TrainerConfig):
         if isinstance(parser, SceneDataParserConfig):
             for split in ("train", "val"):
                 SceneDataParser(parser).load(split)
+        if self.fit_schedules:
+            for group in self.optimizers.values():
+                if isinstance(group["scheduler"], ExponentialDecaySchedulerConfig):
+                    group["scheduler"].max_steps = self.max_num_iterations
         self._announce()
         super().save_config()
 

@@ -52,8 +52,8 @@ def trained_run(ball_scene: Path, parse: Parse, tmp_path_factory: pytest.TempPat
     torch.set_num_threads(1)
     output = tmp_path_factory.mktemp("runs")
     config = parse(
-        "--data", ball_scene, "--output-dir", output, "--timestamp=first", "--max-num-iterations=200",
-        "--steps-per-eval-image=100",
+        "--data", ball_scene, "--output-dir", output, "--timestamp=first", "--max-num-iterations=300",
+        "--steps-per-eval-image=200",
     )  # fmt: skip
     main(config)
     torch.set_num_threads(threads)

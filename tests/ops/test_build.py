@@ -1,0 +1,100 @@
+"""Compiling the native code: cache, concurrent starts, and what happens where it cannot be compiled."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eugen_nerf.ops import build
+
+needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+
+# Encodes one position and prints which library did it; any warning goes to standard error.
+PROGRAM = """
+import torch
+from eugen_nerf.ops import HashGridLayout, hash_encode
+from eugen_nerf.ops.build import BuildError, cpu_library
+layout = HashGridLayout.build(2, 2, 8, 2, 4)
+for _ in range(2):
+    hash_encode(torch.rand(3, 3), torch.zeros(layout.num_entries, 2), layout)
+try:
+    print(cpu_library()._name)
+except BuildError:
+    print("eager")
+"""
+
+
+def start(cache: Path, **environment: str) -> subprocess.Popen[str]:
+    settings = {**os.environ, "EUGEN_CACHE": str(cache), "OMP_NUM_THREADS": "1", **environment}
+    settings.pop("EUGEN_BACKEND", None)
+    command = [sys.executable, "-c", PROGRAM]
+    return subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return out.strip(), err
+
+
+@needs_compiler
+def test_concurrent_first_uses_leave_one_library_and_the_next_use_compiles_nothing(tmp_path: Path) -> None:
+    # A low optimisation level, last on the command line, keeps this quick.
+    fast = {"EUGEN_CXXFLAGS": "-O0"}
+    results = [finish(process) for process in [start(tmp_path, **fast) for _ in range(3)]]
+    files = list(tmp_path.iterdir())
+    assert [str(file) for file in files] == [results[0][0]]
+    assert {out for out, _ in results} == {str(files[0])}
+    before = files[0].stat().st_mtime_ns
+    out, err = finish(start(tmp_path, **fast))
+    assert out == str(files[0])
+    assert files[0].stat().st_mtime_ns == before
+    assert "RuntimeWarning" not in err
+
+
+def check_fallback(process: subprocess.Popen[str], reason: str) -> None:
+    out, err = finish(process)
+    assert out == "eager"
+    assert err.count("RuntimeWarning: eugen-nerf runs on eager PyTorch") == 1  # once, for two uses
+    assert reason in err
+
+
+def test_without_a_compiler_everything_runs_eagerly_with_one_warning(tmp_path: Path) -> None:
+    check_fallback(start(tmp_path, PATH=str(tmp_path), CXX="nothing-of-this-name"), "no C++ compiler was found")
+
+
+def test_a_compiler_that_fails_is_named_with_its_message(tmp_path: Path) -> None:
+    compiler = tmp_path / "broken-c++"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "x.cpp:1: error: out of ideas" >&2\nexit 1\n')
+    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
+    check_fallback(start(tmp_path / "cache", CXX=str(compiler)), "error: out of ideas")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    check_fallback(start(blocked / "cache"), str(blocked / "cache"))
+
+
+@needs_compiler
+def test_name_depends_on_flags_and_compiler() -> None:
+    compiler = build.find_compiler()
+    paths = {build.library_path(compiler, flags) for flags in (build.FLAGS, (*build.FLAGS, "-g"), build.FLAGS[1:])}
+    assert len(paths) == 3
+    assert build.library_path(compiler, build.FLAGS) in paths
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EUGEN_CACHE", str(tmp_path / "a"))
+    assert build.cache_folder() == tmp_path / "a"
+    monkeypatch.delenv("EUGEN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
+    assert build.cache_folder() == tmp_path / "b" / "eugen_nerf"

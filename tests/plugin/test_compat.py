@@ -1,0 +1,137 @@
+"""What nerfstudio needs from us on today's torch and on a bare system."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eugen_nerf.plugin import compat
+
+
+def run_python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+class TestCheckpoints:
+    def test_numpy_scalars_of_schedules_load_by_default(self, tmp_path: Path) -> None:
+        path = tmp_path / "step-000000001.ckpt"
+        parameter = torch.nn.Parameter(torch.ones(2))
+        optimizer = torch.optim.Adam([parameter], lr=np.float64(0.25))
+        state = {"step": 1, "optimizers": optimizer.state_dict(), "lrs": [np.float64(0.125)]}
+        torch.save(state, path)
+        compat.allow_numpy_scalars_in_checkpoints()
+        loaded = torch.load(path)
+        assert loaded["optimizers"]["param_groups"][0]["lr"] == 0.25
+        assert loaded["lrs"] == [0.125]
+
+    def test_it_is_our_doing(self, tmp_path: Path) -> None:
+        """Without it such a file is refused, so the test above tests something."""
+        path = tmp_path / "a.ckpt"
+        torch.save({"lr": np.float64(0.25)}, path)
+        load = f"import torch; torch.load({str(path)!r})"
+        assert "weights_only" in run_python(load).stderr
+        allow = "from eugen_nerf.plugin import compat; compat.allow_numpy_scalars_in_checkpoints()"
+        done = run_python(f"{allow}\n{load}")
+        assert done.returncode == 0, done.stderr
+
+    def test_code_in_checkpoints_is_still_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "evil.ckpt"
+        torch.save({"run": shutil.which}, path)
+        compat.allow_numpy_scalars_in_checkpoints()
+        with pytest.raises(Exception, match="weights_only"):
+            torch.load(path)
+
+
+class TestUserErrors:
+    SETUP = """
+from eugen_nerf.plugin import compat
+from eugen_nerf.errors import SceneError
+compat.print_user_errors_without_traceback()
+compat.print_user_errors_without_traceback()
+"""
+
+    def test_are_one_message_and_exit_status_1(self) -> None:
+        done = run_python(self.SETUP + "raise SceneError('scene/a.png: is cut off; copy it again')")
+        assert done.returncode == 1
+        assert done.stderr.strip() == "Error: scene/a.png: is cut off; copy it again"
+        assert done.stdout == ""
+
+    def test_raised_from_another_error_too(self) -> None:
+        program = "try:\n    open('/nowhere/x')\nexcept OSError as error:\n    raise SceneError('no x') from error"
+        done = run_python(self.SETUP + program)
+        assert (done.returncode, done.stderr.strip()) == (1, "Error: no x")
+
+    def test_other_errors_keep_their_traceback(self) -> None:
+        done = run_python(self.SETUP + "raise RuntimeError('a bug')")
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr
+        assert "RuntimeError: a bug" in done.stderr
+
+
+class TestFfmpeg:
+    @pytest.fixture(autouse=True)
+    def bare_system(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "bin").mkdir()
+        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def test_is_provided_where_path_has_none(self) -> None:
+        assert shutil.which("ffmpeg") is None
+        compat.provide_ffmpeg()
+        program = shutil.which("ffmpeg")
+        assert program is not None
+        answer = subprocess.run([program, "-version"], capture_output=True, text=True, check=True)
+        assert answer.stdout.startswith("ffmpeg version")
+        compat.provide_ffmpeg()  # a second call finds the first one's
+        assert shutil.which("ffmpeg") == program
+
+    def test_a_link_that_leads_nowhere_is_renewed(self, tmp_path: Path) -> None:
+        compat.provide_ffmpeg()
+        link = Path(str(shutil.which("ffmpeg")))
+        link.unlink()
+        link.symlink_to(tmp_path / "an environment that was deleted")
+        os.environ["PATH"] = str(tmp_path / "bin")
+        compat.provide_ffmpeg()
+        assert shutil.which("ffmpeg") == str(link)
+
+    def test_the_systems_own_is_left_alone(self, tmp_path: Path) -> None:
+        own = tmp_path / "bin" / "ffmpeg"
+        own.write_text("#!/bin/sh\n")
+        own.chmod(0o755)
+        before = os.environ["PATH"]
+        compat.provide_ffmpeg()
+        assert os.environ["PATH"] == before
+
+    def test_nothing_breaks_without_imageio_ffmpeg(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)  # importing it fails
+        compat.provide_ffmpeg()
+        assert shutil.which("ffmpeg") is None
+
+
+@pytest.mark.parametrize("asked_for", [False, True])
+def test_remarks_on_nerfstudios_own_code_are_hidden_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch, asked_for: bool
+) -> None:
+    monkeypatch.setattr(sys, "warnoptions", ["default"] if asked_for else [])
+    remark, own = "Using a non-tuple sequence for multidimensional indexing is deprecated", "something of ours"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        compat.hide_warnings_about_nerfstudio()
+        warnings.warn_explicit(remark, UserWarning, "cameras.py", 601, module="nerfstudio.cameras.cameras")
+        warnings.warn_explicit(own, UserWarning, "field.py", 1, module="eugen_nerf.field")
+    assert [str(warning.message) for warning in caught] == ([remark, own] if asked_for else [own])
