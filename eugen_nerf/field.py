@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -197,6 +198,19 @@ class EugenField(nn.Module):
             ),
             self.backend,
         )
+
+    @torch.no_grad()
+    def set_initial_density(self, density: float) -> None:
+        """Make the untrained field's density about this, per world unit.
+
+        Fog that is opaque before it reaches the scene teaches the field little: its density times the length of a
+        ray should not be much above 1. The networks of tiny-cuda-nn have no bias and stay at 1.
+        """
+        if isinstance(self.density_network, ChainNetwork):
+            last = self.density_network.layers[-1]
+            assert isinstance(last, nn.Linear)
+            assert last.bias is not None
+            last.bias[0] = math.log(density)
 
     def density(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Positions [N, 3] in the unit cube -> density [N] per world unit, geometry features [N, G]."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from eugen_nerf import ops
 from eugen_nerf.field import EugenField
 from eugen_nerf.occupancy import OccupancyGrid
-from eugen_nerf.ops import Space, StepRule
+from eugen_nerf.ops import PackedSamples, Space, StepRule
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Renderer:
         space: map from the world to the unit cube.
         rule: step lengths along rays.
         near, far: limits along each ray, world units.
+        skip_hidden: leave samples behind opaque surfaces out of training; pays where rays have many samples.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Renderer:
         rule: StepRule,
         near: float,
         far: float,
+        skip_hidden: bool = False,
     ) -> None:
         self.field = field
         self.occupancy = occupancy
@@ -49,6 +51,7 @@ class Renderer:
         self.rule = rule
         self.near = near
         self.far = far
+        self.skip_hidden = skip_hidden
 
     def limits(self, origins: Tensor) -> tuple[Tensor, Tensor]:
         """near and far of each ray, both [R]."""
@@ -76,6 +79,9 @@ class Renderer:
             backend=self.field.backend,
         )
         unit, views = ops.sample_points(origins, directions, samples, self.space, backend=self.field.backend)
+        if self.skip_hidden:
+            keep = self._visible(unit, samples)
+            samples, unit, views = samples.select(keep), unit[keep], views[keep]
         sigma, rgb = self.field(unit, views)
         color, alpha, depth = ops.composite(sigma, rgb, samples, backend=self.field.backend)
         return RenderOutput(color, alpha, _expected(depth, alpha), samples.counts())
@@ -110,18 +116,21 @@ class Renderer:
             )
         return RenderOutput(color, alpha, _expected(depth, alpha), count)
 
+    @torch.no_grad()
+    def _visible(self, unit: Tensor, samples: PackedSamples) -> Tensor:
+        """[N] whether any light reaches a sample: a look at the densities alone, a fraction of a training step."""
+        sigma, _ = self.field.density(unit)
+        return ops.transmittance(sigma, samples) >= ops.MIN_TRANSMITTANCE
+
     def update_occupancy(self, step: int) -> bool:
         """Let the occupancy grid follow the field; returns whether this step was one for an update."""
         return self.occupancy.update_every_n_steps(step, self._thickness)
 
     def _thickness(self, unit: Tensor) -> Tensor:
+        """Optical thickness of the shortest step. In the distance steps are longer, but so is what they look at: to
+        count their full length would keep every far cell occupied for its last trace of fog."""
         sigma, _ = self.field.density(unit)
-        if self.rule.cone_angle == 0:
-            return sigma * self.rule.step_size
-        # Steps are longer in the distance; the middle of the box stands for all the cameras.
-        middle = self.space.to_world(torch.full_like(unit[:1], 0.5))
-        distance = (self.space.to_world(unit) - middle).norm(dim=-1).clamp(max=self.far)
-        return sigma * (distance * self.rule.cone_angle).clamp_min(self.rule.step_size)
+        return sigma * self.rule.step_size
 
 
 def _expected(depth: Tensor, alpha: Tensor) -> Tensor:

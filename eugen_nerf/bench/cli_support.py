@@ -15,7 +15,9 @@ from eugen_nerf.errors import UserError
 
 def command_line() -> str:
     """What the user typed, as one can type it again."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["python", "-m", module.name] if module is not None else [Path(sys.argv[0]).name]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 @contextmanager

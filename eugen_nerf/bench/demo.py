@@ -24,7 +24,7 @@ from eugen_nerf.bench.report import write_report
 from eugen_nerf.bench.results import ResultStore, prepare_folder
 from eugen_nerf.bench.runner import check_rows, finished_records, run
 from eugen_nerf.bench.summary import summarise
-from eugen_nerf.bench.tables import Table, method_table, transposed
+from eugen_nerf.bench.tables import Table, chosen, method_table, transposed
 from eugen_nerf.errors import UserError
 from eugen_nerf.metrics import to_uint8
 
@@ -79,7 +79,7 @@ def demo(options: DemoOptions, console: Console) -> None:
     console.print(table.rich())
     for what, path in [*films, ("Truth and both methods", comparison), ("Full report", report)]:
         console.print(f"{what}: {path}", markup=False, soft_wrap=True)
-    load_config = _result(jobs[0], store)["load_config"]
+    load_config = _load_config(jobs[0], store)
     console.print(f"Look around: ns-viewer --load-config {load_config}", markup=False, soft_wrap=True)
 
 
@@ -89,6 +89,10 @@ def _names(benchmark: Benchmark) -> str:
 
 def _result(job: TrainingJob, store: ResultStore) -> dict[str, Any]:
     return finished_records(store)[job.digest].result.values
+
+
+def _load_config(job: TrainingJob, store: ResultStore) -> Path:
+    return store.folder / _result(job, store)["load_config"]
 
 
 def film(job: TrainingJob, store: ResultStore, options: DemoOptions, console: Console) -> list[tuple[str, Path]]:
@@ -101,12 +105,13 @@ def film(job: TrainingJob, store: ResultStore, options: DemoOptions, console: Co
     from eugen_nerf.bench.frame_times import load_run
     from eugen_nerf.bench.orbit import orbit_cameras
 
-    pipeline = load_run(Path(_result(job, store)["load_config"]))
+    pipeline = load_run(_load_config(job, store))
     cameras = orbit_cameras(pipeline.datamanager.train_dataset.cameras, options.frames, options.size)
-    video = store.folder / "orbit.mp4"
+    video: Path = store.folder / "orbit.mp4"
     stills = [round(i * options.frames / STILLS) for i in range(STILLS)]
     begun = told = time.monotonic()
-    with imageio.get_writer(video, fps=FRAMES_PER_SECOND, quality=8, macro_block_size=2) as writer:
+    writer: Any = imageio.get_writer(video, fps=FRAMES_PER_SECOND, quality=8, macro_block_size=2)
+    with writer:
         for index in range(options.frames):
             picture = to_uint8(render_view(pipeline, cameras[index : index + 1].to(pipeline.device))).cpu().numpy()
             writer.append_data(picture)
@@ -135,8 +140,7 @@ def compare(jobs: list[TrainingJob], store: ResultStore) -> Path:
 
 def _table(benchmark: Benchmark, store: ResultStore) -> Table:
     (scene,) = summarise(benchmark, store)
-    full = transposed(method_table(scene.methods, f"{_names(benchmark)} after {benchmark.budget}"))
-    return Table(full.columns, tuple(row for row in full.rows if row[0] in SHOWN), full.title)
+    return transposed(chosen(method_table(scene.methods, f"{_names(benchmark)} after {benchmark.budget}"), SHOWN))
 
 
 def _as_mapping(table: Table) -> dict[str, dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -98,16 +99,11 @@ def start_worker(folder: Path, environment: dict[str, str]) -> subprocess.Popen[
 
 def end_worker(process: subprocess.Popen[Any]) -> None:
     """Wait a moment for a worker that was told to end, then end it and whatever it has started."""
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(SECONDS_TO_STOP)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def describe_exit(status: int) -> str:

@@ -11,6 +11,10 @@ import torch
 from nerfstudio.utils.eval_utils import eval_setup
 
 from eugen_nerf.bench import evaluation
+from eugen_nerf.bench.machine import describe_machine
+from eugen_nerf.bench.notes import machine_line
+from eugen_nerf.bench.statistics import middle, paired_ratio
+from eugen_nerf.bench.tables import Table, seconds
 from eugen_nerf.bench.training import synchronize
 from eugen_nerf.errors import UserError
 
@@ -66,6 +70,32 @@ def time_frames(
                 done += 1
                 report(done / total)
     return frames
+
+
+def measure_runs(load_configs: Sequence[Path], frames: int, command: str) -> tuple[Table, str]:
+    """Frame times of finished runs: a table, and a line on the machine.
+
+    Raises:
+        UserError: a run cannot be loaded.
+    """
+    pipelines = [load_run(path) for path in load_configs]
+    names = [f"{path.parent.parent.name} {path.parent.name}" for path in load_configs]
+    times = [[frame["seconds"] for frame in row] for row in time_frames(pipelines, [frames] * len(pipelines))]
+    rows = []
+    for name, mine in zip(names, times, strict=True):
+        frame = middle(mine)
+        ratio = "1" if mine is times[0] else str(paired_ratio(mine, times[0]))
+        rows.append(
+            (
+                name,
+                seconds(frame.value),
+                f"{seconds(frame.low)} to {seconds(frame.high)}",
+                f"{1 / frame.value:.2f}",
+                ratio,
+            )
+        )
+    columns = ("Run", "Frame time", "Middle 80 %", "FPS", "Time ratio [95 %]")
+    return Table(columns, tuple(rows)), machine_line(describe_machine(command))
 
 
 def _time_frame(pipeline: Any, turn: int) -> tuple[int, float]:

@@ -49,8 +49,11 @@ class TrainingJob:
 
     @property
     def digest(self) -> str:
-        """Changes whenever anything changes on which the result depends."""
-        return _digest(self)
+        """Changes whenever anything changes on which the result depends.
+
+        Of the scene's path only the folder's name counts: data that moved need no new training.
+        """
+        return _digest(dataclasses.replace(self, scene_path=Path(self.scene_path).name))
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class FramesJob:
     scene: str
     seed: int
     names: tuple[str, ...]
-    load_configs: tuple[str, ...]  # config.yml of each run
+    load_configs: tuple[str, ...]  # config.yml of each run, relative to the benchmark's folder
     timed_frames: tuple[int, ...]  # of each run
     trained: tuple[str, ...]  # digests of the training jobs whose runs these are
 
@@ -74,7 +77,7 @@ class FramesJob:
 
     @property
     def digest(self) -> str:
-        return _digest(dataclasses.replace(self, load_configs=()))
+        return _digest(self)
 
 
 Job = TrainingJob | FramesJob

@@ -28,13 +28,14 @@ def method_config(name: str) -> TrainerConfig:
     Raises:
         UserError: nerfstudio knows no such method, or it is not installed.
     """
-    config = all_methods.get(name)
+    config: Any = all_methods.get(name)
     installed = [known for known, entry in all_methods.items() if _is_installed(entry)]
     if config is None:
         raise UserError(f"Unknown method {name!r}. {suggestion(name, installed)}")
     if not _is_installed(config):
         raise UserError(f"Method {name!r} is not installed; ns-train {name} says how to.")
-    return copy.deepcopy(config)
+    found: TrainerConfig = copy.deepcopy(config)
+    return found
 
 
 def _is_installed(config: Any) -> bool:
@@ -108,7 +109,7 @@ def apply_overrides(config: Any, overrides: Overrides) -> None:
 def _apply(config: Any, path: str, value: Any) -> None:
     *groups, option = path.replace("-", "_").split(".")
     owner = config
-    walked = []
+    walked: list[str] = []
     for group in groups:
         owner = _member(owner, group, walked, path)
         walked.append(group)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
-from eugen_nerf.bench import plots, report
+from eugen_nerf.bench import plots
 from eugen_nerf.bench.config import Benchmark
+from eugen_nerf.bench.notes import conditions, describe_machines, notes
 from eugen_nerf.bench.pictures import error_map, open_picture, telling_crop
 from eugen_nerf.bench.results import training_job
 from eugen_nerf.bench.statistics import pareto_front
@@ -21,9 +22,9 @@ from eugen_nerf.bench.tables import Table, method_table, seconds
 LARGEST_SIDE = 640  # whole pictures are shown no larger; crops keep their pixels
 
 STYLE = """
-:root { --ink: #1b1f24; --paper: #ffffff; --soft: #5b6570; --line: #d9dee3; --band: #f4f6f8; --link: #0b5cad; }
+:root { --ink: #1b1f24; --paper: #ffffff; --soft: #5b6570; --line: #d9dee3; --band: #f4f6f8; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ec; --paper: #15181c; --soft: #9aa4ae; --line: #343a41; --band: #1d2126; --link: #6db3f2; }
+  :root { --ink: #e6e9ec; --paper: #15181c; --soft: #9aa4ae; --line: #343a41; --band: #1d2126; }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 1400px; color: var(--ink); background: var(--paper);
@@ -41,7 +42,8 @@ th, td { padding: .45rem .7rem; text-align: right; white-space: nowrap; border-b
 thead th { vertical-align: bottom; white-space: normal; min-width: 5.2rem; font-weight: 600; background: var(--band); }
 tbody tr:last-child > * { border-bottom: 0; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--band); }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); gap: 1rem; margin-top: 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr));
+  gap: 1rem; margin-top: 1rem; }
 figure { margin: 0; }
 figcaption { font-size: .85rem; color: var(--soft); text-align: center; }
 svg { width: 100%; height: auto; display: block; max-width: 560px; margin: 0 auto; }
@@ -52,9 +54,8 @@ svg .front { stroke: var(--soft); fill: none; stroke-dasharray: 4 3; }
 .legend svg { display: inline-block; width: 16px; height: 16px; margin: 0 .4rem -2px 0; }
 .views { display: flex; gap: .6rem; overflow-x: auto; padding-bottom: .4rem; }
 .views > figure { flex: 1 0 150px; max-width: 320px; }
-.views img { width: 100%; display: block; margin-bottom: .3rem; border: 1px solid var(--line); image-rendering: pixelated; }
-details { margin: 1rem 0; }
-summary { cursor: pointer; color: var(--link); }
+.views img { width: 100%; display: block; margin-bottom: .3rem; border: 1px solid var(--line);
+  image-rendering: pixelated; }
 """
 
 
@@ -66,8 +67,8 @@ def render(benchmark: Benchmark, scenes: Sequence[SceneSummary], rows: Rows, pic
         pictures: folder of the rendered test views.
     """
     styles = {method.name: number for number, method in enumerate(benchmark.methods)}
-    body = [f"<h1>{escape(benchmark.title)}</h1>", f"<p>{escape(' '.join(report.conditions(benchmark)))}</p>"]
-    body += [f'<p class="soft">Measured {_code(line)}</p>' for line in report.describe_machines(scenes)]
+    body = [f"<h1>{escape(benchmark.title)}</h1>", f"<p>{escape(' '.join(conditions(benchmark)))}</p>"]
+    body += [f'<p class="soft">Measured {_code(line)}</p>' for line in describe_machines(scenes)]
     body += [f'<p class="failed">Frame times failed: {escape(message)}</p>' for message in rows.failed_frames]
     if len(scenes) > 1:
         means = mean_over_scenes(scenes)
@@ -81,7 +82,7 @@ def render(benchmark: Benchmark, scenes: Sequence[SceneSummary], rows: Rows, pic
         body += [_table(method_table(scene.methods)), _failures(scene), _plots(scene.methods, styles)]
         body.append(_views(benchmark, scene, rows, pictures))
     body.append("<h2>How to read it</h2><ul>")
-    body += [f"<li>{escape(note)}</li>" for note in report.notes(benchmark, scenes)]
+    body += [f"<li>{escape(note)}</li>" for note in notes(benchmark, scenes)]
     body.append("</ul>")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -131,17 +132,18 @@ def _plots(methods: Sequence[MethodSummary], styles: dict[str, int]) -> str:
         figures.append(_scatter(by_work, "multiply-adds per sample", lambda value: f"{value:,.0f}"))
     if not figures:
         return ""
-    legend = "".join(
-        f'<li><svg viewBox="0 0 16 16" aria-hidden="true">{plots.marker(styles[m.name], 8, 8)}</svg>{escape(m.name)}</li>'
-        for m in methods
-    )
+    legend = "".join(f"<li>{_sign(styles[method.name])}{escape(method.name)}</li>" for method in methods)
     charts = "".join(f"<figure>{figure}</figure>" for figure in figures)
     return f'<ul class="legend">{legend}</ul><div class="plots">{charts}</div>'
 
 
-def _scatter(points: Sequence[plots.Point], label: str, text: object) -> str:
+def _sign(style: int) -> str:
+    return f'<svg viewBox="0 0 16 16" aria-hidden="true">{plots.marker(style, 8, 8)}</svg>'
+
+
+def _scatter(points: Sequence[plots.Point], label: str, text: Callable[[float], str]) -> str:
     front = pareto_front([(point.x, point.y) for point in points])
-    return plots.scatter(points, front, label, text)  # type: ignore[arg-type]
+    return plots.scatter(points, front, label, text)
 
 
 def _views(benchmark: Benchmark, scene: SceneSummary, rows: Rows, pictures: Path) -> str:

@@ -142,11 +142,9 @@ def _frame(x: Axis, y: Axis, x_label: str, x_text: Callable[[float], str]) -> st
         parts.append(f'<path class="grid" d="M{LEFT},{at:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for tick in x.ticks:
-        at = x.place(tick, LEFT, WIDTH - RIGHT)
+        at, below = x.place(tick, LEFT, WIDTH - RIGHT), HEIGHT - BOTTOM + 16
         parts.append(f'<path class="grid" d="M{at:.1f},{TOP}V{HEIGHT - BOTTOM}"/>')
-        parts.append(
-            f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(x_text(tick))}</text>'
-        )
+        parts.append(f'<text x="{at:.1f}" y="{below}" text-anchor="middle">{escape(x_text(tick))}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
     height = (TOP + HEIGHT - BOTTOM) / 2

@@ -17,9 +17,11 @@ from eugen_nerf.errors import UserError
 
 RESULTS = "results.jsonl"
 CONFIG = "benchmark.json"
+REPORT = "report.html"
+TABLES = "results.md"
 # All that a benchmark writes into its folder; nothing else there is ever removed.
 OWN_FOLDERS = ("runs", "jobs", "pictures")
-OWN_FILES = (RESULTS, CONFIG, "report.html", "results.md")
+OWN_FILES = (RESULTS, CONFIG, REPORT, TABLES)
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ class _Runner:
                     display.finish(job.label, "finished already")
                 else:
                     self._do([job], display)
-        wanted = {job.digest for job in [*trainings, *frames_jobs(benchmark, self.store)]}
+        every: list[Job] = [*trainings, *frames_jobs(benchmark, self.store)]
+        wanted = {job.digest for job in every}
         latest = {digest: record for digest, record in self.store.latest().items() if digest in wanted}
         failed = sum(record.result.status == "failed" for record in latest.values())
         return Outcome(len(latest) - failed, failed)
@@ -120,8 +121,7 @@ class _Runner:
             "kind": "training" if isinstance(job, TrainingJob) else "frames",
             "job": dataclasses.asdict(job),
             "command": self.command,
-            "runs": str(out / "runs"),
-            "pictures": str(out / "pictures" / job.slug),
+            "out": str(out),
         }
         try:
             shutil.rmtree(folder, ignore_errors=True)

@@ -18,6 +18,9 @@ class Interval:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
 
 def paired_ratio(times: Sequence[float], reference: Sequence[float], confidence: float = 0.95) -> Interval:
     """Median of the ratios times / reference of measurements that were made in pairs.

@@ -69,7 +69,7 @@ def method_table(methods: Sequence[MethodSummary], title: str = "") -> Table:
         f"{seconds(method.frame.low)} to {seconds(method.frame.high)}" if method.frame else MISSING
         for method in methods
     ]
-    columns["Time ratio [95 %]"] = [_ratio(method) for method in methods]
+    columns["Time ratio [95 %]"] = [MISSING if method.ratio is None else str(method.ratio) for method in methods]
     columns["FPS"] = [number(_fps(method), 2) for method in methods]
     columns["Training"] = [seconds(method.values["training_seconds"]) for method in methods]
     for target in next((method.reach for method in methods if method.reach), {}):
@@ -86,6 +86,14 @@ def method_table(methods: Sequence[MethodSummary], title: str = "") -> Table:
     return Table(tuple(shown), tuple(zip(*shown.values(), strict=True)), title)
 
 
+def chosen(table: Table, columns: Sequence[str]) -> Table:
+    """The named columns, as far as the table has them, after the first."""
+    places = [0, *(table.columns.index(name) for name in columns if name in table.columns)]
+    rows = (table.columns, *table.rows)
+    picked = [tuple(row[place] for place in places) for row in rows]
+    return Table(picked[0], tuple(picked[1:]), table.title)
+
+
 def transposed(table: Table, corner: str = "") -> Table:
     """Rows and columns exchanged."""
     lines = list(zip(table.columns, *table.rows, strict=True))
@@ -97,11 +105,6 @@ def _psnr(method: MethodSummary) -> str:
     if not method.rows and method.failures:
         return "failed"
     return number(method.values["psnr"], 2) + spread
-
-
-def _ratio(method: MethodSummary) -> str:
-    ratio = method.ratio
-    return MISSING if ratio is None else f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
 
 
 def _fps(method: MethodSummary) -> float | None:

@@ -127,18 +127,17 @@ def follow_clock(trainer: Any, monitor: Monitor) -> None:
         if max_steps is None or not isinstance(scheduler, LambdaLR):
             continue
 
-        def scaled(rate: Callable[[float], float], steps: int = max_steps) -> Callable[[int], float]:
+        def scaled(rate: Callable[[Any], float], steps: int = max_steps) -> Callable[[int], float]:
             return lambda _: rate(monitor.share * steps)
 
         scheduler.lr_lambdas = [scaled(rate) for rate in scheduler.lr_lambdas]
 
 
-def train_and_evaluate(job: TrainingJob, runs: Path, pictures: Path, report: Callable[[Progress], None]) -> dict:
+def train_and_evaluate(job: TrainingJob, out: Path, report: Callable[[Progress], None]) -> dict[str, Any]:
     """Train a row, leave nerfstudio's usual run folder behind, evaluate on the test split.
 
     Args:
-        runs: nerfstudio's output folder.
-        pictures: folder for a few rendered test views and their truth.
+        out: folder of the benchmark: the run goes to `runs`, a few test views and their truth to `pictures`.
         report: told about progress after every step.
 
     Returns:
@@ -148,7 +147,7 @@ def train_and_evaluate(job: TrainingJob, runs: Path, pictures: Path, report: Cal
         UserError: the method or the scene cannot be used.
     """
     report(Progress("loading"))
-    config = row_config(job, runs, "cuda" if torch.cuda.is_available() else "cpu")
+    config = row_config(job, out / "runs", "cuda" if torch.cuda.is_available() else "cpu")
     run = config.get_base_dir()
     shutil.rmtree(run, ignore_errors=True)  # what an interrupted attempt left
     config.save_config()
@@ -173,14 +172,14 @@ def train_and_evaluate(job: TrainingJob, runs: Path, pictures: Path, report: Cal
         order[: job.eval_images],
         evaluation.lpips_if_on_disk(),
         lambda part: report(Progress("evaluating", begun + (1 - begun) * part, monitor.steps, psnr)),
-        pictures,
+        out / "pictures" / job.slug,
         job.pictures,
     )
     with evaluation.evaluating(trainer.pipeline):
         size = count(trainer.pipeline.model, evaluation.test_view(trainer.pipeline, order[0]).camera)
     seconds = monitor.clock.seconds
     return {
-        "load_config": str(run / "config.yml"),
+        "load_config": str((run / "config.yml").relative_to(out)),
         "checkpoint_bytes": sum(os.path.getsize(file) for file in config.get_checkpoint_dir().glob("*.ckpt")),
         "steps": monitor.steps,
         "training_seconds": seconds,

@@ -63,19 +63,20 @@ def _run(data: Any, report: Reporter) -> dict[str, Any]:
     from eugen_nerf.bench.machine import describe_machine
 
     machine = describe_machine(data["command"])
+    out = Path(data["out"])
     if data["kind"] == "frames":
         from eugen_nerf.bench.frame_times import load_run, time_frames
 
         frames_job = from_mapping(FramesJob, data["job"], "job")
         report(Progress("loading"))
-        pipelines = [load_run(Path(path)) for path in frames_job.load_configs]
+        pipelines = [load_run(out / path) for path in frames_job.load_configs]
         frames = time_frames(pipelines, frames_job.timed_frames, lambda part: report(Progress("timing", part)))
         return {"frames": dict(zip(frames_job.names, frames, strict=True)), "machine": machine}
 
     from eugen_nerf.bench.training import train_and_evaluate
 
     job = from_mapping(TrainingJob, data["job"], "job")
-    values = train_and_evaluate(job, Path(data["runs"]), Path(data["pictures"]), report)
+    values = train_and_evaluate(job, out, report)
     return {**values, "machine": machine}
 
 

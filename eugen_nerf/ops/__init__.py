@@ -11,10 +11,11 @@ from eugen_nerf.ops.dispatch import (
 )
 from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule
 from eugen_nerf.ops.radiance_field import RadianceField
-from eugen_nerf.ops.reference import occupied, ray_box_intersection
+from eugen_nerf.ops.reference import MIN_TRANSMITTANCE, occupied, ray_box_intersection, transmittance
 from eugen_nerf.ops.render import render
 
 __all__ = [
+    "MIN_TRANSMITTANCE",
     "Backend",
     "HashGridLayout",
     "PackedSamples",
@@ -30,4 +31,5 @@ __all__ = [
     "render",
     "sample_points",
     "spherical_harmonics",
+    "transmittance",
 ]

@@ -168,6 +168,11 @@ class PackedSamples:
         rays = torch.arange(self.num_rays, device=self.ray_offsets.device)
         return rays.repeat_interleave(self.counts(), output_size=self.num_samples)
 
+    def select(self, keep: Tensor) -> PackedSamples:
+        """The samples where ``keep`` [N] is true, of the same rays."""
+        kept_before = torch.nn.functional.pad(keep.cumsum(0), (1, 0))
+        return PackedSamples(kept_before[self.ray_offsets], self.t_starts[keep], self.t_ends[keep])
+
     def positions(self, origins: Tensor, directions: Tensor) -> Tensor:
         """[N, 3] world positions of the samples of rays with these origins and directions, both [R, 3]."""
         rays = self.ray_indices()

@@ -225,6 +225,23 @@ def sample_points(origins: Tensor, directions: Tensor, samples: PackedSamples, s
     return space.to_unit(samples.positions(origins, directions)), directions[samples.ray_indices()]
 
 
+def transmittance(sigma: Tensor, samples: PackedSamples) -> Tensor:
+    """Share of light that reaches each sample from the ray's origin.
+
+    Args:
+        sigma: [N] densities, per world unit.
+        samples: the packed samples.
+
+    Returns:
+        [N] in [0, 1]; 1 for the first sample of a ray. Differentiable in ``sigma``.
+    """
+    optical = sigma * (samples.t_ends - samples.t_starts)
+    # One running sum serves all rays; double precision keeps what earlier rays add to it harmless.
+    running = torch.nn.functional.pad(optical.double().cumsum(0), (1, 0))
+    before = running[:-1] - running[samples.ray_offsets[:-1]][samples.ray_indices()]
+    return torch.exp(-before).to(sigma.dtype)
+
+
 def composite(sigma: Tensor, rgb: Tensor, samples: PackedSamples) -> tuple[Tensor, Tensor, Tensor]:
     """Emission-absorption volume rendering (Max 1995; Mildenhall et al. 2020, "NeRF", eq. 3).
 
@@ -239,10 +256,7 @@ def composite(sigma: Tensor, rgb: Tensor, samples: PackedSamples) -> tuple[Tenso
     """
     rays = samples.ray_indices()
     optical = sigma * (samples.t_ends - samples.t_starts)
-    # One running sum serves all rays; double precision keeps what earlier rays add to it harmless.
-    running = torch.nn.functional.pad(optical.double().cumsum(0), (1, 0))
-    before = running[:-1] - running[samples.ray_offsets[:-1]][rays]
-    weights = torch.exp(-before).to(sigma.dtype) * -torch.expm1(-optical)
+    weights = transmittance(sigma, samples) * -torch.expm1(-optical)
     channels = torch.cat([rgb, torch.ones_like(rgb[:, :1]), samples.t_mids[:, None]], dim=-1)
     total = torch.zeros(samples.num_rays, 5, dtype=rgb.dtype, device=rgb.device)
     total = total.index_add(0, rays, weights[:, None] * channels)

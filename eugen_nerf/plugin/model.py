@@ -92,7 +92,9 @@ class EugenModel(Model):
 
         self.field = EugenField(config.field)
         self.occupancy = OccupancyGrid(config.occupancy_resolution, config.occupancy_threshold)
-        self.renderer = Renderer(self.field, self.occupancy, space, rule, near, far)
+        # Rays through a capture are long: thin fog at first, and nothing behind surfaces later.
+        self.field.set_initial_density(0.1 if contracted else 1.0)
+        self.renderer = Renderer(self.field, self.occupancy, space, rule, near, far, skip_hidden=contracted)
         # nerfstudio looks this attribute up to learn about the background.
         self.renderer_rgb = RGBRenderer(background_color=config.train_background)
         self.eval_background: Literal["white", "black"] = metadata.get("eval_background", "white")

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eugen_nerf.ops import PackedSamples, composite
+from eugen_nerf.ops import PackedSamples, composite, transmittance
 
 
 def packed(counts: list[int], generator: torch.Generator, dtype: torch.dtype = torch.float64) -> PackedSamples:
@@ -79,3 +79,16 @@ def test_composite_without_rays_or_samples() -> None:
         color, alpha, depth = composite(empty, torch.empty(0, 3), samples)
         assert color.shape == (len(offsets) - 1, 3)
         assert not torch.cat([color.flatten(), alpha, depth]).any()
+
+
+def test_transmittance() -> None:
+    generator = torch.Generator().manual_seed(4)
+    samples = packed([3, 0, 4], generator)
+    sigma = 2 * torch.rand(7, generator=generator, dtype=torch.float64)
+    expected = []
+    for begin, end in itertools.pairwise(samples.ray_offsets.tolist()):
+        passing = 1.0
+        for n in range(begin, end):
+            expected.append(passing)
+            passing *= math.exp(-sigma[n] * (samples.t_ends[n] - samples.t_starts[n]))
+    torch.testing.assert_close(transmittance(sigma, samples), torch.tensor(expected, dtype=torch.float64))

@@ -182,3 +182,13 @@ def test_packed_samples_know_their_rays() -> None:
     origins = torch.tensor([[0.0, 0, 0], [9, 9, 9], [1, 0, 0]])
     directions = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, 1, 0]])
     assert samples.positions(origins, directions).tolist() == [[0.5, 0, 0], [1.5, 0, 0], [1, 5, 0]]
+
+
+def test_packed_samples_select() -> None:
+    samples = PackedSamples(torch.tensor([0, 2, 2, 5]), torch.arange(5.0), torch.arange(5.0) + 1)
+    chosen = samples.select(torch.tensor([False, True, True, False, True]))
+    assert chosen.ray_offsets.tolist() == [0, 1, 1, 3]
+    assert chosen.t_starts.tolist() == [1, 2, 4]
+    assert chosen.t_ends.tolist() == [2, 3, 5]
+    nothing = samples.select(torch.zeros(5, dtype=torch.bool))
+    assert nothing.ray_offsets.tolist() == [0, 0, 0, 0]

@@ -1,0 +1,71 @@
+"""What a report says about how its numbers were made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from eugen_nerf.bench.config import Benchmark
+from eugen_nerf.bench.summary import SceneSummary
+
+
+def conditions(benchmark: Benchmark) -> list[str]:
+    """Sentences on what was compared."""
+    seeds = f"{len(benchmark.seeds)} seeds each" if len(benchmark.seeds) > 1 else f"seed {benchmark.seeds[0]}"
+    return [f"Every method was trained for {benchmark.budget}, {seeds}."]
+
+
+def describe_machines(scenes: Sequence[SceneSummary]) -> list[str]:
+    """A line for each kind of machine and versions among the records."""
+    lines: dict[str, list[str]] = {}
+    for machine in (machine for scene in scenes for machine in scene.machines):
+        lines.setdefault(machine_line(machine), []).append(machine["date"])
+    described = []
+    for line, dates in lines.items():
+        days = sorted({date.split(" ")[0] for date in dates})
+        when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+        described.append(f"{when} on {line}.")
+    return described
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    """Hardware, versions and command of a measurement."""
+    processor = f"{machine['gpu']} (CUDA {machine['cuda']}), " if machine["gpu"] else ""
+    processor += f"{machine['cpu_cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB"
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "nerfstudio", "eugen_nerf"))
+    revision = f" at {machine['git_revision']}" if machine["git_revision"] else ""
+    return f"{processor}; Python {machine['python']}, {versions}{revision}; `{machine['command']}`"
+
+
+def notes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
+    """How the numbers were made, as far as a reader needs it to judge them."""
+    lines = [
+        "PSNR, SSIM and LPIPS compare pictures of 8 bits on the dataset's background (white behind transparency), "
+        "at full size, as nerfbaselines does. They are means over the test views, then over the seeds.",
+        "A frame begins with a camera and ends when the device has its picture; rays are generated in between, no file "
+        "is touched and nothing is compared. All methods of a scene took turns in one process, after two frames of "
+        f"warm-up each. The time ratio is the median of the ratios to {benchmark.methods[0].name} on the same view, "
+        "with a bootstrap interval.",
+        "Training time is that of the steps alone: evaluations and the first step, which compiles kernels, are "
+        "outside the clock.",
+        "The curve shows a few test views, the same for all; its last point is therefore not the PSNR of the table. "
+        "Times to reach a PSNR are read off the curve, linear between its points.",
+        "Multiply-adds are those of the networks per sample, merged for EUGen, counted as they run for other methods "
+        "(main field, linear layers); a dash means that they cannot be counted.",
+        "nerfstudio's models were built without their own LPIPS module, which downloads weights and is not used here.",
+    ]
+    if benchmark.fit_schedules:
+        lines.append("Learning-rate schedules of all methods were stretched or compressed to the budget.")
+    if not any(method.values["lpips"] is not None for scene in scenes for method in scene.methods):
+        lines.append("LPIPS is left out: the weights of AlexNet were not on the disk, or the pictures were too small.")
+    partial = [scene.name for scene in scenes if any(m.evaluated < m.available for m in scene.methods)]
+    if partial:
+        lines.append(
+            f"Only a part of the test views was evaluated on {', '.join(partial)}, see the column Views; they are "
+            "spread evenly over the split."
+        )
+    if any(not scene.common_views for scene in scenes):
+        lines.append(
+            "Methods were evaluated on different numbers of views: compare them by the column of the common views."
+        )
+    return lines

@@ -1,0 +1,60 @@
+"""The tables of finished benchmarks inside another Markdown file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from eugen_nerf.bench.notes import conditions, describe_machines
+from eugen_nerf.bench.results import ResultStore, read_benchmark
+from eugen_nerf.bench.summary import mean_over_scenes, summarise
+from eugen_nerf.bench.tables import chosen, method_table
+from eugen_nerf.errors import UserError
+
+BEGIN, END = "<!-- eugen-bench:begin -->", "<!-- eugen-bench:end -->"
+
+# A README is narrow.
+SHOWN = (
+    "PSNR (dB)",
+    "PSNR, common views",
+    "SSIM",
+    "LPIPS",
+    "Frame time",
+    "Time ratio [95 %]",
+    "Training",
+    "Multiply-adds per sample",
+    "Views",
+)
+
+
+def update_readme(file: Path, folders: Sequence[Path]) -> None:
+    """Replace what stands between the markers of a Markdown file by the tables of benchmarks.
+
+    Raises:
+        UserError: the file or its markers are missing, or a folder holds no results.
+    """
+    try:
+        text = file.read_text("utf8")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}).") from error
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{file}: lacks the lines {BEGIN} and {END}, between which the tables go.")
+    tables = "\n".join(_section(folder) for folder in folders)
+    try:
+        file.write_text(f"{before}{BEGIN}\n{tables}{END}{after}", "utf8")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror}).") from error
+
+
+def _section(folder: Path) -> str:
+    benchmark = read_benchmark(folder)
+    scenes = summarise(benchmark, ResultStore(folder))
+    if not scenes:
+        raise UserError(f"{folder}: holds no results yet.")
+    methods = scenes[0].methods if len(scenes) == 1 else mean_over_scenes(scenes)
+    where = scenes[0].name if len(scenes) == 1 else f"mean of {len(scenes)} scenes"
+    table = chosen(method_table(methods), SHOWN).markdown()
+    measured = " ".join(f"Measured {line}" for line in describe_machines(scenes))
+    return f"**{benchmark.title}** ({where}). {' '.join(conditions(benchmark))} {measured}\n\n{table}"

@@ -1,0 +1,133 @@
+"""The methods' configurations: defaults for each device, and a fair pair."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from eugen_nerf.errors import UserError
+from eugen_nerf.plugin.methods import EugenTrainerConfig, eugen_nerf, eugen_nerf_mlp, method_config
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Every option of a configuration by its path."""
+    if dataclasses.is_dataclass(value):
+        items = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    elif isinstance(value, dict):
+        items = value
+    else:
+        return {path: value}
+    return {k: v for name, item in items.items() for k, v in flat(item, f"{path}.{name}" if path else name).items()}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_two_methods_differ_in_nothing_but_name_and_network(device: Any) -> None:
+    first = flat(method_config("eugen-nerf", "eugen", device))
+    second = flat(method_config("eugen-nerf-mlp", "mlp", device))
+    assert set(first) == set(second)
+    different = {name for name in first if first[name] != second[name]}
+    assert different == {"method_name", "pipeline.model.field.network"}
+    assert second["pipeline.model.field.network"] == "mlp"
+
+
+def test_the_offered_methods_are_this_pair() -> None:
+    for specification, name, network in ((eugen_nerf, "eugen-nerf", "eugen"), (eugen_nerf_mlp, "eugen-nerf-mlp", "mlp")):
+        assert flat(specification.config) == flat(method_config(name, network))  # type: ignore[arg-type]
+        assert specification.description
+
+
+def test_defaults_follow_the_device() -> None:
+    cpu, gpu = (flat(method_config("m", "eugen", device)) for device in ("cpu", "cuda"))  # type: ignore[arg-type]
+    assert cpu["machine.device_type"] == "cpu"
+    assert gpu["machine.device_type"] == "cuda"
+    for option in (
+        "max_num_iterations",
+        "pipeline.target_num_samples",
+        "pipeline.max_num_samples_per_ray",
+        "pipeline.model.steps_per_diagonal",
+        "pipeline.model.occupancy_resolution",
+        "pipeline.model.field.log2_hashmap_size",
+        "pipeline.model.field.max_resolution",
+    ):
+        assert cpu[option] < gpu[option], option
+    # The full-size grid on a GPU; on a CPU a smaller one with as many features.
+    assert (gpu["pipeline.model.field.num_levels"], gpu["pipeline.model.field.features_per_level"]) == (16, 2)
+    assert cpu["pipeline.model.field.num_levels"] * cpu["pipeline.model.field.features_per_level"] == 32
+    for options in (cpu, gpu):
+        # The first batch keeps within the budget of samples.
+        assert options["pipeline.target_num_samples"] >= options["pipeline.max_num_samples_per_ray"]
+        assert options["optimizers.encoding.scheduler.max_steps"] == options["max_num_iterations"]
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_the_device_is_chosen_by_what_there_is(monkeypatch: pytest.MonkeyPatch, available: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    expected = method_config("m", "mlp", "cuda" if available else "cpu")
+    assert flat(method_config("m", "mlp")) == flat(expected)
+
+
+def test_training_ends_by_itself() -> None:
+    """With a viewer, nerfstudio goes on serving the scene after the last step."""
+    for specification in (eugen_nerf, eugen_nerf_mlp):
+        assert not specification.config.is_viewer_enabled()
+        assert not specification.config.is_viewer_legacy_enabled()
+        # Nothing but a viewer keeps nerfstudio from evaluating while it trains.
+        assert specification.config.steps_per_eval_image < specification.config.max_num_iterations
+
+
+class TestSaveConfig:
+    """What ns-train does before anything else."""
+
+    def config(self, parse: Any, scene: Path, output: Path, *options: str) -> EugenTrainerConfig:
+        config = parse("--output-dir", output, "--timestamp=now", *options)
+        config.pipeline.datamanager.data = scene
+        return config
+
+    def test_writes_a_configuration_that_finds_the_scene_from_anywhere(
+        self, parse: Any, ball_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(ball_scene.parent)
+        self.config(parse, Path(ball_scene.name), tmp_path).save_config()
+        written = tmp_path / ball_scene.name / "eugen-nerf" / "now" / "config.yml"
+        config = yaml.load(written.read_text(), Loader=yaml.Loader)
+        assert config.pipeline.datamanager.data == ball_scene
+        assert config.pipeline.datamanager.dataparser.data == ball_scene
+
+    def test_says_what_will_be_trained(
+        self, parse: Any, ball_scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.config(parse, ball_scene, tmp_path).save_config()
+        text = " ".join(capsys.readouterr().out.split())
+        assert "Training eugen on cpu: hash grid 4 x 4 features, up to 2^11 entries a level" in text
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--pipeline.model.field.num-levels=0"], "num_levels must be at least 1"),
+            (["--pipeline.model.occupancy-resolution=9"], "occupancy_resolution must be even"),
+            (["--load-dir=/nowhere"], r"/nowhere: holds no checkpoint .* nerfstudio_models"),
+        ],
+    )
+    def test_refuses_options_before_it_writes_anything(
+        self, parse: Any, ball_scene: Path, tmp_path: Path, options: list[str], message: str
+    ) -> None:
+        with pytest.raises(UserError, match=message):
+            self.config(parse, ball_scene, tmp_path, *options).save_config()
+        assert not list(tmp_path.iterdir())
+
+    def test_refuses_a_folder_without_a_scene(self, parse: Any, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(UserError, match="holds no scene"):
+            self.config(parse, tmp_path / "empty", tmp_path / "outputs").save_config()
+        assert not (tmp_path / "outputs").exists()
+
+    def test_leaves_other_dataparsers_to_nerfstudio(self, parse: Any, ball_scene: Path, tmp_path: Path) -> None:
+        config = parse("--output-dir", tmp_path, "--timestamp=now", "blender-data", "--data", ball_scene)
+        config.save_config()
+        assert config.pipeline.datamanager.data == ball_scene
+        assert (tmp_path / "ball" / "eugen-nerf" / "now" / "config.yml").is_file()
