@@ -5,7 +5,7 @@ field has to learn: textures, thin wires, leaves, gloss, rough metal and soft sh
 [-1.2, 1.2]^3 (z up), on a transparent background.
 
     pip install "eugen-nerf[demo-scene]"
-    python data/make_demo.py                                   # the whole set, eight minutes on two cores
+    python data/make_demo.py                                   # the whole set, 8 to 15 minutes on 2 cores
     python data/make_demo.py --views 2 --output /tmp/preview   # the first two views of each split
 
 A view depends only on its split, its number, the size and the samples: a second run with the same library

@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 from eugen_nerf import ops
 from eugen_nerf.errors import UserError
-from eugen_nerf.layers import ACTIVATIONS, build_network, merge_chain
+from eugen_nerf.layers import ACTIVATIONS, EUGen, build_network, merge_chain
 from eugen_nerf.layers.merge import MergedChain
 from eugen_nerf.ops import Backend, HashGridLayout, RadianceField
 from eugen_nerf.ops.radiance_field import MAX_LOG_DENSITY
+
+# Initial output weights of EUGen layers, times those of the layer's own initialisation. A hash grid's features start
+# near zero; larger weights let their gradients through sooner. docs/performance.md has the measurements.
+EUGEN_GAIN = 2.0
 
 NetworkKind = Literal["eugen", "mlp", "low-rank", "snnk"]
 
@@ -32,6 +36,8 @@ class FieldConfig:
     """Random features m of each EUGen or SNNK layer; rank of each low-rank layer. An MLP ignores it."""
     order: int = 1
     """Order k of the EUGen layers."""
+    norm: bool = False
+    """Whether the first EUGen layer of each network sees the norm of its input, in front of a hash grid a loss."""
     phi: str = "relu"
     """Nonlinearity of the features of EUGen layers, and activation of the others."""
     trainable_projections: bool = True
@@ -183,21 +189,24 @@ class EugenField(nn.Module):
 
     def _chain(self, in_features: int, out_features: int, num_hidden_layers: int) -> ChainNetwork:
         config = self.config
-        return ChainNetwork(
-            build_network(
-                config.network,
-                in_features,
-                config.hidden_features,
-                num_hidden_layers,
-                out_features,
-                config.num_features,
-                order=config.order,
-                phi=config.phi,
-                trainable_projections=config.trainable_projections,
-                activation=config.phi,
-            ),
-            self.backend,
+        layers = build_network(
+            config.network,
+            in_features,
+            config.hidden_features,
+            num_hidden_layers,
+            out_features,
+            config.num_features,
+            order=config.order,
+            norm_first=config.norm,
+            phi=config.phi,
+            trainable_projections=config.trainable_projections,
+            activation=config.phi,
         )
+        with torch.no_grad():
+            for layer in layers:
+                if isinstance(layer, EUGen):
+                    layer.weight.mul_(EUGEN_GAIN)
+        return ChainNetwork(layers, self.backend)
 
     @torch.no_grad()
     def set_initial_density(self, density: float) -> None:

@@ -213,6 +213,16 @@ def test_a_new_hash_table_is_almost_zero() -> None:
     assert table.std().item() == pytest.approx(1e-4 / math.sqrt(3), rel=0.1)
 
 
+@pytest.mark.parametrize("network", KINDS)
+@pytest.mark.parametrize("density", [0.1, 1.0, 5.0])
+def test_the_density_of_an_untrained_field_can_be_set(network: NetworkKind, density: float) -> None:
+    torch.manual_seed(0)
+    field = EugenField(dataclasses.replace(SMALL, network=network))
+    field.set_initial_density(density)
+    sigma, _ = field(*queries(100))
+    torch.testing.assert_close(sigma, torch.full_like(sigma, density), rtol=0.05, atol=0)
+
+
 def test_truncated_exp() -> None:
     x = torch.tensor([-1e4, -2.0, 0.0, 14.0, 16.0, 90.0, 1e4], requires_grad=True)
     y = TruncatedExp.apply(x)

@@ -83,9 +83,7 @@ def break_downloads(monkeypatch: pytest.MonkeyPatch, error: Exception, torch_hom
     [urllib.error.URLError("no network"), TimeoutError("timed out"), RuntimeError("invalid hash value")],
     ids=["offline", "slow", "damaged"],
 )
-def test_lpips_without_weights_is_left_out(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
-) -> None:
+def test_lpips_without_weights_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
     asked = break_downloads(monkeypatch, error, tmp_path)
     lpips = Lpips()
     image = picture()

@@ -46,7 +46,7 @@ def test_cells_never_evaluated_count_as_occupied() -> None:
     grid = OccupancyGrid(4)
     assert grid.occupied_fraction == 1
     assert occupied(centres(4), grid.bits, 4).all()
-    # Past the warm-up only a quarter is evaluated in a turn; the other cells stay occupied although the first are empty.
+    # Past the warm-up a turn evaluates a quarter; the other cells stay occupied although those turn out empty.
     grid.update(grid.warmup_steps, constant(0.0))
     assert grid.occupied_fraction == 0.75
     assert (grid.values >= 0).sum() == 16

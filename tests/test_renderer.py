@@ -47,10 +47,11 @@ def renderer(
     rule: StepRule | None = None,
     near: float = 0.0,
     far: float = 100.0,
+    skip_hidden: bool = False,
 ) -> Renderer:
     space = Space(BOX, contracted)
     medium = cast(EugenField, Medium(space, density))
-    return Renderer(medium, OccupancyGrid(8), space, rule or StepRule(1 / 64), near, far)
+    return Renderer(medium, OccupancyGrid(8), space, rule or StepRule(1 / 64), near, far, skip_hidden)
 
 
 def uniform(sigma: float) -> Callable[[Tensor], Tensor]:
@@ -178,14 +179,30 @@ def test_occupancy_follows_the_optical_thickness_of_a_step() -> None:
     torch.testing.assert_close(medium.occupancy.values.unique(), torch.tensor([0.5, 1.5]) / 64)
 
 
-def test_occupancy_counts_longer_steps_in_the_distance() -> None:
-    """Haze that is too thin for a step near the camera still matters where steps are long."""
-    medium = renderer(uniform(0.02), contracted=True, rule=StepRule(1 / 64, 1 / 8), far=50.0)
+def test_occupancy_counts_the_shortest_step_at_every_distance() -> None:
+    """Else the last trace of fog would keep every distant cell, where steps are long, occupied for ever."""
+    medium = renderer(uniform(0.5), contracted=True, rule=StepRule(1 / 64, 1 / 8), far=50.0)
     medium.update_occupancy(0)
-    values = medium.occupancy.values.view(8, 8, 8)
-    assert values[3:5, 3:5, 3:5].max() < 0.01  # around the middle
-    assert values[0].max() > 0.05  # towards infinity
-    assert values.max().item() == pytest.approx(0.02 * 50 / 8, rel=1e-5)
+    torch.testing.assert_close(medium.occupancy.values, torch.full((8**3,), 0.5 / 64))
+
+
+def test_hidden_samples_are_left_out_of_training() -> None:
+    """Behind an optical thickness of ln(1e4) nothing is left to learn; what is in front keeps its gradients."""
+    sigma = 20.0
+    medium, shortened = (renderer(uniform(sigma), skip_hidden=skip) for skip in (False, True))
+    full = medium.differentiable(*along_x([0.0, 0.5]))
+    out = shortened.differentiable(*along_x([0.0, 0.5]))
+    assert full.num_samples.tolist() == [128, 128]
+    visible = math.floor(math.log(1e4) / (sigma / 64)) + 1
+    assert out.num_samples.tolist() == [visible, visible]
+    torch.testing.assert_close(out.rgb, full.rgb, rtol=0, atol=1e-4)
+    torch.testing.assert_close(out.depth, full.depth, rtol=0, atol=1e-3)
+    gradients = [
+        torch.autograd.grad(result.alpha.sum(), scene.field.get_parameter("strength"))[0]
+        for scene, result in ((medium, full), (shortened, out))
+    ]
+    # All of the rays' light is absorbed in front; the rest contributes a gradient of about 13 * 1e-4 each.
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0.005)
 
 
 def test_a_real_field_renders_alike_with_and_without_gradients() -> None:
@@ -203,5 +220,9 @@ def test_a_real_field_renders_alike_with_and_without_gradients() -> None:
     assert shown.alpha.max() > 0.3
     for name in ("rgb", "alpha", "depth"):
         torch.testing.assert_close(
-            getattr(shown, name), getattr(trained, name).detach(), rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+            getattr(shown, name),
+            getattr(trained, name).detach(),
+            rtol=1e-3,
+            atol=1e-3,
+            msg=lambda m, n=name: f"{n}: {m}",
         )

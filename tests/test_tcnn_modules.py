@@ -53,9 +53,7 @@ def tcnn(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.parametrize("error", [ImportError("No module named 'tinycudann'"), OSError("libcuda.so.1: not found")])
-def test_without_tiny_cuda_nn_the_message_names_the_way_out(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_without_tiny_cuda_nn_the_message_names_the_way_out(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(name: str) -> ModuleType:
         assert name == "tinycudann"
         raise error
@@ -122,6 +120,8 @@ def test_field_on_tiny_cuda_nn(tcnn: ModuleType) -> None:
         assert torch.equal(got, expected)
     (sigma.sum() + rgb.sum()).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in field.parameters())
+    field.set_initial_density(0.1)  # without effect: these networks have no bias
+    assert torch.equal(field(x, directions)[0], sigma)
     # Its parameters are one opaque vector for each module: stored, but neither merged nor counted.
     assert field.num_parameters() == sum(p.numel() for p in field.parameters())
     with pytest.raises(UserError, match="cannot be merged or counted"):

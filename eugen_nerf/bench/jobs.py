@@ -138,8 +138,9 @@ def _training_job(benchmark: Benchmark, scene: SceneEntry, method: MethodEntry, 
 def slug(text: str) -> str:
     """Letters, digits, dots, dashes and underscores of a text; a hash keeps what else differs apart."""
     clean = "".join(c if c.isascii() and (c.isalnum() or c in "._") else "-" for c in text)
-    plain = text.replace(" ", "-")
-    return clean if clean == plain else f"{clean}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    if clean.strip(".") and clean == text.replace(" ", "-"):
+        return clean
+    return f"{clean}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _digest(job: Job) -> str:

@@ -210,8 +210,6 @@ def build_network(
     return nn.Sequential(*layers)
 
 
-def _set_bias(
-    layer: nn.Module, size: int | None, device: torch.device | str | None, dtype: torch.dtype | None
-) -> None:
+def _set_bias(layer: nn.Module, size: int | None, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
     bias = None if size is None else nn.Parameter(torch.empty(size, device=device, dtype=dtype))
     layer.register_parameter("bias", bias)

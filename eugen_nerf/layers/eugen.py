@@ -174,9 +174,7 @@ class EUGen(nn.Module):
             _, m, columns = self.projections.shape
             scale = 1 / math.sqrt(2 * self.in_features if self.norm else self.in_features)
             for rows in self.projections:
-                rows.copy_(
-                    make_projection(self.projection, m, columns, dtype=rows.dtype, device=rows.device) * scale
-                )
+                rows.copy_(make_projection(self.projection, m, columns, dtype=rows.dtype, device=rows.device) * scale)
         if self.weight.numel() > 0:
             nn.init.normal_(self.weight, std=math.sqrt(2 / max(1, self.order * self.num_features)))
         if self.bias is not None:

@@ -202,9 +202,7 @@ def _merge(layers: Sequence[nn.Module]) -> MergedChain:
         assert into.weight is not None
         factor, offset, constant = (None, None, None) if norm_column is None else affine.norm_form()
         stages.append(
-            FeatureStage(
-                into.weight, into.bias, norm_column, factor, offset, constant, order, shared, phi, eps
-            )
+            FeatureStage(into.weight, into.bias, norm_column, factor, offset, constant, order, shared, phi, eps)
         )
         affine = _Affine()
 
@@ -212,9 +210,7 @@ def _merge(layers: Sequence[nn.Module]) -> MergedChain:
         where = f"layer {position} ({type(layer).__name__})"
         if isinstance(layer, EUGen | Dense | LowRank | SNNK | nn.Linear):
             if width is not None and width != layer.in_features:
-                raise ValueError(
-                    f"merge_chain: {where} takes {layer.in_features} inputs but receives {width}"
-                )
+                raise ValueError(f"merge_chain: {where} takes {layer.in_features} inputs but receives {width}")
             width = layer.out_features
         if isinstance(layer, EUGen):
             if layer.order == 0:

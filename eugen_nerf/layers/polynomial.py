@@ -56,9 +56,7 @@ def polynomial_eugen(
     out_features, in_features = weight.shape
     dtype, device = weight.dtype, weight.device
     drawn = [
-        make_projection(
-            projection, num_features, in_features, generator=generator, dtype=dtype, device=device
-        )
+        make_projection(projection, num_features, in_features, generator=generator, dtype=dtype, device=device)
         for _ in range(num_projections(order, shared))
     ]
     rows = torch.stack(drawn) if drawn else weight.new_empty(0, num_features, in_features)

@@ -72,13 +72,9 @@ class SNNK(nn.Module):
         if activation not in SNNK_ACTIVATIONS:
             raise ValueError(f"SNNK has no features for {activation!r}; known: {', '.join(SNNK_ACTIVATIONS)}")
         if projection not in ("gaussian", "orthogonal"):
-            raise ValueError(
-                f"SNNK needs Gaussian rows: projection 'gaussian' or 'orthogonal', not {projection!r}"
-            )
+            raise ValueError(f"SNNK needs Gaussian rows: projection 'gaussian' or 'orthogonal', not {projection!r}")
         if activation != "relu" and num_features % 2:
-            raise ValueError(
-                f"SNNK: features of {activation} come in pairs, num_features={num_features} is odd"
-            )
+            raise ValueError(f"SNNK: features of {activation} come in pairs, num_features={num_features} is odd")
         self.in_features = in_features
         self.out_features = out_features
         self.num_features = num_features

@@ -24,6 +24,10 @@ from eugen_nerf.plugin.pipeline import SampleBudgetPipelineConfig
 compat.apply()
 
 
+# Learning rates of the networks, each kind at its own best: factored layers want smaller ones than an MLP.
+NETWORK_RATES: dict[NetworkKind, float] = {"eugen": 2e-3, "mlp": 5e-3, "low-rank": 5e-3, "snnk": 5e-3}
+
+
 @dataclass
 class EugenTrainerConfig(TrainerConfig):
     """nerfstudio's trainer options, and a look at the scene before anything is written."""
@@ -128,7 +132,7 @@ def method_config(name: str, network: NetworkKind, device: Literal["cpu", "cuda"
         ),
         optimizers={
             "encoding": _optimizer(SparseAdamOptimizerConfig, 1e-2, steps),
-            "networks": _optimizer(AdamOptimizerConfig, 1e-2, steps),
+            "networks": _optimizer(AdamOptimizerConfig, NETWORK_RATES[network], steps),
         },
         viewer=ViewerConfig(num_rays_per_chunk=1 << 14),
         # Without a viewer ns-train ends with its last step; with --vis viewer it goes on serving the scene.
@@ -143,4 +147,12 @@ eugen_nerf = MethodSpecification(
 eugen_nerf_mlp = MethodSpecification(
     config=method_config("eugen-nerf-mlp", "mlp"),
     description="The twin of eugen-nerf with a standard MLP, for comparison.",
+)
+eugen_nerf_low_rank = MethodSpecification(
+    config=method_config("eugen-nerf-low-rank", "low-rank"),
+    description="The twin of eugen-nerf whose hidden layers are low-rank, for comparison.",
+)
+eugen_nerf_snnk = MethodSpecification(
+    config=method_config("eugen-nerf-snnk", "snnk"),
+    description="The twin of eugen-nerf with scalable neural network kernels, for comparison.",
 )

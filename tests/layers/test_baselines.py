@@ -229,11 +229,7 @@ class TestBuildNetwork:
         assert plain.multiply_adds == mlp.multiply_adds
 
     def test_impossible_arguments_are_refused(self) -> None:
-        with pytest.raises(
-            ValueError, match="unknown network kind 'siren'; known: eugen, mlp, low-rank, snnk"
-        ):
+        with pytest.raises(ValueError, match="unknown network kind 'siren'; known: eugen, mlp, low-rank, snnk"):
             build_network("siren", 5, 16, 1, 2, 6)
-        with pytest.raises(
-            ValueError, match="mergeable SNNK network has ReLU features; got activation 'sin'"
-        ):
+        with pytest.raises(ValueError, match="mergeable SNNK network has ReLU features; got activation 'sin'"):
             build_network("snnk", 5, 16, 1, 2, 6, activation="sin")

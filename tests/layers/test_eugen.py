@@ -48,9 +48,7 @@ def extend(vector: Tensor, last: Tensor, norm: bool) -> Tensor:
     return torch.cat([vector, last.reshape(1)]) if norm else vector
 
 
-@pytest.mark.parametrize(
-    ("order", "shared", "norm"), list(itertools.product((1, 2, 3), (False, True), (False, True)))
-)
+@pytest.mark.parametrize(("order", "shared", "norm"), list(itertools.product((1, 2, 3), (False, True), (False, True))))
 def test_practical_form_follows_the_definition(order: int, shared: bool, norm: bool) -> None:
     layer = randomised(EUGen(4, 3, 5, order=order, shared=shared, norm=norm, phi="gelu", dtype=F64))
     x = normal(6, 4, seed=1)
@@ -61,13 +59,9 @@ def test_practical_form_follows_the_definition(order: int, shared: bool, norm: b
     torch.testing.assert_close(layer(x), torch.stack(expected), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("order", "shared", "norm"), list(itertools.product((0, 1, 3), (False, True), (False, True)))
-)
+@pytest.mark.parametrize(("order", "shared", "norm"), list(itertools.product((0, 1, 3), (False, True), (False, True))))
 def test_kernel_form_follows_the_definition(order: int, shared: bool, norm: bool) -> None:
-    layer = randomised(
-        EUGen(4, 3, 5, order=order, shared=shared, norm=norm, phi="softplus", psi="sin", dtype=F64)
-    )
+    layer = randomised(EUGen(4, 3, 5, order=order, shared=shared, norm=norm, phi="softplus", psi="sin", dtype=F64))
     x = normal(6, 4, seed=1)
     one = torch.ones((), dtype=F64)
     expected = torch.zeros(6, 3, dtype=F64)
@@ -157,13 +151,9 @@ class TestGradients:
     @pytest.mark.parametrize("at_zero", [False, True], ids=["generic", "zero"])
     @pytest.mark.parametrize("psi", [None, "sin"])
     @pytest.mark.parametrize(("order", "shared"), [(1, False), (2, False), (3, True)])
-    def test_agree_with_finite_differences(
-        self, order: int, shared: bool, psi: str | None, at_zero: bool
-    ) -> None:
+    def test_agree_with_finite_differences(self, order: int, shared: bool, psi: str | None, at_zero: bool) -> None:
         # A wide eps keeps the norm's curvature at zero within reach of finite differences.
-        layer = randomised(
-            EUGen(3, 2, 4, order=order, shared=shared, phi="softplus", psi=psi, eps=1e-2, dtype=F64)
-        )
+        layer = randomised(EUGen(3, 2, 4, order=order, shared=shared, phi="softplus", psi=psi, eps=1e-2, dtype=F64))
         x = torch.zeros(2, 3, dtype=F64) if at_zero else normal(2, 3, seed=1)
         parameters = dict(layer.named_parameters())
 
@@ -247,9 +237,7 @@ class TestGivenRows:
 
     def test_the_layer_owns_a_copy_apart_from_the_rows_graph(self) -> None:
         rows = torch.zeros(5, 3)
-        layer = EUGen(
-            3, 2, 5, norm=False, trainable_projections=False, projection=rows.clone().requires_grad_()
-        )
+        layer = EUGen(3, 2, 5, norm=False, trainable_projections=False, projection=rows.clone().requires_grad_())
         assert not layer.projections.requires_grad
         layer = EUGen(3, 2, 5, norm=False, projection=rows)
         rows.fill_(1)
@@ -292,9 +280,7 @@ class TestModule:
 
     def test_half_precision_norms_do_not_overflow(self) -> None:
         # ||x||^2 = 1.2e6 is beyond float16; the norm itself, about 1100, is not.
-        layer = EUGen(
-            3, 1, 1, phi="identity", projection=torch.tensor([[0.0, 0.0, 0.0, 1.0]]), dtype=torch.float16
-        )
+        layer = EUGen(3, 1, 1, phi="identity", projection=torch.tensor([[0.0, 0.0, 0.0, 1.0]]), dtype=torch.float16)
         features = layer.features(torch.full((1, 3), 640.0, dtype=torch.float16))
         assert features.item() == pytest.approx(640 * 3**0.5, rel=2e-3)
 
@@ -330,9 +316,7 @@ class TestModule:
         assert layer.get_parameter("phi.weight").grad is not None
 
     def test_repr_names_the_arguments(self) -> None:
-        text = repr(
-            EUGen(3, 2, 5, order=2, phi=torch.cos, psi="sin", bias=False, trainable_projections=False)
-        )
+        text = repr(EUGen(3, 2, 5, order=2, phi=torch.cos, psi="sin", bias=False, trainable_projections=False))
         for part in (
             "in_features=3, out_features=2, num_features=5, order=2, norm=True",
             "phi=cos, psi=sin, bias=False, shared=False, trainable_projections=False, projection=orthogonal",

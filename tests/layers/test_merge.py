@@ -103,9 +103,7 @@ def test_merged_chain_equals_the_factored_one_in_values_and_gradients(modules: n
     assert (chain.in_features, chain.out_features) == (x.shape[1], factored.shape[1])
 
     inputs = [x, *modules.parameters()]
-    for from_merged, from_factored in zip(
-        gradients(merged, inputs), gradients(factored, inputs), strict=True
-    ):
+    for from_merged, from_factored in zip(gradients(merged, inputs), gradients(factored, inputs), strict=True):
         assert_equal_to_round_off(from_merged, from_factored)
 
     with torch.no_grad():
@@ -162,9 +160,7 @@ class TestNormInsideAChain:
         factored, merged = modules(x), network(x, merge_chain(modules))
         assert_equal_to_round_off(merged, factored)
         inputs = [x, *modules.parameters()]
-        for from_merged, from_factored in zip(
-            gradients(merged, inputs), gradients(factored, inputs), strict=True
-        ):
+        for from_merged, from_factored in zip(gradients(merged, inputs), gradients(factored, inputs), strict=True):
             assert_equal_to_round_off(from_merged, from_factored)
         with torch.no_grad():
             assert_equal_to_round_off(network(x, merge_chain(modules)), factored)

@@ -87,9 +87,7 @@ def test_unbiased(projection: str, shared: bool) -> None:
     ids=["independent", "shared"],
 )
 @pytest.mark.parametrize(("projection", "fourth_moment"), [("gaussian", 3.0), ("rademacher", 1.0)])
-def test_variance(
-    projection: str, fourth_moment: float, shared: bool, formula: Callable[..., Tensor]
-) -> None:
+def test_variance(projection: str, fourth_moment: float, shared: bool, formula: Callable[..., Tensor]) -> None:
     coefficients, dim, m = COEFFICIENTS[:3], 3, 200_000
     weight, bias, x = normal(2, dim, seed=7), normal(2, seed=8), normal(3, dim, seed=9)
     layer = polynomial_eugen(

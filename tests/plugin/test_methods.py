@@ -1,4 +1,4 @@
-"""The methods' configurations: defaults for each device, and a fair pair."""
+"""The methods' configurations: defaults for each device, and a fair comparison."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ import torch
 import yaml
 
 from eugen_nerf.errors import UserError
-from eugen_nerf.plugin.methods import EugenTrainerConfig, eugen_nerf, eugen_nerf_mlp, method_config
+from eugen_nerf.plugin import methods
+from eugen_nerf.plugin.methods import EugenTrainerConfig, method_config
+
+METHODS = {
+    "eugen-nerf": (methods.eugen_nerf, "eugen"),
+    "eugen-nerf-mlp": (methods.eugen_nerf_mlp, "mlp"),
+    "eugen-nerf-low-rank": (methods.eugen_nerf_low_rank, "low-rank"),
+    "eugen-nerf-snnk": (methods.eugen_nerf_snnk, "snnk"),
+}
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -26,19 +34,21 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_two_methods_differ_in_nothing_but_name_and_network(device: Any) -> None:
+@pytest.mark.parametrize("network", ["mlp", "low-rank", "snnk"])
+def test_methods_differ_in_nothing_but_name_and_network(network: Any, device: Any) -> None:
     first = flat(method_config("eugen-nerf", "eugen", device))
-    second = flat(method_config("eugen-nerf-mlp", "mlp", device))
+    second = flat(method_config(f"eugen-nerf-{network}", network, device))
     assert set(first) == set(second)
     different = {name for name in first if first[name] != second[name]}
     assert different == {"method_name", "pipeline.model.field.network"}
-    assert second["pipeline.model.field.network"] == "mlp"
+    assert second["pipeline.model.field.network"] == network
 
 
-def test_the_offered_methods_are_this_pair() -> None:
-    for specification, name, network in ((eugen_nerf, "eugen-nerf", "eugen"), (eugen_nerf_mlp, "eugen-nerf-mlp", "mlp")):
+def test_the_offered_methods_are_these() -> None:
+    for name, (specification, network) in METHODS.items():
         assert flat(specification.config) == flat(method_config(name, network))  # type: ignore[arg-type]
         assert specification.description
+    assert len({specification.description for specification, _ in METHODS.values()}) == len(METHODS)
 
 
 def test_defaults_follow_the_device() -> None:
@@ -73,7 +83,7 @@ def test_the_device_is_chosen_by_what_there_is(monkeypatch: pytest.MonkeyPatch, 
 
 def test_training_ends_by_itself() -> None:
     """With a viewer, nerfstudio goes on serving the scene after the last step."""
-    for specification in (eugen_nerf, eugen_nerf_mlp):
+    for specification, _ in METHODS.values():
         assert not specification.config.is_viewer_enabled()
         assert not specification.config.is_viewer_legacy_enabled()
         # Nothing but a viewer keeps nerfstudio from evaluating while it trains.

@@ -1,0 +1,107 @@
+"""YAML files of benchmarks: what is read, and what is refused with which words."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from eugen_nerf.bench.config import Budget, MethodEntry, benchmark_from_json, load_benchmark
+from eugen_nerf.errors import UserError
+from tests.bench.conftest import WriteConfig
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def test_reads_names_and_entries(write_config: WriteConfig, ball_scene: Path) -> None:
+    path = write_config(
+        scenes=[str(ball_scene)], methods=["eugen-nerf", {"method": "nerfacto", "name": "N"}], seeds=None
+    )
+    benchmark = load_benchmark(path)
+    assert benchmark.scenes[0].name == "ball"
+    assert benchmark.scenes[0].path == str(ball_scene.resolve())
+    assert [method.name for method in benchmark.methods] == ["eugen-nerf", "N"]
+    assert benchmark.title == "small"
+    assert benchmark.seeds == (0,)
+    assert benchmark.budget == Budget(iterations=12)
+    assert str(benchmark.budget) == "12 iterations"
+    assert str(Budget(seconds=90.0)) == "90 s of training"
+
+
+def test_json_round_trip(write_config: WriteConfig) -> None:
+    benchmark = load_benchmark(write_config(seeds=[0, 3]))
+    assert benchmark_from_json(json.loads(json.dumps(dataclasses.asdict(benchmark))), "here") == benchmark
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budgets": {"iterations": 3}}, "unknown key 'budgets'. Did you mean 'budget'?"),
+        ({"budget": None}, "the key 'budget' is missing"),
+        ({"budget": {}}, "budget must have one of the keys iterations and seconds"),
+        ({"budget": {"iterations": 3, "seconds": 3}}, "budget must have one of the keys iterations and seconds"),
+        ({"budget": {"iterations": 0}}, "budget must be positive"),
+        ({"budget": {"minutes": 1}}, "budget: unknown key 'minutes'"),
+        ({"methods": []}, "methods must name at least one"),
+        ({"methods": ["eugen-nerf", "eugen-nerf"]}, "methods has two entries called 'eugen-nerf'"),
+        ({"methods": [{"methd": "x"}]}, "unknown key 'methd'. Did you mean 'method'?"),
+        ({"scenes": ["nowhere"]}, "Scene 'nowhere' does not exist. Looked for .*nowhere.* Set EUGEN_DATA"),
+        ({"seeds": []}, "seeds must name at least one"),
+        ({"seeds": [1, 1]}, "seeds must name at least one, and none twice"),
+        ({"seeds": ["a"]}, r"seeds\[0\]: must be a whole number"),
+        ({"curve": {"at": [0.5, 1.5]}}, "curve.at takes shares of the budget"),
+        ({"curve": {"at": [0.5], "views": 0}}, "curve.views must be at least 1, not 0"),
+        ({"timed_frames": 0}, "timed_frames must be at least 1, not 0"),
+        ({"methods": [{"method": "eugen-nerf", "eval_images": 0}]}, "eval_images of eugen-nerf must be at least 1"),
+        ({"pictures": -1}, "pictures must not be negative"),
+    ],
+)
+def test_refuses(
+    write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    monkeypatch.delenv("EUGEN_DATA", raising=False)
+    with pytest.raises(UserError, match=message):
+        load_benchmark(write_config(**changes))
+
+
+def test_refuses_what_is_no_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    with pytest.raises(UserError, match="cannot be read"):
+        load_benchmark(path)
+    path.write_text("scenes: [a\nmethods: ]")
+    with pytest.raises(UserError, match=r"is not valid YAML: .*line 2"):
+        load_benchmark(path)
+    path.write_text("- a\n- b\n")
+    with pytest.raises(UserError, match="must be a mapping"):
+        load_benchmark(path)
+
+
+def test_scenes_are_looked_for_beside_the_file_and_in_eugen_data(
+    write_config: WriteConfig, ball_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "near").mkdir()
+    assert load_benchmark(write_config(scenes=["near"])).scenes[0].path == str((tmp_path / "near").resolve())
+    monkeypatch.setenv("EUGEN_DATA", str(ball_scene.parent))
+    assert load_benchmark(write_config(scenes=["ball"])).scenes[0].path == str(ball_scene.resolve())
+
+
+def test_shipped_configs_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the scenes, which a machine may lack, and which are stood in for by empty folders."""
+    from eugen_nerf.bench.runner import check_rows
+
+    for path in CONFIGS.glob("*.yaml"):
+        for scene in yaml.safe_load(path.read_text())["scenes"]:
+            name = scene if isinstance(scene, str) else scene["path"]
+            if not name.startswith(".."):
+                (tmp_path / name).mkdir(exist_ok=True)
+    monkeypatch.setenv("EUGEN_DATA", str(tmp_path))
+    names = {path.stem for path in CONFIGS.glob("*.yaml")}
+    assert names == {"demo", "lego", "paper_synthetic", "real_captures", "mipnerf360", "equal_cost"}
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        benchmark = load_benchmark(path)
+        check_rows(benchmark)
+        assert isinstance(benchmark.methods[0], MethodEntry)

@@ -1,0 +1,177 @@
+"""SceneDataManager: pixels through our loaders, alpha for training alone, masks, and nerfstudio's own parsers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eugen_nerf.errors import UserError
+from eugen_nerf.plugin.datamanager import SceneDataManager
+
+
+def build(parse: Any, *arguments: str | Path, test_mode: str = "val") -> SceneDataManager:
+    config = parse(*arguments)
+    if config.data is not None:
+        config.pipeline.datamanager.data = config.data
+    return config.pipeline.datamanager.setup(device="cpu", test_mode=test_mode)
+
+
+def pixels(path: Path) -> torch.Tensor:
+    return torch.from_numpy(np.array(Image.open(path)).astype(np.float32) / 255)
+
+
+@pytest.fixture
+def capture(ball_scene: Path, tmp_path: Path) -> Path:
+    """The ball's training images as a capture in one transforms.json, on grey, with masks for the first two."""
+    listing = json.loads((ball_scene / "transforms_train.json").read_text())
+    frames = []
+    for index, frame in enumerate(listing["frames"]):
+        name = f"images/{index:02d}.png"
+        (tmp_path / "images").mkdir(exist_ok=True)
+        rgba = Image.open(ball_scene / f"{frame['file_path']}.png")
+        grey = Image.new("RGBA", rgba.size, (128, 128, 128, 255))
+        Image.alpha_composite(grey, rgba).convert("RGB").save(tmp_path / name)
+        frames.append({"file_path": name, "transform_matrix": frame["transform_matrix"]})
+        if index < 2:
+            mask = np.full((16, 16), 255, dtype=np.uint8)
+            mask[:, :6] = 0
+            Image.fromarray(mask).save(tmp_path / f"mask_{index}.png")
+            frames[-1]["mask_path"] = f"mask_{index}.png"
+    size = {"w": 16, "h": 16, "cx": 8.0, "cy": 8.0, "fl_x": 21.9, "fl_y": 21.9}
+    (tmp_path / "transforms.json").write_text(json.dumps({**size, "frames": frames}))
+    return tmp_path
+
+
+def unmask_all(capture: Path, but: int | None = None) -> None:
+    listing = json.loads((capture / "transforms.json").read_text())
+    for index, frame in enumerate(listing["frames"]):
+        if index != but:
+            frame.pop("mask_path", None)
+    (capture / "transforms.json").write_text(json.dumps(listing))
+
+
+class TestAlpha:
+    @pytest.mark.parametrize(("name", "value"), [("white", 1.0), ("black", 0.0)])
+    def test_training_gets_it_and_evaluation_a_background(
+        self, parse: Any, ball_scene: Path, name: str, value: float
+    ) -> None:
+        manager = build(parse, "--data", ball_scene, f"--pipeline.datamanager.eval-background={name}")
+        _, batch = manager.next_train(0)
+        assert batch["image"].shape == (manager.get_train_rays_per_batch(), 4)
+        assert torch.equal(manager.train_dataset[3]["image"], pixels(ball_scene / "train" / "r_3.png"))
+        _, batch = manager.next_eval(0)
+        assert batch["image"].shape[1] == 3
+        rgba = pixels(ball_scene / "val" / "r_1.png")
+        blended = rgba[..., :3] * rgba[..., 3:] + value * (1 - rgba[..., 3:])
+        torch.testing.assert_close(manager.eval_dataset[1]["image"], blended)
+        assert manager.train_dataset.metadata["eval_background"] == name
+
+    def test_rendering_gets_a_background_for_the_training_images_too(self, parse: Any, ball_scene: Path) -> None:
+        """ns-render sets up no training; the truth it shows must be a picture."""
+        manager = build(parse, "--data", ball_scene, test_mode="inference")
+        image = manager.train_dataset[0]["image"]
+        assert image.shape == (16, 16, 3)
+        assert (image[0, 0] == 1).all()
+
+
+class TestMetadata:
+    def test_the_model_learns_about_the_scene_but_is_not_handed_its_frames(self, parse: Any, ball_scene: Path) -> None:
+        metadata = build(parse, "--data", ball_scene).train_dataset.metadata
+        assert metadata["bounded"] is True
+        assert 0 < metadata["near"] < metadata["far"]
+        assert "frames" not in metadata
+
+    def test_the_test_split_is_for_evaluation_only(self, parse: Any, ball_scene: Path) -> None:
+        expected = {"val": "val", "test": "test", "inference": "test"}
+        for mode, split in expected.items():
+            files = build(parse, "--data", ball_scene, test_mode=mode).eval_dataset.image_filenames
+            assert {file.parent.name for file in files} == {split}
+
+
+class TestSize:
+    def test_images_are_reduced_with_their_cameras(self, parse: Any, ball_scene: Path) -> None:
+        manager = build(parse, "--data", ball_scene, "eugen-scene", "--downscale-factor=2")
+        item = manager.train_dataset[0]
+        assert item["image"].shape == (8, 8, 4)
+        camera = manager.train_dataset.cameras[0]
+        assert (int(camera.width), int(camera.height)) == (8, 8)
+        rgba = pixels(ball_scene / "train" / "r_0.png").double()
+        alpha = rgba[..., 3].view(8, 2, 8, 2).mean(dim=(1, 3))
+        torch.testing.assert_close(item["image"][..., 3].double(), alpha, rtol=0, atol=0.6 / 255)
+
+    def test_nerfstudios_own_scale_factor_works_as_well(self, parse: Any, ball_scene: Path) -> None:
+        manager = build(parse, "--data", ball_scene, "--pipeline.datamanager.camera-res-scale-factor=0.5")
+        assert manager.train_dataset[0]["image"].shape == (8, 8, 4)
+        assert int(manager.train_dataset.cameras[0].width) == 8
+
+
+class TestMasks:
+    def test_only_usable_pixels_are_trained_on(self, parse: Any, capture: Path) -> None:
+        unmask_all(capture, but=1)
+        manager = build(parse, "--data", capture)
+        names = [file.name for file in manager.train_dataset.image_filenames]
+        masked = names.index("01.png")
+        for index in range(len(names)):
+            mask = manager.train_dataset[index]["mask"]
+            assert mask.shape == (16, 16, 1)
+            assert mask[:, :6].any() == (index != masked)
+            assert mask[:, 6:].all()
+        for step in range(30):
+            _, batch = manager.next_train(step)
+            image, _, column = batch["indices"].unbind(-1)
+            assert not (column[image == masked] < 6).any()
+
+    def test_they_are_scaled_like_the_images(self, parse: Any, capture: Path) -> None:
+        manager = build(parse, "--data", capture, "--pipeline.datamanager.camera-res-scale-factor=0.25")
+        names = [file.name for file in manager.train_dataset.image_filenames]
+        mask = manager.train_dataset[names.index("01.png")]["mask"]
+        # Columns of four pixels; the second one is half masked, so it is masked.
+        assert mask[..., 0].tolist() == [[False, False, True, True]] * 4
+
+    def test_a_scene_without_any_has_none(self, parse: Any, capture: Path) -> None:
+        unmask_all(capture)
+        assert "mask" not in build(parse, "--data", capture).train_dataset[0]
+
+
+class TestParsersOfNerfstudio:
+    def test_blender_data_keeps_alpha_and_is_bounded(self, parse: Any, ball_scene: Path) -> None:
+        manager = build(parse, "blender-data", "--data", ball_scene)
+        assert manager.train_dataset.metadata["bounded"] is True
+        assert manager.next_train(0)[1]["image"].shape[1] == 4
+        assert manager.eval_dataset[0]["image"].shape == (16, 16, 3)
+        assert (manager.eval_dataset[0]["image"][0, 0] == 1).all()
+
+    def test_blender_data_without_alpha_says_nothing_of_bounds(
+        self, parse: Any, ball_scene: Path, tmp_path: Path
+    ) -> None:
+        scene = tmp_path / "opaque"
+        shutil.copytree(ball_scene, scene)
+        for file in scene.glob("*/*.png"):
+            Image.open(file).convert("RGB").save(file)
+        manager = build(parse, "blender-data", "--data", scene)
+        assert "bounded" not in manager.train_dataset.metadata
+        assert manager.next_train(0)[1]["image"].shape[1] == 3
+
+    def test_nerfstudio_data_works(self, parse: Any, capture: Path) -> None:
+        unmask_all(capture)
+        manager = build(parse, "nerfstudio-data", "--data", capture)
+        assert "bounded" not in manager.train_dataset.metadata
+        assert manager.next_train(0)[1]["image"].shape[1] == 3
+        assert manager.eval_dataset[0]["image"].shape == (16, 16, 3)
+
+
+def test_an_image_damaged_after_loading_is_named(parse: Any, ball_scene: Path, tmp_path: Path) -> None:
+    scene = tmp_path / "damaged"
+    shutil.copytree(ball_scene, scene)
+    manager = build(parse, "--data", scene, test_mode="inference")
+    damaged = scene / "train" / "r_5.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    with pytest.raises(UserError, match=r"r_5\.png"):
+        manager.train_dataset[5]

@@ -1,0 +1,137 @@
+"""SceneDataParser: what nerfstudio gets is the loaded scene."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nerfstudio.cameras.cameras import CameraType
+from PIL import Image
+
+from eugen_nerf.errors import SceneError
+from eugen_nerf.plugin import dataparsers
+from eugen_nerf.plugin.dataparsers import SceneDataParserConfig
+from eugen_nerf.scenes import Scene, load_scene
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, scene: Scene, **changes: object) -> None:
+    """Let the parser load this scene, with all of its frames changed."""
+    options = {key: changes.pop(key) for key in ("warnings",) if key in changes}
+    frames = tuple(dataclasses.replace(frame, **changes) for frame in scene.frames)
+    changed = dataclasses.replace(scene, frames=frames, **options)
+    monkeypatch.setattr(dataparsers, "load_scene", lambda *args, **kwargs: changed)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_outputs_are_those_of_the_scene(ball_scene: Path, split: str) -> None:
+    scene = load_scene(ball_scene, split)  # type: ignore[arg-type]
+    outputs = SceneDataParserConfig(data=ball_scene).setup().get_dataparser_outputs(split)
+    cameras = outputs.cameras
+    assert outputs.image_filenames == [frame.image_path for frame in scene.frames]
+    assert len(cameras) == len(scene.frames)
+    poses = np.stack([frame.camera_to_world for frame in scene.frames])
+    np.testing.assert_allclose(cameras.camera_to_worlds.numpy(), poses, atol=1e-6)
+    for name, column in (
+        ("fx", cameras.fx),
+        ("fy", cameras.fy),
+        ("cx", cameras.cx),
+        ("cy", cameras.cy),
+        ("width", cameras.width),
+        ("height", cameras.height),
+    ):
+        expected = torch.tensor([[getattr(frame, name)] for frame in scene.frames])
+        torch.testing.assert_close(column.double(), expected.double(), rtol=1e-6, atol=0)
+    np.testing.assert_allclose(outputs.scene_box.aabb.numpy(), scene.scene_box)
+    assert outputs.metadata["bounded"] == scene.bounded
+    assert (outputs.metadata["near"], outputs.metadata["far"]) == (scene.near, scene.far)
+    assert [frame.name for frame in outputs.metadata["frames"]] == [frame.name for frame in scene.frames]
+    np.testing.assert_allclose(outputs.dataparser_transform.numpy(), scene.world_transform, atol=1e-6)
+    assert outputs.dataparser_scale == scene.world_scale
+
+
+def test_rays_point_at_what_the_images_show(ball_scene: Path) -> None:
+    """The nearest point to the ball's middle on the ray of a pixel tells whether the pixel shows the ball."""
+    outputs = SceneDataParserConfig(data=ball_scene).setup().get_dataparser_outputs("train")
+    for index, file in enumerate(outputs.image_filenames):
+        rays = outputs.cameras.generate_rays(camera_indices=index)
+        along = -(rays.origins * rays.directions).sum(-1, keepdim=True)
+        closest = (rays.origins + along * rays.directions).norm(dim=-1)
+        shown = np.array(Image.open(file))[..., 3] > 0
+        assert np.array_equal(closest.numpy() < 0.8, shown)
+
+
+def test_poses_return_to_the_files_world(ball_scene: Path) -> None:
+    """nerfstudio inverts our transform when it exports in the world of the dataset."""
+    scene = load_scene(ball_scene, "train", bounded=False)  # this recentres and rescales the cameras
+    outputs = SceneDataParserConfig(data=ball_scene, bounded=False).setup().get_dataparser_outputs("train")
+    assert scene.world_scale != 1
+    back = outputs.transform_poses_to_original_space(outputs.cameras.camera_to_worlds, camera_convention="opengl")
+    original = load_scene(ball_scene, "train")
+    np.testing.assert_allclose(back.numpy(), np.stack([frame.camera_to_world for frame in original.frames]), atol=1e-5)
+
+
+def test_options_reach_the_loader(ball_scene: Path) -> None:
+    config = SceneDataParserConfig(data=ball_scene, downscale_factor=2, bounded=True, scene_scale=1.25)
+    outputs = config.setup().get_dataparser_outputs("train")
+    assert outputs.scene_box.aabb.tolist() == [[-1.25] * 3, [1.25] * 3]
+    assert outputs.cameras.width.unique().tolist() == [8]
+    unbounded = SceneDataParserConfig(data=ball_scene, bounded=False).setup().get_dataparser_outputs("train")
+    assert unbounded.metadata["bounded"] is False
+
+
+@pytest.mark.parametrize("factor", [2.0, 2])
+def test_a_whole_number_may_be_a_float(ball_scene: Path, factor: float) -> None:
+    """ns-render --downscale-factor sets one."""
+    parser = SceneDataParserConfig(data=ball_scene, downscale_factor=factor).setup()  # type: ignore[arg-type]
+    assert parser.load("train").frames[0].width == 8
+
+
+def test_other_factors_are_refused(ball_scene: Path) -> None:
+    parser = SceneDataParserConfig(data=ball_scene, downscale_factor=1.5).setup()  # type: ignore[arg-type]
+    with pytest.raises(SceneError, match=r"whole number, not 1\.5"):
+        parser.load("train")
+
+
+def test_pinhole_cameras_have_no_distortion_to_undo(ball_scene: Path) -> None:
+    outputs = SceneDataParserConfig(data=ball_scene).setup().get_dataparser_outputs("train")
+    assert outputs.cameras.distortion_params is None
+    assert (outputs.cameras.camera_type == CameraType.PERSPECTIVE.value).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "camera_type"), [("opencv", CameraType.PERSPECTIVE), ("opencv_fisheye", CameraType.FISHEYE)]
+)
+def test_distorted_cameras(
+    monkeypatch: pytest.MonkeyPatch, ball_scene: Path, model: str, camera_type: CameraType
+) -> None:
+    distortion = (0.1, -0.02, 0.003, 0.0, 0.001, -0.002)
+    stand_in(monkeypatch, load_scene(ball_scene, "train"), camera_model=model, distortion=distortion)
+    cameras = SceneDataParserConfig(data=ball_scene).setup().get_dataparser_outputs("train").cameras
+    assert cameras.distortion_params is not None
+    torch.testing.assert_close(cameras.distortion_params, torch.tensor([distortion] * len(cameras)))
+    assert (cameras.camera_type == camera_type.value).all()
+
+
+def test_masks_are_handed_on_if_every_frame_has_one(monkeypatch: pytest.MonkeyPatch, ball_scene: Path) -> None:
+    parser = SceneDataParserConfig(data=ball_scene).setup()
+    assert parser.get_dataparser_outputs("train").mask_filenames is None
+    scene = load_scene(ball_scene, "train")
+    stand_in(monkeypatch, scene, mask_path=Path("mask.png"))
+    assert parser.get_dataparser_outputs("train").mask_filenames == [Path("mask.png")] * len(scene.frames)
+
+
+def test_warnings_are_printed_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, ball_scene: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Brackets in file names are no markup."""
+    stand_in(monkeypatch, load_scene(ball_scene, "train"), warnings=("a[/b]/c[red].png is odd",))
+    SceneDataParserConfig(data=ball_scene).setup().get_dataparser_outputs("train")
+    assert "Warning: a[/b]/c[red].png is odd" in capsys.readouterr().out
+
+
+def test_a_missing_scene_is_a_message_for_the_user(tmp_path: Path) -> None:
+    with pytest.raises(SceneError, match="does not exist"):
+        SceneDataParserConfig(data=tmp_path / "nowhere").setup().get_dataparser_outputs("train")
