@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,16 +125,17 @@ def _completed(benchmark: Benchmark, file: Path) -> Benchmark:
     for scene in benchmark.scenes:
         folder = find_scene(scene.path, file.parent)
         scenes.append(SceneEntry(str(folder), scene.name or folder.name, scene.overrides))
-    methods = [MethodEntry(**{**vars(method), "name": method.name or method.method}) for method in benchmark.methods]
+    methods = [replace(method, name=method.name or method.method) for method in benchmark.methods]
     for kind, names in (("scenes", [s.name for s in scenes]), ("methods", [m.name for m in methods])):
         if not names:
             raise UserError(f"{file}: {kind} must name at least one.")
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise UserError(f"{file}: {kind} has two entries called {twice!r}; give each its own `name`.")
-    _check_numbers(benchmark, file)
-    values = {**vars(benchmark), "scenes": tuple(scenes), "methods": tuple(methods)}
-    return Benchmark(**{**values, "title": benchmark.title or file.stem})
+    title = benchmark.title or file.stem
+    completed = replace(benchmark, title=title, scenes=tuple(scenes), methods=tuple(methods))
+    _check_numbers(completed, file)
+    return completed
 
 
 def _check_numbers(benchmark: Benchmark, file: Path) -> None:
