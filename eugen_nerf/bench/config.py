@@ -25,7 +25,7 @@ class Budget:
     """Seconds of training, evaluations not counted."""
 
     def __str__(self) -> str:
-        return f"{self.iterations} iterations" if self.iterations is not None else f"{self.seconds:g} s of training"
+        return f"{self.iterations} iterations" if self.iterations is not None else f"{self.seconds:g} s"
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RaySamples
 from nerfstudio.fields.base_field import Field
-from torch import nn
+from torch import Tensor, nn
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.field import EugenField
@@ -50,38 +51,48 @@ def _eugen_samples(model: Any, camera: Cameras) -> dict[str, float]:
 
 @torch.no_grad()
 def _observed(model: Any, camera: Cameras) -> dict[str, float | None]:
-    samples = 0
-    multiply_adds = 0
-    depth = 0  # fields that are being evaluated now
-
-    def enter_field(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        nonlocal samples, depth
-        depth += 1
-        if depth == 1 and inputs and isinstance(inputs[0], RaySamples):
-            samples += inputs[0].frustums.starts.numel()
-
-    def leave_field(*_: Any) -> None:
-        nonlocal depth
-        depth -= 1
-
-    def run_linear(layer: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
-        nonlocal multiply_adds
-        if depth and isinstance(layer, nn.Linear):
-            multiply_adds += inputs[0].numel() * layer.out_features
-
-    hooks = []
-    for module in model.modules():
-        if isinstance(module, Field):
-            hooks += [module.register_forward_pre_hook(enter_field), module.register_forward_hook(leave_field)]
-        elif isinstance(module, nn.Linear):
-            hooks.append(module.register_forward_hook(run_linear))
+    work = _Work()
+    fields = [module for module in model.modules() if isinstance(module, Field)]
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    hooks = [layer.register_forward_hook(work.run_linear) for layer in linear]
+    for field in fields:
+        # nerfstudio's models call forward itself, past the hooks of a module.
+        field.forward = work.watched(field.forward)  # type: ignore[method-assign]
     try:
         model.get_outputs_for_camera(camera)
     finally:
         for hook in hooks:
             hook.remove()
+        for field in fields:
+            del field.forward
     rays = int(camera.height) * int(camera.width)
     return {
-        "multiply_adds_per_sample": multiply_adds / samples if samples and multiply_adds else None,
-        "samples_per_ray": samples / rays if samples else None,
+        "multiply_adds_per_sample": work.multiply_adds / work.samples if work.samples and work.multiply_adds else None,
+        "samples_per_ray": work.samples / rays if work.samples else None,
     }
+
+
+class _Work:
+    """Counts samples that enter a field, and multiply-adds of the linear layers that run meanwhile."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.multiply_adds = 0
+        self._inside = 0  # a field may evaluate another one
+
+    def watched(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(ray_samples: RaySamples, *arguments: Any, **options: Any) -> Any:
+            if not self._inside:
+                self.samples += ray_samples.frustums.starts.numel()
+            self._inside += 1
+            try:
+                return forward(ray_samples, *arguments, **options)
+            finally:
+                self._inside -= 1
+
+        return counting
+
+    def run_linear(self, layer: nn.Module, inputs: tuple[Tensor, ...], _: Any) -> None:
+        if self._inside:
+            assert isinstance(layer, nn.Linear)
+            self.multiply_adds += inputs[0].numel() * layer.out_features

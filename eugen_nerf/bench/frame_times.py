@@ -94,7 +94,7 @@ def measure_runs(load_configs: Sequence[Path], frames: int, command: str) -> tup
                 ratio,
             )
         )
-    columns = ("Run", "Frame time", "Middle 80 %", "FPS", "Time ratio [95 %]")
+    columns = ("Run", "Frame time", "Middle 80 % of frames", "FPS", "Time ratio [95 %]")
     return Table(columns, tuple(rows)), machine_line(describe_machine(command))
 
 

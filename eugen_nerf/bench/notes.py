@@ -54,6 +54,8 @@ def notes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
         "(main field, linear layers); a dash means that they cannot be counted.",
         "nerfstudio's models were built without their own LPIPS module, which downloads weights and is not used here.",
     ]
+    if len(benchmark.seeds) > 1:
+        lines.append("What follows ± is the standard deviation of the PSNR over the seeds.")
     if benchmark.fit_schedules:
         lines.append("Learning-rate schedules of all methods were stretched or compressed to the budget.")
     if not any(method.values["lpips"] is not None for scene in scenes for method in scene.methods):

@@ -17,7 +17,7 @@ from eugen_nerf.bench.pictures import error_map, open_picture, telling_crop
 from eugen_nerf.bench.results import training_job
 from eugen_nerf.bench.statistics import pareto_front
 from eugen_nerf.bench.summary import MethodSummary, Rows, SceneSummary, mean_over_scenes
-from eugen_nerf.bench.tables import Table, method_table, seconds
+from eugen_nerf.bench.tables import Table, method_tables, seconds
 
 LARGEST_SIDE = 640  # whole pictures are shown no larger; crops keep their pixels
 
@@ -36,10 +36,10 @@ p, li { max-width: 75ch; }
 code { font-size: .85em; }
 .soft { color: var(--soft); font-size: .9rem; }
 .failed { color: #c0392b; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
+.scroll { overflow-x: auto; overflow-wrap: normal; border: 1px solid var(--line); border-radius: 6px; margin: .6rem 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .45rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-thead th { vertical-align: bottom; white-space: normal; min-width: 5.2rem; font-weight: 600; background: var(--band); }
+thead th { vertical-align: bottom; white-space: normal; font-weight: 600; background: var(--band); }
 tbody tr:last-child > * { border-bottom: 0; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--band); }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr));
@@ -76,10 +76,10 @@ def render(benchmark: Benchmark, scenes: Sequence[SceneSummary], rows: Rows, pic
         missing = [name for name in styles if name not in {method.name for method in means}]
         if missing:
             body.append(f'<p class="soft">Without results on every scene: {escape(", ".join(missing))}.</p>')
-        body += [_table(method_table(means)), _plots(means, styles)] if means else []
+        body += [_tables(means), _plots(means, styles)] if means else []
     for scene in scenes:
         body.append(f"<h2>{escape(scene.name)}</h2>")
-        body += [_table(method_table(scene.methods)), _failures(scene), _plots(scene.methods, styles)]
+        body += [_tables(scene.methods), _failures(scene), _plots(scene.methods, styles)]
         body.append(_views(benchmark, scene, rows, pictures))
     body.append("<h2>How to read it</h2><ul>")
     body += [f"<li>{escape(note)}</li>" for note in notes(benchmark, scenes)]
@@ -97,6 +97,10 @@ def _code(text: str) -> str:
     """Escaped text; what stands between backticks is code."""
     parts = escape(text).split("`")
     return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
+
+
+def _tables(methods: Sequence[MethodSummary]) -> str:
+    return "".join(_table(table) for table in method_tables(methods))
 
 
 def _table(table: Table) -> str:

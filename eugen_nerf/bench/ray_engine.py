@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class RayEngine(Engine):
         self._owns_connection = not ray.is_initialized()
         if self._owns_connection:
             try:
-                ray.init(address=address, log_to_driver=False, logging_level="warning")
+                ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise UserError(f"No Ray cluster at {address!r}: {' '.join(str(error).split())}") from error
         total = ray.cluster_resources()

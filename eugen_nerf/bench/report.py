@@ -14,7 +14,7 @@ from eugen_nerf.bench.jobs import write_json
 from eugen_nerf.bench.notes import conditions, describe_machines, notes
 from eugen_nerf.bench.results import CONFIG, REPORT, RESULTS, TABLES, ResultStore, read_benchmark
 from eugen_nerf.bench.summary import SceneSummary, collect, mean_over_scenes, summarise
-from eugen_nerf.bench.tables import method_table
+from eugen_nerf.bench.tables import method_tables
 from eugen_nerf.errors import UserError
 
 
@@ -73,9 +73,10 @@ def render_markdown(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> str
     parts = [f"# {benchmark.title}", " ".join(conditions(benchmark))]
     parts += [f"Measured {line}" for line in describe_machines(scenes)]
     if len(scenes) > 1:
-        parts += [f"## Mean of {len(scenes)} scenes", method_table(mean_over_scenes(scenes)).markdown()]
+        means = method_tables(mean_over_scenes(scenes))
+        parts += [f"## Mean of {len(scenes)} scenes", *(table.markdown() for table in means)]
     for scene in scenes:
-        parts += [f"## {scene.name}", method_table(scene.methods).markdown()]
+        parts += [f"## {scene.name}", *(table.markdown() for table in method_tables(scene.methods))]
         parts += [f"{method.name} failed: {message}" for method in scene.methods for message in method.failures]
     parts += ["## How to read it", *(f"- {note}" for note in notes(benchmark, scenes))]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"

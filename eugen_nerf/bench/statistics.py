@@ -19,7 +19,8 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        digits = 3 if self.value < 10 else 1
+        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
 def paired_ratio(times: Sequence[float], reference: Sequence[float], confidence: float = 0.95) -> Interval:

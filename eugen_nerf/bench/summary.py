@@ -34,6 +34,8 @@ class MethodSummary:
     """A method on one scene, or its mean over the scenes."""
 
     name: str
+    is_reference: bool
+    """Whether the ratios of the others are to this one."""
     values: dict[str, float | None]
     """Means of the training records, by their names (see AVERAGED)."""
     psnr_spread: float | None = None
@@ -138,6 +140,7 @@ def _methods(benchmark: Benchmark, rows: Rows, scene: str) -> tuple[MethodSummar
         summaries.append(
             MethodSummary(
                 name=method.name,
+                is_reference=method is benchmark.methods[0],
                 values={name: _mean([entry[name] for entry in values]) for name in AVERAGED},
                 psnr_spread=float(np.std([entry["psnr"] for entry in values], ddof=1)) if len(values) > 1 else None,
                 frame=_frame(timings, method.name),
@@ -201,6 +204,7 @@ def mean_over_scenes(scenes: Sequence[SceneSummary]) -> tuple[MethodSummary, ...
         means.append(
             MethodSummary(
                 name=group[0].name,
+                is_reference=group[0].is_reference,
                 values={name: _mean([method.values[name] for method in group]) for name in AVERAGED},
                 frame=_mean_range(frames) if len(frames) == len(group) else None,
                 ratio=_mean_ratio(ratios) if len(ratios) == len(group) else None,

@@ -56,34 +56,45 @@ def megabytes(value: float | None) -> str:
     return MISSING if value is None else f"{value / 2**20:,.0f} MiB"
 
 
+def method_tables(methods: Sequence[MethodSummary]) -> tuple[Table, Table]:
+    """Quality and speed, and what they cost: a line for each method. Columns without any value are left out."""
+    reach = next((method.reach for method in methods if method.reach), {})
+    partial = len({(method.evaluated, method.available) for method in methods if method.rows}) > 1
+    outcome = {
+        "PSNR (dB)": [_psnr(method) for method in methods],
+        **({"PSNR, common views": [number(method.psnr_common, 2) for method in methods]} if partial else {}),
+        "SSIM": [number(method.values["ssim"], 4) for method in methods],
+        "LPIPS": [number(method.values["lpips"], 4) for method in methods],
+        "Frame time": [_frame(method) for method in methods],
+        "Middle 80 % of frames": [_spread(method) for method in methods],
+        "Time ratio [95 %]": [_ratio(method) for method in methods],
+        "FPS": [number(1 / method.frame.value if method.frame else None, 2) for method in methods],
+        "Training": [seconds(method.values["training_seconds"]) for method in methods],
+        **{f"To {target:g} dB": [seconds(method.reach.get(target)) for method in methods] for target in reach},
+        "Views": [f"{m.evaluated} of {m.available}" if m.rows else MISSING for m in methods],
+    }
+    cost = {
+        "Multiply-adds per sample": [number(method.values["multiply_adds_per_sample"]) for method in methods],
+        "Merged network parameters": [number(method.values["merged_network_parameters"]) for method in methods],
+        "Stored parameters": [number(method.values["stored_parameters"]) for method in methods],
+        "Samples per ray": [number(method.values["samples_per_ray"], 1) for method in methods],
+        "Training rays/s": [number(method.values["rays_per_second"]) for method in methods],
+        "Peak memory": [megabytes(method.values["peak_resident_bytes"]) for method in methods],
+        "Peak on device": [megabytes(method.values["peak_device_bytes"]) for method in methods],
+    }
+    return _of_columns(methods, outcome), _of_columns(methods, cost)
+
+
 def method_table(methods: Sequence[MethodSummary], title: str = "") -> Table:
-    """The main table: a line for each method. Columns without any value are left out."""
-    columns: dict[str, list[str]] = {"Method": [method.name for method in methods]}
-    columns["PSNR (dB)"] = [_psnr(method) for method in methods]
-    if len({(method.evaluated, method.available) for method in methods if method.rows}) > 1:
-        columns["PSNR, common views"] = [number(method.psnr_common, 2) for method in methods]
-    columns["SSIM"] = [number(method.values["ssim"], 4) for method in methods]
-    columns["LPIPS"] = [number(method.values["lpips"], 4) for method in methods]
-    columns["Frame time"] = [seconds(method.frame.value if method.frame else None) for method in methods]
-    columns["Middle 80 %"] = [
-        f"{seconds(method.frame.low)} to {seconds(method.frame.high)}" if method.frame else MISSING
-        for method in methods
-    ]
-    columns["Time ratio [95 %]"] = [MISSING if method.ratio is None else str(method.ratio) for method in methods]
-    columns["FPS"] = [number(_fps(method), 2) for method in methods]
-    columns["Training"] = [seconds(method.values["training_seconds"]) for method in methods]
-    for target in next((method.reach for method in methods if method.reach), {}):
-        columns[f"To {target:g} dB"] = [seconds(method.reach.get(target)) for method in methods]
-    columns["Rays/s"] = [number(method.values["rays_per_second"]) for method in methods]
-    columns["Stored parameters"] = [number(method.values["stored_parameters"]) for method in methods]
-    columns["Merged network parameters"] = [number(method.values["merged_network_parameters"]) for method in methods]
-    columns["Multiply-adds per sample"] = [number(method.values["multiply_adds_per_sample"]) for method in methods]
-    columns["Samples per ray"] = [number(method.values["samples_per_ray"], 1) for method in methods]
-    columns["Peak memory"] = [megabytes(method.values["peak_resident_bytes"]) for method in methods]
-    columns["Peak on device"] = [megabytes(method.values["peak_device_bytes"]) for method in methods]
-    columns["Views"] = [f"{m.evaluated} of {m.available}" if m.rows else MISSING for m in methods]
-    shown = {name: cells for name, cells in columns.items() if name == "Method" or set(cells) != {MISSING}}
-    return Table(tuple(shown), tuple(zip(*shown.values(), strict=True)), title)
+    """Both tables as one."""
+    first, second = method_tables(methods)
+    rows = tuple(row + more[1:] for row, more in zip(first.rows, second.rows, strict=True))
+    return Table(first.columns + second.columns[1:], rows, title)
+
+
+def _of_columns(methods: Sequence[MethodSummary], columns: dict[str, list[str]]) -> Table:
+    shown = {name: cells for name, cells in columns.items() if set(cells) != {MISSING}}
+    return Table(("Method", *shown), tuple(zip([method.name for method in methods], *shown.values(), strict=True)))
 
 
 def chosen(table: Table, columns: Sequence[str]) -> Table:
@@ -101,11 +112,21 @@ def transposed(table: Table, corner: str = "") -> Table:
 
 
 def _psnr(method: MethodSummary) -> str:
-    spread = f" ± {method.psnr_spread:.2f}" if method.psnr_spread is not None else ""
     if not method.rows and method.failures:
         return "failed"
+    spread = f" ± {method.psnr_spread:.2f}" if method.psnr_spread is not None else ""
     return number(method.values["psnr"], 2) + spread
 
 
-def _fps(method: MethodSummary) -> float | None:
-    return 1 / method.frame.value if method.frame else None
+def _frame(method: MethodSummary) -> str:
+    return seconds(method.frame.value if method.frame else None)
+
+
+def _spread(method: MethodSummary) -> str:
+    return f"{seconds(method.frame.low)} to {seconds(method.frame.high)}" if method.frame else MISSING
+
+
+def _ratio(method: MethodSummary) -> str:
+    if method.frame is not None and method.is_reference:
+        return "1 (reference)"
+    return MISSING if method.ratio is None else str(method.ratio)

@@ -29,7 +29,7 @@ def test_reads_names_and_entries(write_config: WriteConfig, ball_scene: Path) ->
     assert benchmark.seeds == (0,)
     assert benchmark.budget == Budget(iterations=12)
     assert str(benchmark.budget) == "12 iterations"
-    assert str(Budget(seconds=90.0)) == "90 s of training"
+    assert str(Budget(seconds=90.0)) == "90 s"
 
 
 def test_json_round_trip(write_config: WriteConfig) -> None:

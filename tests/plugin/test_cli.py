@@ -120,10 +120,10 @@ class TestRefusals:
         ("damage", "message"),
         [
             (lambda scene: (scene / "train" / "r_3.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off"), r"train/r_3\.png"),
-            (lambda scene: (scene / "val" / "r_0.png").unlink(), r"r_0\.png"),
+            (lambda scene: shutil.rmtree(scene / "val"), r"transforms_val\.json"),
             (lambda scene: (scene / "transforms_train.json").write_text("{"), r"transforms_train\.json"),
         ],
-        ids=["damaged image", "missing image", "damaged listing"],
+        ids=["damaged image", "missing images", "damaged listing"],
     )
     def test_a_damaged_scene_leaves_no_run_folder(
         self, parse: Any, ball_scene: Path, tmp_path: Path, damage: Callable[[Path], None], message: str

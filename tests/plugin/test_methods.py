@@ -24,7 +24,7 @@ METHODS = {
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
     """Every option of a configuration by its path."""
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         items = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     elif isinstance(value, dict):
         items = value
@@ -35,13 +35,18 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("network", ["mlp", "low-rank", "snnk"])
-def test_methods_differ_in_nothing_but_name_and_network(network: Any, device: Any) -> None:
+def test_methods_differ_in_their_networks_alone(network: Any, device: Any) -> None:
     first = flat(method_config("eugen-nerf", "eugen", device))
     second = flat(method_config(f"eugen-nerf-{network}", network, device))
     assert set(first) == set(second)
     different = {name for name in first if first[name] != second[name]}
-    assert different == {"method_name", "pipeline.model.field.network"}
+    # Each kind of network trains at a rate of its own, which decays by the same factor.
+    rates = {"optimizers.networks.optimizer.lr", "optimizers.networks.scheduler.lr_final"}
+    assert different - rates == {"method_name", "pipeline.model.field.network"}
     assert second["pipeline.model.field.network"] == network
+    for options in (first, second):
+        rate, last = (options[name] for name in sorted(rates))
+        assert last == pytest.approx(rate / 30)
 
 
 def test_the_offered_methods_are_these() -> None:
@@ -107,6 +112,16 @@ class TestSaveConfig:
         config = yaml.load(written.read_text(), Loader=yaml.Loader)
         assert config.pipeline.datamanager.data == ball_scene
         assert config.pipeline.datamanager.dataparser.data == ball_scene
+
+    @pytest.mark.parametrize("fit", [True, False])
+    def test_learning_rates_decay_over_the_steps_there_are(
+        self, parse: Any, ball_scene: Path, tmp_path: Path, fit: bool
+    ) -> None:
+        config = self.config(parse, ball_scene, tmp_path, "--max-num-iterations=123", f"--fit-schedules={fit}")
+        before = {name: group["scheduler"].max_steps for name, group in config.optimizers.items()}
+        config.save_config()
+        after = {name: group["scheduler"].max_steps for name, group in config.optimizers.items()}
+        assert after == (dict.fromkeys(before, 123) if fit else before)
 
     def test_says_what_will_be_trained(
         self, parse: Any, ball_scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

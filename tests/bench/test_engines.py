@@ -1,0 +1,108 @@
+"""Worker processes: started, described, ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eugen_nerf.bench import engines, jobs
+from eugen_nerf.bench.config import load_benchmark
+from eugen_nerf.bench.engines import LocalEngine, describe_exit, end_worker, visible_devices
+from tests.bench.conftest import WriteConfig
+
+
+def alive(pid: int) -> bool:
+    """Whether a process exists that is no zombie."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def stubborn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Workers are replaced by a process that ignores SIGTERM and has a child; its folder, which gets both pids."""
+    code = (
+        "import os, signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = subprocess.Popen(['sleep', '600'])\n"
+        "open(sys.argv[1] + '/pids', 'w').write(f'{os.getpid()} {child.pid} end')\n"
+        "time.sleep(600)\n"
+    )
+
+    def start(folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", code, str(folder)], env=environment, start_new_session=True)
+
+    monkeypatch.setattr(engines, "start_worker", start)
+    monkeypatch.setattr(engines, "SECONDS_TO_STOP", 0.3)
+    return tmp_path
+
+
+def pids(folder: Path) -> list[int]:
+    wait_for(lambda: (folder / "pids").exists() and (folder / "pids").read_text().endswith("end"))
+    return [int(word) for word in (folder / "pids").read_text().split()[:2]]
+
+
+def test_stopping_ends_a_stubborn_worker_and_its_children(stubborn: Path) -> None:
+    engine = LocalEngine()
+    rooms = len(visible_devices())
+    engine.start(stubborn)
+    assert engine.has_room() == (rooms > 1)
+    processes = pids(stubborn)
+    assert engine.poll(stubborn) is None
+    assert all(alive(pid) for pid in processes)
+    engine.stop()
+    wait_for(lambda: not any(alive(pid) for pid in processes))
+    assert engine.has_room()
+
+
+def test_a_killed_worker_is_described_and_makes_room(stubborn: Path) -> None:
+    engine = LocalEngine()
+    engine.start(stubborn)
+    worker, child = pids(stubborn)
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: not alive(worker))
+    ended = engine.poll(stubborn)
+    assert ended == "the worker was ended by SIGKILL; the system may have run out of memory"
+    wait_for(lambda: not alive(child))
+    assert engine.has_room()
+
+
+def test_describe_exit() -> None:
+    assert describe_exit(3) == "the worker ended with status 3"
+    assert describe_exit(-signal.SIGSEGV) == "the worker was ended by SIGSEGV"
+
+
+@pytest.mark.slow
+def test_a_real_worker_reports_and_records_what_it_was_told(write_config: WriteConfig, tmp_path: Path) -> None:
+    """The whole way through a process: job.json in, progress.json, log.txt and result.json out."""
+    job = jobs.training_jobs(load_benchmark(write_config()))[0]
+    unreadable = dataclasses.replace(job, scene_path=str(tmp_path / "gone"))
+    folder = tmp_path / "job"
+    folder.mkdir()
+    data = {"kind": "training", "job": dataclasses.asdict(unreadable), "command": "x", "out": str(tmp_path)}
+    jobs.write_json(folder / "job.json", data)
+    process = engines.start_worker(folder, {**os.environ, "OMP_NUM_THREADS": "1"})
+    assert process.wait(300) == 0
+    end_worker(process)
+    result = jobs.read_json(folder / "result.json")
+    assert result["status"] == "failed"
+    assert result["message"].startswith(f"{tmp_path / 'gone'}: does not exist")
+    assert jobs.read_json(folder / "progress.json")["phase"] == "loading"
+    assert (folder / "log.txt").exists()

@@ -1,0 +1,72 @@
+"""Frames are timed in turns, warmed up, and without anything that is no rendering."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from torch import Tensor
+
+from eugen_nerf.bench import frame_times
+from eugen_nerf.bench.frame_times import WARM_UP, load_run, measure_runs, time_frames
+from eugen_nerf.errors import UserError
+
+
+class Scripted:
+    """A pipeline whose frames take a given time on a clock that only they move."""
+
+    def __init__(self, name: str, seconds: float, clock: list[float], log: list[tuple[str, int]]) -> None:
+        pose = torch.eye(4)[:3].repeat(3, 1, 1)
+        pose[:, 0, 3] = torch.arange(3)
+        cameras = Cameras(pose, 10.0, 10.0, 4.0, 4.0, width=8, height=8)
+        self.datamanager = SimpleNamespace(eval_dataset=SimpleNamespace(cameras=cameras))
+        self.device = torch.device("cpu")
+        self.model = self
+        self.name, self.seconds, self.clock, self.log = name, seconds, clock, log
+
+    def get_outputs_for_camera(self, camera: Cameras) -> dict[str, Tensor]:
+        self.clock[0] += self.seconds
+        self.log.append((self.name, int(camera.camera_to_worlds[0, 0, 3])))
+        return {"rgb": torch.zeros(8, 8, 3)}
+
+
+def test_methods_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    log: list[tuple[str, int]] = []
+    pipelines = [Scripted("a", 1.0, clock, log), Scripted("b", 2.0, clock, log), Scripted("c", 4.0, clock, log)]
+    reports: list[float] = []
+    frames = time_frames(pipelines, [4, 2, 4], reports.append)
+    assert [[frame["seconds"] for frame in row] for row in frames] == [[1.0] * 4, [2.0] * 2, [4.0] * 4]
+    # The three views spread, then round again; the same ones for all.
+    assert [[frame["view"] for frame in row] for row in frames] == [[0, 2, 1, 0], [0, 2], [0, 2, 1, 0]]
+    warm, timed = log[: 3 * WARM_UP], log[3 * WARM_UP :]
+    assert sorted(name for name, _ in warm) == sorted("abc" * WARM_UP)
+    turns = [timed[0:3], timed[3:6], timed[6:8], timed[8:10]]
+    assert [len({view for _, view in turn}) for turn in turns] == [1, 1, 1, 1]
+    assert [turn[0][0] for turn in turns[:2]] == ["a", "b"]  # each turn begins with another method
+    assert reports[-1] == 1.0
+
+
+def test_load_run_names_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config.yml: does not exist. Give the config.yml of a run"):
+        load_run(tmp_path / "config.yml")
+    (tmp_path / "config.yml").write_text("")
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load_run(tmp_path / "config.yml")
+
+
+def test_measure_runs(finished: Any) -> None:
+    _, store, _, _ = finished
+    runs = sorted(store.folder.glob("runs/*/*/*/config.yml"))[:2]
+    table, machine = measure_runs(runs, 3, "eugen-bench render-speed")
+    assert [row[0] for row in table.rows] == ["eugen-nerf EUGen-seed-0", "eugen-nerf EUGen-seed-1"]
+    assert table.rows[0][-1] == "1"
+    assert "[" in table.rows[1][-1]
+    assert "eugen-bench render-speed" in machine
+    assert frame_times.WARM_UP == 2

@@ -1,0 +1,168 @@
+"""report.html, results.md, publishing, and tables inside a README."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from eugen_nerf.bench import plots
+from eugen_nerf.bench.plots import Line, Point, line_plot, linear_axis, log_axis, scatter
+from eugen_nerf.bench.readme import BEGIN, END, update_readme
+from eugen_nerf.bench.report import publish, write_report
+from eugen_nerf.bench.results import prepare_folder
+from eugen_nerf.bench.tables import seconds
+from eugen_nerf.errors import UserError
+
+
+class Outline(HTMLParser):
+    """Collects tags with their attributes, and checks that what is opened is closed."""
+
+    VOID = ("meta", "img", "circle", "path", "polygon", "br")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture
+def html(finished: Any) -> str:
+    return write_report(finished[1].folder).read_text("utf8")
+
+
+def test_the_page_is_well_formed_and_stands_alone(html: str) -> None:
+    outline = Outline()
+    outline.feed(html)
+    assert outline.open == []
+    sources = [attributes["src"] for tag, attributes in outline.tags if tag == "img"]
+    assert sources
+    assert all(source is not None and source.startswith("data:image/webp;base64,") for source in sources)
+    assert not [tag for tag, _ in outline.tags if tag in ("script", "link", "iframe")]
+    assert "url(" not in html
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in outline.tags
+
+
+def test_the_page_shows_everything(html: str) -> None:
+    assert "<title>Small</title>" in html
+    assert html.count('<svg viewBox="0 0 420 300"') == 3  # Pareto by time, curve, Pareto by work
+    assert "Broken failed: Field option num_levels must be at least 1, not 0." in html
+    # Truth: picture and crop; two methods: picture, crop, error map.
+    assert html.count("<img ") == 2 + 2 * 3
+    assert "How to read it" in html
+    assert "LPIPS is left out" in html
+
+
+def test_charts_are_valid_svg(html: str) -> None:
+    charts = re.findall(r'<svg viewBox="0 0 420 300".*?</svg>', html)
+    for chart in charts:
+        ElementTree.fromstring(chart)
+
+
+def test_markdown(finished: Any) -> None:
+    folder = finished[1].folder
+    write_report(folder)
+    text = (folder / "results.md").read_text("utf8")
+    assert text.startswith("# Small\n\nEvery method was trained for 12 iterations, 2 seeds each.\n")
+    assert re.search(r"^\| EUGen \| \d+\.\d\d ± \d+\.\d\d \| 0\.\d{4} \|", text, re.MULTILINE)
+    assert "| Broken | failed |" in text
+    assert "Measured 20" in text
+    assert str(folder) not in text
+
+
+def test_a_folder_without_results_is_refused(finished: Any, tmp_path: Path) -> None:
+    prepare_folder(tmp_path / "new", finished[0])
+    with pytest.raises(UserError, match="holds no results yet"):
+        write_report(tmp_path / "new")
+    with pytest.raises(UserError, match="holds no benchmark"):
+        write_report(tmp_path)
+
+
+def test_published_results_name_no_path_of_the_machine(finished: Any, tmp_path: Path) -> None:
+    folder = finished[1].folder
+    write_report(folder)
+    publish(folder, tmp_path / "results")
+    names = sorted(path.name for path in (tmp_path / "results").iterdir())
+    assert names == ["benchmark.json", "report.html", "results.jsonl", "results.md"]
+    for name in names:
+        assert str(folder) not in (tmp_path / "results" / name).read_text("utf8")
+        assert finished[0].scenes[0].path not in (tmp_path / "results" / name).read_text("utf8")
+
+
+def test_readme_tables_come_from_published_results(finished: Any, tmp_path: Path) -> None:
+    write_report(finished[1].folder)
+    publish(finished[1].folder, tmp_path / "results")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nrest\n")
+    update_readme(readme, [tmp_path / "results"])
+    once = readme.read_text()
+    assert once.startswith(f"# Title\n\n{BEGIN}\n**Small** (ball). Every method was trained for 12 iterations")
+    assert once.endswith(f"{END}\n\nrest\n")
+    assert "| EUGen |" in once
+    assert "old" not in once
+    update_readme(readme, [tmp_path / "results"])
+    assert readme.read_text() == once
+
+
+def test_readme_without_markers_is_left_alone(finished: Any, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("# Title\n")
+    with pytest.raises(UserError, match="lacks the lines <!-- eugen-bench:begin -->"):
+        update_readme(readme, [finished[1].folder])
+    assert readme.read_text() == "# Title\n"
+    with pytest.raises(UserError, match="cannot be read"):
+        update_readme(tmp_path / "absent.md", [])
+
+
+class TestPlots:
+    def test_linear_axis_has_round_ticks_inside(self) -> None:
+        axis = linear_axis([19.3, 27.8])
+        assert axis.ticks == (20, 22, 24, 26, 28)
+        assert axis.low < 19.3 < 27.8 < axis.high
+        assert axis.place(axis.low, 100, 0) == 100
+        assert axis.place(axis.high, 100, 0) == 0
+
+    @pytest.mark.parametrize("values", [[5.0], [5.0, 5.0], [0.0, 0.0], [1e-3, 1e5], [3.0, 3.1]])
+    def test_axes_cope_with_any_range(self, values: list[float]) -> None:
+        for axis in [linear_axis(values), log_axis([value + 1e-3 for value in values])]:
+            assert axis.low < axis.high
+            assert axis.ticks
+            assert all(axis.low <= tick <= axis.high for tick in axis.ticks)
+
+    def test_log_axis_is_logarithmic(self) -> None:
+        axis = log_axis([0.01, 1.0])
+        assert axis.ticks == (0.01, 0.1, 1.0)
+        places = [axis.place(tick, 0, 1) for tick in axis.ticks]
+        assert places[1] - places[0] == pytest.approx(places[2] - places[1])
+
+    def test_points_stand_where_their_values_are(self) -> None:
+        points = [Point("slow & good", 2.0, 30.0, 0, (1.5, 3.0)), Point("fast", 0.5, 25.0, 1)]
+        tree = ElementTree.fromstring(scatter(points, [1, 0], "time", seconds))
+        namespace = {"s": "http://www.w3.org/2000/svg"}
+        titles = [title.text for title in tree.findall(".//s:title", namespace)]
+        assert titles == ["slow & good: 30.00 dB, 2 s", "fast: 25.00 dB, 500 ms"]
+        slow, fast = tree.findall(".//s:circle", namespace)
+        assert float(slow.get("cx", "")) > float(fast.get("cx", ""))
+        assert float(slow.get("cy", "")) < float(fast.get("cy", ""))  # better is higher up
+        assert tree.find(".//s:path[@class='front']", namespace) is not None
+
+    def test_more_methods_than_colours_get_other_shapes(self) -> None:
+        signs = {plots.marker(style, 0, 0) for style in range(20)}
+        assert len(signs) == 20
+
+    def test_lines(self) -> None:
+        tree = ElementTree.fromstring(line_plot([Line("a", [(1.0, 10.0), (2.0, 20.0)], 0)], "time", seconds))
+        assert len(tree.findall(".//{http://www.w3.org/2000/svg}circle")) == 2

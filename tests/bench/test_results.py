@@ -1,0 +1,139 @@
+"""results.jsonl survives crashes and full disks; the folder of a benchmark is never cleared of other things."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eugen_nerf.bench.config import Benchmark, load_benchmark
+from eugen_nerf.bench.jobs import Result, TrainingJob, training_jobs
+from eugen_nerf.bench.results import RESULTS, ResultStore, prepare_folder, read_benchmark, training_job
+from eugen_nerf.errors import UserError
+from tests.bench.conftest import WriteConfig
+
+
+@pytest.fixture
+def benchmark_(write_config: WriteConfig) -> Benchmark:
+    return load_benchmark(write_config())
+
+
+@pytest.fixture
+def jobs(benchmark_: Benchmark) -> list[TrainingJob]:
+    return training_jobs(benchmark_)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ResultStore:
+    return ResultStore(tmp_path)
+
+
+def test_round_trip(store: ResultStore, jobs: list[TrainingJob]) -> None:
+    store.append(jobs[0], Result("done", values={"psnr": 20.5}))
+    store.append(jobs[1], Result("failed", "no luck"))
+    first, second = store.read()
+    assert training_job(first) == jobs[0]
+    assert (first.kind, first.digest, first.result.values) == ("training", jobs[0].digest, {"psnr": 20.5})
+    assert second.result == Result("failed", "no luck")
+
+
+def test_the_newest_record_counts(store: ResultStore, jobs: list[TrainingJob]) -> None:
+    store.append(jobs[0], Result("failed", "first attempt"))
+    store.append(jobs[0], Result("done"))
+    assert store.latest()[jobs[0].digest].result.status == "done"
+
+
+def test_a_line_cut_short_by_a_crash_is_skipped_and_written_over(store: ResultStore, jobs: list[TrainingJob]) -> None:
+    store.append(jobs[0], Result("done"))
+    whole = store.path.read_bytes()
+    store.path.write_bytes(whole + whole[: len(whole) // 2])
+    assert len(store.read()) == 1
+    store.append(jobs[1], Result("done"))
+    assert [record.digest for record in store.read()] == [jobs[0].digest, jobs[1].digest]
+    assert store.path.read_bytes().startswith(whole)
+
+
+@pytest.mark.parametrize("fitting", [0, 30])
+def test_a_full_disk_costs_no_earlier_result(
+    store: ResultStore, jobs: list[TrainingJob], monkeypatch: pytest.MonkeyPatch, fitting: int
+) -> None:
+    """The disk takes a part of the line, or nothing, and then refuses."""
+    store.append(jobs[0], Result("done"))
+    whole = store.path.read_bytes()
+    real = os.pwrite
+
+    def full(descriptor: int, data: bytes, offset: int) -> int:
+        if len(data) > fitting and fitting and offset == len(whole):
+            return real(descriptor, data[:fitting], offset)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(UserError, match=r"results.jsonl: cannot be written \(No space left on device\). The 1 earlier"):
+        store.append(jobs[1], Result("done"))
+    assert store.path.read_bytes() == whole
+    monkeypatch.undo()
+    store.append(jobs[1], Result("done"))
+    assert len(store.read()) == 2
+
+
+def test_damaged_lines_are_named(store: ResultStore) -> None:
+    store.path.write_text("{}\n")
+    with pytest.raises(UserError, match=r"results.jsonl, line 1: the key 'kind' is missing"):
+        store.read()
+    store.path.write_text("{\n")
+    with pytest.raises(UserError, match=r"results.jsonl, line 1: is not JSON"):
+        store.read()
+
+
+def test_folder_must_be_empty_unless_resumed(tmp_path: Path, benchmark_: Benchmark) -> None:
+    out = tmp_path / "a" / "out"
+    prepare_folder(out, benchmark_)
+    assert read_benchmark(out) == benchmark_
+    with pytest.raises(UserError, match=r"out: is not empty. Continue there with --resume"):
+        prepare_folder(out, benchmark_)
+    changed = dataclasses.replace(benchmark_, seeds=(0, 1))
+    prepare_folder(out, changed, resume=True)
+    assert read_benchmark(out) == changed
+
+
+def test_replacing_removes_results_and_nothing_else(tmp_path: Path, benchmark_: Benchmark) -> None:
+    out = tmp_path / "out"
+    prepare_folder(out, benchmark_)
+    for own in (out / RESULTS, out / "runs" / "x"):
+        own.write_text("old")
+    (out / "mine.txt").write_text("kept")
+    prepare_folder(out, benchmark_, replace=True)
+    assert not (out / RESULTS).exists()
+    assert os.listdir(out / "runs") == []
+    assert (out / "mine.txt").read_text() == "kept"
+
+
+def test_replacing_refuses_a_folder_of_something_else(tmp_path: Path, benchmark_: Benchmark) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "precious").write_text("")
+    with pytest.raises(UserError, match="is not empty"):
+        prepare_folder(tmp_path, benchmark_, replace=True)
+    assert (tmp_path / "runs" / "precious").exists()
+
+
+def test_folders_that_cannot_be(tmp_path: Path, benchmark_: Benchmark) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file: is a file"):
+        prepare_folder(tmp_path / "file", benchmark_)
+    with pytest.raises(UserError, match="cannot be written"):
+        prepare_folder(tmp_path / "file" / "below", benchmark_)
+    with pytest.raises(UserError, match=r"holds no benchmark \(benchmark.json is missing\)"):
+        read_benchmark(tmp_path)
+
+
+def test_values_that_json_cannot_hold_are_refused_before_anything_is_written(
+    store: ResultStore, jobs: list[TrainingJob]
+) -> None:
+    values: dict[str, Any] = {"psnr": float("inf")}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        store.append(jobs[0], Result("done", values=values))
+    assert not store.path.exists()

@@ -1,0 +1,151 @@
+"""A benchmark from its YAML file to its records: pairing, failures, resuming, interruption."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from eugen_nerf.bench import runner
+from eugen_nerf.bench.config import Benchmark, load_benchmark
+from eugen_nerf.bench.jobs import Result, write_json
+from eugen_nerf.bench.results import ResultStore, frames_job, prepare_folder, training_job
+from eugen_nerf.bench.runner import Outcome, check_rows, frames_jobs
+from eugen_nerf.errors import UserError
+from tests.bench.conftest import InProcessEngine, WriteConfig
+
+Finished = tuple[Benchmark, ResultStore, Outcome, str]
+
+
+class ScriptedEngine(InProcessEngine):
+    """Writes results that a function invents instead of doing the jobs."""
+
+    def __init__(self, results: Any) -> None:
+        super().__init__()
+        self.results = results
+        self.stopped = False
+
+    def start(self, folder: Path) -> None:
+        self.folders.append(folder.name)
+        result = self.results(folder.name)
+        if result is not None:
+            write_json(folder / "result.json", dataclasses.asdict(result))
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def invented(name: str) -> Result:
+    if "frames" in name:
+        return Result("done", values={"frames": {"EUGen": [{"view": 0, "seconds": 1.0}]}})
+    return Result("done", values={"psnr": 20.0, "steps": 3, "training_seconds": 1.0, "load_config": f"runs/{name}"})
+
+
+def test_every_row_leaves_a_record(finished: Finished) -> None:
+    _, store, outcome, printed = finished
+    assert outcome == Outcome(finished=6, failed=2)  # two methods and a timing, of two seeds; one method fails
+    rows = [(training_job(r).name, r.result.status) for r in store.read() if r.kind == "training"]
+    assert sorted(rows) == sorted([("EUGen", "done"), ("MLP", "done"), ("Broken", "failed")] * 2)
+    assert "ball · Broken · seed 0: FAILED: Field option num_levels must be at least 1, not 0." in printed
+    assert "[8/8]" in printed
+
+
+def test_frames_of_the_methods_alternate_over_the_same_views(finished: Finished) -> None:
+    _, store, _, _ = finished
+    records = [record for record in store.read() if record.kind == "frames"]
+    assert [frames_job(record).seed for record in records] == [0, 1]
+    for record in records:
+        frames = record.result.values["frames"]
+        assert set(frames) == {"EUGen", "MLP"}
+        assert [f["view"] for f in frames["EUGen"]] == [f["view"] for f in frames["MLP"]] == [0, 1, 0, 1]
+        assert all(f["seconds"] > 0 for entries in frames.values() for f in entries)
+
+
+def test_values_of_a_row(finished: Finished, ball_scene: Path) -> None:
+    _, store, _, _ = finished
+    values = store.read()[0].result.values
+    assert values["steps"] == 12
+    assert [point["step"] for point in values["curve"]] == [6, 12]
+    assert values["curve"][0]["seconds"] < values["curve"][1]["seconds"] == values["training_seconds"]
+    assert values["psnr"] == pytest.approx(sum(row["psnr"] for row in values["views"]) / 2)
+    assert values["num_test_views"] == len(values["views"]) == 2
+    assert values["rays_per_second"] > 0
+    assert values["merged_network_parameters"] < values["stored_parameters"]
+    assert values["peak_resident_bytes"] > 10**7
+    assert values["peak_device_bytes"] is None or values["peak_device_bytes"] > 0
+    assert values["machine"]["command"] == "eugen-bench run small.yaml"
+    assert values["checkpoint_bytes"] == sum(
+        path.stat().st_size for path in (store.folder / values["load_config"]).parent.rglob("*.ckpt")
+    )
+
+
+def test_a_run_is_an_ordinary_nerfstudio_run(finished: Finished) -> None:
+    """ns-eval, ns-render and ns-viewer begin with eval_setup."""
+    from nerfstudio.utils.eval_utils import eval_setup
+
+    _, store, _, _ = finished
+    _, pipeline, _, step = eval_setup(store.folder / store.read()[0].result.values["load_config"])
+    assert step == 11
+    assert len(pipeline.datamanager.eval_dataset) == 2  # type: ignore[attr-defined]
+
+
+def test_resuming_does_what_is_missing_only(small_data: dict[str, Any], tmp_path: Path, quiet: Console) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump(small_data))
+    benchmark = load_benchmark(path)
+    store = prepare_folder(tmp_path / "out", benchmark)
+    failing = ScriptedEngine(lambda name: Result("failed", "no luck") if "MLP" in name else invented(name))
+    assert runner.run(benchmark, store, failing, quiet) == Outcome(finished=2, failed=1)
+    again = ScriptedEngine(invented)
+    assert runner.run(benchmark, store, again, quiet) == Outcome(finished=3, failed=0)
+    # The failed row, and the timing, which now has two runs to compare.
+    assert again.folders == ["ball-MLP-seed-0", "ball-frames-seed-0"]
+    nothing = ScriptedEngine(invented)
+    assert runner.run(benchmark, store, nothing, quiet) == Outcome(finished=3, failed=0)
+    assert nothing.folders == []
+    more = dataclasses.replace(benchmark, seeds=(0, 1))
+    grown = ScriptedEngine(invented)
+    assert runner.run(more, store, grown, quiet) == Outcome(finished=6, failed=0)
+    assert grown.folders == ["ball-MLP-seed-1", "ball-EUGen-seed-1", "ball-frames-seed-1"]
+
+
+def test_a_worker_that_dies_without_a_result_is_a_failed_row(write_config: WriteConfig, quiet: Console) -> None:
+    path = write_config()
+    benchmark = load_benchmark(path)
+    store = prepare_folder(path.parent / "out", benchmark)
+    engine = ScriptedEngine(lambda name: None)
+    assert runner.run(benchmark, store, engine, quiet) == Outcome(finished=0, failed=2)
+    assert {record.result.message for record in store.read()} == {"ended"}
+    assert frames_jobs(benchmark, store) == []
+
+
+def test_ctrl_c_ends_the_jobs_and_keeps_finished_rows(write_config: WriteConfig, quiet: Console) -> None:
+    path = write_config()
+    benchmark = load_benchmark(path)
+    store = prepare_folder(path.parent / "out", benchmark)
+
+    def interrupted(name: str) -> Result:
+        if "MLP" in name:
+            raise KeyboardInterrupt
+        return invented(name)
+
+    engine = ScriptedEngine(interrupted)
+    engine.has_room = lambda: len(engine.folders) == len(store.read())  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(benchmark, store, engine, quiet)
+    assert engine.stopped
+    assert [training_job(record).name for record in store.read()] == ["EUGen"]
+    rest = ScriptedEngine(invented)
+    runner.run(benchmark, store, rest, quiet)
+    assert rest.folders == ["ball-MLP-seed-0", "ball-frames-seed-0"]
+
+
+def test_mistakes_come_to_light_before_anything_is_trained(write_config: WriteConfig) -> None:
+    with pytest.raises(UserError, match=r"Unknown method 'nerfact'. Did you mean 'nerfacto'"):
+        check_rows(load_benchmark(write_config(methods=["eugen-nerf", "nerfact"])))
+    with pytest.raises(UserError, match=r"eugen-nerf on ball: Override pipeline.model.feld"):
+        check_rows(load_benchmark(write_config(methods=["eugen-nerf"], overrides={"pipeline.model.feld": 1})))
