@@ -1,0 +1,74 @@
+"""`make demo` in small: everything it promises is there, twice in a row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import imageio.v2 as imageio
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from eugen_nerf.bench import demo
+from eugen_nerf.bench.demo import DemoOptions
+from eugen_nerf.errors import UserError
+from tests.bench.conftest import InProcessEngine, WriteConfig
+
+ROWS = [
+    "PSNR (dB)",
+    "SSIM",
+    "FPS",
+    "Stored parameters",
+    "Merged network parameters",
+    "Multiply-adds per sample",
+    "Training",
+]
+
+
+@pytest.fixture
+def options(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> DemoOptions:
+    monkeypatch.setattr(demo, "LocalEngine", InProcessEngine)
+    path = write_config(budget={"iterations": 3}, curve={"at": [1.0], "views": 1})
+    return DemoOptions(output=tmp_path / "demo", config=path, frames=6, size=32)
+
+
+def test_demo(options: DemoOptions, quiet: Console) -> None:
+    demo.demo(options, quiet)
+    demo.demo(options, quiet)  # again, over its own results
+    out = options.output
+    table = json.loads((out / "table.json").read_text())
+    assert list(table) == ["EUGen", "MLP"]
+    assert sorted(table["EUGen"]) == sorted(ROWS)
+    markdown = (out / "table.md").read_text()
+    assert markdown.splitlines()[0] == "|  | EUGen | MLP |"
+    assert f"| FPS | {table['EUGen']['FPS']} | {table['MLP']['FPS']} |" in markdown
+    with imageio.get_reader(out / "orbit.mp4") as video:  # type: ignore[attr-defined]
+        frames = [frame for frame in video]
+    assert len(frames) == 6
+    assert frames[0].shape == (32, 32, 3)
+    for still in ("still_0.png", "still_1.png", "still_2.png"):
+        with Image.open(out / still) as image:
+            assert image.size == (32, 32)
+    with Image.open(out / "comparison.png") as image:
+        assert image.width > 3 * 32  # truth and both methods, enlarged
+    assert (out / "report.html").exists()
+    printed = quiet.file.getvalue()  # type: ignore[attr-defined]
+    assert all(row in printed for row in ROWS)
+    assert "ns-viewer --load-config" in printed
+
+
+def test_a_failed_training_is_no_success(write_config: WriteConfig, options: DemoOptions, quiet: Console) -> None:
+    write_config(overrides={"pipeline.model.field.num_levels": 0})
+    with pytest.raises(UserError, match=r"2 of the demo's jobs failed"):
+        demo.demo(options, quiet)
+    assert not (options.output / "table.md").exists()
+
+
+def test_somebody_elses_folder_is_left_alone(options: DemoOptions, quiet: Console) -> None:
+    options.output.mkdir()
+    (options.output / "precious").write_text("")
+    with pytest.raises(UserError, match="is not empty"):
+        demo.demo(options, quiet)
