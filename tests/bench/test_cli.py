@@ -120,6 +120,8 @@ def test_ctrl_c_ends_the_worker_and_leaves_a_readable_folder(write_config: Write
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        # A shell's background jobs ignore this signal, and hand that on to what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     folder = out / "jobs" / "ball-eugen-nerf-seed-0"
     try:
