@@ -49,6 +49,7 @@ class SceneDataParser(DataParser):
     def __init__(self, config: SceneDataParserConfig) -> None:
         super().__init__(config=config)
         self.config = config
+        self._told: set[str] = set()
 
     def load(self, split: str) -> Scene:
         """Load and check one split ("train", "val" or "test").
@@ -72,8 +73,11 @@ class SceneDataParser(DataParser):
 
     def _generate_dataparser_outputs(self, split: str = "train", **_: object) -> DataparserOutputs:
         scene = self.load(split)
+        # Most warnings hold for all splits; once is enough.
         for warning in scene.warnings:
-            CONSOLE.print(f"Warning: {warning}", style="bold yellow", markup=False)
+            if warning not in self._told:
+                CONSOLE.print(f"Warning: {warning}", style="bold yellow", markup=False)
+        self._told.update(scene.warnings)
         frames = scene.frames
 
         def column(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -43,6 +43,10 @@ class InProcessEngine(Engine):
 
     def start(self, folder: Path) -> None:
         self.folders.append(folder.name)
+        from nerfstudio.utils import writer
+
+        # nerfstudio keeps the log files of a process for good; an earlier job's may be gone by now.
+        writer.EVENT_WRITERS.clear()
         result = worker.run_job(folder)
         jobs.write_json(folder / "result.json", vars(result))
 

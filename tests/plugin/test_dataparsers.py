@@ -123,13 +123,15 @@ def test_masks_are_handed_on_if_every_frame_has_one(monkeypatch: pytest.MonkeyPa
     assert parser.get_dataparser_outputs("train").mask_filenames == [Path("mask.png")] * len(scene.frames)
 
 
-def test_warnings_are_printed_as_they_are(
+def test_warnings_are_printed_once_and_as_they_are(
     monkeypatch: pytest.MonkeyPatch, ball_scene: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Brackets in file names are no markup."""
     stand_in(monkeypatch, load_scene(ball_scene, "train"), warnings=("a[/b]/c[red].png is odd",))
-    SceneDataParserConfig(data=ball_scene).setup().get_dataparser_outputs("train")
-    assert "Warning: a[/b]/c[red].png is odd" in capsys.readouterr().out
+    parser = SceneDataParserConfig(data=ball_scene).setup()
+    for split in ("train", "val"):
+        parser.get_dataparser_outputs(split)
+    assert capsys.readouterr().out.count("Warning: a[/b]/c[red].png is odd") == 1
 
 
 def test_a_missing_scene_is_a_message_for_the_user(tmp_path: Path) -> None:
