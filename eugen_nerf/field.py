@@ -26,7 +26,7 @@ NetworkKind = Literal["eugen", "mlp", "low-rank", "snnk"]
 
 @dataclass
 class FieldConfig:
-    """Shape of an `EugenField`. Only ``network`` differs between the methods that are compared."""
+    """Shape of an `EugenField`; of all this only ``network`` differs between the methods that are compared."""
 
     network: NetworkKind = "eugen"
     """Kind of the hidden layers of both networks."""
