@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from eugen_nerf.layers.activations import ACTIVATIONS, Activation, describe
+from eugen_nerf.layers.activations import ACTIVATIONS, Activation, describe, resolve
 from eugen_nerf.layers.baselines import Dense, LowRank
-from eugen_nerf.layers.eugen import EUGen, num_projections
+from eugen_nerf.layers.eugen import EUGen, combine_orders, num_projections, smooth_norm
 from eugen_nerf.layers.snnk import SNNK
 
 
@@ -54,6 +55,21 @@ class FeatureStage:
     def out_features(self) -> int:
         """Number k * m of the stage's features."""
         return self.order * (self.projections.shape[0] // num_projections(self.order, self.shared))
+
+    def features(self, x: Tensor) -> Tensor:
+        """f, as above: [..., d] -> [..., k * m]."""
+        projected = F.linear(x, self.projections, self.offsets)
+        if self.norm_column is not None:
+            if self.norm_factor is None:
+                norm = smooth_norm(x, self.eps)
+            else:
+                squared = F.linear(x, self.norm_factor, self.norm_offset).square().sum(dim=-1, keepdim=True)
+                if self.norm_constant is not None:
+                    squared = squared + self.norm_constant
+                norm = (squared + self.eps).sqrt()
+            projected = projected + (norm * self.norm_column).to(projected.dtype)
+        parts = projected.unflatten(-1, (num_projections(self.order, self.shared), -1))
+        return resolve(self.phi)(combine_orders(parts, self.order, self.shared))
 
     @property
     def multiply_adds(self) -> int:
@@ -113,7 +129,9 @@ class MergedChain:
         return sum(stage.multiply_adds for stage in self.stages) + self.weight.numel()
 
 
-def merge_chain(modules: nn.Sequential | Sequence[nn.Module]) -> MergedChain:
+def merge_chain(
+    modules: nn.Sequential | Sequence[nn.Module], after: tuple[Tensor, Tensor | None] | None = None
+) -> MergedChain:
     """Merges a chain of layers into feature stages with one matrix between two of them, exact to round-off.
 
     Understands `EUGen`, `torch.nn.Linear`, `Dense`, `LowRank`, `SNNK` with ReLU features,
@@ -125,6 +143,8 @@ def merge_chain(modules: nn.Sequential | Sequence[nn.Module]) -> MergedChain:
     columns of [W b]; the basis is held fixed by differentiation, which leaves first-order gradients exact but
     not second-order ones. Without gradients (under `torch.no_grad()`) one row less is stored, and a constant
     in its place.
+
+    With `after=(weight, bias)` the chain is one that receives x weight^T + bias: the affine map is merged into it.
 
     A chain that ends with an activation gets the identity as its output matrix. Parameters are multiplied in
     their own precision, also under autocast.
@@ -138,7 +158,7 @@ def merge_chain(modules: nn.Sequential | Sequence[nn.Module]) -> MergedChain:
         raise ValueError("merge_chain: the chain is empty")
     device_type = next((p.device.type for layer in layers for p in layer.parameters()), "cpu")
     with torch.autocast(device_type=device_type, enabled=False):
-        return _merge(layers)
+        return _merge(layers, _Affine(*after) if after else _Affine())
 
 
 class _Affine:
@@ -181,10 +201,9 @@ class _Affine:
         return factor[:columns], offset[:columns], offset[columns].square()
 
 
-def _merge(layers: Sequence[nn.Module]) -> MergedChain:
+def _merge(layers: Sequence[nn.Module], affine: _Affine) -> MergedChain:
     stages: list[FeatureStage] = []
-    affine = _Affine()
-    width: int | None = None
+    width: int | None = None if affine.weight is None else affine.weight.shape[0]
     previous: nn.Module | None = None
 
     def add_stage(

@@ -10,9 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from eugen_nerf.layers.activations import resolve
-from eugen_nerf.layers.eugen import combine_orders, num_projections
-from eugen_nerf.layers.merge import FeatureStage, MergedChain
+from eugen_nerf.layers.merge import MergedChain
 from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule
 
 # Multipliers of the spatial hash (Müller et al. 2022, eq. 4).
@@ -106,23 +104,8 @@ def network(x: Tensor, chain: MergedChain) -> Tensor:
         [N, D_out]. Differentiable in ``x`` and in every parameter of the chain.
     """
     for stage in chain.stages:
-        x = _features(x, stage)
+        x = stage.features(x)
     return torch.nn.functional.linear(x, chain.weight, chain.bias)
-
-
-def _features(x: Tensor, stage: FeatureStage) -> Tensor:
-    """[N, D] -> [N, order * m]: random features of one stage (EUGens, NeurIPS 2025, eq. 1-2)."""
-    projected = torch.nn.functional.linear(x, stage.projections, stage.offsets)
-    if stage.norm_column is not None:
-        if stage.norm_factor is None:
-            squared_norm = x.square().sum(-1, keepdim=True)
-        else:
-            squared_norm = torch.nn.functional.linear(x, stage.norm_factor, stage.norm_offset).square().sum(-1, True)
-            if stage.norm_constant is not None:
-                squared_norm = squared_norm + stage.norm_constant
-        projected = projected + (squared_norm + stage.eps).sqrt() * stage.norm_column
-    parts = projected.unflatten(-1, (num_projections(stage.order, stage.shared), -1))
-    return resolve(stage.phi)(combine_orders(parts, stage.order, stage.shared))
 
 
 def occupied(unit: Tensor, bits: Tensor, resolution: int) -> Tensor:

@@ -1,0 +1,259 @@
+"""EUGen layers in the place of the dense layers of any torch model (EUGens, NeurIPS 2025, arXiv 2601.22563)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from eugen_nerf.layers.baselines import Dense
+from eugen_nerf.layers.eugen import EUGen
+from eugen_nerf.layers.stack import LayerStack
+
+# What makes a layer before it a feed-forward layer. Functions that bound their output (sigmoid, tanh) are not
+# here: they give a last layer its range, which EUGen would not keep.
+HIDDEN_ACTIVATIONS = (
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.CELU,
+    nn.SELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Softplus,
+    nn.Hardswish,
+)
+
+
+@dataclass(frozen=True)
+class ConversionPlan:
+    """Which feed-forward layers become EUGen layers, and of which kind."""
+
+    num_features: int
+    """m, random features per order."""
+    layers: tuple[str, ...] = ("*",)
+    """Module paths of the layers, or patterns as of a shell, e.g. "field.*.layers.1"."""
+    order: int = 1
+    """k, the largest number of factors in a product."""
+    norm: bool = True
+    """Appends the norm of the input."""
+    phi: str = "relu"
+    """Activation of the features."""
+    trainable_projections: bool = True
+    """Trains the projections; False keeps them as drawn ("frozen G")."""
+    projection: str = "orthogonal"
+    """How projections are drawn: gaussian, orthogonal or rademacher."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A feed-forward layer that became an EUGen layer."""
+
+    path: str
+    """Module path of the linear layer before, and of the EUGen layer now."""
+    before: str
+    """Description of what stood there."""
+    layer: EUGen
+
+    def __str__(self) -> str:
+        layer = self.layer
+        kind = f"order {layer.order}, {'norm' if layer.norm else 'no norm'}"
+        return f"{self.path or 'the model'}: {self.before} -> EUGen m={layer.num_features}, {kind}"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` did; as text, one line for each layer."""
+
+    module: nn.Module
+    """The converted model: the one given, or its replacement where the model was a single layer or perceptron."""
+    replaced: tuple[Replacement, ...]
+    kept: tuple[str, ...]
+    """Paths of feed-forward layers that could have been replaced but were not asked for."""
+
+    def __str__(self) -> str:
+        lines = [str(replacement) for replacement in self.replaced]
+        return "\n".join([*lines, *(f"{path}: kept" for path in self.kept)])
+
+
+@dataclass(frozen=True)
+class _FeedForward:
+    path: str
+    linear: nn.Linear | Dense
+    activation: str
+    put: Callable[[EUGen], None]
+
+
+def convert(module: nn.Module, plan: ConversionPlan) -> Conversion:
+    """Replaces feed-forward layers, a linear layer and its activation, by EUGen layers of the same shape, in place.
+
+    Understands `torch.nn.Linear` followed by an activation in a `torch.nn.Sequential`, the feed-forward part of
+    `torch.nn.TransformerEncoderLayer` and `TransformerDecoderLayer` (its first linear layer), nerfstudio's `MLP`
+    with its skip connections, which becomes a `LayerStack` with the parameters of layers that stay under the
+    same names, and our own `Dense`. New layers start from random weights. Optimizers must be made afterwards.
+
+    A layer is replaced where one of the plan's patterns matches the path of its linear layer. Nothing is changed
+    unless everything can be.
+
+    Raises:
+        ValueError: a pattern matches no feed-forward layer (the message lists those that there are) or one whose
+            weights are opaque (tiny-cuda-nn) or tied to another place; order 0, a layer of width 1, or more
+            features than the layer has units.
+    """
+    root = nn.Module()
+    root.add_module("model", module)
+    opaque = [path for path, child in module.named_modules() if _is_opaque(child)]
+    candidates = list(_feed_forward_layers(module, root))
+    for pattern in plan.layers:
+        for path in opaque:
+            if fnmatchcase(path, pattern) or pattern.startswith(f"{path}."):
+                raise ValueError(
+                    f"convert: {path or 'the model'} keeps its weights in one opaque array of tiny-cuda-nn, in which "
+                    'no layer can be replaced; build the model with implementation="torch"'
+                )
+        if not any(fnmatchcase(candidate.path, pattern) for candidate in candidates):
+            known = ", ".join(candidate.path for candidate in candidates) or "none"
+            raise ValueError(f"convert: {pattern!r} matches no feed-forward layer; those of the model are: {known}")
+
+    chosen = [c for c in candidates if any(fnmatchcase(c.path, pattern) for pattern in plan.layers)]
+    layers = [_eugen(candidate, plan, module) for candidate in chosen]
+    for candidate, layer in zip(chosen, layers, strict=True):
+        candidate.put(layer)
+    for child in module.modules():
+        # The encoder would hand nested tensors to layers that no longer take PyTorch's fused path.
+        if isinstance(child, nn.TransformerEncoder) and any(layer in child.modules() for layer in layers):
+            child.enable_nested_tensor = child.use_nested_tensor = False
+    replaced = tuple(
+        Replacement(c.path, f"{_shape(c.linear)} + {c.activation}", layer)
+        for c, layer in zip(chosen, layers, strict=True)
+    )
+    paths = {candidate.path for candidate in chosen}
+    converted = root.get_submodule("model")
+    return Conversion(converted, replaced, tuple(c.path for c in candidates if c.path not in paths))
+
+
+def _shape(linear: nn.Linear | Dense) -> str:
+    return f"{type(linear).__name__}({linear.in_features}, {linear.out_features})"
+
+
+def _eugen(candidate: _FeedForward, plan: ConversionPlan, module: nn.Module) -> EUGen:
+    linear, what = candidate.linear, f"convert: {candidate.path}, {_shape(candidate.linear)}"
+    places = sum(child is linear for parent in module.modules() for child in parent._modules.values())
+    if places > 1:
+        raise ValueError(f"{what}, stands in {places} places of the model; layers with tied weights cannot be replaced")
+    if min(linear.in_features, linear.out_features) < 2:
+        raise ValueError(f"{what}, has width 1, which no random features can stand for")
+    if plan.order < 1:
+        raise ValueError(f"{what}: order must be at least 1, got {plan.order}: order 0 is a constant")
+    if plan.num_features * plan.order > linear.out_features:
+        raise ValueError(
+            f"{what}: {plan.num_features} features of {plan.order} order(s) are more than its "
+            f"{linear.out_features} units; the layer itself would be cheaper"
+        )
+    layer = EUGen(
+        linear.in_features,
+        linear.out_features,
+        plan.num_features,
+        order=plan.order,
+        norm=plan.norm,
+        phi=plan.phi,
+        bias=linear.bias is not None,
+        trainable_projections=plan.trainable_projections,
+        projection=plan.projection,
+        device=linear.weight.device,
+        dtype=linear.weight.dtype,
+    )
+    return layer.train(linear.training)
+
+
+def _feed_forward_layers(module: nn.Module, root: nn.Module) -> Iterator[_FeedForward]:
+    for path, child in module.named_modules():
+        prefix = f"{path}." if path else ""
+        if isinstance(child, nn.Sequential):
+            yield from _in_sequential(prefix, child)
+        elif isinstance(child, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+            if isinstance(child.linear1, nn.Linear):
+                activation = getattr(child.activation, "__name__", type(child.activation).__name__)
+                yield _FeedForward(f"{prefix}linear1", child.linear1, activation, _put_in_transformer(child))
+        elif isinstance(child, LayerStack):
+            yield from _in_stack(prefix, child, lambda stack: None)
+        elif isinstance(child, Dense):
+            yield _FeedForward(path, child, str(child.activation), _put_for(root, child))
+        elif _is_nerfstudio_mlp(child):
+            yield from _in_stack(prefix, _as_stack(child), _put_for(root, child))
+
+
+def _in_sequential(prefix: str, sequential: nn.Sequential) -> Iterator[_FeedForward]:
+    def putter(name: str, activation: str) -> Callable[[EUGen], None]:
+        def put(layer: EUGen) -> None:
+            setattr(sequential, name, layer)
+            setattr(sequential, activation, nn.Identity())  # keeps the numbers, and so the paths, of what follows
+
+        return put
+
+    children = list(sequential.named_children())
+    for (name, linear), (next_name, activation) in zip(children, children[1:], strict=False):
+        if isinstance(linear, nn.Linear) and isinstance(activation, HIDDEN_ACTIVATIONS):
+            put = putter(name, next_name)
+            yield _FeedForward(f"{prefix}{name}", linear, type(activation).__name__, put)
+
+
+def _put_in_transformer(block: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) -> Callable[[EUGen], None]:
+    def put(layer: EUGen) -> None:
+        block.linear1 = layer  # type: ignore[assignment]
+        block.activation = nn.Identity()
+        if isinstance(block, nn.TransformerEncoderLayer):
+            block.activation_relu_or_gelu = 0  # PyTorch's fused path would read the weights of a dense layer
+
+    return put
+
+
+def _in_stack(prefix: str, stack: LayerStack, place: Callable[[LayerStack], None]) -> Iterator[_FeedForward]:
+    def putter(position: int) -> Callable[[EUGen], None]:
+        def put(layer: EUGen) -> None:
+            stack.replace(position, layer)
+            place(stack)
+
+        return put
+
+    for i, (linear, activation) in enumerate(zip(stack.layers, stack.activations, strict=True)):
+        if isinstance(linear, nn.Linear) and isinstance(activation, HIDDEN_ACTIVATIONS):
+            yield _FeedForward(f"{prefix}layers.{i}", linear, type(activation).__name__, putter(i))
+
+
+def _put_for(root: nn.Module, old: nn.Module) -> Callable[[nn.Module], None]:
+    """Puts a module in every place where another one stands."""
+
+    def put(new: nn.Module) -> None:
+        for parent in list(root.modules()):
+            for name, child in parent._modules.items():
+                if child is old:
+                    parent._modules[name] = new
+
+    return put
+
+
+def _is_nerfstudio_mlp(module: nn.Module) -> bool:
+    """Recognised by what it is made of: this folder needs no nerfstudio."""
+    made_of = ("layer_width", "skip_connections", "activation", "out_activation", "tcnn_encoding")
+    layers = getattr(module, "layers", None)
+    has_layers = isinstance(layers, nn.ModuleList) and all(isinstance(layer, nn.Linear) for layer in layers)
+    return has_layers and all(hasattr(module, name) for name in made_of) and not _is_opaque(module)
+
+
+def _is_opaque(module: nn.Module) -> bool:
+    """A network of tiny-cuda-nn, or nerfstudio's MLP around one."""
+    if getattr(module, "tcnn_encoding", None) is not None:
+        return True
+    made_by = type(module).__module__.partition(".")[0]
+    return made_by == "tinycudann" and hasattr(module, "n_output_dims") and "Encoding" != type(module).__name__
+
+
+def _as_stack(mlp: nn.Module) -> LayerStack:
+    layers: list[nn.Linear] = list(mlp.layers)  # type: ignore[arg-type]
+    hidden: list[nn.Module | None] = [mlp.activation] * (len(layers) - 1)  # type: ignore[list-item]
+    stack = LayerStack(layers, [*hidden, mlp.out_activation], mlp.skip_connections or ())  # type: ignore[arg-type,list-item]
+    return stack.train(mlp.training)

@@ -1,0 +1,126 @@
+"""A multilayer perceptron with skip connections in which any layer may be an EUGen layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from eugen_nerf.layers.eugen import EUGen
+from eugen_nerf.layers.merge import MergedChain, merge_chain
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Layers between two points where the merged form has to have its input at hand."""
+
+    chain: MergedChain
+    skip: bool  # the network's input is put in front of what the part receives
+    ends: bool  # the output matrix is applied; otherwise the next part has taken it in
+    activation: nn.Module
+
+    @property
+    def multiply_adds(self) -> int:
+        return self.chain.multiply_adds - (0 if self.ends else self.chain.weight.numel())
+
+    @property
+    def num_parameters(self) -> int:
+        bias = 0 if self.chain.bias is None else self.chain.bias.numel()
+        return self.chain.num_parameters - (0 if self.ends else self.chain.weight.numel() + bias)
+
+
+class LayerStack(nn.Module):
+    """Linear layers with activations, and EUGen layers in place of some, evaluated as merged.
+
+    The output matrix of an EUGen layer is multiplied into the layer behind it, through a skip connection too
+    (EUGens, NeurIPS 2025, arXiv 2601.22563, appendix B.1), in training as for inference: a few matrix products
+    per call, through which gradients reach every factor. The result is that of the layers one by one to
+    round-off, at a cost per row without the nominal width.
+
+    Args:
+        layers: `torch.nn.Linear` or `EUGen`, in order.
+        activations: follows each layer; None for none. After EUGen it must be None.
+        skip_connections: positions of layers whose input is [input of the stack ; output of the layer before].
+
+    Raises:
+        ValueError: lengths differ, an activation follows EUGen, a skip connection leads to no layer, or widths
+            do not fit.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Linear | EUGen],
+        activations: Sequence[nn.Module | None],
+        skip_connections: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        if not layers or len(layers) != len(activations):
+            raise ValueError(f"LayerStack: {len(layers)} layers with {len(activations)} activations")
+        self.skip_connections = frozenset(skip_connections)
+        if not self.skip_connections <= set(range(1, len(layers))):
+            raise ValueError(f"LayerStack: skip connections {sorted(skip_connections)} of {len(layers)} layers")
+        self.layers = nn.ModuleList(layers)
+        self.activations = nn.ModuleList(nn.Identity() if a is None else a for a in activations)
+        self.in_features = layers[0].in_features
+        self.out_features = layers[-1].out_features
+        for i, layer in enumerate(layers[1:], start=1):
+            received = layers[i - 1].out_features + (self.in_features if i in self.skip_connections else 0)
+            if layer.in_features != received:
+                raise ValueError(f"LayerStack: layer {i} takes {layer.in_features} inputs but receives {received}")
+        for i, layer in enumerate(layers):
+            if isinstance(layer, EUGen) and activations[i] is not None:
+                raise ValueError(f"LayerStack: an activation after layer {i}, an EUGen layer, forbids merging it")
+
+    def replace(self, position: int, layer: EUGen) -> None:
+        """Puts an EUGen layer in the place of a layer and its activation."""
+        self.layers[position] = layer
+        self.activations[position] = nn.Identity()
+
+    def _parts(self) -> Iterator[_Part]:
+        layers = list(self.layers)
+        starts = [
+            i
+            for i in range(len(layers))
+            if i in self.skip_connections or i == 0 or isinstance(layers[i - 1], nn.Linear)
+        ]
+        after: tuple[Tensor, Tensor | None] | None = None
+        for start, end in zip(starts, [*starts[1:], len(layers)], strict=True):
+            chain = merge_chain(layers[start:end], after)
+            ends = end == len(layers) or isinstance(layers[end - 1], nn.Linear)
+            yield _Part(chain, start in self.skip_connections, ends, self.activations[end - 1])
+            after = None if ends else self._beside_input(chain)
+
+    def _beside_input(self, chain: MergedChain) -> tuple[Tensor, Tensor | None]:
+        """[input ; features] -> [input ; chain's output]."""
+        eye = torch.eye(self.in_features, dtype=chain.weight.dtype, device=chain.weight.device)
+        bias = None if chain.bias is None else torch.cat([chain.bias.new_zeros(self.in_features), chain.bias])
+        return torch.block_diag(eye, chain.weight), bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features]."""
+        inputs = x
+        for part in self._parts():
+            if part.skip:
+                x = torch.cat([inputs, x], dim=-1)
+            for stage in part.chain.stages:
+                x = stage.features(x)
+            if part.ends:
+                x = nn.functional.linear(x, part.chain.weight, part.chain.bias)
+            x = part.activation(x)
+        return x
+
+    @torch.no_grad()
+    def multiply_adds(self) -> int:
+        """Multiply-adds per row of the merged network."""
+        return sum(part.multiply_adds for part in self._parts())
+
+    @torch.no_grad()
+    def num_parameters(self) -> int:
+        """Numbers stored by the merged network."""
+        return sum(part.num_parameters for part in self._parts())
+
+    def extra_repr(self) -> str:
+        """The skip connections, as printed inside `LayerStack(...)`."""
+        return f"skip_connections={sorted(self.skip_connections)}"

@@ -1,0 +1,199 @@
+"""EUGen layers in models of other libraries: what is replaced, what is not, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from nerfstudio.field_components.mlp import MLP
+from torch import Tensor, nn
+
+import eugen_nerf
+from eugen_nerf.layers import ConversionPlan, Dense, EUGen, LayerStack, convert, merge_chain
+from eugen_nerf.ops import network
+
+PLAN = ConversionPlan(num_features=4)
+
+
+def perceptron() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 3), nn.Sigmoid())
+
+
+def paths(found: Any) -> list[str]:
+    return [replacement.path for replacement in found.replaced]
+
+
+def test_it_is_at_hand_from_the_package() -> None:
+    assert eugen_nerf.convert is convert
+    assert eugen_nerf.ConversionPlan is ConversionPlan
+
+
+class TestSequential:
+    def test_linear_layers_with_a_hidden_activation(self) -> None:
+        model = perceptron()
+        found = convert(model, PLAN)
+        assert found.module is model
+        assert paths(found) == ["0", "2"]
+        assert [type(m).__name__ for m in model] == ["EUGen", "Identity", "EUGen", "Identity", "Linear", "Sigmoid"]
+        assert str(found) == (
+            "0: Linear(6, 8) + ReLU -> EUGen m=4, order 1, norm\n2: Linear(8, 8) + GELU -> EUGen m=4, order 1, norm"
+        )
+        x = torch.randn(5, 6)
+        merged = torch.sigmoid(network(x, merge_chain(model[:5]), backend="reference"))
+        torch.testing.assert_close(merged, model(x), rtol=1e-5, atol=1e-5)
+
+    def test_by_name_and_what_was_left(self) -> None:
+        found = convert(nn.ModuleDict({"first": perceptron(), "second": perceptron()}), ConversionPlan(4, ("s*.2",)))
+        assert paths(found) == ["second.2"]
+        assert found.kept == ("first.0", "first.2", "second.0")
+        assert "first.0: kept" in str(found)
+
+    def test_options_reach_the_layers(self) -> None:
+        plan = ConversionPlan(2, ("0",), order=2, norm=False, phi="gelu", trainable_projections=False)
+        (replacement,) = convert(perceptron().double().eval(), plan).replaced
+        layer = replacement.layer
+        assert (layer.num_features, layer.order, layer.norm, layer.phi) == (2, 2, False, "gelu")
+        assert not layer.projections.requires_grad
+        assert layer.weight.dtype == torch.float64
+        assert not layer.training
+
+    def test_a_single_layer_comes_back_replaced(self) -> None:
+        found = convert(Dense(6, 8), PLAN)
+        assert isinstance(found.module, EUGen)
+        assert str(found).startswith("the model: Dense(6, 8) + relu")
+
+
+class TestNerfstudioMLP:
+    @staticmethod
+    def mlp(**options: Any) -> MLP:
+        return MLP(6, 8, 16, skip_connections=(4,), out_activation=nn.ReLU(), **options)  # type: ignore[arg-type]
+
+    def test_layers_that_stay_compute_what_they_did(self) -> None:
+        holder = nn.ModuleDict({"base": self.mlp()})
+        x = torch.randn(2, 5, 6)
+        mlp: Any = holder["base"]
+        kept = {name: value.clone() for name, value in mlp.state_dict().items()}
+        found = convert(holder, ConversionPlan(4, ("base.layers.3", "*.5", "base.layers.7")))
+        assert paths(found) == ["base.layers.3", "base.layers.5", "base.layers.7"]
+        stack: Any = holder["base"]
+        assert isinstance(stack, LayerStack)
+        for name, value in stack.state_dict().items():
+            if not name.startswith(("layers.3", "layers.5", "layers.7")):
+                torch.testing.assert_close(value, kept[name])
+        # Layer by layer as nerfstudio's MLP does it.
+        y = x
+        for i, layer in enumerate(stack.layers):
+            y = layer(torch.cat([x, y], dim=-1) if i == 4 else y)
+            y = y if isinstance(layer, EUGen) else torch.relu(y)
+        torch.testing.assert_close(stack(x), y, rtol=1e-5, atol=1e-5)
+
+    def test_more_can_be_replaced_later(self) -> None:
+        found = convert(convert(self.mlp(), ConversionPlan(4, ("layers.1",))).module, ConversionPlan(4, ("layers.2",)))
+        assert paths(found) == ["layers.2"]
+        assert "layers.1" not in found.kept
+        assert isinstance(found.module, LayerStack)
+        assert found.module(torch.randn(3, 6)).shape == (3, 16)
+
+    def test_a_bounded_output_is_no_feed_forward_layer(self) -> None:
+        found = convert(MLP(6, 3, 16, out_dim=3, out_activation=nn.Sigmoid()), PLAN)
+        assert paths(found) == ["layers.0", "layers.1"]
+        y = found.module(1e3 * torch.randn(50, 6))
+        assert y.min() >= 0
+        assert y.max() <= 1
+
+    def test_a_shared_perceptron_stays_shared(self) -> None:
+        mlp = self.mlp()
+        holder = nn.ModuleDict({"a": mlp, "b": mlp})
+        convert(holder, PLAN)
+        assert isinstance(holder["a"], LayerStack)
+        assert holder["a"] is holder["b"]
+
+
+class TestTransformer:
+    @pytest.mark.parametrize("activation", ["relu", "gelu"])
+    @pytest.mark.parametrize("grad", [True, False], ids=["autograd", "no-grad"])
+    def test_encoder_layer(self, activation: str, grad: bool) -> None:
+        """Also where PyTorch would take its fused path: evaluating, without gradients, with padding."""
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, activation=activation, batch_first=True)
+        encoder = nn.TransformerEncoder(layer, 2).eval()
+        found = convert(encoder, ConversionPlan(8))
+        assert paths(found) == ["layers.0.linear1", "layers.1.linear1"]
+        x, padding = torch.randn(3, 5, 16), torch.zeros(3, 5, dtype=torch.bool)
+        padding[1, 3:] = True
+        with torch.set_grad_enabled(grad):
+            y = encoder(x, src_key_padding_mask=padding)
+        expected = x
+        for block in encoder.layers:
+            attended, _ = block.self_attn(expected, expected, expected, key_padding_mask=padding)
+            expected = block.norm1(expected + attended)
+            expected = block.norm2(expected + block.linear2(block.linear1(expected)))
+        torch.testing.assert_close(y[~padding], expected[~padding], rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("name", ["gpt-2", "vit-b"])
+    @pytest.mark.parametrize("m", [32, 64])
+    def test_feed_forward_of_768_and_3072(self, name: str, m: int) -> None:
+        """The sizes of GPT-2 and ViT-B, merged with the contraction (arXiv 2601.22563, transformer experiments)."""
+        torch.manual_seed(0)
+        if name == "gpt-2":
+            block = nn.TransformerDecoderLayer(768, 12, 3072, activation="gelu")
+            pattern = "linear1"
+        else:
+            block = nn.Sequential(nn.Linear(768, 3072), nn.GELU(), nn.Linear(3072, 768))  # type: ignore[assignment]
+            pattern = "0"
+        (replacement,) = convert(block, ConversionPlan(m, (pattern,), norm=False)).replaced
+        contraction: Any = block.linear2 if name == "gpt-2" else block[2]  # type: ignore[index]
+        ffn = nn.Sequential(replacement.layer, contraction).double()
+        chain = merge_chain(ffn)
+        assert chain.multiply_adds == 2 * 768 * m
+        assert chain.num_parameters == 2 * 768 * m + 768
+        dense = 768 * 3072 + 3072 + 3072 * 768 + 768
+        assert dense / chain.num_parameters > {32: 94, 64: 47}[m]
+        x = torch.randn(4, 768, dtype=torch.float64)
+        merged: Tensor = nn.functional.linear(chain.stages[0].features(x), chain.weight, chain.bias)
+        assert merged.shape == (4, 768)
+        torch.testing.assert_close(merged, ffn(x), rtol=1e-10, atol=1e-10)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("plan", "message"),
+        [
+            (ConversionPlan(4, ("field.*",)), r"'field\.\*' matches no feed-forward layer; those .* are: 0, 2"),
+            (ConversionPlan(4, ("0", "4")), "'4' matches no feed-forward layer"),
+            (ConversionPlan(9), r"0, Linear\(6, 8\): 9 features of 1 order\(s\) are more than its 8 units"),
+            (ConversionPlan(5, order=2), "more than its 8 units"),
+            (ConversionPlan(4, order=0), "order must be at least 1, got 0"),
+            (ConversionPlan(0), "num_features must be at least 1"),
+            (ConversionPlan(4, phi="rel"), "unknown activation 'rel'"),
+            (ConversionPlan(4, projection="sparse"), "unknown projection 'sparse'"),
+        ],
+    )
+    def test_nothing_is_changed(self, plan: ConversionPlan, message: str) -> None:
+        model = perceptron()
+        before = str(model)
+        with pytest.raises(ValueError, match=message):
+            convert(model, plan)
+        assert str(model) == before
+
+    def test_width_1(self) -> None:
+        with pytest.raises(ValueError, match=r"0, Linear\(1, 8\), has width 1"):
+            convert(nn.Sequential(nn.Linear(1, 8), nn.ReLU()), PLAN)
+
+    def test_a_model_without_feed_forward_layers(self) -> None:
+        with pytest.raises(ValueError, match="those of the model are: none"):
+            convert(nn.Linear(3, 4), PLAN)
+
+    def test_tied_layers(self) -> None:
+        linear = nn.Linear(8, 8)
+        with pytest.raises(ValueError, match="stands in 2 places"):
+            convert(nn.Sequential(linear, nn.ReLU(), linear, nn.ReLU()), PLAN)
+
+    @pytest.mark.parametrize("pattern", ["*", "head.layers.0", "head"])
+    def test_tiny_cuda_nn(self, pattern: str) -> None:
+        mlp = MLP(6, 3, 16)
+        mlp.tcnn_encoding = nn.Identity()
+        with pytest.raises(ValueError, match=r"head keeps its weights in one opaque array of tiny-cuda-nn"):
+            convert(nn.ModuleDict({"head": mlp, "other": perceptron()}), ConversionPlan(4, (pattern,)))
+        assert paths(convert(nn.ModuleDict({"head": mlp, "other": perceptron()}), ConversionPlan(4, ("other.*",))))
