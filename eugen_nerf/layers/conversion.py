@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -195,7 +196,7 @@ def _in_sequential(prefix: str, sequential: nn.Sequential) -> Iterator[_FeedForw
         return put
 
     children = list(sequential.named_children())
-    for (name, linear), (next_name, activation) in zip(children, children[1:], strict=False):
+    for (name, linear), (next_name, activation) in itertools.pairwise(children):
         if isinstance(linear, nn.Linear) and isinstance(activation, HIDDEN_ACTIVATIONS):
             put = putter(name, next_name)
             yield _FeedForward(f"{prefix}{name}", linear, type(activation).__name__, put)
@@ -249,7 +250,7 @@ def _is_opaque(module: nn.Module) -> bool:
     if getattr(module, "tcnn_encoding", None) is not None:
         return True
     made_by = type(module).__module__.partition(".")[0]
-    return made_by == "tinycudann" and hasattr(module, "n_output_dims") and "Encoding" != type(module).__name__
+    return made_by == "tinycudann" and hasattr(module, "n_output_dims") and type(module).__name__ != "Encoding"
 
 
 def _as_stack(mlp: nn.Module) -> LayerStack:
