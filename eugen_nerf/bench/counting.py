@@ -13,20 +13,22 @@ from torch import Tensor, nn
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.field import EugenField
+from eugen_nerf.layers import EUGen, LayerStack, merge_chain
 
 
 def count(model: nn.Module, camera: Cameras) -> dict[str, Any]:
     """Sizes of a model, and its work per sample and ray while it renders one picture.
 
-    An `EugenField` is counted after merging. For other methods the multiply-adds are those of the linear layers
-    that run while the main field is evaluated, counted as they run; a field that evaluates its network outside
-    of PyTorch (tiny-cuda-nn) gets None. Proposal networks, encodings and activations are not counted.
+    An `EugenField` is counted after merging. For other methods the parameters and multiply-adds are those of the
+    layers that run while a field is evaluated, seen as they run, EUGen layers among them after merging; a field
+    that evaluates its network outside of PyTorch (tiny-cuda-nn) gets None. Fields are weighted by their samples.
+    Proposal networks, encodings and activations are not counted.
     """
     field = getattr(model, "field", None)
     if isinstance(field, EugenField):
         return {"stored_parameters": field.num_parameters(), **_merged(field), **_eugen_samples(model, camera)}
     stored = sum(parameter.numel() for parameter in model.parameters())
-    return {"stored_parameters": stored, "merged_network_parameters": None, **_observed(model, camera)}
+    return {"stored_parameters": stored, **_observed(model, camera)}
 
 
 def _merged(field: EugenField) -> dict[str, int | None]:
@@ -53,8 +55,8 @@ def _eugen_samples(model: Any, camera: Cameras) -> dict[str, float]:
 def _observed(model: Any, camera: Cameras) -> dict[str, float | None]:
     work = _Work()
     fields = [module for module in model.modules() if isinstance(module, Field)]
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    hooks = [layer.register_forward_hook(work.run_linear) for layer in linear]
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | EUGen | LayerStack)]
+    hooks = [layer.register_forward_hook(work.run_layer) for layer in layers]
     for field in fields:
         # nerfstudio's models call forward itself, past the hooks of a module.
         field.forward = work.watched(field.forward)  # type: ignore[method-assign]
@@ -67,17 +69,19 @@ def _observed(model: Any, camera: Cameras) -> dict[str, float | None]:
             del field.forward
     rays = int(camera.height) * int(camera.width)
     return {
+        "merged_network_parameters": sum(work.parameters.values()) or None,
         "multiply_adds_per_sample": work.multiply_adds / work.samples if work.samples and work.multiply_adds else None,
         "samples_per_ray": work.samples / rays if work.samples else None,
     }
 
 
 class _Work:
-    """Counts samples that enter a field, and multiply-adds of the linear layers that run meanwhile."""
+    """Counts samples that enter a field, and parameters and multiply-adds of the layers that run meanwhile."""
 
     def __init__(self) -> None:
         self.samples = 0
         self.multiply_adds = 0
+        self.parameters: dict[nn.Module, int] = {}
         self._inside = 0  # a field may evaluate another one
 
     def watched(self, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,7 +96,14 @@ class _Work:
 
         return counting
 
-    def run_linear(self, layer: nn.Module, inputs: tuple[Tensor, ...], _: Any) -> None:
-        if self._inside:
-            assert isinstance(layer, nn.Linear)
-            self.multiply_adds += inputs[0].numel() * layer.out_features
+    def run_layer(self, layer: nn.Module, inputs: tuple[Tensor, ...], _: Any) -> None:
+        if not self._inside:
+            return
+        rows = inputs[0].numel() // inputs[0].shape[-1]
+        if isinstance(layer, LayerStack):
+            self.parameters[layer] = layer.num_parameters()
+            self.multiply_adds += rows * layer.multiply_adds()
+        else:
+            merged = merge_chain([layer])
+            self.parameters[layer] = merged.num_parameters
+            self.multiply_adds += rows * merged.multiply_adds

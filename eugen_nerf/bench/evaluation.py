@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.metrics import Lpips, image_metrics, to_uint8
@@ -21,27 +20,12 @@ from eugen_nerf.metrics import Lpips, image_metrics, to_uint8
 PSNR_OF_EQUAL_IMAGES = 120.0
 
 
-class NoLpips(nn.Module):
-    """Stands in for the LPIPS module that nerfstudio's models construct together with themselves."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        super().__init__()
-
-
 def lpips_if_on_disk() -> Lpips | None:
     """LPIPS where its weights have been downloaded before: a benchmark does not fetch 230 MB unasked."""
     from torchvision.models import AlexNet_Weights
 
     file = AlexNet_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
     return Lpips() if (Path(torch.hub.get_dir()) / "checkpoints" / file).is_file() else None
-
-
-@contextmanager
-def without_nerfstudio_lpips() -> Iterator[None]:
-    """Build models without their own LPIPS, for which nerfstudio downloads weights: a machine without a network
-    could train none of them. The metrics here do not use it."""
-    with mock.patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", NoLpips):
-        yield
 
 
 def spread_order(count: int) -> list[int]:
@@ -85,7 +69,9 @@ def test_view(pipeline: Any, index: int) -> TestView:
 @torch.no_grad()
 def render_view(pipeline: Any, camera: Cameras) -> Tensor:
     """What the model shows to a camera: [H, W, 3]."""
-    return pipeline.model.get_outputs_for_camera(camera)["rgb"]
+    outputs = pipeline.model.get_outputs_for_camera(camera)
+    # Models with a coarse and a fine pass name their pictures so.
+    return outputs["rgb"] if "rgb" in outputs else outputs["rgb_fine"]
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from eugen_nerf.bench.statistics import middle, paired_ratio
 from eugen_nerf.bench.tables import Table, seconds
 from eugen_nerf.bench.training import synchronize
 from eugen_nerf.errors import UserError
+from eugen_nerf.plugin.compat import without_nerfstudio_lpips
 
 WARM_UP = 2
 
@@ -32,7 +33,7 @@ def load_run(load_config: Path) -> Any:
     checkpoints = list((load_config.parent / "nerfstudio_models").glob("step-*.ckpt"))
     if not checkpoints:
         raise UserError(f"{load_config.parent}: holds no checkpoint (nerfstudio_models/step-*.ckpt).")
-    with evaluation.without_nerfstudio_lpips():
+    with without_nerfstudio_lpips():
         _, pipeline, _, _ = eval_setup(load_config, test_mode="test")
     return pipeline
 

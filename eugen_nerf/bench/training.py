@@ -20,6 +20,7 @@ from eugen_nerf.bench.counting import count
 from eugen_nerf.bench.jobs import Progress, TrainingJob
 from eugen_nerf.bench.machine import peak_memory
 from eugen_nerf.bench.methods import row_config
+from eugen_nerf.plugin.compat import without_nerfstudio_lpips
 
 # Shares of a row's time, for its progress bar.
 LOADING, TRAINING = 0.03, 0.85
@@ -155,7 +156,7 @@ def train_and_evaluate(job: TrainingJob, out: Path, report: Callable[[Progress],
     np.random.seed(job.seed)
     torch.manual_seed(job.seed)
     trainer = config.setup(local_rank=0, world_size=1)
-    with evaluation.without_nerfstudio_lpips():
+    with without_nerfstudio_lpips():
         trainer.setup(test_mode="test")
     monitor = Monitor(job, trainer, report)
     monitor.attach()

@@ -29,7 +29,7 @@ HIDDEN_ACTIVATIONS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class ConversionPlan:
     """Which feed-forward layers become EUGen layers, and of which kind."""
 

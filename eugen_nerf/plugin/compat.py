@@ -7,12 +7,16 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+from torch import nn
 
 from eugen_nerf.errors import UserError
 
@@ -85,8 +89,23 @@ def hide_warnings_about_nerfstudio() -> None:
     warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
 
 
+class NoLpips(nn.Module):
+    """Stands in for the LPIPS module that nerfstudio's models construct together with themselves."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+
+@contextmanager
+def without_nerfstudio_lpips() -> Iterator[None]:
+    """Build models without their own LPIPS, for which nerfstudio downloads weights: a machine without a network
+    could train none of them. Our metrics do not use it."""
+    with mock.patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", NoLpips):
+        yield
+
+
 def apply() -> None:
-    """All of the above; safe to call again."""
+    """Everything that holds for a whole process; safe to call again."""
     allow_numpy_scalars_in_checkpoints()
     print_user_errors_without_traceback()
     provide_ffmpeg()

@@ -1,14 +1,17 @@
 """The methods that ``ns-train`` offers, with defaults for the device at hand."""
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
+from nerfstudio.configs.method_configs import method_configs
 from nerfstudio.engine.optimizers import AdamOptimizerConfig, OptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.plugins.types import MethodSpecification
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -16,6 +19,11 @@ from eugen_nerf.errors import UserError
 from eugen_nerf.field import FieldConfig, NetworkKind
 from eugen_nerf.optim import SparseAdam
 from eugen_nerf.plugin import compat
+from eugen_nerf.plugin.converted import (
+    EugenMipNerfModelConfig,
+    EugenNerfactoModelConfig,
+    EugenVanillaNerfModelConfig,
+)
 from eugen_nerf.plugin.datamanager import SceneDataManagerConfig
 from eugen_nerf.plugin.dataparsers import SceneDataParser, SceneDataParserConfig
 from eugen_nerf.plugin.model import EugenModelConfig
@@ -76,6 +84,28 @@ class EugenTrainerConfig(TrainerConfig):
             f"{self.pipeline.target_num_samples} samples a step; "  # type: ignore[attr-defined]
             f"{self.max_num_iterations} steps. Every one of these is an option, see --help."
         )
+
+
+@dataclass
+class ConvertedTrainerConfig(EugenTrainerConfig):
+    """Options of nerfstudio's trainer for one of its own methods with EUGen layers."""
+
+    fit_schedules: bool = False
+    """Let every learning rate decay over exactly max_num_iterations, whatever its scheduler's max_steps says."""
+
+    def save_config(self) -> None:
+        manager: Any = self.pipeline.datamanager
+        parser = manager.dataparser
+        if isinstance(parser, SceneDataParserConfig) and parser.downscale_factor != 1:
+            raise UserError(
+                f"{self.method_name} reads pictures as nerfstudio does, which does not apply downscale_factor; "
+                f"use --pipeline.datamanager.camera-res-scale-factor {1 / parser.downscale_factor:.4g}."
+            )
+        super().save_config()
+
+    def _announce(self) -> None:
+        model: Any = self.pipeline.model
+        CONSOLE.print(f"EUGen layers in {self.method_name}:\n{model.validate()}", markup=False)
 
 
 def _field(network: NetworkKind, on_gpu: bool) -> FieldConfig:
@@ -140,6 +170,34 @@ def method_config(name: str, network: NetworkKind, device: Literal["cpu", "cuda"
     )
 
 
+def converted_method_config(
+    name: str, original: str, model: type[ModelConfig], device: Literal["cpu", "cuda"] | None = None
+) -> ConvertedTrainerConfig:
+    """The configuration of a method of nerfstudio, differing in its EUGen layers, and in dataparser, device and viewer.
+
+    Args:
+        name: how ns-train lists it.
+        original: nerfstudio's name of the method without EUGen layers.
+        model: nerfstudio's options of the model and the plan of conversion.
+        device: whose defaults to take; None for a GPU if there is one.
+    """
+    on_gpu = (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda"
+    config: Any = copy.deepcopy(method_configs[original])
+    options = {key: value for key, value in vars(config.pipeline.model).items() if key != "_target"}
+    if "implementation" in options:
+        options["implementation"] = "torch"  # tiny-cuda-nn's weights are opaque
+    config.pipeline.model = model(**options)
+    config.pipeline.datamanager.dataparser = SceneDataParserConfig()
+    trainer = {key: value for key, value in vars(config).items() if key != "_target"}
+    trainer.update(
+        method_name=name,
+        machine=MachineConfig(device_type="cuda" if on_gpu else "cpu"),
+        mixed_precision=config.mixed_precision and on_gpu,
+        vis="tensorboard",
+    )
+    return ConvertedTrainerConfig(**trainer)
+
+
 eugen_nerf = MethodSpecification(
     config=method_config("eugen-nerf", "eugen"),
     description="Radiance field with EUGen layers: norm-aware random features, merged at inference.",
@@ -155,4 +213,16 @@ eugen_nerf_low_rank = MethodSpecification(
 eugen_nerf_snnk = MethodSpecification(
     config=method_config("eugen-nerf-snnk", "snnk"),
     description="The twin of eugen-nerf with scalable neural network kernels, for comparison.",
+)
+eugen_vanilla_nerf = MethodSpecification(
+    config=converted_method_config("eugen-vanilla-nerf", "vanilla-nerf", EugenVanillaNerfModelConfig),
+    description="nerfstudio's vanilla-nerf with EUGen layers in place of three of its eight trunk layers.",
+)
+eugen_mipnerf = MethodSpecification(
+    config=converted_method_config("eugen-mipnerf", "mipnerf", EugenMipNerfModelConfig),
+    description="nerfstudio's mipnerf with EUGen layers in place of three of its eight trunk layers.",
+)
+eugen_nerfacto = MethodSpecification(
+    config=converted_method_config("eugen-nerfacto", "nerfacto", EugenNerfactoModelConfig),
+    description="nerfstudio's nerfacto with an EUGen layer at the head of its colour network.",
 )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from eugen_nerf.bench.counting import count
 from eugen_nerf.bench.frame_times import load_run
+from eugen_nerf.layers import EUGen, LayerStack
 
 
 class HandField(Field):
@@ -46,12 +47,24 @@ def test_other_methods_are_counted_as_they_run() -> None:
     model = HandModel()
     assert count(model, camera) == {
         "stored_parameters": 20 + 24 + 10100 + 36,
-        "merged_network_parameters": None,
+        "merged_network_parameters": 20 + 24,
         "multiply_adds_per_sample": 15 + 20,
         "samples_per_ray": 7,
     }
     assert not any(module._forward_hooks for module in model.modules())
     assert "forward" not in vars(model.field)
+
+
+def test_converted_layers_are_counted_after_merging() -> None:
+    """3 -> 5 is a stack of one EUGen layer of 2 features and one linear layer; 5 -> 4 an EUGen layer on its own."""
+    camera = Cameras(torch.eye(4)[None, :3], 10.0, 10.0, 3.0, 2.0, width=6, height=4)
+    model: Any = HandModel()
+    model.field.first = LayerStack([EUGen(3, 9, 2, norm=False), nn.Linear(9, 5)], [None, None])
+    model.field.second = EUGen(5, 4, 2, norm=False)
+    counted = count(model, camera)
+    assert counted["multiply_adds_per_sample"] == (3 * 2 + 2 * 5) + (5 * 2 + 2 * 4)
+    assert counted["merged_network_parameters"] == counted["multiply_adds_per_sample"] + 5 + 4
+    assert counted["samples_per_ray"] == 7
 
 
 def test_a_model_without_countable_layers_gets_no_number() -> None:
@@ -62,6 +75,7 @@ def test_a_model_without_countable_layers_gets_no_number() -> None:
     camera = Cameras(torch.eye(4)[None, :3], 10.0, 10.0, 3.0, 2.0, width=6, height=4)
     counted = count(Opaque(), camera)
     assert counted["multiply_adds_per_sample"] is None
+    assert counted["merged_network_parameters"] is None
     assert counted["samples_per_ray"] is None
 
 

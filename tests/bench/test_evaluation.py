@@ -76,6 +76,15 @@ def test_transparent_photos_are_compared_on_white() -> None:
     assert darker["psnr"] == pytest.approx(-20 * np.log10((128 - 102) / 255))
 
 
+def test_the_fine_pass_is_what_a_model_with_two_passes_shows() -> None:
+    ours = pipeline(0.5)
+    ours.model.get_outputs_for_camera = lambda camera: {
+        "rgb_coarse": torch.zeros(8, 8, 3),
+        "rgb_fine": torch.ones(8, 8, 3),
+    }
+    assert evaluation.render_view(ours, None).min() == 1  # type: ignore[arg-type]
+
+
 def test_evaluation_leaves_mode_and_random_numbers_alone() -> None:
     ours = pipeline(0.5)
     torch.manual_seed(0)

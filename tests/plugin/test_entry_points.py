@@ -16,7 +16,8 @@ from nerfstudio.plugins.types import MethodSpecification
 from eugen_nerf.plugin import entry_points as ours
 from eugen_nerf.plugin.dataparsers import SceneDataParserConfig
 
-METHODS = {"eugen-nerf", "eugen-nerf-mlp", "eugen-nerf-low-rank", "eugen-nerf-snnk"}
+CONVERTED = {"eugen-vanilla-nerf", "eugen-mipnerf", "eugen-nerfacto"}
+METHODS = {"eugen-nerf", "eugen-nerf-mlp", "eugen-nerf-low-rank", "eugen-nerf-snnk"} | CONVERTED
 DATAPARSERS = {"eugen-scene", "eugen-blender", "eugen-transforms", "eugen-colmap", "eugen-llff"}
 
 

@@ -1,0 +1,135 @@
+"""nerfstudio's own models with EUGen layers in place of some of their dense layers."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.models.base_model import Model
+from nerfstudio.models.mipnerf import MipNerfModel
+from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
+from nerfstudio.models.vanilla_nerf import NeRFModel, VanillaModelConfig
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor, nn
+
+from eugen_nerf.errors import UserError
+from eugen_nerf.layers import Conversion, ConversionPlan, convert
+from eugen_nerf.metrics import Lpips, to_uint8
+from eugen_nerf.plugin.compat import without_nerfstudio_lpips
+
+# Of the eight layers of NeRF's trunk, three that do not touch: the norm of their input is then at hand, and the
+# output matrix of each is absorbed by the layer behind it (that of layer 3 across the skip connection).
+TRUNK_LAYERS = ("1", "3", "5")
+
+
+class LpipsOfBatch(nn.Module):
+    """Our LPIPS, which does without weights where there are none, called as nerfstudio's models call theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.distance = Lpips()
+
+    def forward(self, truth: Tensor, prediction: Tensor) -> Tensor:
+        """[1, 3, H, W] in [0, 1] each -> []; not a number without weights."""
+        first, second = (to_uint8(image[0].movedim(0, -1)) for image in (truth, prediction))
+        value = self.distance(second, first)
+        return torch.tensor(math.nan if value is None else value)
+
+
+def convert_model(model: Model, plan: ConversionPlan) -> Conversion:
+    """Replace the plan's layers in a model of nerfstudio.
+
+    Raises:
+        UserError: the plan does not fit the model.
+    """
+    try:
+        return convert(model, plan)
+    except ValueError as error:
+        raise UserError(f"pipeline.model.eugen: {error}.") from error
+
+
+class ConvertedModel(Model):
+    """What the converted models have in common; stands before nerfstudio's model among the bases."""
+
+    config: Any
+    lpips: Any  # nerfstudio declares its own class
+
+    def populate_modules(self) -> None:
+        with without_nerfstudio_lpips():
+            super().populate_modules()
+        self.lpips = LpipsOfBatch()
+        self._lpips_warned = False
+        self.conversion = str(convert_model(self, self.config.eugen))
+
+    def get_image_metrics_and_images(
+        self, outputs: dict[str, Tensor], batch: dict[str, Any]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        original: Any = super()
+        metrics, images = original.get_image_metrics_and_images(outputs, batch)
+        if self.lpips.distance.reason and not self._lpips_warned:
+            self._lpips_warned = True
+            CONSOLE.print(f"Warning: {self.lpips.distance.reason}", style="bold yellow", markup=False)
+        return {name: value for name, value in metrics.items() if not math.isnan(value)}, images
+
+
+class ConvertedModelConfig:
+    """What the converted models' configurations have in common."""
+
+    def validate(self) -> str:
+        """Build the model once; what was replaced, one line for each layer.
+
+        Raises:
+            UserError: the plan does not fit the model.
+        """
+        config: Any = self
+        with torch.random.fork_rng():
+            model = config.setup(scene_box=SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3])), num_train_data=1)
+        return model.conversion
+
+
+class EugenVanillaNerfModel(ConvertedModel, NeRFModel):
+    """NeRF (Mildenhall et al. 2020): a coarse and a fine network of eight layers."""
+
+
+class EugenMipNerfModel(ConvertedModel, MipNerfModel):
+    """mip-NeRF (Barron et al. 2021): one network of eight layers on integrated positional encodings."""
+
+
+class EugenNerfactoModel(ConvertedModel, NerfactoModel):
+    """nerfacto: hash grid, small networks, proposal sampling."""
+
+
+@dataclass
+class EugenVanillaNerfModelConfig(VanillaModelConfig, ConvertedModelConfig):
+    """nerfstudio's options of vanilla-nerf, and which layers become EUGen layers."""
+
+    _target: type = field(default_factory=lambda: EugenVanillaNerfModel)
+    """Class to instantiate."""
+    eugen: ConversionPlan = field(
+        default_factory=lambda: ConversionPlan(128, tuple(f"field_*.mlp_base.layers.{i}" for i in TRUNK_LAYERS))
+    )
+    """The EUGen layers."""
+
+
+@dataclass
+class EugenMipNerfModelConfig(VanillaModelConfig, ConvertedModelConfig):
+    """nerfstudio's options of mipnerf, and which layers become EUGen layers."""
+
+    _target: type = field(default_factory=lambda: EugenMipNerfModel)
+    """Class to instantiate."""
+    eugen: ConversionPlan = field(
+        default_factory=lambda: ConversionPlan(128, tuple(f"field.mlp_base.layers.{i}" for i in TRUNK_LAYERS))
+    )
+    """The EUGen layers."""
+
+
+@dataclass
+class EugenNerfactoModelConfig(NerfactoModelConfig, ConvertedModelConfig):
+    """nerfstudio's options of nerfacto, and which layers become EUGen layers."""
+
+    _target: type = field(default_factory=lambda: EugenNerfactoModel)
+    """Class to instantiate."""
+    # The first of the two layers that see the viewing direction, as the EUGen paper does in Zip-NeRF.
+    eugen: ConversionPlan = field(default_factory=lambda: ConversionPlan(32, ("field.mlp_head.layers.0",)))
+    """The EUGen layers."""

@@ -1,0 +1,156 @@
+"""nerfstudio's own models with EUGen layers: what is replaced, training, evaluation without a network, refusals."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import tyro
+from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion, method_configs
+from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.scripts import eval as ns_eval
+from nerfstudio.scripts.train import main
+
+from eugen_nerf.errors import UserError
+from eugen_nerf.layers import EUGen, LayerStack
+from eugen_nerf.plugin import methods
+from eugen_nerf.plugin.methods import converted_method_config
+from tests.plugin.test_methods import flat
+
+NERF_SAMPLES = ["--pipeline.model.num-coarse-samples=12", "--pipeline.model.num-importance-samples=12"]
+TRUNK = ["1", "3", "5"]
+# Each method: nerfstudio's name, its configuration, small options, and the paths of the layers that are replaced.
+METHODS: dict[str, tuple[str, Any, list[str], list[str]]] = {
+    "eugen-vanilla-nerf": (
+        "vanilla-nerf",
+        methods.eugen_vanilla_nerf.config,
+        NERF_SAMPLES,
+        [f"field_{kind}.mlp_base.layers.{i}" for kind in ("coarse", "fine") for i in TRUNK],
+    ),
+    "eugen-mipnerf": (
+        "mipnerf",
+        methods.eugen_mipnerf.config,
+        NERF_SAMPLES,
+        [f"field.mlp_base.layers.{i}" for i in TRUNK],
+    ),
+    "eugen-nerfacto": (
+        "nerfacto",
+        methods.eugen_nerfacto.config,
+        [
+            "--pipeline.model.log2-hashmap-size=10",
+            "--pipeline.model.num-proposal-samples-per-ray",
+            "16",
+            "8",
+            "--pipeline.model.num-nerf-samples-per-ray=8",
+        ],
+        ["field.mlp_head.layers.0"],
+    ),
+}
+
+
+def parse(method: str, scene: Path, output: Path, *options: str) -> Any:
+    words = [
+        method,
+        f"--data={scene}",
+        f"--output-dir={output}",
+        "--timestamp=t",
+        "--machine.device-type=cpu",
+        "--logging.local-writer.enable=False",
+        "--pipeline.datamanager.train-num-rays-per-batch=64",
+        "--steps-per-eval-image=1000",
+        *METHODS[method][2],
+        *options,
+    ]
+    return tyro.cli(AnnotatedBaseConfigUnion, args=words)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_but_the_layers_differs_from_nerfstudios_method(method: str, device: Any) -> None:
+    original, registered, _, _ = METHODS[method]
+    ours = flat(converted_method_config(method, original, type(registered.pipeline.model), device))
+    theirs = flat(method_configs[original])
+    different = {name for name in theirs if not name.startswith("pipeline.datamanager.dataparser.")}
+    different = {name for name in different if ours[name] != theirs[name] and not name.endswith("_target")}
+    assert different <= {
+        "method_name",
+        "machine.device_type",
+        "mixed_precision",
+        "vis",
+        "pipeline.model.implementation",
+    }
+    added = {name for name in set(ours) - set(theirs) if ".dataparser" not in name}
+    assert {name.rpartition(".")[0] for name in added} == {"", "pipeline.model.eugen"}
+    assert ours["mixed_precision"] == (theirs["mixed_precision"] and device == "cuda")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_layers_that_are_replaced(method: str) -> None:
+    _, config, _, paths = METHODS[method]
+    lines = config.pipeline.model.validate().splitlines()
+    assert [line.split(":")[0] for line in lines if "-> EUGen" in line] == paths
+    assert all(line.endswith(": kept") for line in lines if "-> EUGen" not in line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_trains_and_is_evaluated(
+    method: str, ball_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = parse(method, ball_scene, tmp_path, "--max-num-iterations=100")
+    main(config)
+    run = config.get_base_dir()
+    assert "EUGen m=" in capsys.readouterr().out
+    state = torch.load(run / "nerfstudio_models" / "step-000000099.ckpt")["pipeline"]
+    for path in METHODS[method][3]:
+        assert f"_model.{path}.projections" in state
+    # ns-eval, on a machine that has never seen the weights of AlexNet.
+    result = tmp_path / "result.json"
+    arguments = ["ns-eval", f"--load-config={run / 'config.yml'}", f"--output-path={result}"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    ns_eval.entrypoint()
+    scores = json.loads(result.read_text())["results"]
+    assert not any("lpips" in name for name in scores)  # images of 16 pixels are too small for it
+    assert scores["psnr"] > 8
+
+
+def test_a_converted_field_computes_merged() -> None:
+    box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
+    model = METHODS["eugen-vanilla-nerf"][1].pipeline.model.setup(scene_box=box, num_train_data=1)
+    trunk = model.field_fine.mlp_base
+    assert isinstance(trunk, LayerStack)
+    assert [i for i, layer in enumerate(trunk.layers) if isinstance(layer, EUGen)] == [1, 3, 5]
+    # Two products of 256 x 256 become 256 x 128 and 128 x 256, with a column for the norm and the norm itself.
+    # The 63 inputs enter at the first layer and at the skip connection.
+    dense = 2 * 63 * 256 + 7 * 256 * 256
+    assert trunk.multiply_adds() == dense - 3 * 256 * 256 + 3 * (128 + 256)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("option", "message"),
+        [
+            ("--pipeline.model.eugen.num-features=257", "layers.1, Linear.256, 256.: 257 features .* its 256 units"),
+            ("--pipeline.model.eugen.order=0", "order must be at least 1, got 0"),
+            (
+                "--pipeline.model.eugen.layers=trunk.*",
+                "'trunk.*' matches no feed-forward layer; .*field_coarse.mlp_base",
+            ),
+        ],
+    )
+    def test_a_plan_that_does_not_fit_leaves_nothing_behind(
+        self, option: str, message: str, ball_scene: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(UserError, match=r"pipeline\.model\.eugen: .*" + message):
+            main(parse("eugen-vanilla-nerf", ball_scene, tmp_path / "out", option))
+        assert not (tmp_path / "out").exists()
+
+    def test_a_downscale_factor_that_nerfstudio_would_ignore(self, ball_scene: Path, tmp_path: Path) -> None:
+        options = ["eugen-scene", "--downscale-factor=2"]
+        with pytest.raises(UserError, match=r"use --pipeline.datamanager.camera-res-scale-factor 0\.5"):
+            main(parse("eugen-nerfacto", ball_scene, tmp_path / "out", *options))
+        assert not (tmp_path / "out").exists()
