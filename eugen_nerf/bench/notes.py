@@ -50,8 +50,9 @@ def notes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
         "outside the clock.",
         "The curve shows a few test views, the same for all; its last point is therefore not the PSNR of the table. "
         "Times to reach a PSNR are read off the curve, linear between its points.",
-        "Multiply-adds are those of the networks per sample, merged for EUGen, counted as they run for other methods "
-        "(main field, linear layers); a dash means that they cannot be counted.",
+        "Parameters and multiply-adds are those of the networks, EUGen layers merged; of nerfstudio's own methods the "
+        "layers are counted that run while a field is evaluated, per sample over all fields. A dash means that they "
+        "cannot be counted.",
         "nerfstudio's models were built without their own LPIPS module, which downloads weights and is not used here.",
     ]
     if len(benchmark.seeds) > 1:
