@@ -184,7 +184,7 @@ class TestRealTraining:
         job = dataclasses.replace(job, method="nerfacto", overrides=small, budget=Budget(iterations=3))
         values = train_and_evaluate(job, tmp_path, lambda _: None)
         assert values["psnr"] > 0
-        assert values["merged_network_parameters"] is None
         assert values["samples_per_ray"] == 48  # its default number for the main field
         # 4 encoded values -> 8 -> 1 density, 15 features; with 16 of the direction and 32 of the photo -> 8 -> 8 -> 3.
         assert values["multiply_adds_per_sample"] == (4 * 8 + 8 * 16) + (63 * 8 + 8 * 8 + 8 * 3)
+        assert values["merged_network_parameters"] == values["multiply_adds_per_sample"] + (8 + 16) + (8 + 8 + 3)
