@@ -333,7 +333,7 @@ int eugen_network_backward(const float* x, const float* parameters, const int64*
 #pragma omp for schedule(static)
     for (int64 begin = 0; begin < n; begin += TILE) {
       const int rows = int(std::min<int64>(TILE, n - begin));
-      tile_forward(net, scratch, x + begin * in, rows, scratch.output.data());
+      tile_forward(net, scratch, x + begin * in, rows, nullptr);
       tile_backward(net, scratch, mine, grad_out + begin * net.out, net.out, rows,
                     grad_x ? grad_x + begin * in : nullptr, in);
     }

@@ -21,7 +21,7 @@ EUGEN_FUNCTION void store(float* p, Vector v) { *(Vector*)p = v; }
 
 // What a product starts from, and what happens to it at the end.
 enum Start { ZERO, ACCUMULATE, ROW };  // ROW: the same row of offsets for all rows
-enum Finish { PLAIN, RELU };
+enum Finish { PLAIN, RELU, WHERE_POSITIVE };  // the last keeps what stands where a mask of C's shape is > 0
 
 // A matrix seen through strides; B and C have contiguous rows that are a whole number of vectors long.
 struct Strided {
@@ -29,9 +29,14 @@ struct Strided {
   int row, column;
 };
 
+template <int N>
+struct Count {
+  enum { value = N };
+};
+
 template <int M, int V>
 EUGEN_FUNCTION void block(float* c, int ldc, Strided a, const float* b, int ldb, int k, Start start, const float* row,
-                          Finish finish) {
+                          Finish finish, const float* mask) {
   Vector sum[M][V];
   for (int v = 0; v < V; v++) {
     const Vector offset = start == ROW ? load(row + v * LANES) : Vector{};
@@ -49,34 +54,40 @@ EUGEN_FUNCTION void block(float* c, int ldc, Strided a, const float* b, int ldb,
     for (int v = 0; v < V; v++) {
       Vector s = sum[m][v];
       if (finish == RELU) s = s > 0.f ? s : Vector{};
+      if (finish == WHERE_POSITIVE) s = load(mask + m * ldc + v * LANES) > 0.f ? s : Vector{};
       store(c + m * ldc + v * LANES, s);
     }
 }
 
 template <int V>
 static void strip(float* c, int ldc, Strided a, const float* b, int ldb, int m, int k, Start start, const float* row,
-                  Finish finish) {
+                  Finish finish, const float* mask) {
   // Narrow strips take more rows: enough independent sums to keep the multipliers busy in spite of their latency.
   constexpr int ROWS = REGISTERS / V < MOST_ROWS ? REGISTERS / V : MOST_ROWS;
   int i = 0;
-  for (; i + ROWS <= m; i += ROWS, a.data += ROWS * a.row)
-    block<ROWS, V>(c + i * ldc, ldc, a, b, ldb, k, start, row, finish);
-  for (; i + 4 <= m; i += 4, a.data += 4 * a.row) block<4, V>(c + i * ldc, ldc, a, b, ldb, k, start, row, finish);
-  for (; i + 2 <= m; i += 2, a.data += 2 * a.row) block<2, V>(c + i * ldc, ldc, a, b, ldb, k, start, row, finish);
-  for (; i < m; i++, a.data += a.row) block<1, V>(c + i * ldc, ldc, a, b, ldb, k, start, row, finish);
+  const auto rows = [&](auto count) {
+    constexpr int M = decltype(count)::value;
+    for (; i + M <= m; i += M, a.data += M * a.row)
+      block<M, V>(c + i * ldc, ldc, a, b, ldb, k, start, row, finish, mask + (mask ? i * ldc : 0));
+  };
+  rows(Count<ROWS>{});
+  rows(Count<4>{});
+  rows(Count<2>{});
+  rows(Count<1>{});
 }
 
 // C [m, n] = start + A [m, k] B [k, n]; n a multiple of LANES.
 static inline void gemm(float* c, int ldc, Strided a, const float* b, int ldb, int m, int n, int k, Start start,
-                        const float* row = nullptr, Finish finish = PLAIN) {
+                        const float* row = nullptr, Finish finish = PLAIN, const float* mask = nullptr) {
   int j = 0;
-  for (; j + COLUMNS * LANES <= n; j += COLUMNS * LANES)
-    strip<COLUMNS>(c + j, ldc, a, b + j, ldb, m, k, start, row + (row ? j : 0), finish);
-  if (COLUMNS > 2 && j + 2 * LANES <= n) {
-    strip<2>(c + j, ldc, a, b + j, ldb, m, k, start, row + (row ? j : 0), finish);
-    j += 2 * LANES;
-  }
-  for (; j + LANES <= n; j += LANES) strip<1>(c + j, ldc, a, b + j, ldb, m, k, start, row + (row ? j : 0), finish);
+  const auto columns = [&](auto count) {
+    constexpr int V = decltype(count)::value;
+    for (; j + V * LANES <= n; j += V * LANES)
+      strip<V>(c + j, ldc, a, b + j, ldb, m, k, start, row + (row ? j : 0), finish, mask + (mask ? j : 0));
+  };
+  columns(Count<COLUMNS>{});
+  columns(Count<2>{});
+  columns(Count<1>{});
 }
 
 }  // namespace eugen

@@ -4,6 +4,7 @@
 // recomputes them: that costs a third of it and saves writing and reading every activation.
 #pragma once
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "gemm_simd.h"
@@ -173,7 +174,7 @@ static inline float row_norm(const float* row, int n, float eps) {
   return sqrtf(sum + eps);
 }
 
-// x -> out, all activations kept. x is [rows, in], out [rows, padded(out)].
+// x -> out, all activations kept. x is [rows, in], out [rows, padded(out)]; null leaves the last product out.
 static inline void tile_forward(const Network& net, Scratch& t, const float* x, int rows, float* out) {
   const int stages = int(net.stages.size());
   const int ld0 = padded(net.matrices[0].columns);
@@ -190,8 +191,9 @@ static inline void tile_forward(const Network& net, Scratch& t, const float* x, 
     const int ld = padded(matrix.columns), ldo = padded(matrix.rows);
     const float* in = i ? t.input[i].data() : t.first;
     if (i == stages) {
-      gemm(out, ldo, Strided{in, ld, 1}, matrix.by_input.data(), ldo, rows, ldo, matrix.columns, ROW,
-           matrix.offsets.data());
+      if (out)
+        gemm(out, ldo, Strided{in, ld, 1}, matrix.by_input.data(), ldo, rows, ldo, matrix.columns, ROW,
+             matrix.offsets.data());
       return;
     }
     const Stage& s = net.stages[i];
@@ -231,26 +233,44 @@ struct Gradients {
 static inline void tile_backward(const Network& net, Scratch& t, Gradients& sums, const float* grad_out, int64 ldg,
                                  int rows, float* dx, int64 lddx) {
   const int stages = int(net.stages.size());
-  float* dy = t.grad_projected.data();  // gradient of a matrix's output
-  {
-    const int ld = padded(net.out);
+  float *other = t.grad.data(), *spare = t.grad_projected.data();
+  const float* dy = grad_out;  // gradient of a matrix's output
+  int ldy = int(ldg);
+  if (ldg != padded(net.out)) {
+    ldy = padded(net.out);
     for (int r = 0; r < rows; r++) {
-      memcpy(dy + r * ld, grad_out + r * ldg, sizeof(float) * net.out);
-      for (int c = net.out; c < ld; c++) dy[r * ld + c] = 0;
+      memcpy(other + r * ldy, grad_out + r * ldg, sizeof(float) * net.out);
+      for (int c = net.out; c < ldy; c++) other[r * ldy + c] = 0;
     }
+    dy = other;
+    std::swap(other, spare);
   }
   for (int i = stages; i >= 0; i--) {
     const Matrix& matrix = net.matrices[i];
-    const int ld = padded(matrix.columns), ldo = padded(matrix.rows);
+    const int ld = padded(matrix.columns);
     const float* in = i ? t.input[i].data() : t.first;
-    gemm(sums.weights[i].data(), ld, Strided{dy, 1, ldo}, in, ld, matrix.rows, ld, rows, ACCUMULATE);
+    gemm(sums.weights[i].data(), ld, Strided{dy, 1, ldy}, in, ld, matrix.rows, ld, rows, ACCUMULATE);
     float* column_sums = sums.offsets[i].data();
-    for (int r = 0; r < rows; r++)
-      for (int c = 0; c < ldo; c += LANES) store(column_sums + c, load(column_sums + c) + load(dy + r * ldo + c));
+    for (int c = 0; c < ldy; c += LANES) {
+      Vector sum = load(column_sums + c);
+      for (int r = 0; r < rows; r++) sum += load(dy + r * ldy + c);
+      store(column_sums + c, sum);
+    }
     if (i == 0 && !dx) return;
-    float* din = t.grad.data();
-    gemm(din, ld, Strided{dy, ldo, 1}, matrix.by_output.data(), ld, rows, ld, matrix.rows, ZERO);
-    if (i < stages && net.stages[i].has_norm) {
+    const Strided grad{dy, ldy, 1};
+    const bool has_norm = i < stages && net.stages[i].has_norm;
+    if (i == 0 && !has_norm && lddx == ld) {
+      gemm(dx, ld, grad, matrix.by_output.data(), ld, rows, ld, matrix.rows, ZERO);
+      return;
+    }
+    // A ReLU between two matrices only hides what did not pass it, which its features show.
+    const bool masked = i > 0 && net.stages[i - 1].order == 1 && net.stages[i - 1].phi == RELU_PHI &&
+                        padded(net.stages[i - 1].projected()) == ld;
+    const bool at_once = masked && !has_norm;
+    float* din = other;
+    gemm(din, ld, grad, matrix.by_output.data(), ld, rows, ld, matrix.rows, ZERO, nullptr,
+         at_once ? WHERE_POSITIVE : PLAIN, at_once ? in : nullptr);
+    if (has_norm) {
       const int n = net.stages[i].in;
       for (int r = 0; r < rows; r++) {
         const float factor = din[r * ld + n] / in[r * ld + n];
@@ -261,23 +281,27 @@ static inline void tile_backward(const Network& net, Scratch& t, Gradients& sums
       for (int r = 0; r < rows; r++) memcpy(dx + r * lddx, din + r * ld, sizeof(float) * net.in());
       return;
     }
-    const Stage& s = net.stages[i - 1];
-    const int ldu = padded(s.projected());
-    if (s.order == 1 && s.phi == RELU_PHI && ldu == ld) {
-      for (int j = 0; j < rows * ld; j += LANES) {
-        const Vector f = load(in + j), g = load(din + j);
-        store(dy + j, f > 0.f ? g : Vector{});
+    ldy = ld;
+    if (masked) {
+      if (has_norm) {
+        for (int j = 0; j < rows * ld; j++) din[j] = in[j] > 0.f ? din[j] : 0.f;
+        for (int r = 0; r < rows; r++) din[r * ld + net.stages[i].in] = 0;  // the norm is no feature
       }
+      dy = din;
+      std::swap(other, spare);
       continue;
     }
+    const Stage& s = net.stages[i - 1];
+    ldy = padded(s.projected());
     const float* u = t.projected[i - 1].data();
-#define EUGEN_CALL(PHI)                                             \
-  for (int r = 0; r < rows; r++) {                                  \
-    features_backward<PHI>(s, u + r * ldu, din + r * ld, dy + r * ldu); \
-    for (int c = s.projected(); c < ldu; c++) dy[r * ldu + c] = 0;  \
+#define EUGEN_CALL(PHI)                                                   \
+  for (int r = 0; r < rows; r++) {                                        \
+    features_backward<PHI>(s, u + r * ldy, din + r * ld, spare + r * ldy); \
+    for (int c = s.projected(); c < ldy; c++) spare[r * ldy + c] = 0;     \
   }
     EUGEN_FOR_PHI(s.phi, EUGEN_CALL)
 #undef EUGEN_CALL
+    dy = spare;
   }
 }
 
