@@ -1,6 +1,18 @@
 """EUGen radiance fields: norm-aware random-feature layers for NeRF, as a nerfstudio method."""
 
-from eugen_nerf.layers import ConversionPlan, convert
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eugen_nerf.layers import ConversionPlan, convert
 
 __all__ = ["ConversionPlan", "convert"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Load the layers when they are asked for: reading scenes and showing help must not wait for torch."""
+    if name in __all__:
+        from eugen_nerf import layers
+
+        return getattr(layers, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
