@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import datetime
 import platform
 import statistics
@@ -21,8 +22,22 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from eugen_nerf.field import EugenField, FieldConfig
 from eugen_nerf.layers import build_network, merge_chain
-from eugen_nerf.ops import HashGridLayout, PackedSamples, composite, hash_encode, network, reference
+from eugen_nerf.occupancy import pack_bits
+from eugen_nerf.ops import (
+    HashGridLayout,
+    PackedSamples,
+    Space,
+    StepRule,
+    composite,
+    hash_encode,
+    march,
+    network,
+    reference,
+    render,
+    spherical_harmonics,
+)
 from eugen_nerf.optim import SparseAdam
 
 N = 65_536  # samples, as in a training step
@@ -41,6 +56,18 @@ def times(*functions: Callable[[], object], rounds: int = 11) -> list[float]:
             function()
             kept.append(1000 * (time.perf_counter() - start))
     return [statistics.median(kept) for kept in samples]
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed, as a process does after its first training steps.
+
+    Otherwise each large tensor is fetched anew from the system page by page, which costs eager PyTorch, with its
+    many of them, up to three times the work itself: ratios would flatter us, and vary from process to process.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        for parameter in (trim_threshold, mmap_threshold):
+            ctypes.CDLL(None).mallopt(parameter, (1 << 31) - 1)
 
 
 def machine() -> tuple[float, float]:
@@ -161,6 +188,46 @@ def composite_rows() -> list[list[str]]:
     return [[label, f"{native:.2f}", f"{eager:.2f}", f"{eager / native:.1f}x", ""]]
 
 
+def ray_rows() -> list[list[str]]:
+    """A picture of 200 x 200 of a ball, whose surface stops rays, in an empty box; the networks are not trained."""
+    size, resolution = 200, 128
+    space = Space(((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0)))
+    rule = StepRule(2 * 3**0.5 / 1024)
+    axis = torch.linspace(-0.3, 0.3, size)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    directions = torch.nn.functional.normalize(torch.stack([x, y, torch.ones_like(x)], dim=-1).reshape(-1, 3), dim=-1)
+    origins = torch.tensor([0.0, 0.0, -4.0]).expand_as(directions).contiguous()
+    near, far = torch.full((size * size,), 2.0), torch.full((size * size,), 6.0)
+    cells = (torch.arange(resolution) + 0.5) / resolution * 2 - 1
+    # The grid's bits lie in x-fastest order or not: a ball does not care.
+    radius = torch.stack(torch.meshgrid(cells, cells, cells, indexing="ij"), dim=-1).norm(dim=-1)
+    bits = pack_bits((radius < 0.8).flatten())
+    torch.manual_seed(0)
+    field = EugenField(FieldConfig())
+    with torch.no_grad():
+        field.encoding.table.normal_(std=4.0)  # some samples dense, some not, as in a trained scene
+    evaluator = field.evaluator()
+
+    rows = []
+    unit = torch.nn.functional.normalize(torch.randn(N, 3, generator=torch.Generator().manual_seed(1)), dim=-1)
+    native, eager = times(lambda: spherical_harmonics(unit), lambda: reference.spherical_harmonics(unit))
+    rows.append(["spherical_harmonics", f"{native:.2f}", f"{eager:.2f}", f"{eager / native:.1f}x", ""])
+    few = slice(0, size * size, 16)
+    arguments = origins[few], directions[few], near[few], far[few], bits, resolution, space, rule
+    native, eager = times(lambda: march(*arguments), lambda: reference.march(*arguments), rounds=5)
+    rays = len(origins[few])
+    rows.append([f"march, {rays} rays", f"{native:.2f}", f"{eager:.2f}", f"{eager / native:.1f}x", ""])
+    native, eager = times(
+        lambda: render(origins, directions, near, far, bits, resolution, space, rule, evaluator),
+        lambda: reference.render(origins, directions, near, far, bits, resolution, space, rule, evaluator),
+        rounds=3,
+    )
+    samples = render(origins, directions, near, far, bits, resolution, space, rule, evaluator)[3]
+    note = f"{samples.sum() / native / 1000:.1f} M samples/s"
+    rows.append([f"render, {size} x {size}", f"{native:.1f}", f"{eager:.1f}", f"{eager / native:.1f}x", note])
+    return rows
+
+
 def training_rows(scene: Path, steps: int = 200) -> list[list[str]]:
     """A step of ns-train after a warm-up, and the part of it that is the model's forward, backward and update."""
     from nerfstudio.configs.method_configs import all_methods
@@ -218,8 +285,9 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="write the table to this file too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
     peak, bandwidth = machine()
-    rows = [*network_rows(peak), *hash_rows(bandwidth), *optimizer_rows(bandwidth), *composite_rows()]
+    rows = [*network_rows(peak), *hash_rows(bandwidth), *optimizer_rows(bandwidth), *composite_rows(), *ray_rows()]
     if arguments.scene:
         rows += training_rows(arguments.scene)
     lines = Path("/proc/cpuinfo").read_text().splitlines()
