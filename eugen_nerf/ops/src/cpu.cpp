@@ -126,6 +126,38 @@ void position_gradient(const float* x, const float* table, const std::vector<Has
     default: return 1;              \
   }
 
+// Looks over an occupancy grid once, so that walks may cross its empty parts in long strides.
+std::vector<uint8> survey(March& m, int threads) {
+  const int64 r = m.resolution, side = blocks_along_axis(m.resolution), bytes = r * r * r / 8;
+  std::vector<uint8> blocks(side * side * side, 0);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64 bz = 0; bz < side; bz++)
+    for (int64 z = bz * BLOCK; z < std::min(r, (bz + 1) * BLOCK); z++)
+      for (int64 y = 0; y < r; y++)
+        for (int64 x = 0; x < r; x += BLOCK) {
+          const int64 bit = (z * r + y) * r + x, byte = bit >> 3;
+          const unsigned next = byte + 1 < bytes ? m.bits[byte + 1] : 0;
+          const unsigned mask = (1u << std::min<int64>(BLOCK, r - x)) - 1;
+          if ((m.bits[byte] | next << 8) >> (bit & 7) & mask) blocks[(bz * side + y / BLOCK) * side + x / BLOCK] = 1;
+        }
+  int64 low[3] = {side, side, side}, high[3] = {0, 0, 0};
+  for (int64 b = 0; b < int64(blocks.size()); b++)
+    if (blocks[b]) {
+      const int64 at[3] = {b % side, b / side % side, b / (side * side)};
+      for (int a = 0; a < 3; a++) {
+        low[a] = std::min(low[a], at[a]);
+        high[a] = std::max(high[a], at[a] + 1);
+      }
+    }
+  for (int a = 0; a < 3; a++) {
+    const float cell = (m.high[a] - m.low[a]) / float(r);
+    m.occupied_low[a] = m.low[a] + cell * float(BLOCK * low[a]);
+    m.occupied_high[a] = minimum(m.high[a], m.low[a] + cell * float(BLOCK * high[a]));
+  }
+  m.blocks = blocks.data();
+  return blocks;
+}
+
 // The whole field: hash grid, density network, colour network.
 struct Field {
   const float* table;
@@ -144,18 +176,6 @@ struct RayState {
   int64 index;
 };
 
-template <int F>
-void encode_position(const Field& field, Vec3 unit, float* out) {
-  for (size_t l = 0; l < field.levels.size(); l++) {
-    const HashCell cell = hash_cell(unit, field.levels[l]);
-    float weights[8], sum[F] = {};
-    corner_weights(cell, weights);
-    for (int c = 0; c < 8; c++)
-      for (int f = 0; f < F; f++) sum[f] += weights[c] * field.table[size_t(cell.rows[c]) * F + f];
-    for (int f = 0; f < F; f++) out[l * F + f] = sum[f];
-  }
-}
-
 // Rays that a thread carries side by side: each round takes the next sample of every one of them, so that a round
 // fills the networks' tile and a ray stops at the sample that makes it opaque.
 template <int F>
@@ -164,7 +184,7 @@ void render_rays(const Field& field, const March& m, const float* origins, const
   Scratch density(field.density), color(field.color);
   const int encoded = field.density.in(), geometry = field.density.out - 1, color_in = field.color.in();
   const int ld_density = padded(field.density.out), ld_color = padded(field.color.out);
-  std::vector<float> features(size_t(TILE) * encoded), color_input(size_t(TILE) * color_in);
+  std::vector<float> unit(3 * TILE), features(size_t(TILE) * encoded), color_input(size_t(TILE) * color_in);
   std::vector<RayState> rays(TILE);
   std::vector<Step> steps(TILE);
   const float opaque = -log(maximum(min_transmittance, 1e-30f));
@@ -190,7 +210,9 @@ void render_rays(const Field& field, const March& m, const float* origins, const
       rays[i] = rays[--active];
     }
     if (active == 0) return;
-    for (int r = 0; r < active; r++) encode_position<F>(field, steps[r].unit, &features[size_t(r) * encoded]);
+    for (int r = 0; r < active; r++) memcpy(&unit[3 * r], &steps[r].unit, sizeof(Vec3));
+    for (size_t l = 0; l < field.levels.size(); l++)
+      encode_level<F>(unit.data(), field.table, field.levels[l], active, &features[l * F], encoded);
     tile_forward(field.density, density, features.data(), active, density.output.data());
     for (int r = 0; r < active; r++) {
       float* in = &color_input[size_t(r) * color_in];
@@ -371,7 +393,8 @@ struct Marched {
 void* eugen_march(const float* origins, const float* directions, const float* near, const float* far,
                   const float* jitter, int64 rays, const uint8* bits, int resolution, const float* box, int contracted,
                   const float* rule, int64* counts, int threads) {
-  const March m = make_march(box, contracted, rule, resolution, bits);
+  March m = make_march(box, contracted, rule, resolution, bits);
+  const std::vector<uint8> blocks = survey(m, threads);
   const int64 chunk = 64, chunks = (rays + chunk - 1) / chunk;
   Marched* found = new Marched{std::vector<std::vector<float>>(chunks), std::vector<std::vector<float>>(chunks)};
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
@@ -451,7 +474,8 @@ int eugen_render(const float* origins, const float* directions, const float* nea
                  int log2_table_size, const float* density, const int64* density_spec, const float* density_eps,
                  const float* color, const int64* color_spec, const float* color_eps, float min_transmittance,
                  float* out, int64* samples, int threads) {
-  const March m = make_march(box, contracted, rule, resolution, bits);
+  March m = make_march(box, contracted, rule, resolution, bits);
+  const std::vector<uint8> blocks = survey(m, threads);
   const Field field{table, make_levels(resolutions, offsets, levels, log2_table_size), features,
                     Network(density_spec, density_eps, density), Network(color_spec, color_eps, color)};
   // Chunks large enough to keep tiles full, small enough to balance empty and crowded parts of the picture.

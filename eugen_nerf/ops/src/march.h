@@ -12,14 +12,22 @@ struct March {
   float step_size, cone_angle;
   int resolution;     // occupancy cells along an axis
   const uint8* bits;  // [resolution^3 / 8]
+  // [ceil(resolution / BLOCK)^3] whether any cell of a block is occupied, which lets a walk cross an empty block at
+  // once; null where nobody has looked.
+  const uint8* blocks;
+  float occupied_low[3], occupied_high[3];  // box around all occupied cells of a bounded scene, or the scene's
 };
+
+enum { BLOCK = 4 };  // cells of a block along an axis
+
+EUGEN_FUNCTION int blocks_along_axis(int resolution) { return (resolution + BLOCK - 1) / BLOCK; }
 
 EUGEN_FUNCTION March make_march(const float box[6], int contracted, const float rule[2], int resolution,
                                 const uint8* bits) {
   March m;
   for (int a = 0; a < 3; a++) {
-    m.low[a] = box[a];
-    m.high[a] = box[3 + a];
+    m.low[a] = m.occupied_low[a] = box[a];
+    m.high[a] = m.occupied_high[a] = box[3 + a];
     m.scale[a] = 1.f / (box[3 + a] - box[a]);
   }
   m.contracted = contracted;
@@ -27,6 +35,7 @@ EUGEN_FUNCTION March make_march(const float box[6], int contracted, const float 
   m.cone_angle = rule[1];
   m.resolution = resolution;
   m.bits = bits;
+  m.blocks = nullptr;
   return m;
 }
 
@@ -56,15 +65,21 @@ EUGEN_FUNCTION Vec3 to_unit(const March& m, Vec3 p) {
   return Vec3{u[0], u[1], u[2]};
 }
 
-EUGEN_FUNCTION bool is_occupied(const March& m, Vec3 unit) {
+// The side, in cells, of the empty cube that holds a position: 0 where its cell is occupied, 1 if its cell is empty
+// or lies outside of the grid, BLOCK if its whole block is empty.
+EUGEN_FUNCTION int empty_cells(const March& m, Vec3 unit) {
   // Written so that NaN is outside.
-  if (!(unit.x >= 0.f && unit.x < 1.f && unit.y >= 0.f && unit.y < 1.f && unit.z >= 0.f && unit.z < 1.f)) return false;
+  if (!(unit.x >= 0.f && unit.x < 1.f && unit.y >= 0.f && unit.y < 1.f && unit.z >= 0.f && unit.z < 1.f)) return 1;
   const int r = m.resolution;
   int c[3] = {int(unit.x * float(r)), int(unit.y * float(r)), int(unit.z * float(r))};
   for (int a = 0; a < 3; a++)
     if (c[a] > r - 1) c[a] = r - 1;
+  if (m.blocks) {
+    const int side = blocks_along_axis(r);
+    if (!m.blocks[(c[2] / BLOCK * side + c[1] / BLOCK) * side + c[0] / BLOCK]) return BLOCK;
+  }
   const int64 index = (int64(c[2]) * r + c[1]) * r + c[0];
-  return m.bits[index >> 3] >> (index & 7) & 1;
+  return m.bits[index >> 3] >> (index & 7) & 1 ? 0 : 1;
 }
 
 // Narrow [near, far] to the box; far < near where the ray misses it.
@@ -96,13 +111,26 @@ struct Step {
 
 EUGEN_FUNCTION Walk begin_walk(const March& m, Vec3 origin, Vec3 direction, float near, float far, float jitter) {
   Walk walk{origin, direction, {0.f, 0.f, 0.f}, 0.f, 0, 0};
-  if (!m.contracted) clip_to_box(m.low, m.high, origin, direction, near, far);
+  float first = near, last = far;
+  if (!m.contracted) {
+    clip_to_box(m.low, m.high, origin, direction, near, far);
+    clip_to_box(m.occupied_low, m.occupied_high, origin, direction, first, last);
+  }
   if (!(far > near)) return walk;  // also where a limit is not a number
   walk.start = step_coordinate(m, maximum(near, 0.f)) + jitter;
   const float steps = step_coordinate(m, maximum(far, 0.f)) - walk.start;
   // A cap far above any sensible count keeps the conversion defined for huge or infinite limits.
   walk.count = steps > 0.f ? int(minimum(steps + 1.f, 1e7f)) : 0;
   if (float(walk.count) - 1.f >= steps) walk.count--;  // ceil
+  if (!m.contracted) {
+    // Candidates keep their places, which follow from the scene's box; those outside of the box around all that is
+    // occupied are passed over. One more at each end, against round-off.
+    if (!(last > first)) first = last = near;
+    const float skipped = step_coordinate(m, maximum(first, 0.f)) - walk.start - 1.f;
+    const float end = step_coordinate(m, maximum(last, 0.f)) - walk.start + 2.f;
+    if (skipped > 0.f) walk.number = int(minimum(skipped, float(walk.count)));
+    if (end < float(walk.count)) walk.count = end > 0.f ? int(end) : 0;
+  }
   const float d[3] = {direction.x, direction.y, direction.z};
   for (int a = 0; a < 3; a++) {
     const float cells = d[a] * m.scale[a] * float(m.resolution) * m.step_size;
@@ -127,20 +155,21 @@ EUGEN_FUNCTION Step step_at(const March& m, const Walk& walk, int number) {
 EUGEN_FUNCTION bool next_sample(const March& m, Walk& walk, Step& step) {
   while (walk.number < walk.count) {
     step = step_at(m, walk, walk.number);
-    if (is_occupied(m, step.unit)) {
+    const int empty = empty_cells(m, step.unit);
+    if (empty == 0) {
       walk.number++;
       return true;
     }
     int skip = 1;
     if (!m.contracted) {
-      // Every step up to the far side of this empty cell is empty too. One less, against round-off.
-      const float r = float(m.resolution);
+      // Every step up to the far side of this empty cell or block is empty too. One less, against round-off.
+      const float cells = float(empty), r = float(m.resolution) / cells;
       const float p[3] = {step.unit.x * r, step.unit.y * r, step.unit.z * r};
       float leave = 1e6f;
       for (int a = 0; a < 3; a++) {
-        const float per_cell = walk.steps_per_cell[a];
+        const float across = walk.steps_per_cell[a] * cells;
         const float inside = p[a] - floor(p[a]);
-        leave = minimum(leave, per_cell > 0.f ? (1.f - inside) * per_cell : -inside * per_cell);
+        leave = minimum(leave, across > 0.f ? (1.f - inside) * across : -inside * across);
       }
       if (leave > 2.f) skip = int(leave) - 1;
     }
