@@ -1,4 +1,4 @@
-"""Adam for hash tables: rows that no sample touched are left alone."""
+"""Adam for hash tables: values that no sample touched are left alone."""
 
 from __future__ import annotations
 
@@ -13,18 +13,15 @@ from eugen_nerf.ops.dispatch import uses_native_cpu
 
 
 class SparseAdam(torch.optim.Optimizer):
-    """Adam that skips the rows of a table whose gradient is zero throughout.
+    """Adam that skips values whose gradient is zero.
 
     A training step reaches a fraction of a hash table. Müller et al. 2022 ("Instant NGP", section 4) skip the
     other entries: they keep their value and their moments, where plain Adam would go on moving them along old
     gradients. Gradients are dense tensors of the parameter's shape, unlike for `torch.optim.SparseAdam`.
 
     Args:
-        params: two-dimensional parameters [rows, features], or parameter groups of them.
+        params: parameters, or parameter groups of them.
         lr, betas, eps: as for `torch.optim.Adam`.
-
-    Raises:
-        ValueError: a parameter is not two-dimensional.
     """
 
     def __init__(
@@ -35,10 +32,6 @@ class SparseAdam(torch.optim.Optimizer):
         eps: float = 1e-8,
     ) -> None:
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps))
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.dim() != 2:
-                    raise ValueError(f"SparseAdam takes tables [rows, features], not {list(parameter.shape)}")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -64,11 +57,10 @@ class SparseAdam(torch.optim.Optimizer):
         step_size = float(group["lr"]) / (1 - beta1 ** state["step"])
         second_scale = 1 / (1 - beta2 ** state["step"])
         first, second = state["exp_avg"], state["exp_avg_sq"]
-        widths = cpu.FEATURES_PER_LEVEL
-        if parameter.shape[1] in widths and uses_native_cpu("auto", parameter, grad, first, second):
+        if uses_native_cpu("auto", parameter, grad, first, second):
             cpu.sparse_adam(parameter, grad, first, second, group["betas"], group["eps"], step_size, second_scale)
             return
-        touched = (grad != 0).any(dim=1)[:, None]
+        touched = grad != 0
         first.copy_(torch.where(touched, torch.lerp(grad, first, beta1), first))
         second.copy_(torch.where(touched, torch.lerp(grad * grad, second, beta2), second))
         update = step_size * first / ((second * second_scale).sqrt() + group["eps"])

@@ -21,7 +21,7 @@ def run(optimizer_class: type, grads: list[torch.Tensor], table: torch.Tensor, *
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("width", [1, 2, 4, 7])
-def test_equals_adam_where_every_row_is_touched(backend: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_adam_where_everything_is_touched(backend: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EUGEN_BACKEND", backend)
     generator = torch.Generator().manual_seed(width)
     table = torch.randn(50, width, generator=generator)
@@ -30,7 +30,7 @@ def test_equals_adam_where_every_row_is_touched(backend: str, width: int, monkey
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_untouched_rows_keep_value_and_moments(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_untouched_values_keep_value_and_moments(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EUGEN_BACKEND", backend)
     generator = torch.Generator().manual_seed(0)
     parameter = torch.nn.Parameter(torch.randn(4, 2, generator=generator))
@@ -40,12 +40,11 @@ def test_untouched_rows_keep_value_and_moments(backend: str, monkeypatch: pytest
     before, moments = parameter.detach().clone(), copy.deepcopy(optimizer.state[parameter])
     parameter.grad = torch.tensor([[0.0, 0], [0, 1], [0, 0], [-1, 0]])
     optimizer.step()
-    unchanged = torch.tensor([0, 2])
+    unchanged = parameter.grad == 0
     assert torch.equal(parameter[unchanged], before[unchanged])
     for name in ("exp_avg", "exp_avg_sq"):
         assert torch.equal(optimizer.state[parameter][name][unchanged], moments[name][unchanged])
-    # A row with one zero among its gradients is touched: its old momentum still moves that entry.
-    assert (parameter[[1, 3]] != before[[1, 3]]).all()
+    assert (parameter[~unchanged] != before[~unchanged]).all()
 
 
 def test_native_and_eager_agree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,8 +71,3 @@ def test_state_dict_round_trip() -> None:
     one.step()
     other.step()
     assert torch.equal(first, second)
-
-
-def test_refuses_vectors() -> None:
-    with pytest.raises(ValueError, match="rows, features"):
-        SparseAdam([torch.nn.Parameter(torch.zeros(3))])

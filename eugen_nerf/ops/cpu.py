@@ -536,8 +536,8 @@ def sparse_adam(
     step_size: float,
     second_scale: float,
 ) -> None:
-    """One Adam step, in place, on the rows of [n, width] tensors whose gradient is not zero throughout."""
-    shape = (parameter.shape[0], parameter.shape[1])
+    """One Adam step, in place, on the values whose gradient is not zero; all tensors of one shape."""
+    shape = tuple(parameter.shape)
     grad = _prepare("grad", grad, shape, torch.float32)
     for name, tensor in (("parameter", parameter), ("first", first), ("second", second)):
         if _prepare(name, tensor, shape, torch.float32).data_ptr() != tensor.data_ptr():
@@ -548,8 +548,7 @@ def sparse_adam(
         grad,
         first,
         second,
-        ctypes.c_int64(shape[0]),
-        ctypes.c_int(shape[1]),
+        ctypes.c_int64(parameter.numel()),
         ctypes.c_float(betas[0]),
         ctypes.c_float(betas[1]),
         ctypes.c_float(eps),

@@ -235,31 +235,10 @@ void render_rays(const Field& field, const March& m, const float* origins, const
   }
 }
 
-// Rows of W numbers, n numbers in all. Whole vectors that no sample touched, most of a table, are passed over.
-template <int W>
-void adam_rows(const AdamStep& step, int64 n, const float* __restrict grad, float* __restrict parameter,
-               float* __restrict first, float* __restrict second) {
-  enum { BLOCK = LANES > W ? LANES : W };
-  for (int64 b = 0; b < n; b += BLOCK) {
-    const int count = int(std::min<int64>(BLOCK, n - b));
-    float touched[BLOCK] = {};  // sum of absolute gradients of a number's row
-    float any = 0;
-    for (int c = 0; c < count; c++) any += std::fabs(grad[b + c]);
-    if (any == 0.f) continue;
-    for (int c = 0; c < count; c += W) {
-      float row = 0;
-      for (int k = 0; k < W; k++) row += std::fabs(grad[b + c + k]);
-      for (int k = 0; k < W; k++) touched[c + k] = row;
-    }
-    if (count == BLOCK) {
+void adam_range(const AdamStep& step, int64 n, const float* __restrict grad, float* __restrict parameter,
+                float* __restrict first, float* __restrict second) {
 #pragma omp simd
-      for (int c = 0; c < BLOCK; c++)
-        adam_update(step, touched[c] != 0.f, grad[b + c], parameter[b + c], first[b + c], second[b + c]);
-    } else {
-      for (int c = 0; c < count; c++)
-        adam_update(step, touched[c] != 0.f, grad[b + c], parameter[b + c], first[b + c], second[b + c]);
-    }
-  }
+  for (int64 i = 0; i < n; i++) adam_update(step, grad[i] != 0.f, grad[i], parameter[i], first[i], second[i]);
 }
 
 int64 range_begin(int64 n, int thread, int threads) { return n * thread / threads; }
@@ -489,17 +468,15 @@ int eugen_render(const float* origins, const float* directions, const float* nea
   return 0;
 }
 
-// Adam on the rows [n, width] whose gradient is not zero throughout; the others stay as they are, moments too.
-int eugen_sparse_adam(float* parameter, const float* grad, float* first, float* second, int64 n, int width, float beta1,
+// Adam on those of n numbers whose gradient is not zero; the others stay as they are, moments too.
+int eugen_sparse_adam(float* parameter, const float* grad, float* first, float* second, int64 n, float beta1,
                       float beta2, float eps, float step_size, float second_scale, int threads) {
   const AdamStep step{beta1, beta2, eps, step_size, second_scale};
-#define EUGEN_CALL(W)                                                                                             \
-  _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int t = 0; t < threads; t++) {           \
-    const int64 b = range_begin(n, t, threads) * W, e = range_begin(n, t + 1, threads) * W;                       \
-    adam_rows<W>(step, e - b, grad + b, parameter + b, first + b, second + b);                                    \
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int t = 0; t < threads; t++) {
+    const int64 b = range_begin(n, t, threads), e = range_begin(n, t + 1, threads);
+    adam_range(step, e - b, grad + b, parameter + b, first + b, second + b);
   }
-  EUGEN_FOR_FEATURES(width, EUGEN_CALL)
-#undef EUGEN_CALL
   return 0;
 }
 
