@@ -184,7 +184,7 @@ void render_rays(const Field& field, const March& m, const float* origins, const
   Scratch density(field.density), color(field.color);
   const int encoded = field.density.in(), geometry = field.density.out - 1, color_in = field.color.in();
   const int ld_density = padded(field.density.out), ld_color = padded(field.color.out);
-  std::vector<float> unit(3 * TILE), features(size_t(TILE) * encoded), color_input(size_t(TILE) * color_in);
+  Floats unit(3 * TILE), features(size_t(TILE) * encoded), color_input(size_t(TILE) * color_in);
   std::vector<RayState> rays(TILE);
   std::vector<Step> steps(TILE);
   const float opaque = -log(maximum(min_transmittance, 1e-30f));
@@ -239,6 +239,11 @@ void adam_range(const AdamStep& step, int64 n, const float* __restrict grad, flo
                 float* __restrict first, float* __restrict second) {
 #pragma omp simd
   for (int64 i = 0; i < n; i++) adam_update(step, grad[i] != 0.f, grad[i], parameter[i], first[i], second[i]);
+}
+
+// Ask for memory that the next tile will read, so that it is there when this one is done.
+void prefetch(const float* begin, const float* end) {
+  for (const float* p = begin; p < end; p += 16) __builtin_prefetch(p);
 }
 
 int64 range_begin(int64 n, int thread, int threads) { return n * thread / threads; }
@@ -309,6 +314,7 @@ int eugen_network_forward(const float* x, const float* parameters, const int64* 
 #pragma omp for schedule(static)
     for (int64 begin = 0; begin < n; begin += TILE) {
       const int rows = int(std::min<int64>(TILE, n - begin));
+      prefetch(x + (begin + rows) * in, x + std::min(n, begin + 2 * TILE) * in);
       if (ld == net.out) {
         tile_forward(net, scratch, x + begin * in, rows, out + begin * ld);
         continue;
@@ -334,6 +340,8 @@ int eugen_network_backward(const float* x, const float* parameters, const int64*
 #pragma omp for schedule(static)
     for (int64 begin = 0; begin < n; begin += TILE) {
       const int rows = int(std::min<int64>(TILE, n - begin));
+      prefetch(x + (begin + rows) * in, x + std::min(n, begin + 2 * TILE) * in);
+      prefetch(grad_out + (begin + rows) * net.out, grad_out + std::min(n, begin + 2 * TILE) * net.out);
       tile_forward(net, scratch, x + begin * in, rows, nullptr);
       tile_backward(net, scratch, mine, grad_out + begin * net.out, net.out, rows,
                     grad_x ? grad_x + begin * in : nullptr, in);

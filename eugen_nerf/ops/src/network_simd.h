@@ -4,12 +4,27 @@
 // recomputes them: that costs a third of it and saves writing and reading every activation.
 #pragma once
 #include <cstring>
+#include <new>
 #include <utility>
 #include <vector>
 
 #include "gemm_simd.h"
 
 namespace eugen {
+
+// Memory that starts with a cache line: a vector that lies across two of them takes twice as long to load.
+template <class T>
+struct LineAllocator {
+  typedef T value_type;
+  LineAllocator() = default;
+  template <class U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+  bool operator==(const LineAllocator&) const { return true; }
+  bool operator!=(const LineAllocator&) const { return false; }
+};
+typedef std::vector<float, LineAllocator<float>> Floats;
 
 enum { TILE = 96 };  // a multiple of the rows of every block in gemm_simd.h
 
@@ -31,9 +46,9 @@ struct Stage {
 // The parameters of one affine map, in the two layouts that the products want.
 struct Matrix {
   int rows, columns;                // out, in
-  std::vector<float> by_input;      // [columns, padded(rows)]: x -> y
-  std::vector<float> by_output;     // [rows, padded(columns)]: dy -> dx
-  std::vector<float> offsets;       // [padded(rows)], zero where there are none
+  Floats by_input;      // [columns, padded(rows)]: x -> y
+  Floats by_output;     // [rows, padded(columns)]: dy -> dx
+  Floats offsets;       // [padded(rows)], zero where there are none
 
   void pack(const float* source, const float* last_column, const float* bias, int n, int k) {
     rows = n;
@@ -88,11 +103,11 @@ struct Network {
 
 // Activations and gradients of one tile; one for each thread.
 struct Scratch {
-  std::vector<std::vector<float>> input;      // of each matrix [TILE, padded(columns)], the norm in its column
-  std::vector<std::vector<float>> projected;  // of each stage [TILE, padded(projected)], before products and phi
-  std::vector<float> output;                  // [TILE, padded(out)]
+  std::vector<Floats> input;      // of each matrix [TILE, padded(columns)], the norm in its column
+  std::vector<Floats> projected;  // of each stage [TILE, padded(projected)], before products and phi
+  Floats output;                  // [TILE, padded(out)]
   const float* first;                         // input of the first matrix: input[0], or the caller's rows
-  std::vector<float> grad, grad_projected;    // widest of the above
+  Floats grad, grad_projected;    // widest of the above
 
   explicit Scratch(const Network& net) : first(nullptr) {
     int widest = 0;
@@ -218,8 +233,8 @@ static inline void tile_forward(const Network& net, Scratch& t, const float* x, 
 
 // One thread's sums of parameter gradients.
 struct Gradients {
-  std::vector<std::vector<float>> weights;  // like by_output
-  std::vector<std::vector<float>> offsets;  // [padded(rows)]
+  std::vector<Floats> weights;  // like by_output
+  std::vector<Floats> offsets;  // [padded(rows)]
 
   explicit Gradients(const Network& net) {
     for (const Matrix& m : net.matrices) {
