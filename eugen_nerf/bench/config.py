@@ -66,6 +66,9 @@ class Curve:
     """Shares of the budget after which to evaluate."""
     views: int = 3
     """Test views, spread over the split, the same at every time and for every method."""
+    pixels: int | None = None
+    """Look at that many pixels of each view, drawn once and the same for every method, so that methods with slow
+    frames can be followed too; None for whole views."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,7 @@ def _check_numbers(benchmark: Benchmark, file: Path) -> None:
         raise UserError(f"{file}: curve.at takes shares of the budget, above 0 and up to 1.")
     counts = {
         "curve.views": benchmark.curve.views,
+        "curve.pixels": benchmark.curve.pixels,
         "timed_frames": benchmark.timed_frames,
         "eval_images": benchmark.eval_images,
         **{f"eval_images of {m.name}": m.eval_images for m in benchmark.methods},

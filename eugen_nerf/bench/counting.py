@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from eugen_nerf.errors import UserError
 from eugen_nerf.field import EugenField
 from eugen_nerf.layers import EUGen, LayerStack, merge_chain
+
+OBSERVED_SIDE = 40  # pixels
 
 
 def count(model: nn.Module, camera: Cameras) -> dict[str, Any]:
@@ -53,6 +56,9 @@ def _eugen_samples(model: Any, camera: Cameras) -> dict[str, float]:
 
 @torch.no_grad()
 def _observed(model: Any, camera: Cameras) -> dict[str, float | None]:
+    # These methods take the same samples on every ray, and some need a minute for a whole frame.
+    camera = copy.deepcopy(camera)
+    camera.rescale_output_resolution(min(1.0, OBSERVED_SIDE / int(camera.height.max())))
     work = _Work()
     fields = [module for module in model.modules() if isinstance(module, Field)]
     layers = [module for module in model.modules() if isinstance(module, nn.Linear | EUGen | LayerStack)]

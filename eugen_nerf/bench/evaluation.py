@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from eugen_nerf.errors import UserError
-from eugen_nerf.metrics import Lpips, image_metrics, to_uint8
+from eugen_nerf.metrics import Lpips, image_metrics, psnr, to_uint8
 
 # Stands for the infinite PSNR of equal images, which JSON cannot hold; images that differ are far below it.
 PSNR_OF_EQUAL_IMAGES = 120.0
@@ -69,7 +69,25 @@ def test_view(pipeline: Any, index: int) -> TestView:
 @torch.no_grad()
 def render_view(pipeline: Any, camera: Cameras) -> Tensor:
     """What the model shows to a camera: [H, W, 3]."""
-    outputs = pipeline.model.get_outputs_for_camera(camera)
+    return _shown(pipeline.model.get_outputs_for_camera(camera))
+
+
+def render_pixels(pipeline: Any, camera: Cameras, places: Tensor) -> Tensor:
+    """Some pixels of what the model shows to a camera.
+
+    Args:
+        places: [n], numbers of pixels, row by row.
+
+    Returns:
+        [n, 3].
+    """
+    rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()[places]
+    # Models render bundles that have the shape of a picture.
+    outputs = pipeline.model.get_outputs_for_camera_ray_bundle(rays.reshape((1, len(places))))
+    return _shown(outputs)[0]
+
+
+def _shown(outputs: dict[str, Tensor]) -> Tensor:
     # Models with a coarse and a fine pass name their pictures so.
     return outputs["rgb"] if "rgb" in outputs else outputs["rgb_fine"]
 
@@ -117,6 +135,24 @@ def evaluate(
                 save_picture(view.truth, pictures / f"{index:04d}-truth.png")
             report(done / len(views))
     return rows
+
+
+def quick_psnr(pipeline: Any, views: Sequence[int], pixels: int | None = None) -> float:
+    """Mean PSNR of some views, of whole pictures or of `pixels` places in each, which depend on the view alone."""
+    if pixels is None:
+        found = mean(evaluate(pipeline, views), "psnr")
+        assert found is not None
+        return found
+    total = 0.0
+    with evaluating(pipeline):
+        for index in views:
+            view = test_view(pipeline, index)
+            count = view.truth.shape[0] * view.truth.shape[1]
+            places = torch.randperm(count, generator=torch.Generator().manual_seed(index))[:pixels]
+            prediction = render_pixels(pipeline, view.camera, places.to(pipeline.device))
+            truth = view.truth.reshape(count, 3)[places.to(pipeline.device)]
+            total += min(psnr(to_uint8(prediction), to_uint8(truth)), PSNR_OF_EQUAL_IMAGES)
+    return total / len(views)
 
 
 def save_picture(image: Tensor, path: Path) -> None:

@@ -20,6 +20,8 @@ from eugen_nerf.errors import UserError
 from eugen_nerf.plugin.compat import without_nerfstudio_lpips
 
 WARM_UP = 2
+# A first frame that takes longer is warm-up enough.
+SECONDS_OF_WARM_UP = 5.0
 
 
 def load_run(load_config: Path) -> Any:
@@ -47,8 +49,8 @@ def time_frames(
 
     A frame begins with a camera on the device and ends when the device has its picture: rays are generated and
     rendered in between, no file is read or written and nothing is compared. Each pipeline renders two frames
-    before the first that counts. In every turn each pipeline renders the same view, and each turn begins with
-    another pipeline, so that drift of the machine and warm caches favour none.
+    before the first that counts, or one if that takes long. In every turn each pipeline renders the same view, and
+    each turn begins with another pipeline, so that drift of the machine and warm caches favour none.
 
     Args:
         timed_frames: of each pipeline; one that has rendered its number drops out.
@@ -59,14 +61,20 @@ def time_frames(
     frames: list[list[dict[str, float]]] = [[] for _ in pipelines]
     total = sum(timed_frames) + WARM_UP * len(pipelines)
     done = 0
+    warm_up = [0.0] * len(pipelines)
     with torch.random.fork_rng():
         for turn in range(-WARM_UP, max(timed_frames)):
             for place in range(len(pipelines)):
                 which = (place + turn) % len(pipelines)
                 if turn >= timed_frames[which]:
                     continue
+                if turn < 0 and warm_up[which] > SECONDS_OF_WARM_UP:
+                    done += 1
+                    continue
                 view, seconds = _time_frame(pipelines[which], turn)
-                if turn >= 0:
+                if turn < 0:
+                    warm_up[which] += seconds
+                else:
                     frames[which].append({"view": view, "seconds": seconds})
                 done += 1
                 report(done / total)

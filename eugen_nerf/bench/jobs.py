@@ -35,6 +35,7 @@ class TrainingJob:
     fit_schedules: bool
     curve_at: tuple[float, ...]
     curve_views: int
+    curve_pixels: int | None
     eval_images: int | None
     pictures: int
 
@@ -130,6 +131,7 @@ def _training_job(benchmark: Benchmark, scene: SceneEntry, method: MethodEntry, 
         fit_schedules=benchmark.fit_schedules,
         curve_at=benchmark.curve.at,
         curve_views=benchmark.curve.views,
+        curve_pixels=benchmark.curve.pixels,
         eval_images=method.eval_images or benchmark.eval_images,
         pictures=benchmark.pictures,
     )

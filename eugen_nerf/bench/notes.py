@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from eugen_nerf.bench.config import Benchmark
+from eugen_nerf.bench.config import Benchmark, Curve
 from eugen_nerf.bench.summary import SceneSummary
 
 
@@ -44,12 +44,12 @@ def notes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
         "at full size, as nerfbaselines does. They are means over the test views, then over the seeds.",
         "A frame begins with a camera and ends when the device has its picture; rays are generated in between, no file "
         "is touched and nothing is compared. All methods of a scene took turns in one process, after two frames of "
-        f"warm-up each. The time ratio is the median of the ratios to {benchmark.methods[0].name} on the same view, "
-        "with a bootstrap interval.",
+        "warm-up each, or one where frames take many seconds. The time ratio is the median of the ratios to "
+        f"{benchmark.methods[0].name} on the same view, with a bootstrap interval.",
         "Training time is that of the steps alone: evaluations and the first step, which compiles kernels, are "
         "outside the clock.",
-        "The curve shows a few test views, the same for all; its last point is therefore not the PSNR of the table. "
-        "Times to reach a PSNR are read off the curve, linear between its points.",
+        f"The curve shows {_curve_pixels(benchmark.curve)}, the same for all; its last point is therefore not the PSNR "
+        "of the table. Times to reach a PSNR are read off the curve, linear between its points.",
         "Parameters and multiply-adds are those of the networks, EUGen layers merged; of nerfstudio's own methods the "
         "layers are counted that run while a field is evaluated, per sample over all fields. A dash means that they "
         "cannot be counted.",
@@ -72,3 +72,8 @@ def notes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
             "Methods were evaluated on different numbers of views: compare them by the column of the common views."
         )
     return lines
+
+
+def _curve_pixels(curve: Curve) -> str:
+    views = "one test view" if curve.views == 1 else f"{curve.views} test views"
+    return views if curve.pixels is None else f"{curve.pixels:,} pixels of {views}"

@@ -55,6 +55,22 @@ def test_other_methods_are_counted_as_they_run() -> None:
     assert "forward" not in vars(model.field)
 
 
+def test_a_large_frame_is_counted_on_a_smaller_one() -> None:
+    class Sized(HandModel):
+        def get_outputs_for_camera(self, camera: Cameras) -> dict[str, Tensor]:
+            self.size = int(camera.height), int(camera.width)
+            rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
+            edges = torch.linspace(1, 2, 8).expand(len(rays), 8)[..., None]
+            self.field.forward(rays.get_ray_samples(edges[:, :-1], edges[:, 1:]))
+            return {}
+
+    camera = Cameras(torch.eye(4)[None, :3], 400.0, 400.0, 200.0, 100.0, width=400, height=200)
+    model = Sized()
+    assert count(model, camera)["samples_per_ray"] == 7
+    assert model.size == (40, 80)
+    assert int(camera.height) == 200
+
+
 def test_converted_layers_are_counted_after_merging() -> None:
     """3 -> 5 is a stack of one EUGen layer of 2 features and one linear layer; 5 -> 4 an EUGen layer on its own."""
     camera = Cameras(torch.eye(4)[None, :3], 10.0, 10.0, 3.0, 2.0, width=6, height=4)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
 from PIL import Image
 from torch import Tensor
 
@@ -94,6 +95,34 @@ def test_evaluation_leaves_mode_and_random_numbers_alone() -> None:
     evaluate(ours, [0, 1])
     assert torch.equal(torch.rand(5), expected)
     assert ours.training
+
+
+class Directions(torch.nn.Module):
+    """Shows the direction of every ray as a colour."""
+
+    def get_outputs_for_camera_ray_bundle(self, rays: RayBundle) -> dict[str, Tensor]:
+        assert rays.directions.dim() == 3
+        return {"rgb": rays.directions / 2 + 0.5}
+
+    def get_outputs_for_camera(self, camera: Cameras) -> dict[str, Tensor]:
+        return self.get_outputs_for_camera_ray_bundle(camera.generate_rays(camera_indices=0, keep_shape=True))
+
+
+def test_some_pixels_are_those_of_the_whole_picture() -> None:
+    ours = pipeline(0.5)
+    ours.model = Directions()
+    camera = ours.datamanager.eval_dataset.cameras[0:1]
+    places = torch.tensor([63, 0, 17])
+    whole = evaluation.render_view(ours, camera).reshape(64, 3)
+    assert torch.equal(evaluation.render_pixels(ours, camera, places), whole[places])
+    # All pixels, in whatever order, have the PSNR of the picture.
+    expected = mean(evaluate(ours, [0, 1]), "psnr")
+    assert evaluation.quick_psnr(ours, [0, 1], 64) == pytest.approx(expected)
+    assert evaluation.quick_psnr(ours, [0, 1]) == expected
+    some = evaluation.quick_psnr(ours, [0, 1], 8)
+    assert some != expected
+    torch.rand(1)
+    assert evaluation.quick_psnr(ours, [0, 1], 8) == some  # the same ones again
 
 
 def test_pictures_of_the_first_views_are_kept(tmp_path: Path) -> None:

@@ -53,6 +53,18 @@ def test_methods_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reports[-1] == 1.0
 
 
+def test_slow_methods_are_warm_after_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    log: list[tuple[str, int]] = []
+    reports: list[float] = []
+    frames = time_frames([Scripted("a", 1.0, clock, log), Scripted("b", 60.0, clock, log)], [2, 2], reports.append)
+    assert [name for name, _ in log].count("a") == WARM_UP + 2
+    assert [name for name, _ in log].count("b") == 1 + 2
+    assert [len(row) for row in frames] == [2, 2]
+    assert reports[-1] == 1.0
+
+
 def test_load_run_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config.yml: does not exist. Give the config.yml of a run"):
         load_run(tmp_path / "config.yml")
