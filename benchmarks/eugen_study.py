@@ -3,9 +3,9 @@
     python benchmarks/eugen_study.py run PLAN --image PHOTO --scene DIR --output study.jsonl
     python benchmarks/eugen_study.py report study.jsonl
 
-A plan is a list of trials, see benchmarks/eugen_study_plans.py. Trials that the output file already holds are skipped, so a
-run may be interrupted and continued. Cost is always that of the merged network, in multiply-adds per evaluation. Nothing is
-timed.
+A plan is a list of trials, see benchmarks/eugen_study_plans.py. Trials that the output file already holds are skipped,
+so a run may be interrupted and continued. Cost is always that of the merged network, in multiply-adds per evaluation.
+Nothing is timed.
 """
 
 from __future__ import annotations

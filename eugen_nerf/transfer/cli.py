@@ -232,8 +232,8 @@ def _tell(outcome: Outcome, config: Any, console: Console) -> None:
         ("merged_network_parameters", "Network parameters, merged"),
         ("multiply_adds_per_sample", "Multiply-adds per sample"),
     ):
-        numbers = ["-" if values[name] is None else f"{values[name]:,.0f}" for values in (before, after)]
-        table.add_row(label, *numbers)
+        sizes = ["-" if values[name] is None else f"{values[name]:,.0f}" for values in (before, after)]
+        table.add_row(label, *sizes)
     table.add_row("Seconds of transfer", "", f"{outcome.seconds:.1f}")
     console.print(table)
     for path, shares in outcome.explained.items():
@@ -248,7 +248,8 @@ def _training_command(config: Any, run: Path) -> list[str]:
     """ns-train with those of the model's options that are not the method's own."""
     from nerfstudio.configs.method_configs import all_methods
 
-    default = all_methods[config.method_name].pipeline.model
+    registered: Any = all_methods[config.method_name]
+    default = registered.pipeline.model
     manager = config.pipeline.datamanager
     data = getattr(manager, "data", None) or getattr(manager.dataparser, "data", None)
     words = ["ns-train", config.method_name, "--data", str(data)]

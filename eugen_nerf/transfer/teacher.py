@@ -48,8 +48,8 @@ def load_teacher(load_config: Path, device: torch.device) -> Teacher:
     """Load a run of `eugen-nerf-mlp`, `vanilla-nerf`, `mipnerf` or `nerfacto`. Nothing of it is ever written to.
 
     Raises:
-        UserError: there is no such run, it is of another method, its networks are tiny-cuda-nn's, or its checkpoint does
-            not belong to its configuration or its scene.
+        UserError: there is no such run, it is of another method, its networks are tiny-cuda-nn's, or its checkpoint
+            does not belong to its configuration or its scene.
     """
     config = _read_config(load_config)
     method = _student_method(config, load_config)
@@ -62,13 +62,14 @@ def load_teacher(load_config: Path, device: torch.device) -> Teacher:
     state = {name: value for name, value in checkpoint.pop("pipeline").items() if not name.startswith(LPIPS)}
     if any("tcnn_encoding" in name for name in state) or _asks_for_tcnn(config, state):
         raise UserError(
-            f"{steps[-1]}: its networks were trained by tiny-cuda-nn, which keeps all their weights in one opaque array. "
-            "Train the teacher with --pipeline.model.implementation torch (eugen-nerf-mlp: "
+            f"{steps[-1]}: its networks were trained by tiny-cuda-nn, which keeps all their weights in one opaque "
+            "array. Train the teacher with --pipeline.model.implementation torch (eugen-nerf-mlp: "
             "--pipeline.model.field.implementation native)."
         )
     if hasattr(config.pipeline.model, "implementation"):
         config.pipeline.model.implementation = "torch"
-    config.pipeline.datamanager._target = all_methods[config.method_name].pipeline.datamanager._target
+    registered: Any = all_methods[config.method_name]  # as nerfstudio's eval_setup does
+    config.pipeline.datamanager._target = registered.pipeline.datamanager._target
     with without_nerfstudio_lpips():
         pipeline = config.pipeline.setup(device=device, test_mode="test")
     _check_scene(run, pipeline)
