@@ -42,6 +42,8 @@ class FieldConfig:
     """Nonlinearity of the features of EUGen layers, and activation of the others."""
     trainable_projections: bool = True
     """Whether the projections G of EUGen layers are trained; the other kinds ignore it."""
+    feature_bias: bool = False
+    """Whether each projection of the EUGen layers has a learned constant, as units of an MLP have."""
     density_layers: int = 1
     """Hidden layers of the density network."""
     color_layers: int = 2
@@ -200,6 +202,7 @@ class EugenField(nn.Module):
             norm_first=config.norm,
             phi=config.phi,
             trainable_projections=config.trainable_projections,
+            feature_bias=config.feature_bias,
             activation=config.phi,
         )
         with torch.no_grad():

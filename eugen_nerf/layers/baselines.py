@@ -153,6 +153,7 @@ def build_network(
     norm_first: bool = True,
     phi: str = "relu",
     trainable_projections: bool = True,
+    feature_bias: bool = False,
     projection: str = "orthogonal",
     activation: str = "relu",
 ) -> nn.Sequential:
@@ -173,6 +174,7 @@ def build_network(
         phi: Phi of EUGen layers.
         trainable_projections: trains the projections of EUGen layers; those of SNNK stay frozen, as in its
             paper.
+        feature_bias: gives the projections of EUGen layers a learned constant.
         projection: kind of random rows that EUGen, low-rank and SNNK layers start from.
         activation: activation of "mlp", "low-rank" and "snnk" layers; "snnk" takes "relu" here, because its
             other features do not merge.
@@ -196,6 +198,7 @@ def build_network(
                 norm=norm_first and index == 0,
                 phi=phi,
                 trainable_projections=trainable_projections,
+                feature_bias=feature_bias,
                 projection=projection,
             )
         elif kind == "mlp":

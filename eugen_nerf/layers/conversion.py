@@ -45,6 +45,8 @@ class ConversionPlan:
     """Activation of the features."""
     trainable_projections: bool = True
     """Trains the projections; False keeps them as drawn ("frozen G")."""
+    feature_bias: bool = False
+    """Gives every projection a learned constant."""
     projection: str = "orthogonal"
     """How projections are drawn: gaussian, orthogonal or rademacher."""
 
@@ -163,6 +165,7 @@ def _eugen(candidate: _FeedForward, plan: ConversionPlan, module: nn.Module) -> 
         phi=plan.phi,
         bias=linear.bias is not None,
         trainable_projections=plan.trainable_projections,
+        feature_bias=plan.feature_bias,
         projection=plan.projection,
         device=linear.weight.device,
         dtype=linear.weight.dtype,
@@ -235,6 +238,13 @@ def _put_for(root: nn.Module, old: nn.Module) -> Callable[[nn.Module], None]:
                     parent._modules[name] = new
 
     return put
+
+
+def as_layer_stack(network: nn.Module) -> LayerStack | None:
+    """A `LayerStack`, or nerfstudio's `MLP` as one that shares its layers; None for anything else."""
+    if isinstance(network, LayerStack):
+        return network
+    return _as_stack(network) if _is_nerfstudio_mlp(network) else None
 
 
 def _is_nerfstudio_mlp(module: nn.Module) -> bool:

@@ -96,16 +96,20 @@ class EUGen(nn.Module):
         bias: adds a learned bias, [out].
         shared: uses G_ij = G_j for every order i: P = k projections in place of k (k + 1) / 2.
         trainable_projections: makes the projections a parameter; otherwise they are a buffer ("frozen G").
+        feature_bias: adds a learned constant to every projection, G_ij x+ + c_ij, zero at the start: the bias that
+            a dense layer's units have, for rows taken from one. Merging leaves nothing of its cost.
         projection: "gaussian", "orthogonal", "rademacher", or the rows themselves: [m, d] or [m, d + 1], used
             for every projection, or [P, m, d] or [P, m, d + 1]. Given rows are not scaled; with `norm` and d
             columns the norm column starts at zero.
         eps: added to the squared norm.
 
     Raises:
-        ValueError: a size out of range, `order=0` without bias, an unknown name, or rows of the wrong shape.
+        ValueError: a size out of range, `order=0` without bias, `feature_bias` in the kernel form, an unknown name,
+            or rows of the wrong shape.
     """
 
     projections: Tensor  # [P, m, d], or [P, m, d + 1] with the norm column last
+    offsets: Tensor | None  # [P, m], the feature bias
     weight: Tensor  # [out, k * m]; [out, d] if psi is given
     bias: Tensor | None  # [out]
 
@@ -121,6 +125,7 @@ class EUGen(nn.Module):
         bias: bool = True,
         shared: bool = False,
         trainable_projections: bool = True,
+        feature_bias: bool = False,
         projection: str | Tensor = "orthogonal",
         eps: float = 1e-12,
         device: torch.device | str | None = None,
@@ -132,6 +137,8 @@ class EUGen(nn.Module):
             raise ValueError(f"EUGen: order must not be negative, got {order}")
         if order == 0 and not bias:
             raise ValueError("EUGen: order=0 is the constant given by the bias; it needs bias=True")
+        if psi is not None and feature_bias:
+            raise ValueError("EUGen: feature_bias belongs to the form with a learned g(W); with psi there is none")
         if eps <= 0:
             raise ValueError(f"EUGen: eps must be positive to keep the norm differentiable, got {eps}")
         if isinstance(projection, str) and projection not in KINDS:
@@ -159,6 +166,8 @@ class EUGen(nn.Module):
             self.projections = nn.Parameter(projections)
         else:
             self.register_buffer("projections", projections)
+        constants = torch.zeros(shape[:2], device=device, dtype=dtype) if feature_bias else None
+        self.register_parameter("offsets", None if constants is None else nn.Parameter(constants))
         weight_columns = order * num_features if psi is None else in_features
         self.weight = nn.Parameter(torch.empty(out_features, weight_columns, device=device, dtype=dtype))
         if bias:
@@ -169,7 +178,7 @@ class EUGen(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws projections, weight and bias anew, as the class describes; given rows stay as they are."""
+        """Draws projections, weight and biases anew, as the class describes; given rows stay as they are."""
         if self.projection != "given":
             _, m, columns = self.projections.shape
             scale = 1 / math.sqrt(2 * self.in_features if self.norm else self.in_features)
@@ -177,6 +186,8 @@ class EUGen(nn.Module):
                 rows.copy_(make_projection(self.projection, m, columns, dtype=rows.dtype, device=rows.device) * scale)
         if self.weight.numel() > 0:
             nn.init.normal_(self.weight, std=math.sqrt(2 / max(1, self.order * self.num_features)))
+        if self.offsets is not None:
+            self.offsets.zero_()
         if self.bias is not None:
             self.bias.copy_(-self._kernel_constant())
 
@@ -185,7 +196,8 @@ class EUGen(nn.Module):
         if x.shape[-1] != self.in_features:
             raise ValueError(f"EUGen takes [..., {self.in_features}], got {list(x.shape)}")
         rows = self.projections.flatten(0, 1)
-        projected = F.linear(x, rows[:, : self.in_features])
+        constants = None if self.offsets is None else self.offsets.flatten()
+        projected = F.linear(x, rows[:, : self.in_features], constants)
         if self.norm:
             lengths = smooth_norm(x, self.eps) * rows[:, self.in_features]
             projected = projected + lengths.to(projected.dtype)
@@ -220,7 +232,7 @@ class EUGen(nn.Module):
             f"num_features={self.num_features}, order={self.order}, norm={self.norm}, "
             f"phi={describe(self.phi)}, psi={psi}, bias={self.bias is not None}, shared={self.shared}, "
             f"trainable_projections={isinstance(self.projections, nn.Parameter)}, "
-            f"projection={self.projection}"
+            f"feature_bias={self.offsets is not None}, projection={self.projection}"
         )
 
     def _combine(self, projected: Tensor) -> Tensor:

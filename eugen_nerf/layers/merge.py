@@ -237,7 +237,7 @@ def _merge(layers: Sequence[nn.Module], affine: _Affine) -> MergedChain:
             rows = layer.projections.flatten(0, 1)
             add_stage(
                 rows[:, : layer.in_features].contiguous(),
-                None,
+                None if layer.offsets is None else layer.offsets.flatten(),
                 _named(layer.phi, where),
                 norm_column=rows[:, layer.in_features].contiguous() if layer.norm else None,
                 order=layer.order,

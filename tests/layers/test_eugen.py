@@ -365,3 +365,32 @@ def test_activations_by_name_are_the_functions_they_are_called() -> None:
     assert resolve(torch.tanh) is torch.tanh
     with pytest.raises(TypeError, match="a name or a callable, not int"):
         resolve(3)  # type: ignore[arg-type]
+
+
+class TestFeatureBias:
+    @pytest.mark.parametrize("order", [1, 2])
+    @pytest.mark.parametrize("norm", [False, True])
+    def test_it_is_a_constant_input(self, order: int, norm: bool) -> None:
+        layer = randomised(EUGen(4, 3, 5, order=order, norm=norm, feature_bias=True, phi="gelu", dtype=F64))
+        plain = EUGen(5, 3, 5, order=order, norm=False, phi="gelu", dtype=F64)
+        if norm:
+            plain = EUGen(6, 3, 5, order=order, norm=False, phi="gelu", dtype=F64)
+        with torch.no_grad():
+            plain.projections.copy_(torch.cat([layer.projections, layer.offsets.unsqueeze(-1)], dim=-1))
+            plain.weight.copy_(layer.weight)
+            plain.bias.copy_(layer.bias)
+        x = normal(6, 4, seed=1)
+        ones = torch.ones(6, 1, dtype=F64)
+        extended = torch.cat([x, x.norm(dim=1, keepdim=True), ones] if norm else [x, ones], dim=1)
+        torch.testing.assert_close(layer(x), plain(extended), rtol=1e-10, atol=1e-10)
+
+    def test_it_starts_at_zero_and_is_trained(self) -> None:
+        layer = EUGen(4, 3, 5, feature_bias=True)
+        assert not layer.offsets.any()
+        layer(torch.randn(6, 4)).square().sum().backward()
+        assert layer.offsets.grad.any()
+        assert EUGen(4, 3, 5).offsets is None
+
+    def test_the_kernel_form_has_none(self) -> None:
+        with pytest.raises(ValueError, match="with psi there is none"):
+            EUGen(4, 3, 5, psi="relu", feature_bias=True)

@@ -46,6 +46,8 @@ Maker = Callable[[int, int], list[nn.Module]]
 
 
 def eugen(**options: object) -> Maker:
+    if options.get("psi") is not None:
+        options["feature_bias"] = False  # the kernel form has none
     return lambda d, out: [EUGen(d, out, dtype=F64, **options)]  # type: ignore[arg-type]
 
 
@@ -59,6 +61,7 @@ eugens = st.builds(
     bias=st.booleans(),
     shared=st.booleans(),
     trainable_projections=st.booleans(),
+    feature_bias=st.booleans(),
 )
 others: st.SearchStrategy[Maker] = st.sampled_from(
     [
@@ -177,6 +180,31 @@ class TestNormInsideAChain:
         assert chain.weight.dtype == torch.bfloat16
         merged = network(x.bfloat16(), chain).double()
         torch.testing.assert_close(merged, modules.double()(x), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_an_output_with_several_consumers_is_merged_into_each(norm: bool) -> None:
+    """A trunk whose output goes to a linear head, to an EUGen head, and behind other inputs to a third one."""
+    trunk = randomised(nn.Sequential(EUGen(5, 20, 6, dtype=F64), EUGen(20, 30, 4, norm=False, dtype=F64)))
+    linear = randomised(nn.Sequential(nn.Linear(30, 2, dtype=F64)), seed=3)
+    eugen_head = randomised(nn.Sequential(EUGen(30, 9, 7, norm=norm, order=2, dtype=F64)), seed=4)
+    beside = randomised(nn.Sequential(EUGen(33, 9, 7, norm=norm, dtype=F64), nn.Linear(9, 2, dtype=F64)), seed=5)
+    x, views = normal(8, 5), normal(8, 3, seed=2)
+    chain = merge_chain(trunk)
+    features = x
+    for stage in chain.stages:
+        features = stage.features(features)
+    assert features.shape == (8, 4)
+
+    for head in (linear, eugen_head):
+        merged = merge_chain(head, after=(chain.weight, chain.bias))
+        assert merged.in_features == 4
+        assert_equal_to_round_off(network(features, merged), head(trunk(x)))
+    eye, zeros = torch.eye(3, dtype=F64), torch.zeros(3, dtype=F64)
+    merged = merge_chain(beside, after=(torch.block_diag(eye, chain.weight), torch.cat([zeros, chain.bias])))
+    assert merged.in_features == 7
+    result = network(torch.cat([views, features], dim=1), merged)
+    assert_equal_to_round_off(result, beside(torch.cat([views, trunk(x)], dim=1)))
 
 
 def test_training_through_the_merged_chain_follows_the_factored_one() -> None:

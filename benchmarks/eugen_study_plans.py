@@ -1,0 +1,181 @@
+"""The trials of benchmarks/eugen_study.py."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Network:
+    """Hidden layers of one kind."""
+
+    kind: Literal["mlp", "eugen", "low-rank"]
+    width: int  # of the hidden layers; nominal for EUGen
+    features: int = 0  # m, or the rank
+    order: int = 1
+    shared: bool = False
+    phi: str = "relu"
+    norm: bool = False
+    feature_bias: bool = False
+    weight_gain: float = 1.0  # initial output weights, times those of the layer's own initialisation
+    projection_gain: float = 1.0
+    trained_projections: bool = True
+
+    def __str__(self) -> str:
+        words = [f"{self.kind} {self.width}"]
+        if self.kind != "mlp":
+            words.append(f"m={self.features}")
+        if self.order > 1:
+            words.append(f"order {self.order}{' shared' if self.shared else ''}")
+        words.append(self.phi)
+        words += ["norm"] if self.norm else []
+        words += ["feature bias"] if self.feature_bias else []
+        words += ["frozen G"] if not self.trained_projections else []
+        for name, gain in (("W", self.weight_gain), ("G", self.projection_gain)):
+            words += [f"{name} x{gain:g}"] if gain != 1 else []
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained MLP whose layers the network of a trial takes over before it is trained itself."""
+
+    width: int
+    rate: float
+    steps: int
+    rows: str = "teacher"
+    selection: str = "contribution"
+    solver: str = "ridge"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run."""
+
+    task: str
+    network: Network
+    rate: float
+    steps: int  # without those of the teacher
+    seed: int
+    projection_rate: float = 1.0  # learning rate of the projections, times the others'
+    teacher: Teacher | None = None
+    table_rate: float = 1.0  # learning rate of the hash grid, times the method's
+
+    @property
+    def key(self) -> str:
+        """Identifies the trial in a file of results."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def grid(
+    task: str,
+    networks: Iterable[Network],
+    rates: Iterable[float],
+    steps: int,
+    seeds: Iterable[int] = (0,),
+    teacher: Teacher | None = None,
+) -> list[Trial]:
+    """Every network with every learning rate and seed."""
+    return [Trial(task, n, r, steps, s, teacher=teacher) for s, n, r in itertools.product(seeds, networks, rates)]
+
+
+def mlp(width: int, phi: str = "relu") -> Network:
+    return Network("mlp", width, phi=phi)
+
+
+def eugen(features: int, width: int, **options: object) -> Network:
+    return Network("eugen", width, features, **options)  # type: ignore[arg-type]
+
+
+PICTURE_STEPS = 2000
+MLP_RATES = (4e-3, 8e-3, 1.6e-2)
+EUGEN_RATES = (2.5e-4, 5e-4, 1e-3)
+
+
+def rates() -> list[Trial]:
+    """Picture, one seed: learning rates of both sides, and what gives the first layer a constant."""
+    trials = grid("photo", [mlp(64)], MLP_RATES, PICTURE_STEPS)
+    trials += grid(
+        "photo",
+        [eugen(64, 256, feature_bias=True), eugen(64, 256, norm=True), eugen(64, 128, feature_bias=True)],
+        EUGEN_RATES,
+        PICTURE_STEPS,
+    )
+    trials += grid("photo", [mlp(92)], MLP_RATES, PICTURE_STEPS)
+    return trials
+
+
+def shapes() -> list[Trial]:
+    """Picture, one seed: nominal width, order, Phi, gains, learning rate of the projections."""
+    k2 = eugen(32, 64, order=2, shared=True, feature_bias=True)
+    fast = (1e-3, 2e-3, 4e-3)
+    trials = grid("photo", [eugen(64, 64, feature_bias=True)], fast, PICTURE_STEPS)
+    trials += grid("photo", [k2], fast, PICTURE_STEPS)
+    trials += grid("photo", [eugen(26, 64, order=2, feature_bias=True)], fast, PICTURE_STEPS)
+    trials += grid("photo", [replace(k2, width=256)], (5e-4, 1e-3, 2e-3), PICTURE_STEPS)
+    trials += grid("photo", [mlp(64, "gelu")], (4e-3, 8e-3), PICTURE_STEPS)
+    trials += grid("photo", [replace(k2, phi="gelu")], (1e-3, 2e-3), PICTURE_STEPS)
+    trials += grid("photo", [Network("low-rank", 128, 16)], (2e-3, 4e-3), PICTURE_STEPS)
+    base = eugen(64, 128, feature_bias=True)
+    for gains in (
+        {"weight_gain": 2.0},
+        {"weight_gain": 0.5},
+        {"projection_gain": 2.0},
+        {"projection_gain": 4.0, "weight_gain": 0.25},
+        {"projection_gain": 0.25, "weight_gain": 4.0},
+    ):
+        trials += grid("photo", [replace(base, **gains)], (1e-3, 2e-3), PICTURE_STEPS)
+    trials += grid("photo", [mlp(64, "sin")], (1e-3, 2e-3), PICTURE_STEPS)
+    trials += grid("photo", [replace(k2, phi="sin")], (1e-3,), PICTURE_STEPS)
+    return trials
+
+
+def teachers() -> list[Trial]:
+    """Picture, one seed: a wide MLP first, its layers taken over, the rest of the steps on the narrow network."""
+    trials = []
+    for width in (128, 192):
+        teacher = Teacher(width, 4e-3, PICTURE_STEPS // 2)
+        half = PICTURE_STEPS - teacher.steps
+        trials += grid("photo", [mlp(64)], (2e-3, 4e-3, 8e-3), half, teacher=teacher)
+        trials += grid("photo", [eugen(64, width, feature_bias=True)], (2.5e-4, 5e-4, 1e-3), half, teacher=teacher)
+    for selection in ("random", "leverage"):
+        teacher = Teacher(128, 4e-3, PICTURE_STEPS // 2, selection=selection)
+        trials += grid("photo", [mlp(64)], (4e-3,), PICTURE_STEPS // 2, teacher=teacher)
+    trials += grid("photo", [mlp(128)], (4e-3,), PICTURE_STEPS)
+    trials += grid("photo", [mlp(92)], (4e-3, 8e-3), PICTURE_STEPS)
+    return trials
+
+
+SCENE_STEPS, TUNING_STEPS = 600, 300
+
+
+def scene_screen() -> list[Trial]:
+    """lego, one seed: narrow MLPs, EUGen from scratch, a wide MLP taken over with and without further training."""
+    whole = SCENE_STEPS + TUNING_STEPS
+    teacher = Teacher(64, 5e-3, SCENE_STEPS)
+    trials = []
+    for m in (32, 16, 24):
+        trials += grid("lego", [mlp(m)], (0.0,), 0, teacher=teacher)
+    for selection in ("random", "leverage"):
+        trials += grid("lego", [mlp(32), mlp(16)], (0.0,), 0, teacher=replace(teacher, selection=selection))
+    for m in (16, 32):
+        trials += grid("lego", [mlp(m)], (1e-3, 3e-3), TUNING_STEPS, teacher=teacher)
+    trials += grid("lego", [eugen(16, 64, feature_bias=True)], (5e-4, 2e-3), TUNING_STEPS, teacher=teacher)
+    trials += grid("lego", [mlp(64), mlp(32), mlp(16)], (5e-3,), whole)
+    trials += grid("lego", [eugen(32, 64, weight_gain=2.0), eugen(16, 64, weight_gain=2.0)], (2e-3,), whole)
+    trials += grid("lego", [mlp(32), mlp(16)], (1e-2,), whole)
+    trials += grid("lego", [eugen(16, 64, weight_gain=2.0, feature_bias=True)], (2e-3, 4e-3), whole)
+    return trials
+
+
+PLANS: dict[str, Callable[[], list[Trial]]] = {
+    "rates": rates,
+    "shapes": shapes,
+    "teachers": teachers,
+    "scene-screen": scene_screen,
+}

@@ -1,0 +1,92 @@
+"""Tables from the results of benchmarks/eugen_study.py."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eugen_study_plans import Network
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network with its best learning rate: that of the highest mean PSNR over the most seeds."""
+
+    task: str
+    name: str
+    from_scratch_mlp: bool
+    steps: int  # those of a teacher included
+    multiply_adds: int
+    rate: float
+    rates: int  # how many were tried
+    psnr: tuple[float, ...]  # one for each seed
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.psnr)
+
+
+def rows(results: Iterable[dict[str, Any]]) -> list[Row]:
+    """Results with learning rates and seeds gathered."""
+    groups: dict[tuple, dict[tuple, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        teacher = result["teacher"]
+        name = str(Network(**result["network"]))
+        steps = result["steps"] + (teacher["steps"] if teacher else 0)
+        if teacher:
+            name += f" <- MLP {teacher['width']}, {teacher['rows']} rows by {teacher['selection']}, {teacher['solver']}"
+            name += f", then {result['steps']} steps" if result["steps"] else ""
+        scratch = result["network"]["kind"] == "mlp" and not teacher
+        rate = (result["rate"], result["projection_rate"], result["table_rate"])
+        groups[result["task"], name, scratch, steps, result["multiply_adds"]][rate].append(result)
+    found = []
+    for key, by_rate in groups.items():
+        most = max(len(group) for group in by_rate.values())
+        complete = {rate: group for rate, group in by_rate.items() if len(group) == most}
+        rate, group = max(complete.items(), key=lambda item: statistics.mean(r["psnr"] for r in item[1]))
+        found.append(Row(*key, rate[0], len(by_rate), tuple(r["psnr"] for r in group)))
+    return sorted(found, key=lambda row: (row.task, row.steps, row.multiply_adds, -row.mean))
+
+
+def equal_mlp(row: Row, curve: list[Row]) -> str:
+    """How many times the multiply-adds an MLP from scratch needs for the same PSNR, after as many steps.
+
+    Between two measured widths the logarithm of the cost is interpolated; beyond them there is a bound.
+    """
+    points = sorted((mlp.multiply_adds, mlp.mean) for mlp in curve if (mlp.task, mlp.steps) == (row.task, row.steps))
+    if not points:
+        return "-"
+    if row.mean > max(psnr for _, psnr in points):
+        return f"> {points[-1][0] / row.multiply_adds:.1f}x"
+    for (low, below), (high, above) in itertools.pairwise(points):
+        if below <= row.mean <= above:
+            part = (row.mean - below) / (above - below) if above > below else 0.0
+            return f"{math.exp(math.log(low) + part * math.log(high / low)) / row.multiply_adds:.2f}x"
+    return f"< {points[0][0] / row.multiply_adds:.1f}x"
+
+
+def report(path: Path) -> None:
+    """Print one Markdown table for each task and number of steps."""
+    found = rows(json.loads(line) for line in path.read_text().splitlines())
+    curve = [row for row in found if row.from_scratch_mlp]
+    for task, steps in sorted({(row.task, row.steps) for row in found}):
+        print(f"\n{task}, {steps} steps\n")
+        print("| network | multiply-adds | learning rate (tried) | PSNR (dB) | seeds | cost of an equal MLP |")
+        print("|---|---|---|---|---|---|")
+        for row in found:
+            if (row.task, row.steps) != (task, steps):
+                continue
+            low, high = min(row.psnr), max(row.psnr)
+            spread = f", {low:.2f}-{high:.2f}" if len(row.psnr) > 1 else ""
+            equal = "" if row.from_scratch_mlp else equal_mlp(row, curve)
+            rate = f"{row.rate:g} ({row.rates})" if row.rate else "none"
+            print(
+                f"| {row.name} | {row.multiply_adds:,} | {rate} | {row.mean:.2f}{spread} | {len(row.psnr)} | {equal} |"
+            )

@@ -1,0 +1,139 @@
+"""Ridge regression from features to targets that arrive in batches, and which of the features matter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Solution:
+    """y = f weight^T + bias, float64."""
+
+    weight: Tensor  # [out, M]
+    bias: Tensor  # [out]
+    explained: float
+    """1 minus squared error over the targets' squared deviation from their mean; 1 for targets that are constant
+    and met."""
+
+
+class NormalEquations:
+    """Least squares of targets Y [N, out] on features F [N, M] and a constant, summed up batch by batch in float64.
+
+    Minimises, over W and b,
+
+        ||F W^T + b - Y||^2 / N + ridge * mean variance of the features * ||W||^2,
+
+    so that `ridge` has no unit and the constant b costs nothing. A feature that is constant (a ReLU that never
+    fires) gets the weight zero. With `ridge=0` and linearly dependent features the solution of least norm is
+    returned.
+
+    Args:
+        constant: whether there is a constant b; without it, raw second moments take the place of variances.
+    """
+
+    def __init__(self, constant: bool = True) -> None:
+        self.constant = constant
+        self.count = 0
+        self._shift: Tensor | None = None  # sums are about this point, near the mean: no cancellation later
+        self._sums: Tensor
+        self._products: Tensor
+        self._num_features = 0
+
+    @torch.no_grad()
+    def add(self, features: Tensor, targets: Tensor) -> None:
+        """One batch: features [N, M] and targets [N, out]."""
+        if features.shape[0] == 0:
+            return
+        joint = torch.cat([features.double(), targets.double()], dim=1)
+        if self._shift is None:
+            self._num_features = features.shape[1]
+            self._shift = joint.mean(dim=0) if self.constant else torch.zeros_like(joint[0])
+            self._sums = torch.zeros_like(joint[0])
+            self._products = joint.new_zeros(joint.shape[1], joint.shape[1])
+        joint = joint - self._shift
+        self.count += joint.shape[0]
+        self._sums += joint.sum(dim=0)
+        self._products += joint.T @ joint
+
+    def _moments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Covariance of features [M, M], of features and targets [M, out], variances of targets [out], means."""
+        if self._shift is None:
+            raise ValueError("least squares: no samples were added")
+        covariance = self._products / self.count
+        means = self._shift
+        if self.constant:
+            average = self._sums / self.count
+            covariance = covariance - torch.outer(average, average)
+            means = means + average
+        m = self._num_features
+        return covariance[:m, :m], covariance[:m, m:], covariance[m:, m:].diagonal(), means
+
+    def solve(self, ridge: float) -> Solution:
+        """The solution as the class states it.
+
+        Raises:
+            ValueError: nothing was added, or something added was not finite.
+        """
+        gram, cross, variances, means = self._moments()
+        if not gram.isfinite().all() or not cross.isfinite().all():
+            raise ValueError("least squares: features or targets are not finite")
+        scale = gram.diagonal().mean()
+        values, vectors = torch.linalg.eigh(gram)
+        # Directions without variance, to round-off, hold no information; ridge leaves them at zero, and so do we.
+        damped = values + ridge * scale
+        usable = values > values[-1].clamp_min(0) * len(values) * torch.finfo(values.dtype).eps
+        inverse = torch.where(usable, 1 / torch.where(usable, damped, torch.ones_like(damped)), 0)
+        weight = (vectors * inverse @ (vectors.T @ cross)).T
+        m = self._num_features
+        bias = means[m:] - weight @ means[:m] if self.constant else torch.zeros_like(means[m:])
+        error = variances - 2 * (weight * cross.T).sum(dim=1) + (weight @ gram * weight).sum(dim=1)
+        total = variances.sum().item()
+        left = error.clamp_min(0).sum().item()
+        return Solution(weight, bias, 1 - left / total if total > 0 else float(left <= 0))
+
+    def leverage_scores(self, ridge: float) -> Tensor:
+        """diag(K (K + lambda)^-1) [M] of the features' covariance K, lambda = ridge * mean variance.
+
+        How much of each feature the others do not say (Alaoui and Mahoney 2015, arXiv 1411.0306, definition 1).
+        """
+        gram, *_ = self._moments()
+        values, vectors = torch.linalg.eigh(gram)
+        values = values.clamp_min(0)
+        shares = values / (values + max(ridge, 1e-12) * gram.diagonal().mean()).clamp_min(1e-300)
+        return vectors.square() @ shares
+
+    def choose(self, number: int, method: str, ridge: float, consumer: Tensor | None = None) -> Tensor:
+        """Which features to keep, [number] sorted indices.
+
+        Args:
+            number: how many.
+            method: "leverage", the largest leverage scores; "contribution", greedily the feature that reduces the
+                squared error of the least-squares solution most (orthogonal least squares, Chen, Cowan and Grant
+                1991), on what the features chosen before have left.
+            ridge: as for `solve`.
+            consumer: [r, out], a matrix through which errors of the targets count.
+        """
+        if method == "leverage":
+            return self.leverage_scores(ridge).topk(number).indices.sort().values
+        gram, cross, *_ = self._moments()
+        gram, cross = gram.clone(), cross if consumer is None else cross @ consumer.double().T
+        floor = (ridge + 1e-12) * gram.diagonal().mean()
+        chosen: list[int] = []
+        taken = torch.zeros(len(gram), dtype=torch.bool, device=gram.device)
+        for _ in range(number):
+            variance = gram.diagonal()
+            gain = cross.square().sum(dim=1) / (variance + floor).clamp_min(1e-300)
+            best = int(torch.where(taken | (variance <= floor), -1.0, gain).argmax())
+            if taken[best]:  # nothing but repetitions is left
+                best = int((~taken).nonzero()[0])
+            chosen.append(best)
+            taken[best] = True
+            if variance[best] > floor:
+                # What is left of features and targets once the chosen one has been regressed out.
+                column = gram[:, best] / variance[best]
+                cross = cross - torch.outer(column, cross[best])
+                gram = gram - torch.outer(column, gram[best])
+        return torch.tensor(sorted(chosen), device=gram.device)

@@ -1,0 +1,311 @@
+"""EUGen layers that take over what dense layers have learned, layer by layer and without backpropagation.
+
+After EUGens (NeurIPS 2025, arXiv 2601.22563, section 4.5 and appendix B.2): inputs and outputs of a trained layer are
+recorded, and the output matrix of the EUGen layer in its place is the least-squares solution for its frozen features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eugen_nerf.layers.activations import resolve
+from eugen_nerf.layers.baselines import Dense
+from eugen_nerf.layers.conversion import as_layer_stack
+from eugen_nerf.layers.eugen import EUGen
+from eugen_nerf.layers.least_squares import NormalEquations
+from eugen_nerf.layers.projections import make_projection
+
+Rows = Literal["teacher", "gaussian", "orthogonal"]
+Selection = Literal["contribution", "leverage", "random"]
+Solver = Literal["ridge", "layerwise"]
+
+# Random rows are chosen from this many times as many; a teacher's rows from all of its units.
+CANDIDATES_PER_FEATURE = 4
+
+
+@dataclass
+class TransferOptions:
+    """How an EUGen layer is fitted to a trained dense layer."""
+
+    solver: Solver = "ridge"
+    """ridge: the output matrix in closed form, on frozen projections. layerwise: projections are trained too, on the
+    layer alone with the Huber loss, and the closed form follows."""
+    rows: Rows = "teacher"
+    """Where projections come from: units of the trained layer with their biases, or random ones, scaled to the
+    layer's inputs, whose kinks pass through inputs."""
+    selection: Selection = "contribution"
+    """Which candidates are kept. contribution: greedily those that reduce the squared error most. leverage: those of
+    the largest ridge leverage scores. random: any."""
+    ridge: float = 1e-6
+    """Penalty on the output matrix, in units of the mean variance of the features; the constant is free."""
+    steps: int = 1000
+    """Steps of Adam for each layer of solver layerwise."""
+    rate: float = 2e-3
+    """First learning rate of solver layerwise; it ends at zero."""
+    batch: int = 4096
+    """Samples in one of those steps."""
+    seed: int = 0
+    """Of random rows, random selection and batches."""
+
+    def __post_init__(self) -> None:
+        if not self.ridge >= 0 or not math.isfinite(self.ridge):
+            raise ValueError(f"ridge must be a number that is not negative, got {self.ridge}")
+        if min(self.steps, self.batch) < 1 or not self.rate > 0:
+            raise ValueError(f"steps, batch and rate must be positive, got {self.steps}, {self.batch}, {self.rate}")
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """How well an EUGen layer imitates the dense layer it stands for."""
+
+    position: int
+    """Of the layer in its network."""
+    explained: float
+    """Share of the variance of the layer's outputs that is explained, summed over outputs; 1 is perfect."""
+    samples: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A layer of a network with its activation."""
+
+    layer: nn.Module
+    activation: nn.Module | None
+    skip: bool
+    """The network's input is put in front of what the layer receives."""
+
+    def received(self, inputs: Tensor, x: Tensor) -> Tensor:
+        """What the layer receives, given the network's inputs and the output of the unit before."""
+        return torch.cat([inputs, x], dim=-1) if self.skip else x
+
+    def __call__(self, inputs: Tensor, x: Tensor) -> Tensor:
+        y = self.layer(self.received(inputs, x))
+        return y if self.activation is None else self.activation(y)
+
+
+def units(network: nn.Module) -> list[Unit]:
+    """The layers of a `torch.nn.Sequential`, a `LayerStack` or nerfstudio's `MLP`, one by one.
+
+    Raises:
+        ValueError: the network is of another kind.
+    """
+    if isinstance(network, nn.Sequential):
+        return list(_of_sequential(network))
+    stack = as_layer_stack(network)
+    if stack is None:
+        raise ValueError(f"transfer: {type(network).__name__} is no network whose layers are known one by one")
+    return [
+        Unit(layer, activation, i in stack.skip_connections)
+        for i, (layer, activation) in enumerate(zip(stack.layers, stack.activations, strict=True))
+    ]
+
+
+def _of_sequential(network: nn.Sequential) -> Iterator[Unit]:
+    children = list(network)
+    while children:
+        layer = children.pop(0)
+        is_linear = isinstance(layer, nn.Linear | EUGen)
+        followed = is_linear and children and not any(True for _ in children[0].parameters())
+        yield Unit(layer, children.pop(0) if followed else None, False)
+
+
+@torch.no_grad()
+def transfer_network(
+    teacher: nn.Module,
+    student: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    options: TransferOptions,
+    report: Callable[[LayerFit], None] = lambda fit: None,
+) -> list[LayerFit]:
+    """Fits every EUGen layer of a network to the dense layer at its place in the trained one, front to back.
+
+    A layer's inputs come from the layers of the student before it, already fitted, its targets from the teacher: so it
+    also corrects what those have lost. Activations of all batches are kept in memory, those of one layer at a time.
+
+    Args:
+        teacher: the trained network; see `units`.
+        student: a copy of it with EUGen layers in place of some dense ones; changed in place.
+        batches: inputs of the teacher and of the student for the same samples, [N, d] each.
+        options: how layers are fitted.
+        report: told each fit.
+
+    Returns:
+        The fits, one for each EUGen layer that stands in the place of a dense one.
+
+    Raises:
+        ValueError: the networks do not correspond, or there are no samples.
+    """
+    originals, copies = units(teacher), units(student)
+    if len(originals) != len(copies) or [u.skip for u in originals] != [u.skip for u in copies]:
+        raise ValueError("transfer: teacher and student must have the same layers and skip connections")
+    inputs = [(a.detach(), b.detach()) for a, b in batches if a.shape[0] > 0]
+    if not inputs:
+        raise ValueError("transfer: no samples were collected")
+    states = list(inputs)
+    generator = torch.Generator().manual_seed(options.seed)
+    fits = []
+    for position, (original, copy) in enumerate(zip(originals, copies, strict=True)):
+        received = [copy.received(b, y) for (_, b), (_, y) in zip(inputs, states, strict=True)]
+        targets = [original(a, x) for (a, _), (x, _) in zip(inputs, states, strict=True)]
+        if isinstance(copy.layer, EUGen) and not isinstance(original.layer, EUGen):
+            pairs = list(zip(received, targets, strict=True))
+            consumer = _consumer(originals, position)
+            explained = fit_layer(copy.layer, original.layer, pairs, options, consumer, generator)
+            fits.append(LayerFit(position, explained, sum(x.shape[0] for x in received)))
+            report(fits[-1])
+        states = [(target, copy(b, y)) for target, (_, b), (_, y) in zip(targets, inputs, states, strict=True)]
+    return fits
+
+
+def _consumer(originals: Sequence[Unit], position: int) -> Tensor | None:
+    """The matrix [r, out] through which the next layer sees a layer's output; None where it is unknown."""
+    layer = originals[position].layer
+    following = originals[position + 1].layer if position + 1 < len(originals) else None
+    if not isinstance(following, nn.Linear | Dense) or not isinstance(layer, nn.Linear | Dense):
+        return None
+    weight = following.weight.detach()
+    return weight[:, weight.shape[1] - layer.out_features :]  # a skip connection stands in front
+
+
+@torch.no_grad()
+def fit_layer(
+    layer: EUGen,
+    dense: nn.Module,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    options: TransferOptions,
+    consumer: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> float:
+    """Fits an EUGen layer to a trained dense layer, in place.
+
+    Projections of order 1 are chosen by `options.selection`; those of higher orders are drawn from the same rows at
+    random. Biases of a teacher's units are taken over if the layer has `offsets`.
+
+    Args:
+        layer: fitted; its Psi must be None.
+        dense: the trained linear layer, of whose `weight` [out, in] and `bias` rows may be taken.
+        pairs: batches of inputs [N, in] and of wanted outputs [N, out], after the activation.
+        options: how.
+        consumer: [r, out], what is done with the outputs next: errors count as it shows them. The least-squares
+            solution does not depend on it, only which rows are chosen and how they are trained.
+        generator: random numbers, on the CPU.
+
+    Returns:
+        The explained share of the targets' variance.
+
+    Raises:
+        ValueError: the layer is of the kernel form.
+    """
+    if layer.psi is not None:
+        raise ValueError("transfer: an EUGen layer of the kernel form has no output matrix of its own to fit")
+    generator = generator or torch.Generator().manual_seed(options.seed)
+    _set_projections(layer, dense, pairs, options, consumer, generator)
+    explained = _solve(layer, pairs, options.ridge)
+    if options.solver == "ridge":
+        return explained
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    _train(layer, pairs, options, consumer, generator)
+    trained = _solve(layer, pairs, options.ridge)
+    if trained >= explained:
+        return trained
+    layer.load_state_dict(before)  # steps that led astray leave the closed form
+    return explained
+
+
+def _solve(layer: EUGen, pairs: Sequence[tuple[Tensor, Tensor]], ridge: float) -> float:
+    """The output matrix, and the bias if there is one, in closed form; the explained share of the variance."""
+    equations = NormalEquations(constant=layer.bias is not None)
+    for x, y in pairs:
+        equations.add(layer.features(x), y)
+    solution = equations.solve(ridge)
+    layer.weight.copy_(solution.weight)
+    if layer.bias is not None:
+        layer.bias.copy_(solution.bias)
+    return solution.explained
+
+
+def _set_projections(
+    layer: EUGen,
+    dense: nn.Module,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    options: TransferOptions,
+    consumer: Tensor | None,
+    generator: torch.Generator,
+) -> None:
+    matrices, m, _ = layer.projections.shape
+    rows, offsets = _candidates(layer, dense, pairs, options, generator)
+    chosen = [torch.randperm(len(rows), generator=generator)[:m].to(rows.device) for _ in range(matrices)]
+    if options.selection != "random" and len(rows) > m:
+        equations = NormalEquations()
+        phi = resolve(layer.phi)
+        for x, y in pairs:
+            extended = torch.cat([x, x.norm(dim=-1, keepdim=True)], dim=-1) if layer.norm else x
+            equations.add(phi(F.linear(extended, rows, offsets if layer.offsets is not None else None)), y)
+        chosen[0] = equations.choose(m, options.selection, options.ridge, consumer)
+    layer.projections.copy_(torch.stack([rows[index] for index in chosen]))
+    if layer.offsets is not None:
+        layer.offsets.copy_(torch.stack([offsets[index] for index in chosen]))
+
+
+def _candidates(
+    layer: EUGen,
+    dense: nn.Module,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    options: TransferOptions,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Rows [n, d] or [n, d + 1] with the norm column, and their offsets [n]."""
+    like = layer.projections
+    if options.rows == "teacher":
+        assert isinstance(dense, nn.Linear | Dense)
+        weight, bias = dense.weight.detach(), dense.bias
+        rows = F.pad(weight, (0, 1)) if layer.norm else weight
+        return rows, weight.new_zeros(len(weight)) if bias is None else bias.detach()
+    count = layer.num_features * (1 if options.selection == "random" else CANDIDATES_PER_FEATURE)
+    inputs = pairs[0][0]
+    if layer.norm:
+        inputs = torch.cat([inputs, inputs.norm(dim=-1, keepdim=True)], dim=-1)
+    # Each column weighs alike, and projections have unit variance, whatever the scale of the inputs.
+    scale = inputs.std(dim=0, correction=0).clamp_min(1e-12 + 1e-6 * inputs.abs().max())
+    drawn = make_projection(options.rows, count, inputs.shape[1], generator=generator, dtype=like.dtype)
+    rows = drawn.to(like.device) / (scale * math.sqrt(inputs.shape[1]))
+    picked = torch.randint(len(inputs), (count,), generator=generator).to(like.device)
+    return rows, -(rows * inputs[picked]).sum(dim=1)
+
+
+def _train(
+    layer: EUGen,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    options: TransferOptions,
+    consumer: Tensor | None,
+    generator: torch.Generator,
+) -> None:
+    """Adam on the layer alone: projections, offsets, output matrix and bias."""
+    x, y = (torch.cat(list(part)) for part in zip(*pairs, strict=True))
+    view = torch.eye(y.shape[1], dtype=y.dtype, device=y.device) if consumer is None else consumer
+    deviation = (y @ view.T).std().clamp_min(1e-12)
+    parameters = [p for p in (layer.projections, layer.offsets, layer.weight, layer.bias) if p is not None]
+    asked = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_()
+    optimizer = torch.optim.Adam(parameters, lr=options.rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+    for _ in range(options.steps):
+        index = torch.randint(len(x), (min(options.batch, len(x)),), generator=generator).to(x.device)
+        with torch.enable_grad():
+            error = (layer(x[index]) - y[index]) @ view.T / deviation
+            loss = F.smooth_l1_loss(error, torch.zeros_like(error))
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        schedule.step()
+    for parameter, before in zip(parameters, asked, strict=True):
+        parameter.grad = None
+        parameter.requires_grad_(before)

@@ -1,0 +1,1 @@
+"""The command eugen-transfer: trained MLP fields become EUGen fields without backpropagation."""

@@ -1,0 +1,295 @@
+"""Turn a trained MLP field into an EUGen field, layer by layer in closed form, without backpropagation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from eugen_nerf.bench.cli_support import exit_on_user_error
+from eugen_nerf.errors import UserError
+
+
+@dataclass
+class Transfer:
+    """What eugen-transfer does."""
+
+    load_config: Path
+    """config.yml of the trained run: eugen-nerf-mlp, or nerfstudio's vanilla-nerf, mipnerf or nerfacto with
+    --pipeline.model.implementation torch. The run itself is only read."""
+    features: int
+    """m, features of each EUGen layer and order; at most the width of the layers."""
+    solver: Literal["ridge", "layerwise"] = "ridge"
+    """ridge: closed form, seconds. layerwise: also trains the projections, one layer at a time."""
+    rows: Literal["teacher", "gaussian", "orthogonal"] = "teacher"
+    """Where the projections come from: units of the trained layers, or random numbers."""
+    selection: Literal["contribution", "leverage", "random"] = "contribution"
+    """Which projections are kept of the candidates: the trained layer's units, or four times as many random rows."""
+    layers: tuple[str, ...] = ()
+    """Layers of nerfstudio's models that become EUGen layers, as paths or patterns of a shell; left out: those of
+    eugen-vanilla-nerf, eugen-mipnerf and eugen-nerfacto. In eugen-nerf-mlp it is every hidden layer."""
+    order: int = 1
+    """k, the largest number of factors in a product."""
+    norm: bool = False
+    """Let the first layers see the norm of their input; with rows of a teacher it has no effect before training."""
+    phi: str = "relu"
+    """Nonlinearity of the features."""
+    ridge: float = 1e-6
+    """Penalty of the closed form, relative to the mean variance of the features."""
+    steps: int = 1000
+    """Steps for each layer of solver layerwise."""
+    rate: float = 2e-3
+    """First learning rate of solver layerwise."""
+    pixels: float = 0.01
+    """Share of the training views' pixels whose rays are recorded."""
+    max_samples: int = 1 << 17
+    """Samples of a field after which no more rays are drawn; all of them are kept in memory."""
+    views: int = 4
+    """Test views that are rendered before and after, spread over the test split."""
+    seed: int = 0
+    """Of pixels, samples and random rows."""
+    output_dir: Path | None = None
+    """Folder under which the new run is written, as SCENE/METHOD/TIMESTAMP; that of the trained run if left out."""
+    timestamp: str = "{timestamp}"
+    """Name of the new run; the time if left out."""
+
+
+@dataclass
+class Outcome:
+    """What was written and measured."""
+
+    run: Path
+    before: dict[str, Any]
+    after: dict[str, Any]
+    seconds: float
+    explained: dict[str, list[float]] = field(default_factory=dict)
+
+
+def transfer(options: Transfer, console: Console) -> Outcome:
+    """Load, record, fit, measure, write.
+
+    Raises:
+        UserError: an option, the run or its scene cannot be used; nothing has been written then.
+    """
+    if not 0 < options.pixels <= 1:
+        raise UserError(f"--pixels is a share above 0 and at most 1, not {options.pixels}.")
+    for name in ("max_samples", "views"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}.")
+    # Slow imports wait until a look at the options has found nothing wrong.
+    import torch
+
+    from eugen_nerf.layers import ACTIVATIONS, ConversionPlan
+    from eugen_nerf.layers.transfer import TransferOptions
+    from eugen_nerf.transfer import recording, student
+    from eugen_nerf.transfer.teacher import load_teacher
+
+    if options.phi not in ACTIVATIONS:
+        raise UserError(f"--phi must be one of {', '.join(ACTIVATIONS)}, not {options.phi!r}.")
+    try:
+        how = TransferOptions(
+            options.solver,
+            options.rows,
+            options.selection,
+            options.ridge,
+            options.steps,
+            options.rate,
+            seed=options.seed,
+        )
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
+    plan = ConversionPlan(
+        options.features,
+        options.layers,
+        options.order,
+        options.norm,
+        options.phi,
+        feature_bias=True,
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.random.fork_rng():
+        torch.manual_seed(options.seed)
+        with redirect_stdout(sys.stderr):  # what nerfstudio reports while it loads
+            teacher = load_teacher(options.load_config, device)
+            config = student.student_config(teacher, plan)
+            _place(config, options)
+            model = student.build_student(teacher, config)
+        original = teacher.pipeline.model
+        layers = sum(len(list(_eugen_layers(network))) for network in student.networks(model).values())
+        with _progress(console) as progress:
+            before = _measure(teacher.pipeline, options.views, _bar(progress, "teacher's test views"))
+            start = time.perf_counter()
+            owners = student.fields(model, list(student.networks(model)))
+            recorded = recording.record(
+                teacher.pipeline, owners, options.pixels, options.max_samples, options.seed, _bar(progress, "samples")
+            )
+            bar = _bar(progress, "layers")
+            done = 0
+            explained: dict[str, list[float]] = {}
+
+            def fitted(path: str, one: Any) -> None:
+                nonlocal done
+                done += 1
+                explained.setdefault(path, []).append(one.explained)
+                bar(done / layers)
+
+            student.fit(original, model, recorded, how, fitted)
+            seconds = time.perf_counter() - start
+            teacher.pipeline._model = model
+            after = _measure(teacher.pipeline, options.views, _bar(progress, "student's test views"))
+    console.print(f"Recorded {recorded}.", markup=False, soft_wrap=True)
+    run = _write(config, teacher, model, options.load_config)
+    outcome = Outcome(run, before, after, seconds, explained)
+    _tell(outcome, config, console)
+    return outcome
+
+
+def _eugen_layers(network: Any) -> Iterator[Any]:
+    from eugen_nerf.layers import EUGen
+
+    return (module for module in network.modules() if isinstance(module, EUGen))
+
+
+def _place(config: Any, options: Transfer) -> None:
+    """Decide where the new run goes.
+
+    Raises:
+        UserError: there is something.
+    """
+    if options.output_dir is not None:
+        config.output_dir = options.output_dir
+    config.timestamp = options.timestamp
+    config.set_timestamp()
+    run = Path(config.get_base_dir())
+    if run.exists():
+        raise UserError(f"{run}: exists already; choose another --timestamp or --output-dir.")
+
+
+def _measure(pipeline: Any, views: int, report: Any) -> dict[str, Any]:
+    """PSNR of test views by the protocol of eugen-bench, and the sizes that it counts."""
+    from eugen_nerf.bench import evaluation
+    from eugen_nerf.bench.counting import count
+
+    order = evaluation.spread_order(evaluation.num_test_views(pipeline))[:views]
+    rows = evaluation.evaluate(pipeline, order, report=report)
+    with evaluation.evaluating(pipeline):
+        camera = evaluation.test_view(pipeline, order[0]).camera
+        # Work per sample does not depend on the size of the picture.
+        camera.rescale_output_resolution(min(1.0, 32 / int(camera.width)))
+        return {"psnr": evaluation.mean(rows, "psnr"), **count(pipeline.model, camera)}
+
+
+def _write(config: Any, teacher: Any, model: Any, load_config: Path) -> Path:
+    """A run folder as ns-train leaves it, complete or not at all."""
+    import torch
+    import yaml
+
+    from eugen_nerf.transfer.teacher import MODEL
+
+    run = Path(config.get_base_dir())
+    run.parent.mkdir(parents=True, exist_ok=True)
+    state = {name: value for name, value in teacher.state.items() if not name.startswith(MODEL)}
+    state.update({f"{MODEL}{name}": value.cpu() for name, value in model.state_dict().items()})
+    # Optimizers and schedules belong to the parameters that were trained; further training makes its own.
+    checkpoint = {**teacher.checkpoint, "pipeline": state, "optimizers": {}, "schedulers": {}}
+    temporary = Path(tempfile.mkdtemp(prefix=f".{run.name}-", dir=run.parent))
+    try:
+        folder = temporary / config.relative_model_dir
+        folder.mkdir(parents=True)
+        torch.save(checkpoint, folder / f"step-{int(teacher.checkpoint['step']):09d}.ckpt")
+        (temporary / "config.yml").write_text(yaml.dump(config), "utf8")
+        transforms = load_config.parent / "dataparser_transforms.json"
+        if transforms.is_file():
+            shutil.copyfile(transforms, temporary / transforms.name)
+        os.chmod(temporary, 0o755)
+        os.replace(temporary, run)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return run
+
+
+def _tell(outcome: Outcome, config: Any, console: Console) -> None:
+    table = Table("", "before", "after", title="Transfer")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    before, after = outcome.before, outcome.after
+    table.add_row("PSNR (dB)", f"{before['psnr']:.2f}", f"{after['psnr']:.2f}")
+    for name, label in (
+        ("stored_parameters", "Stored parameters"),
+        ("merged_network_parameters", "Network parameters, merged"),
+        ("multiply_adds_per_sample", "Multiply-adds per sample"),
+    ):
+        sizes = ["-" if values[name] is None else f"{values[name]:,.0f}" for values in (before, after)]
+        table.add_row(label, *sizes)
+    table.add_row("Seconds of transfer", "", f"{outcome.seconds:.1f}")
+    console.print(table)
+    for path, shares in outcome.explained.items():
+        numbers = ", ".join(f"{100 * share:.2f}" for share in shares)
+        console.print(f"Explained variance of the layers of {path}: {numbers} %", markup=False, soft_wrap=True)
+    console.print(f"Run: {outcome.run / 'config.yml'}", markup=False, soft_wrap=True)
+    command = " ".join(_training_command(config, outcome.run))
+    console.print(f"To train it further:\n{command}", markup=False, soft_wrap=True)
+
+
+def _training_command(config: Any, run: Path) -> list[str]:
+    """ns-train with those of the model's options that are not the method's own."""
+    from nerfstudio.configs.method_configs import all_methods
+
+    registered: Any = all_methods[config.method_name]
+    default = registered.pipeline.model
+    manager = config.pipeline.datamanager
+    data = getattr(manager, "data", None) or getattr(manager.dataparser, "data", None)
+    words = ["ns-train", config.method_name, "--data", str(data)]
+    words += ["--load-dir", str(run / config.relative_model_dir)]
+    return words + list(_different(config.pipeline.model, default, "--pipeline.model"))
+
+
+def _different(options: Any, default: Any, prefix: str) -> Iterator[str]:
+    for name, value in vars(options).items():
+        flag = f"{prefix}.{name.replace('_', '-')}"
+        other = getattr(default, name, None)
+        if hasattr(value, "__dataclass_fields__"):
+            yield from _different(value, other, flag)
+        elif isinstance(value, bool | int | float | str) and value != other:
+            yield from (flag, str(value))
+        elif isinstance(value, tuple) and value and value != other and all(isinstance(v, str | int) for v in value):
+            yield from (flag, *map(str, value))
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        yield progress
+
+
+def _bar(progress: Progress, name: str) -> Any:
+    task = progress.add_task(name, total=1.0)
+    return lambda part: progress.update(task, completed=part)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the program."""
+    options: Annotated[Transfer, tyro.conf.configure()] = tyro.cli(
+        Transfer, prog="eugen-transfer", args=arguments, description=__doc__
+    )
+    console = Console()
+    with exit_on_user_error(console, "Interrupted; nothing was written."):
+        transfer(options, console)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""EUGen layers take over what dense layers have learned: exactly where they can, in order, and merged afterwards."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from nerfstudio.field_components.mlp import MLP
+from torch import Tensor, nn
+
+from eugen_nerf.layers import ConversionPlan, Dense, EUGen, LayerStack, convert, merge_chain
+from eugen_nerf.layers.transfer import LayerFit, TransferOptions, fit_layer, transfer_network, units
+from eugen_nerf.ops.reference import network as evaluate
+
+F64 = torch.float64
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def teacher(*widths: int, seed: int = 0) -> nn.Sequential:
+    """A random MLP whose units differ in weight, as a trained one's do."""
+    layers: list[nn.Module] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for d, out in itertools.pairwise(widths[:-1]):
+            layer = Dense(d, out, dtype=F64)
+            with torch.no_grad():
+                layer.bias.normal_(std=0.3)
+                layer.weight.mul_(torch.logspace(0, -1.5, out, dtype=F64)[:, None])
+            layers.append(layer)
+        layers.append(nn.Linear(widths[-2], widths[-1], dtype=F64))
+    return nn.Sequential(*layers)
+
+
+def student_of(network: nn.Module, m: int, **plan: object) -> nn.Module:
+    options = {"norm": False, "feature_bias": True, **plan}
+    return convert(copy.deepcopy(network), ConversionPlan(m, **options)).module  # type: ignore[arg-type]
+
+
+def batches(x: Tensor, parts: int = 3) -> list[tuple[Tensor, Tensor]]:
+    return [(part, part) for part in x.chunk(parts)]
+
+
+def distance(network: nn.Module, student: nn.Module, x: Tensor) -> float:
+    """Mean square difference over the variance of the teacher's outputs."""
+    with torch.no_grad():
+        y = network(x)
+        return ((student(x) - y).square().mean() / y.var()).item()
+
+
+class TestExactness:
+    @pytest.mark.parametrize("selection", ["contribution", "leverage", "random"])
+    def test_all_of_a_teachers_units_are_the_teacher(self, selection: str) -> None:
+        network = teacher(5, 12, 12, 3)
+        student = student_of(network, 12)
+        fits = transfer_network(
+            network, student, batches(normal(400, 5)), TransferOptions(selection=selection, ridge=1e-13)
+        )
+        assert [fit.position for fit in fits] == [0, 1]
+        assert all(fit.explained > 1 - 1e-9 and fit.samples == 400 for fit in fits)
+        assert distance(network, student, normal(50, 5, seed=1)) < 1e-9
+
+    def test_units_that_the_teacher_does_not_need_are_the_ones_left_out(self) -> None:
+        network = teacher(5, 12, 12, 3)
+        with torch.no_grad():
+            network[0].weight[[1, 4, 7]] = 0  # these are constants
+            network[1].weight[:, [2, 3]] = 0  # and these have no consumer
+        student = student_of(network, 7, layers=("0",))
+        transfer_network(network, student, batches(normal(400, 5)), TransferOptions(ridge=1e-13))
+        assert distance(network, student, normal(50, 5, seed=1)) < 1e-9
+
+    def test_it_survives_merging(self) -> None:
+        network = teacher(5, 16, 16, 3)
+        student = student_of(network, 8)
+        transfer_network(network, student, batches(normal(400, 5)), TransferOptions())
+        x = normal(50, 5, seed=1)
+        chain = merge_chain(student)
+        torch.testing.assert_close(evaluate(x, chain), student(x), rtol=1e-10, atol=1e-10)
+        assert chain.multiply_adds == 5 * 8 + 8 * 8 + 8 * 3
+
+    def test_skip_connections_of_nerfstudios_mlp(self) -> None:
+        torch.manual_seed(0)
+        network = MLP(4, 5, 12, 3, skip_connections=(2,), activation=nn.ReLU(), out_activation=nn.Sigmoid()).double()
+        student = student_of(network, 12, layers=("layers.1", "layers.2"))
+        assert isinstance(student, LayerStack)
+        fits = transfer_network(network, student, batches(normal(400, 4)), TransferOptions(ridge=1e-13))
+        assert [fit.position for fit in fits] == [1, 2]
+        assert distance(network, student, normal(50, 4, seed=1)) < 1e-9
+
+
+class TestFrontToBack:
+    def test_later_layers_see_what_earlier_ones_became(self) -> None:
+        """The second layer's solution is the least-squares one for inputs from the converted first layer."""
+        network, x = teacher(5, 16, 16, 3), normal(600, 5)
+        student = student_of(network, 6)
+        (_, second) = transfer_network(network, student, batches(x), TransferOptions())
+        with torch.no_grad():
+            received, wanted = student[0](x), network[:2](x)
+            features = student[1].features(received)
+            ones = torch.ones(600, 1, dtype=F64)
+            best = torch.linalg.lstsq(torch.cat([features, ones], dim=1), wanted).solution
+            least = (torch.cat([features, ones], dim=1) @ best - wanted).square().sum()
+            error = (student[1](received) - wanted).square().sum()
+        assert error <= least * (1 + 1e-4)
+        total = (wanted - wanted.mean(dim=0)).square().sum()
+        assert second.explained == pytest.approx(1 - (error / total).item(), abs=1e-9)
+
+    def test_inputs_of_teacher_and_student_may_differ(self) -> None:
+        network, x = teacher(5, 16, 3), normal(600, 5)
+        student = student_of(network, 16)
+        moved = x + 0.5
+        transfer_network(network, student, [(x, moved)], TransferOptions(rows="gaussian", ridge=1e-9))
+        assert (student(moved) - network(x)).square().mean() < 0.5 * (student(x) - network(x)).square().mean()
+
+    def test_fits_are_reported_as_they_come(self) -> None:
+        network, told = teacher(5, 8, 8, 3), list[LayerFit]()
+        student = student_of(network, 4)
+        fits = transfer_network(network, student, batches(normal(100, 5)), TransferOptions(), told.append)
+        assert told == fits
+
+
+class TestOptions:
+    def test_choosing_by_contribution_beats_chance(self) -> None:
+        network, x, unseen = teacher(6, 64, 64, 3), normal(2000, 6), normal(500, 6, seed=1)
+
+        def error(selection: str, seed: int) -> float:
+            student = student_of(network, 16)
+            options = TransferOptions(selection=selection, seed=seed)  # type: ignore[arg-type]
+            transfer_network(network, student, batches(x), options)
+            return distance(network, student, unseen)
+
+        chance = sorted(error("random", seed) for seed in range(5))
+        assert error("contribution", 0) < 0.5 * chance[0]
+
+    @pytest.mark.parametrize("rows", ["teacher", "gaussian", "orthogonal"])
+    @pytest.mark.parametrize("norm", [False, True])
+    @pytest.mark.parametrize("order", [1, 2])
+    def test_every_kind_of_rows_imitates(self, rows: str, norm: bool, order: int) -> None:
+        network, x = teacher(6, 40, 3), normal(2000, 6)
+        student = student_of(network, 20, order=order, norm=norm)
+        (fit,) = transfer_network(network, student, batches(x), TransferOptions(rows=rows))  # type: ignore[arg-type]
+        assert fit.explained > 0.5
+        assert distance(network, student, normal(500, 6, seed=1)) < 0.6
+
+    def test_training_a_layer_alone_improves_it(self) -> None:
+        network, x = teacher(6, 40, 40, 3), normal(2000, 6)
+        closed, trained = student_of(network, 8), student_of(network, 8)
+        options = TransferOptions(rows="gaussian")
+        before = transfer_network(network, closed, batches(x), options)
+        options.solver, options.steps, options.batch = "layerwise", 150, 256
+        after = transfer_network(network, trained, batches(x), options)
+        assert after[0].explained > before[0].explained + 0.01
+        assert distance(network, trained, x) < distance(network, closed, x)
+        assert all(parameter.grad is None for parameter in trained.parameters())
+
+    def test_training_that_leads_astray_is_undone(self) -> None:
+        network, x = teacher(6, 40, 3), normal(500, 6)
+        closed, trained = student_of(network, 8), student_of(network, 8)
+        (before,) = transfer_network(network, closed, batches(x), TransferOptions())
+        options = TransferOptions(solver="layerwise", steps=2, rate=1e3)
+        (after,) = transfer_network(network, trained, batches(x), options)
+        assert after.explained == before.explained
+        for name, value in closed.state_dict().items():
+            assert torch.equal(trained.state_dict()[name], value)
+
+    def test_frozen_projections_stay_buffers(self) -> None:
+        network, x = teacher(6, 40, 3), normal(500, 6)
+        student = student_of(network, 8, trainable_projections=False)
+        transfer_network(network, student, batches(x), TransferOptions(solver="layerwise", steps=3))
+        assert not student[0].projections.requires_grad
+        assert student[0].weight.requires_grad
+
+    def test_the_same_seed_gives_the_same_layers(self) -> None:
+        network, x = teacher(6, 20, 3), normal(300, 6)
+        states = []
+        for _ in range(2):
+            student = student_of(network, 5)
+            transfer_network(network, student, batches(x), TransferOptions(rows="orthogonal", seed=3))
+            states.append(student.state_dict())
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+    def test_a_layer_without_constants(self) -> None:
+        layer, dense = EUGen(4, 8, 8, norm=False, bias=False, dtype=F64), nn.Linear(4, 8, bias=False, dtype=F64)
+        x = normal(300, 4)
+        assert fit_layer(layer, dense, [(x, torch.relu(dense(x)))], TransferOptions(ridge=1e-13)) > 1 - 1e-9
+
+
+def test_nothing_of_the_teacher_changes() -> None:
+    network, x = teacher(6, 20, 20, 3), normal(300, 6)
+    before = copy.deepcopy(network.state_dict())
+    student = student_of(network, 5)
+    transfer_network(network, student, batches(x), TransferOptions(solver="layerwise", steps=3))
+    assert all(torch.equal(network.state_dict()[name], before[name]) for name in before)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+
+
+def test_units_of_a_sequential() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.GELU(), EUGen(4, 5, 2), nn.Identity(), nn.Linear(5, 2))
+    x = torch.randn(7, 3)
+    y = x
+    for unit in units(network):
+        y = unit(x, y)
+    assert [type(unit.layer) for unit in units(network)] == [nn.Linear, EUGen, nn.Linear]
+    assert torch.equal(y, network(x))
+
+
+class TestRefusals:
+    def test_no_samples(self) -> None:
+        network = teacher(6, 20, 3)
+        with pytest.raises(ValueError, match="no samples were collected"):
+            transfer_network(network, student_of(network, 5), batches(normal(0, 6), 1), TransferOptions())
+
+    def test_networks_that_do_not_correspond(self) -> None:
+        with pytest.raises(ValueError, match="must have the same layers"):
+            transfer_network(teacher(6, 20, 3), teacher(6, 20, 20, 3), batches(normal(9, 6)), TransferOptions())
+
+    def test_a_network_of_unknown_layers(self) -> None:
+        with pytest.raises(ValueError, match="Bilinear is no network whose layers are known"):
+            units(nn.Bilinear(2, 2, 2))
+
+    def test_the_kernel_form(self) -> None:
+        layer = EUGen(4, 8, 4, psi="relu")
+        with pytest.raises(ValueError, match="kernel form"):
+            fit_layer(layer, nn.Linear(4, 8), [(torch.ones(3, 4), torch.ones(3, 8))], TransferOptions())
+
+    @pytest.mark.parametrize("options", [{"ridge": -1.0}, {"ridge": torch.nan}, {"steps": 0}, {"rate": 0.0}])
+    def test_options(self, options: dict) -> None:
+        with pytest.raises(ValueError, match=next(iter(options))):
+            TransferOptions(**options)

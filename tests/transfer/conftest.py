@@ -1,0 +1,26 @@
+"""A trained run of the MLP twin, for tests that turn it into EUGen layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from nerfstudio.scripts.train import main
+
+from tests.plugin.conftest import Parse, parse, small_options
+
+__all__ = ["parse", "small_options"]
+
+
+@pytest.fixture(scope="session")
+def mlp_run(ball_scene: Path, parse: Parse, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of eugen-nerf-mlp on the ball."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    output = tmp_path_factory.mktemp("teachers")
+    arguments = ["--data", ball_scene, "--output-dir", output, "--timestamp=mlp", "--max-num-iterations=200"]
+    config = parse(*arguments, "--steps-per-eval-image=1000", method="eugen-nerf-mlp")
+    main(config)
+    torch.set_num_threads(threads)
+    return config.get_base_dir()
