@@ -16,25 +16,31 @@ def conditions(benchmark: Benchmark) -> list[str]:
 
 
 def describe_machines(scenes: Sequence[SceneSummary]) -> list[str]:
-    """A line for each kind of machine and versions among the records."""
-    lines: dict[str, list[str]] = {}
+    """A line for each kind of machine and versions among the records, with the days and the commands."""
+    groups: dict[str, list[dict[str, Any]]] = {}
     for machine in (machine for scene in scenes for machine in scene.machines):
-        lines.setdefault(machine_line(machine), []).append(machine["date"])
+        groups.setdefault(_hardware_and_versions(machine), []).append(machine)
     described = []
-    for line, dates in lines.items():
-        days = sorted({date.split(" ")[0] for date in dates})
+    for line, machines in groups.items():
+        days = sorted({machine["date"].split(" ")[0] for machine in machines})
         when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-        described.append(f"{when} on {line}.")
+        commands = ", then ".join(dict.fromkeys(f"`{machine['command']}`" for machine in machines))
+        described.append(f"{when} on {line}; {commands}.")
     return described
 
 
 def machine_line(machine: dict[str, Any]) -> str:
     """Hardware, versions and command of a measurement."""
+    return f"{_hardware_and_versions(machine)}; `{machine['command']}`"
+
+
+def _hardware_and_versions(machine: dict[str, Any]) -> str:
     processor = f"{machine['gpu']} (CUDA {machine['cuda']}), " if machine["gpu"] else ""
-    processor += f"{machine['cpu_cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB"
+    threads = f" ({machine['threads']} used)" if machine["threads"] < machine["cpu_cores"] else ""
+    processor += f"{machine['cpu_cores']} cores{threads} of {machine['cpu']}, {machine['memory_gib']} GiB"
     versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "nerfstudio", "eugen_nerf"))
     revision = f" at {machine['git_revision']}" if machine["git_revision"] else ""
-    return f"{processor}; Python {machine['python']}, {versions}{revision}; `{machine['command']}`"
+    return f"{processor}; Python {machine['python']}, {versions}{revision}"
 
 
 def notes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:

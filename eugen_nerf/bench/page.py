@@ -13,7 +13,7 @@ from PIL import Image
 from eugen_nerf.bench import plots
 from eugen_nerf.bench.config import Benchmark
 from eugen_nerf.bench.notes import conditions, describe_machines, notes
-from eugen_nerf.bench.pictures import error_map, open_picture, telling_crop
+from eugen_nerf.bench.pictures import error_map, open_picture, outlined, telling_crop
 from eugen_nerf.bench.results import training_job
 from eugen_nerf.bench.statistics import pareto_front
 from eugen_nerf.bench.summary import MethodSummary, Rows, SceneSummary, mean_over_scenes
@@ -54,6 +54,8 @@ svg .front { stroke: var(--soft); fill: none; stroke-dasharray: 4 3; }
 .legend svg { display: inline-block; width: 16px; height: 16px; margin: 0 .4rem -2px 0; }
 .views { display: flex; gap: .6rem; overflow-x: auto; padding-bottom: .4rem; }
 .views > figure { flex: 1 0 150px; max-width: 320px; }
+.views > figure:first-child { position: sticky; left: 0; z-index: 1; background: var(--paper);
+  box-shadow: .6rem 0 0 var(--paper); }
 .views img { width: 100%; display: block; margin-bottom: .3rem; border: 1px solid var(--line);
   image-rendering: pixelated; }
 """
@@ -167,15 +169,16 @@ def _views(benchmark: Benchmark, scene: SceneSummary, rows: Rows, pictures: Path
         except OSError:
             continue  # the numbers stand without the pictures
         crop = telling_crop([image for _, image in renders], truth)
-        figures = [_figure("Truth", [("whole", truth), ("crop", truth.crop(crop))])]
+        figures = [_figure("Truth", [("whole", outlined(truth, crop)), ("crop", truth.crop(crop))])]
         for name, image in renders:
             error = error_map(image, truth)
-            figures.append(_figure(name, [("whole", image), ("crop", image.crop(crop)), ("error", error)]))
+            whole = outlined(image, crop)
+            figures.append(_figure(name, [("whole", whole), ("crop", image.crop(crop)), ("error", error)]))
         parts.append(f'<h3>Test view {view}</h3><div class="views">{"".join(figures)}</div>')
     if not parts:
         return ""
     return "".join(parts) + (
-        '<p class="soft">From above: the picture, the square in which the methods err most, enlarged, and the '
+        '<p class="soft">From above: the picture, its framed square, in which the methods err most, enlarged, and the '
         "absolute error (white: none; dark red: 20 % of the range or more).</p>"
     )
 

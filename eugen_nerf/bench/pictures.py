@@ -52,6 +52,14 @@ def error_map(prediction: Image.Image, truth: Image.Image, full_scale: float = 0
     return Image.fromarray(colors.round().astype(np.uint8))
 
 
+def outlined(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """A copy with a frame of one pixel just around a box (left, upper, right, lower)."""
+    framed = image.copy()
+    left, upper, right, lower = box
+    ImageDraw.Draw(framed).rectangle((left - 1, upper - 1, right, lower), outline=(255, 0, 120))
+    return framed
+
+
 def telling_crop(predictions: Sequence[Image.Image], truth: Image.Image, part: int = 4) -> tuple[int, int, int, int]:
     """Where to zoom in: the square, 1/`part` of the shorter side, in which the predictions err most together.
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 420, 300
-LEFT, RIGHT, TOP, BOTTOM = 46, 26, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 56, 26, 12, 44
+WIDTH_OF_DIGIT = 7  # at the size of the labels
+LABEL_GAP = 10  # between the labels of an axis
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; yellow is too pale on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#666666")
@@ -141,10 +143,15 @@ def _frame(x: Axis, y: Axis, x_label: str, x_text: Callable[[float], str]) -> st
         at = y.place(tick, HEIGHT - BOTTOM, TOP)
         parts.append(f'<path class="grid" d="M{LEFT},{at:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    free = 0.0  # where the next label may begin
     for tick in x.ticks:
         at, below = x.place(tick, LEFT, WIDTH - RIGHT), HEIGHT - BOTTOM + 16
         parts.append(f'<path class="grid" d="M{at:.1f},{TOP}V{HEIGHT - BOTTOM}"/>')
-        parts.append(f'<text x="{at:.1f}" y="{below}" text-anchor="middle">{escape(x_text(tick))}</text>')
+        label = x_text(tick)
+        half = len(label) * WIDTH_OF_DIGIT / 2
+        if at - half >= free:
+            parts.append(f'<text x="{at:.1f}" y="{below}" text-anchor="middle">{escape(label)}</text>')
+            free = at + half + LABEL_GAP
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
     height = (TOP + HEIGHT - BOTTOM) / 2

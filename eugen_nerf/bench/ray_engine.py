@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import socket
 from pathlib import Path
 from typing import Any
 
 from eugen_nerf.bench.engines import Engine, run_worker
 from eugen_nerf.errors import UserError
+
+SECONDS_TO_KNOCK = 10.0
 
 
 class RayEngine(Engine):
@@ -32,9 +35,11 @@ class RayEngine(Engine):
         self._owns_connection = not ray.is_initialized()
         if self._owns_connection:
             try:
+                _knock(address)
                 ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise UserError(f"No Ray cluster at {address!r}: {' '.join(str(error).split())}") from error
+            except (OSError, RuntimeError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+                raise UserError(f"No Ray cluster at {address!r}: {reason}") from error
         total = ray.cluster_resources()
         has_gpus = total.get("GPU", 0) > 0
         self.gpus = gpus if gpus is not None else float(has_gpus)
@@ -76,6 +81,13 @@ class RayEngine(Engine):
         self._running.clear()
         if self._owns_connection:
             self._ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nothing listens at HOST:PORT, where Ray would go on trying for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_KNOCK).close()
 
 
 def _run(folder: str) -> str:

@@ -70,7 +70,7 @@ def method_tables(methods: Sequence[MethodSummary]) -> tuple[Table, Table]:
         "Time ratio [95 %]": [_ratio(method) for method in methods],
         "FPS": [number(1 / method.frame.value if method.frame else None, 2) for method in methods],
         "Training": [seconds(method.values["training_seconds"]) for method in methods],
-        **{f"To {target:g} dB": [seconds(method.reach.get(target)) for method in methods] for target in reach},
+        **{f"To {target:g} dB": [_time_to(target, method) for method in methods] for target in reach},
         "Views": [f"{m.evaluated} of {m.available}" if m.rows else MISSING for m in methods],
     }
     cost = {
@@ -116,6 +116,10 @@ def _psnr(method: MethodSummary) -> str:
         return "failed"
     spread = f" ± {method.psnr_spread:.2f}" if method.psnr_spread is not None else ""
     return number(method.values["psnr"], 2) + spread
+
+
+def _time_to(target: float, method: MethodSummary) -> str:
+    return "not reached" if method.rows and method.reach.get(target) is None else seconds(method.reach.get(target))
 
 
 def _frame(method: MethodSummary) -> str:

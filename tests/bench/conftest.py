@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,9 @@ class InProcessEngine(Engine):
 
     def start(self, folder: Path) -> None:
         self.folders.append(folder.name)
-        from nerfstudio.utils import writer
+        # nerfstudio's modules import each other in a circle, which ours enter at a place from which it works.
+        importlib.import_module("eugen_nerf.bench.methods")
+        writer: Any = importlib.import_module("nerfstudio.utils.writer")
 
         # nerfstudio keeps the log files of a process for good; an earlier job's may be gone by now.
         writer.EVENT_WRITERS.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from eugen_nerf.bench.pictures import GAP, LABEL_HEIGHT, enlarged, error_map, side_by_side, telling_crop
+from eugen_nerf.bench.pictures import GAP, LABEL_HEIGHT, enlarged, error_map, outlined, side_by_side, telling_crop
 
 
 def plain(color: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -49,3 +49,12 @@ def test_the_crop_is_where_all_err_most() -> None:
     second.paste((90, 90, 90), (5, 5, 7, 7))
     assert telling_crop([first, second], truth) == (50, 10, 60, 20)
     assert telling_crop([truth], truth) == (0, 0, 10, 10)
+
+
+def test_the_frame_of_a_crop_leaves_the_crop_alone() -> None:
+    image = plain((0, 0, 0), (80, 40))
+    framed = outlined(image, (50, 10, 60, 20))
+    assert framed.crop((50, 10, 60, 20)).tobytes() == image.crop((50, 10, 60, 20)).tobytes()
+    corners = {framed.getpixel(place) for place in [(49, 9), (60, 9), (49, 20), (60, 20), (55, 9), (49, 15)]}
+    assert corners == {(255, 0, 120)}
+    assert image.getpixel((49, 9)) == (0, 0, 0)

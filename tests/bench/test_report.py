@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -158,6 +159,15 @@ class TestPlots:
         assert float(slow.get("cx", "")) > float(fast.get("cx", ""))
         assert float(slow.get("cy", "")) < float(fast.get("cy", ""))  # better is higher up
         assert tree.find(".//s:path[@class='front']", namespace) is not None
+
+    def test_labels_do_not_run_into_each_other(self) -> None:
+        points = [Point("a", 3648.0, 15.7, 0), Point("b", 11424.0, 16.9, 1)]
+        tree = ElementTree.fromstring(scatter(points, [0, 1], "multiply-adds", lambda value: f"{value:,.0f}"))
+        labels = [text for text in tree.iter("{http://www.w3.org/2000/svg}text") if "," in (text.text or "")]
+        assert len(labels) >= 2
+        spans = [(float(label.get("x", "")), 7 * len(label.text or "") / 2) for label in labels]
+        for (left, half), (right, other) in itertools.pairwise(spans):
+            assert left + half < right - other
 
     def test_more_methods_than_colours_get_other_shapes(self) -> None:
         signs = {plots.marker(style, 0, 0) for style in range(20)}
