@@ -177,6 +177,8 @@ class EugenNerf(Method):
             self.world = World.of_dataset(train_dataset)
             self._choose_background(train_dataset["metadata"])
             apply_overrides(self.config, self.overrides)
+            self.config.pipeline.model.validate()
+            self.config.set_schedules()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.config.machine.device_type = device
         self.step = self.loaded_step or 0

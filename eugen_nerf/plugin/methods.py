@@ -68,12 +68,16 @@ class EugenTrainerConfig(TrainerConfig):
         if isinstance(parser, SceneDataParserConfig):
             for split in ("train", "val"):
                 SceneDataParser(parser).load(split)
+        self.set_schedules()
+        self._announce()
+        super().save_config()
+
+    def set_schedules(self) -> None:
+        """Do what `fit_schedules` says."""
         if self.fit_schedules:
             for group in self.optimizers.values():
                 if isinstance(group["scheduler"], ExponentialDecaySchedulerConfig):
                     group["scheduler"].max_steps = self.max_num_iterations
-        self._announce()
-        super().save_config()
 
     def _announce(self) -> None:
         model: Any = self.pipeline.model
