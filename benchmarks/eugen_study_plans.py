@@ -161,11 +161,16 @@ def taken_over_pictures() -> list[Trial]:
 
 def confirm() -> list[Trial]:
     """What decides, in the order of importance."""
-    trials = scene("lego", 0) + taken_over_pictures() + scene("lego", 1) + scene("fox", 0) + scene("lego", 2)
-    # The other learning rates of the narrow MLPs, and EUGen with half the features.
-    trials += grid("lego", [mlp(32), mlp(16)], (1e-2, 2.5e-3), SCENE_STEPS)
-    trials += grid("lego", [eugen(32, 64, weight_gain=2.0)], (1e-3, 4e-3), SCENE_STEPS)
-    return trials + scene("fox", 1) + scene("fox", 2)
+    half = eugen(16, 64, weight_gain=2.0)
+    trials = scene("lego", 0)
+    trials += grid("lego", [mlp(32)], (1e-2,), SCENE_STEPS) + grid("lego", [half], (2e-3,), SCENE_STEPS)
+    trials += scene("lego", 1) + taken_over_pictures() + scene("fox", 0)
+    # The other learning rates.
+    trials += grid("lego", [mlp(64)], (1e-2, 5e-3), SCENE_STEPS)
+    trials += grid("lego", [replace(half, features=32)], (4e-3, 1e-3), SCENE_STEPS)
+    trials += grid("lego", [mlp(32)], (2e-2, 2.5e-3), SCENE_STEPS)
+    trials += grid("lego", [replace(half, features=32, feature_bias=True)], (2e-3,), SCENE_STEPS)
+    return trials + scene("lego", 2) + scene("fox", 1) + scene("fox", 2)
 
 
 PLANS: dict[str, Callable[[], list[Trial]]] = {"rates": rates, "shapes": shapes, "confirm": confirm}
