@@ -238,9 +238,9 @@ class Scene:
         return result
 
     def _pipeline(self, network: Network) -> Any:
-        from eugen_nerf.plugin.methods import method_config
+        from nerfstudio.configs.method_configs import all_methods
 
-        config: Any = method_config("study", "mlp", "cpu").pipeline
+        config: Any = copy.deepcopy(all_methods["eugen-nerf-mlp"].pipeline)
         config.datamanager.data = self.data
         config.target_num_samples = self.samples
         pipeline = config.setup(device="cpu", test_mode="test")

@@ -135,47 +135,42 @@ def shapes() -> list[Trial]:
     return trials
 
 
-def teachers() -> list[Trial]:
-    """Picture, one seed: a wide MLP first, its layers taken over, the rest of the steps on the narrow network."""
-    trials = []
-    for width in (128, 192):
-        teacher = Teacher(width, 4e-3, PICTURE_STEPS // 2)
-        half = PICTURE_STEPS - teacher.steps
-        trials += grid("photo", [mlp(64)], (2e-3, 4e-3, 8e-3), half, teacher=teacher)
-        trials += grid("photo", [eugen(64, width, feature_bias=True)], (2.5e-4, 5e-4, 1e-3), half, teacher=teacher)
-    for selection in ("random", "leverage"):
-        teacher = Teacher(128, 4e-3, PICTURE_STEPS // 2, selection=selection)
-        trials += grid("photo", [mlp(64)], (4e-3,), PICTURE_STEPS // 2, teacher=teacher)
-    trials += grid("photo", [mlp(128)], (4e-3,), PICTURE_STEPS)
-    trials += grid("photo", [mlp(92)], (4e-3, 8e-3), PICTURE_STEPS)
-    return trials
+SCENE_STEPS = 600
 
 
-SCENE_STEPS, TUNING_STEPS = 600, 300
-
-
-def scene_screen() -> list[Trial]:
-    """lego, one seed: narrow MLPs, EUGen from scratch, a wide MLP taken over with and without further training."""
-    whole = SCENE_STEPS + TUNING_STEPS
+def scene(task: str, seed: int) -> list[Trial]:
+    """A scene, one seed: a wide MLP taken over by fewer features, and as narrow networks trained from scratch."""
     teacher = Teacher(64, 5e-3, SCENE_STEPS)
-    trials = []
-    for m in (32, 16, 24):
-        trials += grid("lego", [mlp(m)], (0.0,), 0, teacher=teacher)
-    for selection in ("random", "leverage"):
-        trials += grid("lego", [mlp(32), mlp(16)], (0.0,), 0, teacher=replace(teacher, selection=selection))
-    for m in (16, 32):
-        trials += grid("lego", [mlp(m)], (1e-3, 3e-3), TUNING_STEPS, teacher=teacher)
-    trials += grid("lego", [eugen(16, 64, feature_bias=True)], (5e-4, 2e-3), TUNING_STEPS, teacher=teacher)
-    trials += grid("lego", [mlp(64), mlp(32), mlp(16)], (5e-3,), whole)
-    trials += grid("lego", [eugen(32, 64, weight_gain=2.0), eugen(16, 64, weight_gain=2.0)], (2e-3,), whole)
-    trials += grid("lego", [mlp(32), mlp(16)], (1e-2,), whole)
-    trials += grid("lego", [eugen(16, 64, weight_gain=2.0, feature_bias=True)], (2e-3, 4e-3), whole)
+    trials = grid(task, [mlp(32), mlp(24), mlp(16)], (0.0,), 0, (seed,), teacher)
+    trials += grid(task, [mlp(32), mlp(16)], (5e-3,), SCENE_STEPS, (seed,))
+    trials += grid(task, [eugen(32, 64, weight_gain=2.0)], (2e-3,), SCENE_STEPS, (seed,))
     return trials
 
 
-PLANS: dict[str, Callable[[], list[Trial]]] = {
-    "rates": rates,
-    "shapes": shapes,
-    "teachers": teachers,
-    "scene-screen": scene_screen,
-}
+def taken_over_pictures() -> list[Trial]:
+    """Picture, one seed: a wide MLP first, its layers taken over, the rest of the steps on the narrow network."""
+    teacher = Teacher(128, 4e-3, PICTURE_STEPS // 2)
+    half = PICTURE_STEPS - teacher.steps
+    trials = grid("photo", [mlp(64)], (2e-3, 4e-3, 8e-3), half, teacher=teacher)
+    trials += grid("photo", [eugen(64, 128, feature_bias=True)], (2.5e-4, 5e-4, 1e-3), half, teacher=teacher)
+    by_chance = replace(teacher, selection="random")
+    trials += grid("photo", [mlp(64)], (4e-3,), half, teacher=by_chance)
+    trials += grid("photo", [mlp(128)], (4e-3,), PICTURE_STEPS)
+    return trials
+
+
+def confirm() -> list[Trial]:
+    """What decides, in the order of importance."""
+    half = eugen(16, 64, weight_gain=2.0)
+    trials = scene("lego", 0)
+    trials += grid("lego", [mlp(32)], (1e-2,), SCENE_STEPS) + grid("lego", [half], (2e-3,), SCENE_STEPS)
+    trials += scene("lego", 1) + taken_over_pictures() + scene("fox", 0)
+    # The other learning rates.
+    trials += grid("lego", [mlp(64)], (1e-2, 5e-3), SCENE_STEPS)
+    trials += grid("lego", [replace(half, features=32)], (4e-3, 1e-3), SCENE_STEPS)
+    trials += grid("lego", [mlp(32)], (2e-2, 2.5e-3), SCENE_STEPS)
+    trials += grid("lego", [replace(half, features=32, feature_bias=True)], (2e-3,), SCENE_STEPS)
+    return trials + scene("lego", 2) + scene("fox", 1) + scene("fox", 2)
+
+
+PLANS: dict[str, Callable[[], list[Trial]]] = {"rates": rates, "shapes": shapes, "confirm": confirm}

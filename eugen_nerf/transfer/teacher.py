@@ -73,14 +73,8 @@ def load_teacher(load_config: Path, device: torch.device) -> Teacher:
     with without_nerfstudio_lpips():
         pipeline = config.pipeline.setup(device=device, test_mode="test")
     _check_scene(run, pipeline)
-    try:
-        pipeline.load_pipeline(dict(state), checkpoint["step"])
-    except RuntimeError as error:
-        detail = str(error).replace("\n\t", " ")
-        raise UserError(
-            f"{steps[-1]}: does not belong to {load_config} and the scene it names; a layer is missing or has another "
-            f"shape. {detail[:400]}"
-        ) from error
+    _check_layers(steps[-1], load_config, pipeline, state)
+    pipeline.load_pipeline(dict(state), checkpoint["step"])
     pipeline.eval()
     return Teacher(config, pipeline, state, checkpoint, method)
 
@@ -128,6 +122,21 @@ def _asks_for_tcnn(config: Any, state: dict[str, Tensor]) -> bool:
     if model._target is EugenModel:
         return bool(model.field.implementation == "tcnn")
     return model._target is NerfactoModel and not any(name.endswith("mlp_head.layers.0.weight") for name in state)
+
+
+def _check_layers(file: Path, load_config: Path, pipeline: Any, state: dict[str, Tensor]) -> None:
+    """nerfstudio itself loads what fits and prints a remark on the rest."""
+    expected = {f"{MODEL}{name}": value.shape for name, value in pipeline.model.state_dict().items()}
+    wrong = {f"missing: {name}" for name in expected if name not in state}
+    wrong |= {
+        f"{name} is {list(state[name].shape)} and should be {list(shape)}"
+        for name, shape in expected.items()
+        if name in state and state[name].shape != shape
+    }
+    if wrong:
+        raise UserError(
+            f"{file}: does not belong to {load_config} and the scene it names; {'; '.join(sorted(wrong)[:5])}."
+        )
 
 
 def _check_scene(run: Path, pipeline: Any) -> None:

@@ -319,7 +319,8 @@ class TestModule:
         text = repr(EUGen(3, 2, 5, order=2, phi=torch.cos, psi="sin", bias=False, trainable_projections=False))
         for part in (
             "in_features=3, out_features=2, num_features=5, order=2, norm=True",
-            "phi=cos, psi=sin, bias=False, shared=False, trainable_projections=False, projection=orthogonal",
+            "phi=cos, psi=sin, bias=False, shared=False, trainable_projections=False",
+            "feature_bias=False, projection=orthogonal",
         ):
             assert part in text
 

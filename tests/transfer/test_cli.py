@@ -18,6 +18,7 @@ from nerfstudio.scripts import train as ns_train
 from nerfstudio.utils.eval_utils import eval_setup
 from rich.console import Console
 
+from eugen_nerf import ops
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers import EUGen
 from eugen_nerf.transfer.cli import Outcome, Transfer, main, transfer
@@ -32,7 +33,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 
 def options(run: Path, output: Path, **changes: Any) -> Transfer:
-    chosen = {"features": 32, "views": 2, "pixels": 0.5, "max_samples": 20_000, "timestamp": "t", "output_dir": output}
+    chosen = {"features": 24, "views": 2, "pixels": 0.5, "max_samples": 20_000, "timestamp": "t", "output_dir": output}
     return Transfer(run / "config.yml", **{**chosen, **changes})
 
 
@@ -54,9 +55,9 @@ class TestResult:
     def test_quality_is_kept_at_less_than_half_the_cost(self, transferred: tuple[Outcome, str, dict, dict]) -> None:
         outcome = transferred[0]
         assert outcome.before["psnr"] > 15
-        assert outcome.after["psnr"] > outcome.before["psnr"] - 0.1
+        assert outcome.after["psnr"] > outcome.before["psnr"] - 0.4
         assert outcome.before["multiply_adds_per_sample"] == 16 * 64 + 64 * 16 + 31 * 64 + 64 * 64 + 64 * 3
-        assert outcome.after["multiply_adds_per_sample"] == 16 * 32 + 32 * 16 + 31 * 32 + 32 * 32 + 32 * 3
+        assert outcome.after["multiply_adds_per_sample"] == 16 * 24 + 24 * 16 + 31 * 24 + 24 * 24 + 24 * 3
         assert [len(shares) for shares in outcome.explained.values()] == [1, 2]
         assert all(share > 0.8 for shares in outcome.explained.values() for share in shares)
 
@@ -102,7 +103,7 @@ class TestResult:
 
         def layer_by_layer(unit: torch.Tensor, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             sigma, geometry = field._split(field.density_network.layers(field.encoding(unit)))
-            harmonics = field.evaluator.__globals__["ops"].spherical_harmonics(views)
+            harmonics = ops.spherical_harmonics(views)
             return sigma, torch.sigmoid(field.color_network.layers(torch.cat([harmonics, geometry], dim=-1)))
 
         field.evaluator = lambda: layer_by_layer
@@ -145,7 +146,7 @@ class TestRefusals:
             ({"ridge": -1.0}, "ridge must be a number that is not negative"),
             ({"pixels": 0.0}, "--pixels is a share above 0"),
             ({"views": 0}, "--views must be at least 1"),
-            ({"layers": ("field.*",)}, "every hidden layer is converted"),
+            ({"layers": ("field.*",)}, "every hidden layer becomes an EUGen layer"),
         ],
     )
     def test_options(self, changes: dict[str, Any], message: str, mlp_run: Path, tmp_path: Path) -> None:
@@ -198,7 +199,9 @@ class TestRefusals:
 
     def test_a_checkpoint_without_the_expected_layers(self, copied: Path, tmp_path: Path) -> None:
         self.damage(copied, lambda state: state.pop("_model.field.color_network.layers.1.weight"))
-        self.refused(copied, tmp_path / "out", "does not belong to .*a layer is missing")
+        self.refused(
+            copied, tmp_path / "out", r"does not belong to .*missing: _model\.field\.color_network\.layers\.1\.weight"
+        )
 
     def test_networks_of_tiny_cuda_nn(self, copied: Path, tmp_path: Path) -> None:
         self.damage(copied, lambda state: state.update({"_model.field.mlp.tcnn_encoding.params": torch.zeros(3)}))
