@@ -1,0 +1,10 @@
+/** A number as a GLSL float literal. */
+export function float(value: number): string {
+  if (!Number.isFinite(value)) throw new RangeError(`${value} has no literal`);
+  return Number.isInteger(value) && Math.abs(value) < 1e15 ? `${value}.0` : value.toString();
+}
+
+/** Numbers as a GLSL vec3. */
+export function vec3(values: readonly number[]): string {
+  return `vec3(${values.map(float).join(", ")})`;
+}
