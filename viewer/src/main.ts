@@ -25,7 +25,7 @@ interface Api {
   /** Times of pictures of a view by every network, in turns. */
   measure(options: PictureOptions & { turns: number }): Promise<Measured[]>;
   /** Work for each sample of a network's shader. */
-  work(network: number): Promise<Work & { constantsInBlock: boolean }>;
+  work(network: number): Promise<Work>;
 }
 
 declare global {
@@ -68,10 +68,7 @@ async function start(): Promise<Api> {
       const frames = await Promise.all(scene.fields.map((_, network) => frame({ ...options, network })));
       return measure(progressive, frames, turns);
     },
-    work: async (network) => {
-      const renderer = await networks.get(network);
-      return { ...renderer.work, constantsInBlock: renderer.usesBlock };
-    },
+    work: async (network) => (await networks.get(network)).work,
   };
 }
 

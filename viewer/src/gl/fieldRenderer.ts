@@ -33,7 +33,7 @@ export class FieldRenderer {
   private readonly shader: FieldShader;
   private readonly table: WebGLTexture;
   private readonly occupancy: WebGLTexture;
-  private readonly constants: { texture?: WebGLTexture; buffer?: WebGLBuffer };
+  private readonly constants: WebGLTexture | undefined;
   private readonly programs = new Map<ProgramKind, Promise<Program>>();
   private readonly ready = new Map<ProgramKind, Program>();
 
@@ -52,12 +52,8 @@ export class FieldRenderer {
     const height = Math.ceil((rows * texels) / width);
     this.table = dataTexture(gl, this.tableFormat(channels), width, height, this.tableTexels(channels, texels, width * height));
     this.occupancy = this.occupancyTexture();
-    this.constants = this.storeConstants(this.shader.constants);
-  }
-
-  /** Whether network parameters are in a uniform block; else they are in a texture. */
-  get usesBlock(): boolean {
-    return this.constants.buffer !== undefined;
+    const { constants } = this.shader;
+    this.constants = constants === undefined ? undefined : this.constantsTexture(constants);
   }
 
   /** Compile what a mode needs; `draw` may be used for it afterwards. */
@@ -130,8 +126,7 @@ export class FieldRenderer {
   private program(kind: ProgramKind): Promise<Program> {
     let program = this.programs.get(kind);
     if (program === undefined) {
-      const source = this.shader.fragment(kind, this.usesBlock ? "block" : "texture");
-      program = Program.link(this.gl, source).then((linked) => {
+      program = Program.link(this.gl, this.shader.fragment(kind)).then((linked) => {
         this.ready.set(kind, linked);
         return linked;
       });
@@ -143,7 +138,7 @@ export class FieldRenderer {
   private bind(program: Program): void {
     const { gl } = this;
     program.use();
-    const textures = [this.table, this.occupancy, this.constants.texture];
+    const textures = [this.table, this.occupancy, this.constants];
     ["table", "occupancy", "constants"].forEach((name, unit) => {
       const texture = textures[unit];
       if (texture === undefined) return;
@@ -152,11 +147,6 @@ export class FieldRenderer {
       gl.uniform1i(program.at(name), unit);
     });
     gl.activeTexture(gl.TEXTURE0);
-    if (this.constants.buffer !== undefined) {
-      const index = gl.getUniformBlockIndex(program.handle, "Constants");
-      gl.uniformBlockBinding(program.handle, index, 0);
-      gl.bindBufferBase(gl.UNIFORM_BUFFER, 0, this.constants.buffer);
-    }
   }
 
   private tableFormat(channels: 1 | 2 | 4): { internal: number; format: number; type: number } {
@@ -192,19 +182,13 @@ export class FieldRenderer {
     return dataTexture(gl, format, OCCUPANCY_WIDTH, height, new Uint32Array(bytes.buffer));
   }
 
-  private storeConstants(constants: Float32Array<ArrayBuffer>): { texture?: WebGLTexture; buffer?: WebGLBuffer } {
+  private constantsTexture(constants: Float32Array): WebGLTexture {
     const { gl } = this;
-    if (constants.byteLength <= (gl.getParameter(gl.MAX_UNIFORM_BLOCK_SIZE) as number)) {
-      const buffer = gl.createBuffer();
-      gl.bindBuffer(gl.UNIFORM_BUFFER, buffer);
-      gl.bufferData(gl.UNIFORM_BUFFER, constants, gl.STATIC_DRAW);
-      return { buffer };
-    }
     const height = Math.ceil(constants.length / (4 * CONSTANTS_WIDTH));
     const padded = new Float32Array(4 * CONSTANTS_WIDTH * height);
     padded.set(constants);
     const format = { internal: gl.RGBA32F, format: gl.RGBA, type: gl.FLOAT };
-    return { texture: dataTexture(gl, format, CONSTANTS_WIDTH, height, padded) };
+    return dataTexture(gl, format, CONSTANTS_WIDTH, height, padded);
   }
 }
 

@@ -14,19 +14,23 @@ export type Program = "picture" | "normals" | "check";
 export interface Work {
   multiplyAdds: number; // of both networks as they run, padding included
   tableFetches: number;
-  constants: number; // vec4s of network parameters read
 }
 
 /** GLSL of a field, its constants, and its work. */
 export interface FieldShader {
-  constants: Float32Array<ArrayBuffer>; // vec4s
+  /** Networks' parameters for a texture of vec4s; undefined where they stand in the source as literals. */
+  constants: Float32Array<ArrayBuffer> | undefined;
   work: Work;
   /** Source of a fragment shader. */
-  fragment(program: Program, constantsIn: "block" | "texture"): string;
+  fragment(program: Program): string;
 }
 
-/** Width of the texture that holds the constants where a uniform block is too small for them. */
+/** Width of the texture that holds the constants of networks too large for literals. */
 export const CONSTANTS_WIDTH = 1024;
+
+// Literals are the fastest by far where shaders are compiled to a processor's code, and no slower elsewhere; but they make the
+// source long. A merged EUGen network has about 4000 of these numbers, an MLP 64 wide about 10 000.
+const MAX_LITERALS = 20_000;
 
 /** Positions and directions that the check evaluates. */
 export const CHECKS = 64;
@@ -87,24 +91,31 @@ vec3 radiance(${list(raw, "vec4 ")}, ${list(view, "vec4 ")}, ${list(harmonics, "
 ${rowsBody}${normBody}${colorBody}return 1.0 / (1.0 + exp(-${logits.names[0]}.xyz));
 }
 `;
-  const work = {
-    multiplyAdds: 16 * (writer.blocks - blocksOfView),
-    tableFetches: encoding.fetches,
-    constants: constants.length,
-  };
+  const work = { multiplyAdds: 16 * (writer.blocks - blocksOfView), tableFetches: encoding.fetches };
+  const values = constants.toArray();
+  const literals = values.length <= MAX_LITERALS;
   return {
-    constants: constants.toArray(),
+    constants: literals ? undefined : values,
     work,
-    fragment: (program, constantsIn) =>
+    fragment: (program) =>
       `#version 300 es
 precision highp float;
 precision highp int;
-${constantsIn === "block" ? blockSource(constants.length) : TEXTURE_SOURCE}
-#define M(k) mat4(W(k), W((k) + 1), W((k) + 2), W((k) + 3))
+${literals ? "" : TEXTURE_SOURCE}
 out vec4 result;
-${functions}
+${literals ? withLiterals(functions, values) : functions}
 ${program === "check" ? checkSource(words) : pictureSource(field, program, words)}`,
   };
+}
+
+/** Replace references to constants, W(k) for vec4 k and M(k) for the four from k on, by their numbers. */
+function withLiterals(source: string, values: Float32Array): string {
+  const numbers = (from: number, count: number) =>
+    // Nine digits tell every single-precision number from its neighbours.
+    Array.from(values.subarray(4 * from, 4 * (from + count)), (value) => float(Number(value.toPrecision(9)))).join(", ");
+  return source
+    .replace(/\bM\((\d+)\)/g, (_, k: string) => `mat4(${numbers(Number(k), 4)})`)
+    .replace(/\bW\((\d+)\)/g, (_, k: string) => `vec4(${numbers(Number(k), 1)})`);
 }
 
 /** Lists of names in the shader: as arguments, and all of them declared. */
@@ -123,13 +134,9 @@ function copy(from: Vector, to: Vector): string {
   return from.names.map((name, g) => `${to.names[g]} = ${name};\n`).join("");
 }
 
-function blockSource(length: number): string {
-  return `layout(std140) uniform Constants { vec4 constants[${length}]; };
-#define W(k) constants[k]`;
-}
-
 const TEXTURE_SOURCE = `uniform highp sampler2D constants;
-#define W(k) texelFetch(constants, ivec2((k) % ${CONSTANTS_WIDTH}, (k) / ${CONSTANTS_WIDTH}), 0)`;
+#define W(k) texelFetch(constants, ivec2((k) % ${CONSTANTS_WIDTH}, (k) / ${CONSTANTS_WIDTH}), 0)
+#define M(k) mat4(W(k), W((k) + 1), W((k) + 2), W((k) + 3))`;
 
 /** Each pixel (x, y) gives the bits of number x (log density, red, green, blue) of check y. */
 function checkSource(words: Words): string {

@@ -1,7 +1,8 @@
 /** A number as a GLSL float literal. */
 export function float(value: number): string {
   if (!Number.isFinite(value)) throw new RangeError(`${value} has no literal`);
-  return Number.isInteger(value) && Math.abs(value) < 1e15 ? `${value}.0` : value.toString();
+  const text = value.toString();
+  return /[.e]/.test(text) ? text : `${text}.0`;
 }
 
 /** Numbers as a GLSL vec3. */

@@ -33,8 +33,8 @@ export function named(word: string, lanes: Lanes): Vector {
 }
 
 /**
- * Writes networks as GLSL statements, without arrays and loops: those keep numbers out of registers, which made software
- * rendering tens of times slower.
+ * Writes networks as GLSL statements, without arrays and loops, which would keep numbers out of registers. Constants are named
+ * by their place: W(k) is vec4 k, M(k) the matrix whose columns are the four from k on.
  */
 export class NetworkWriter {
   /** 4x4 products of what was written so far. */
