@@ -43,10 +43,18 @@ class HashGridLayout:
         growth = (max_resolution / base_resolution) ** (1 / max(num_levels - 1, 1))
         # The small addend keeps the last level at max_resolution in spite of round-off.
         resolutions = tuple(int(base_resolution * growth**level + 1e-6) for level in range(num_levels))
+        return HashGridLayout._of(resolutions, features_per_level, log2_table_size)
+
+    @staticmethod
+    def _of(resolutions: tuple[int, ...], features_per_level: int, log2_table_size: int) -> HashGridLayout:
         offsets = [0]
         for resolution in resolutions:
             offsets.append(offsets[-1] + min((resolution + 1) ** 3, 1 << log2_table_size))
         return HashGridLayout(resolutions, tuple(offsets), features_per_level, log2_table_size)
+
+    def with_table_size(self, log2_table_size: int) -> HashGridLayout:
+        """The same levels with another limit on their entries."""
+        return HashGridLayout._of(self.resolutions, self.features_per_level, log2_table_size)
 
     @property
     def num_levels(self) -> int:

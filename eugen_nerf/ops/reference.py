@@ -51,12 +51,17 @@ def _vertex_rows(vertices: Tensor, layout: HashGridLayout) -> Tensor:
     x, y, z = vertices.unbind(-1)
     side = torch.tensor([r + 1 for r in layout.resolutions], device=device)[:, None]
     dense = x + side * (y + side * z)
-    # 64-bit products keep the low 32 bits of the unsigned 32-bit hash; the mask is all that is used of them.
-    mask = (1 << layout.log2_table_size) - 1
-    hashed = ((x * HASH_PRIMES[0]) ^ (y * HASH_PRIMES[1]) ^ (z * HASH_PRIMES[2])) & mask
+    hashed = spatial_hash(vertices) & ((1 << layout.log2_table_size) - 1)
     is_dense = torch.tensor([layout.is_dense(level) for level in range(layout.num_levels)], device=device)
     offsets = torch.tensor(layout.offsets[:-1], device=device)
     return torch.where(is_dense[:, None], dense, hashed) + offsets[:, None]
+
+
+def spatial_hash(vertices: Tensor) -> Tensor:
+    """Spatial hash of integer vertices [..., 3] -> [...] int64, of which the low 32 bits are meant."""
+    x, y, z = vertices.unbind(-1)
+    # The low 32 bits of 64-bit products are those of the unsigned 32-bit products.
+    return (x * HASH_PRIMES[0]) ^ (y * HASH_PRIMES[1]) ^ (z * HASH_PRIMES[2])
 
 
 def spherical_harmonics(directions: Tensor) -> Tensor:

@@ -1,0 +1,95 @@
+"""Making a scene file smaller: bytes instead of half floats, then smaller tables that are trained again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from eugen_nerf.errors import UserError
+from eugen_nerf.export.tables import StoredTable, folded, half_precision, quantised
+from eugen_nerf.field import HashGrid
+from eugen_nerf.optim import SparseAdam
+
+REFIT_STEPS = 300
+# A trained table moves little; the rates fall to a thirtieth, as in training.
+TABLE_RATE, NETWORK_RATE, FINAL_PART = 1e-2, 5e-4, 1 / 30
+SMALLEST_LOG2 = 8
+
+
+def fit_table(pipeline: Any, most_bytes: int, tell: Callable[[str], None], steps: int = REFIT_STEPS) -> StoredTable:
+    """Store a run's hash table in at most `most_bytes`, and change the pipeline's model to what is stored.
+
+    Half floats if they fit; else one byte a value; else in addition the largest table that fits, folded from the
+    trained one and trained for some more steps together with the networks.
+
+    Args:
+        pipeline: of a run of eugen-nerf, with its training data.
+        most_bytes: size of the stored table.
+        tell: is told what was done.
+        steps: of training after folding.
+
+    Raises:
+        UserError: no table is that small, or the table holds values that are not finite.
+    """
+    field = pipeline.model.field
+    grid: HashGrid = field.encoding
+    stored = half_precision(grid.table, grid.layout)
+    if stored.num_bytes <= most_bytes:
+        tell("The hash table fits as half floats; nothing had to be given up.")
+        return _adopt(grid, stored)
+    stored = quantised(grid.table, grid.layout)
+    if stored.num_bytes <= most_bytes:
+        tell("Hash table stored in one byte a value.")
+        return _adopt(grid, stored)
+    log2 = _largest_that_fits(grid, most_bytes)
+    table, layout = folded(grid.table.detach().cpu(), grid.layout, log2)
+    smaller = HashGrid(layout, grid.backend).to(grid.table.device)
+    smaller.table.data.copy_(table)
+    field.encoding = smaller
+    field.config.log2_hashmap_size = log2
+    tell(f"Hash table folded from 2^{grid.layout.log2_table_size} to 2^{log2} entries a level; training {steps} steps.")
+    _train(pipeline, steps)
+    return _adopt(smaller, quantised(smaller.table, layout))
+
+
+def _largest_that_fits(grid: HashGrid, most_bytes: int) -> int:
+    scale_bytes = 4 * grid.layout.num_levels * grid.layout.features_per_level
+    for log2 in range(grid.layout.log2_table_size - 1, SMALLEST_LOG2 - 1, -1):
+        size = grid.layout.with_table_size(log2).num_entries * grid.layout.features_per_level + scale_bytes
+        if size <= most_bytes:
+            return log2
+    raise UserError(
+        f"--size-budget leaves {most_bytes / 1e6:.3f} MB for the hash table, and its smallest form takes "
+        f"{size / 1e6:.3f} MB. Allow more, or train with fewer levels (--pipeline.model.field.num-levels)."
+    )
+
+
+def _adopt(grid: HashGrid, stored: StoredTable) -> StoredTable:
+    """Let the model render with the values that are stored."""
+    with torch.no_grad():
+        grid.table.copy_(stored.values())
+    return stored
+
+
+def _train(pipeline: Any, steps: int) -> None:
+    field = pipeline.model.field
+    networks = [*field.density_network.parameters(), *field.color_network.parameters()]
+    optimizers = [
+        SparseAdam([field.encoding.table], lr=TABLE_RATE, eps=1e-15),
+        torch.optim.Adam(networks, lr=NETWORK_RATE, eps=1e-15),
+    ]
+    schedules = [torch.optim.lr_scheduler.ExponentialLR(o, FINAL_PART ** (1 / max(steps, 1))) for o in optimizers]
+    pipeline.train()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for step in range(steps):
+            _, losses, _ = pipeline.get_train_loss_dict(step)
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            sum(losses.values()).backward()
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                schedule.step()
+    pipeline.eval()

@@ -1,0 +1,104 @@
+"""The commands eugen-export and eugen-view."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import tempfile
+import webbrowser
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from eugen_nerf.bench.cli_support import exit_on_user_error
+from eugen_nerf.errors import UserError
+from eugen_nerf.export.server import check_export, make_server, url
+
+
+@dataclass
+class Web:
+    """Write a static page that renders a trained scene in the visitor's browser, for any web host."""
+
+    load_config: Path
+    """config.yml of the run, as ns-train leaves it."""
+    output: Path
+    """Folder for the page."""
+    compare: Path | None = None
+    """config.yml of a second run on the same scene (an MLP twin), between which the page can switch."""
+    size_budget: float | None = None
+    """Most megabytes of each network's scene file; the PSNR that this costs is printed."""
+    with_images: bool = False
+    """Add the dataset's photos, to compare them with what is rendered."""
+    overwrite: bool = False
+    """Replace the page that is in the folder."""
+
+
+@dataclass
+class View:
+    """Serve a page that eugen-export wrote, or a run, and open it in the browser. Ctrl-C ends it."""
+
+    path: tyro.conf.Positional[Path]
+    """The exported folder, or config.yml of a run."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    port: int = 7008
+    """Port to listen on; 0 for any free one."""
+    browser: bool = True
+    """Whether to open the page in the browser."""
+
+
+def export_main(arguments: list[str] | None = None) -> None:
+    """Entry point of eugen-export."""
+    options = tyro.extras.subcommand_cli_from_dict(
+        {"web": Web}, prog="eugen-export", args=arguments, description="Export a trained scene."
+    )
+    console = Console()
+    with exit_on_user_error(console, "Interrupted; nothing was written."):
+        _export(options, console)
+
+
+def view_main(arguments: list[str] | None = None) -> None:
+    """Entry point of eugen-view."""
+    options = tyro.cli(View, prog="eugen-view", args=arguments)
+    console = Console()
+    with exit_on_user_error(console):
+        _view(options, console)
+
+
+def _export(options: Web, console: Console) -> None:
+    # nerfstudio takes seconds to import, --help should not.
+    from eugen_nerf.export.web import Options, export_web
+
+    runs = [options.load_config, *([] if options.compare is None else [options.compare])]
+    export_web(
+        runs,
+        options.output,
+        Options(options.size_budget, options.with_images, options.overwrite),
+        functools.partial(console.print, markup=False, soft_wrap=True),
+    )
+
+
+def _view(options: View, console: Console) -> None:
+    if options.path.is_dir():
+        check_export(options.path)
+        _serve(options.path, options, console)
+        return
+    if not options.path.is_file():
+        raise UserError(
+            f"{options.path}: does not exist. Give a folder that eugen-export web wrote, or the config.yml of a run."
+        )
+    with tempfile.TemporaryDirectory(prefix="eugen-view-") as folder:
+        page = Path(folder) / "page"
+        _export(Web(options.path, page, with_images=True), console)
+        _serve(page, options, console)
+
+
+def _serve(folder: Path, options: View, console: Console) -> None:
+    with make_server(folder, options.host, options.port) as server:
+        console.print(f"Serving {folder} on {url(server)}. Ctrl-C ends it.", markup=False, soft_wrap=True)
+        if options.browser:
+            webbrowser.open(url(server))
+        with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+            server.serve_forever()

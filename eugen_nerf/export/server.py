@@ -1,0 +1,80 @@
+"""A web server for an exported folder, for this machine alone unless told otherwise."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import socket
+from pathlib import Path
+from typing import Any
+
+from eugen_nerf.errors import UserError
+from eugen_nerf.export.folder import MARK
+
+# The page needs no more; a host may send the same. index.html repeats it for hosts that send none.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Files of a folder, and nothing about it in the terminal."""
+
+    protocol_version = "HTTP/1.1"
+    # Some systems' tables give scripts a type that browsers do not run.
+    extensions_map = {
+        **http.server.SimpleHTTPRequestHandler.extensions_map,
+        ".js": "text/javascript",
+        ".css": "text/css",
+        ".json": "application/json",
+        ".safetensors": "application/octet-stream",
+    }
+
+    def end_headers(self) -> None:
+        self.send_header("Content-Security-Policy", POLICY)
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cache-Control", "no-cache")
+        super().end_headers()
+
+    def list_directory(self, path: Any) -> None:
+        """No listings: an exported folder has an index.html."""
+        self.send_error(404)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Silence: a request is no news."""
+
+
+def check_export(folder: Path) -> None:
+    """Raises UserError if a folder is none that `eugen-export web` wrote."""
+    for part in (Path("index.html"), MARK):
+        if not (folder / part).is_file():
+            raise UserError(
+                f"{folder}: holds no {part}. Give a folder that eugen-export web wrote, or the config.yml of a run."
+            )
+
+
+def make_server(folder: Path, host: str, port: int) -> http.server.ThreadingHTTPServer:
+    """A server of the folder that is bound but not yet running.
+
+    Args:
+        port: 0 for any free one.
+
+    Raises:
+        UserError: the address cannot be had.
+    """
+    handler = functools.partial(Handler, directory=str(folder))
+    try:
+        return http.server.ThreadingHTTPServer((host, port), handler)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(
+            f"Cannot serve on {host} port {port}: {reason}. Choose another with --port (0 for any free one) or --host."
+        ) from None
+
+
+def url(server: http.server.ThreadingHTTPServer) -> str:
+    """Where a browser on this machine finds the page."""
+    host, port = str(server.server_address[0]), server.server_address[1]
+    shown = "127.0.0.1" if host == "0.0.0.0" else host
+    return f"http://{shown}:{port}/" if server.address_family == socket.AF_INET else f"http://[{shown}]:{port}/"

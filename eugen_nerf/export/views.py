@@ -1,0 +1,102 @@
+"""The dataset's cameras, and its photos, for the viewer to jump to and to compare with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from PIL import Image
+
+from eugen_nerf.metrics import to_uint8
+
+JPEG_QUALITY = 92
+
+
+def describe_views(datasets: dict[str, Any]) -> list[dict[str, Any]]:
+    """One entry of scene.json for each camera.
+
+    Args:
+        datasets: nerfstudio's dataset of each split.
+    """
+    views = []
+    for split, dataset in datasets.items():
+        cameras = dataset.cameras
+        for index, file in enumerate(dataset.image_filenames):
+            views.append(
+                {
+                    "name": f"{split}/{file.stem}",
+                    "split": split,
+                    "camera_to_world": [[float(v) for v in row] for row in cameras.camera_to_worlds[index]],
+                    **{key: float(getattr(cameras, key)[index]) for key in ("fx", "fy", "cx", "cy")},
+                    **{key: int(getattr(cameras, key)[index]) for key in ("width", "height")},
+                }
+            )
+    return views
+
+
+def focus(views: list[dict[str, Any]]) -> list[float]:
+    """The point that the cameras look at: nearest to all their axes in least squares, [3]."""
+    poses = np.array([view["camera_to_world"] for view in views])
+    origins, axes = poses[:, :, 3], -poses[:, :, 2]
+    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]  # projects onto the plane across each axis
+    # The small addend keeps parallel axes, or a single one, from having no solution: then it is near the cameras.
+    matrix = across.sum(axis=0) + 1e-6 * len(views) * np.eye(3)
+    right = (across @ origins[:, :, None]).sum(axis=0)[:, 0] + 1e-6 * origins.sum(axis=0)
+    return [float(v) for v in np.linalg.solve(matrix, right)]
+
+
+def write_photo(dataset: Any, index: int, path: Path, background: tuple[float, float, float]) -> None:
+    """The photo of a view as a JPEG, on the background colour, as a pinhole camera would have taken it.
+
+    The viewer's cameras have no lens distortion, so it is taken out of the photo.
+    """
+    image = dataset[index]["image"].float()
+    if image.max() > 1:
+        image = image / 255
+    if image.shape[-1] == 4:
+        image = image[..., :3] * image[..., 3:] + (1 - image[..., 3:]) * torch.tensor(background)
+    pixels = undistorted(to_uint8(image[..., :3]).numpy(), dataset.cameras, index)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, quality=JPEG_QUALITY)
+
+
+def undistorted(pixels: npt.NDArray[np.uint8], cameras: Cameras, index: int) -> npt.NDArray[np.uint8]:
+    """Pixels [H, W, 3] of a camera, resampled without its lens distortion."""
+    if cameras.distortion_params is None:
+        return pixels
+    k1, k2, k3, k4, p1, p2 = (float(v) for v in cameras.distortion_params[index])
+    if not any((k1, k2, k3, k4, p1, p2)):
+        return pixels
+    matrix = np.eye(3)
+    matrix[0, 0], matrix[1, 1] = float(cameras.fx[index]), float(cameras.fy[index])
+    # OpenCV counts from the centre of the first pixel.
+    matrix[0, 2], matrix[1, 2] = float(cameras.cx[index]) - 0.5, float(cameras.cy[index]) - 0.5
+    if int(cameras.camera_type[index]) == CameraType.FISHEYE.value:
+        result = cv2.fisheye.undistortImage(pixels, matrix, np.array([k1, k2, k3, k4]), Knew=matrix)
+    else:
+        # OpenCV's fourth radial term stands in a denominator; ours is a plain power, as nerfstudio's.
+        result = cv2.remap(pixels, *_rays_of_pixels(matrix, pixels.shape, (k1, k2, k3, k4, p1, p2)), cv2.INTER_LINEAR)
+    return np.asarray(result, dtype=np.uint8)
+
+
+def _rays_of_pixels(
+    matrix: npt.NDArray[np.float64], shape: tuple[int, ...], distortion: tuple[float, ...]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Where in the distorted picture each pixel of the undistorted one is seen: column and row, [H, W] each."""
+    k1, k2, k3, k4, p1, p2 = distortion
+    x, y = np.meshgrid(
+        (np.arange(shape[1]) - matrix[0, 2]) / matrix[0, 0], (np.arange(shape[0]) - matrix[1, 2]) / matrix[1, 1]
+    )
+    r = x * x + y * y
+    radial = 1 + r * (k1 + r * (k2 + r * (k3 + r * k4)))
+    column = x * radial + 2 * p1 * x * y + p2 * (r + 2 * x * x)
+    row = y * radial + 2 * p2 * x * y + p1 * (r + 2 * y * y)
+    return (
+        (column * matrix[0, 0] + matrix[0, 2]).astype(np.float32),
+        (row * matrix[1, 1] + matrix[1, 2]).astype(np.float32),
+    )

@@ -1,0 +1,186 @@
+"""A finished run as a static page with a viewer: `export_web`."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from eugen_nerf.bench import evaluation
+from eugen_nerf.bench.frame_times import load_run
+from eugen_nerf.errors import UserError
+from eugen_nerf.export import budget, views
+from eugen_nerf.export.folder import check_output, write_folder
+from eugen_nerf.export.scene_file import FORMAT, VERSION, ExportedField
+from eugen_nerf.export.tables import StoredTable, half_precision
+from eugen_nerf.ops import RadianceField
+from eugen_nerf.plugin.model import EugenModel
+
+VIEWER = Path(__file__).parent / "web"  # built from viewer/, see its README
+BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
+NETWORKS = {"eugen": "EUGen", "mlp": "MLP", "low-rank": "Low rank", "snnk": "SNNK"}
+# Views whose PSNR is compared before and after making a table smaller.
+JUDGED_VIEWS = 4
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a page should contain."""
+
+    size_budget: float | None = None  # MB (10^6 bytes) of each network's scene file
+    with_images: bool = False
+    overwrite: bool = False
+
+
+def export_web(
+    load_configs: Sequence[Path], output: Path, options: Options, tell: Callable[[str], None] = lambda line: None
+) -> None:
+    """Write the page of a run, or of two that are to be compared, to a folder.
+
+    Args:
+        load_configs: config.yml of one run, or of two runs on the same scene.
+        output: the folder, complete or not there.
+        tell: is told what is done.
+
+    Raises:
+        UserError: a run cannot be loaded or shown in a browser, or the folder cannot be written.
+    """
+    check_output(output, options.overwrite)  # before minutes of loading
+    if options.size_budget is not None and not options.size_budget > 0:
+        raise UserError(f"--size-budget must be a positive number of megabytes, not {options.size_budget}.")
+    if not (VIEWER / "index.html").is_file():
+        raise UserError(f"{VIEWER}: the built viewer is missing. Install eugen-nerf again, or build it in viewer/.")
+    pipelines = [_load(path) for path in load_configs]
+    datasets = {"test": pipelines[0].datamanager.eval_dataset, "train": pipelines[0].datamanager.train_dataset}
+    listed = views.describe_views(datasets)
+    for path, pipeline in zip(load_configs[1:], pipelines[1:], strict=True):
+        _check_same_scene(path, pipeline, datasets["test"])
+    fields = [_prepare(path, pipeline, options, tell) for path, pipeline in zip(load_configs, pipelines, strict=True)]
+    if len(fields) == 2 and fields[0].name == fields[1].name:
+        fields = [
+            _renamed(field, f"{field.name} {path.parent.name}")
+            for field, path in zip(fields, load_configs, strict=True)
+        ]
+    background = BACKGROUNDS[pipelines[0].model.eval_background]
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(VIEWER, folder, dirs_exist_ok=True)
+        scene = folder / "scene"
+        scene.mkdir()
+        if options.with_images:
+            _write_photos(datasets, listed, scene, background)
+        names = ["scene.safetensors", "compare.safetensors"]
+        entries = [field.write(scene / name) for field, name in zip(fields, names, strict=False)]
+        description = {
+            "format": FORMAT,
+            "version": VERSION,
+            "generator": f"eugen-nerf {metadata.version('eugen-nerf')}",
+            "title": load_configs[0].absolute().parents[2].name,
+            "background": list(background),
+            "up": [0.0, 0.0, 1.0],
+            "focus": views.focus(listed),
+            "fields": entries,
+            "views": listed,
+        }
+        (scene / "scene.json").write_text(json.dumps(description, allow_nan=False), encoding="utf-8")
+
+    write_folder(output, fill, options.overwrite)
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    tell(f"Wrote {output} ({size / 1e6:.1f} MB). Look at it with: eugen-view {output}")
+
+
+def _load(load_config: Path) -> Any:
+    try:
+        pipeline = load_run(load_config)
+    except yaml.YAMLError as error:
+        raise UserError(f"{load_config}: is no config.yml of a run ({str(error).splitlines()[0]}).") from None
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{load_config.parent / 'nerfstudio_models'}: the checkpoint cannot be read or does not belong to this "
+            f"config.yml ({str(error).splitlines()[0]}). Train again, or delete the last checkpoint to use the one before."
+        ) from None
+    model = pipeline.model
+    if not isinstance(model, EugenModel):
+        raise UserError(
+            f"{load_config}: was trained by {load_config.absolute().parents[1].name}, whose model "
+            f"({type(model).__name__}) the web viewer has no shader for. It shows eugen-nerf, eugen-nerf-mlp, "
+            "eugen-nerf-low-rank and eugen-nerf-snnk."
+        )
+    if not isinstance(model.field.evaluator(), RadianceField):
+        raise UserError(
+            f"{load_config}: was trained with tiny-cuda-nn, whose parameters are opaque. Train with "
+            "--pipeline.model.field.implementation native to show the scene in a browser."
+        )
+    return pipeline
+
+
+def _check_same_scene(path: Path, pipeline: Any, dataset: Any) -> None:
+    poses, others = dataset.cameras.camera_to_worlds, pipeline.datamanager.eval_dataset.cameras.camera_to_worlds
+    if poses.shape != others.shape or not torch.allclose(poses, others, atol=1e-4):
+        raise UserError(
+            f"{path}: has other test cameras than the first run. Runs to compare must be of the same scene."
+        )
+
+
+def _prepare(path: Path, pipeline: Any, options: Options, tell: Callable[[str], None]) -> ExportedField:
+    field = pipeline.model.field
+    if options.size_budget is None:
+        return exported_field(pipeline.model, half_precision(field.encoding.table, field.encoding.layout))
+    # Everything but the table: the file of a table without bytes.
+    empty = StoredTable(field.encoding.layout, np.zeros((0, 0), np.float16))
+    rest = sum(array.nbytes for array in exported_field(pipeline.model, empty).tensors().values()) + (1 << 13)
+    before = _psnr(pipeline)
+    table = budget.fit_table(pipeline, int(options.size_budget * 1e6) - rest, tell)
+    after = _psnr(pipeline)
+    tell(
+        f"{path.absolute().parents[1].name}: hash table of {table.num_bytes / 1e6:.2f} MB; PSNR {before:.2f} dB before, "
+        f"{after:.2f} dB after, which cost {before - after:.2f} dB."
+    )
+    return exported_field(pipeline.model, table)
+
+
+def exported_field(model: EugenModel, table: StoredTable) -> ExportedField:
+    """A model as the viewer needs it, with `table` in place of its hash table."""
+    renderer = model.renderer
+    field = model.field.evaluator()
+    assert isinstance(field, RadianceField)
+    return ExportedField(
+        name=NETWORKS[model.config.field.network],
+        field=field,
+        table=table,
+        space=renderer.space,
+        rule=renderer.rule,
+        near=renderer.near,
+        far=renderer.far,
+        occupancy_bits=model.occupancy.bits,
+        occupancy_resolution=model.occupancy.resolution,
+    )
+
+
+def _renamed(field: ExportedField, name: str) -> ExportedField:
+    return ExportedField(**{**vars(field), "name": name})
+
+
+def _psnr(pipeline: Any) -> float:
+    order = evaluation.spread_order(evaluation.num_test_views(pipeline))[:JUDGED_VIEWS]
+    psnr = evaluation.mean(evaluation.evaluate(pipeline, order), "psnr")
+    assert psnr is not None
+    return psnr
+
+
+def _write_photos(
+    datasets: dict[str, Any], listed: list[dict[str, Any]], scene: Path, background: tuple[float, float, float]
+) -> None:
+    positions = [(dataset, index) for dataset in datasets.values() for index in range(len(dataset))]
+    for number, ((dataset, index), view) in enumerate(zip(positions, listed, strict=True)):
+        view["photo"] = f"photos/{number:04d}.jpg"
+        views.write_photo(dataset, index, scene / view["photo"], background)

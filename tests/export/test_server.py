@@ -1,0 +1,69 @@
+"""The server of exported folders."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from eugen_nerf.errors import UserError
+from eugen_nerf.export.server import check_export, make_server, url
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[tuple[str, int]]:
+    (tmp_path / "index.html").write_text("<html>")
+    (tmp_path / "viewer.js").write_text("1")
+    (tmp_path / "scene").mkdir()
+    (tmp_path / "scene" / "scene.safetensors").write_bytes(b"123")
+    with make_server(tmp_path, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield "127.0.0.1", server.server_address[1]
+        server.shutdown()
+
+
+def get(address: tuple[str, int], path: str) -> tuple[int, dict[str, str], bytes]:
+    connection = http.client.HTTPConnection(*address, timeout=10)
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    return answer.status, dict(answer.getheaders()), answer.read()
+
+
+def test_files_with_types_and_a_strict_policy(address: tuple[str, int]) -> None:
+    for path, kind in (
+        ("/", "text/html"),
+        ("/viewer.js", "text/javascript"),
+        ("/scene/scene.safetensors", "octet-stream"),
+    ):
+        status, headers, _ = get(address, path)
+        assert status == 200
+        assert kind in headers["Content-Type"]
+        assert headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self'")
+        assert "unsafe" not in headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize("path", ["/scene/", "/missing", "/../secret", "/%2e%2e/secret"])
+def test_nothing_else(address: tuple[str, int], tmp_path: Path, path: str) -> None:
+    (tmp_path.parent / "secret").write_text("x")
+    assert get(address, path)[0] == 404
+
+
+def test_address_in_use(address: tuple[str, int], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"port \d+: Address already in use. Choose another with --port"):
+        make_server(tmp_path, *address)
+
+
+def test_urls(tmp_path: Path) -> None:
+    with make_server(tmp_path, "0.0.0.0", 0) as server:
+        assert url(server) == f"http://127.0.0.1:{server.server_address[1]}/"
+
+
+def test_only_exports_are_served(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no index\.html"):
+        check_export(tmp_path)
+    (tmp_path / "index.html").write_text("")
+    with pytest.raises(UserError, match=r"holds no scene/scene\.json"):
+        check_export(tmp_path)

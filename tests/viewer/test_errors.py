@@ -1,0 +1,160 @@
+"""What the page says when it cannot show the scene."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.viewer.chromium import Page
+
+pytestmark = pytest.mark.slow
+
+Serve = Callable[[Path], str]
+
+
+@pytest.fixture
+def copy(page_folder: Path, tmp_path: Path) -> Path:
+    """An exported folder to damage."""
+    folder = tmp_path / "page"
+    shutil.copytree(page_folder, folder)
+    return folder
+
+
+def message(page: Page, address: str) -> str:
+    """Open a page that cannot work; its message."""
+    page.open(address)
+    page.wait("!document.getElementById('message').hidden")
+    assert page.evaluate("document.getElementById('message').getAttribute('role')") == "alert"
+    assert page.evaluate("document.getElementById('loading').hidden")
+    return str(page.evaluate("document.getElementById('message').innerText")).replace("\n", " ")
+
+
+def cut(path: Path, part: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(bytes(content))
+
+
+def change(path: Path, key: str, value: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+
+
+AGAIN = "Copy the exported folder again, whole, or write it anew with eugen-export."
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda scene: (scene / "scene.json").unlink(), ["scene/scene.json is not there (404)", "with its subfolders"]),
+        (lambda scene: (scene / "scene.safetensors").unlink(), ["scene/scene.safetensors is not there (404)"]),
+        (lambda scene: cut(scene / "scene.json", 0.5), ["scene/scene.json is damaged: it is no JSON", AGAIN]),
+        (lambda scene: cut(scene / "scene.safetensors", 0.7), ["scene.safetensors is damaged: it has", AGAIN]),
+        (
+            lambda scene: flip(scene / "scene.safetensors"),
+            ["scene.safetensors is damaged: its checksum is wrong", AGAIN],
+        ),
+        (lambda scene: change(scene / "scene.json", "version", 99), ["version 99", "Export the scene again"]),
+        (lambda scene: change(scene / "scene.json", "format", "gltf"), ["does not describe a scene"]),
+        (lambda scene: change(scene / "scene.json", "fields", [{}]), ["fields[0].name is missing"]),
+    ],
+    ids=["no json", "no tensors", "json cut off", "tensors cut off", "a bit flipped", "newer", "foreign", "incomplete"],
+)
+def test_damaged_files(page: Page, copy: Path, serve: Serve, damage: Callable[[Path], None], says: list[str]) -> None:
+    damage(copy / "scene")
+    text = message(page, serve(copy))
+    for part in says:
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        (
+            "HTMLCanvasElement.prototype.getContext = () => null",
+            ["cannot draw with WebGL 2", "switch hardware acceleration on"],
+        ),
+        (
+            "WebGL2RenderingContext.prototype.texStorage2D = new Proxy(WebGL2RenderingContext.prototype.texStorage2D, {"
+            "apply: (f, gl, [t, l, internal, w, h]) => f.call(gl, t, l, internal === gl.RG16F ? 0 : internal, w, h)})",
+            ["cannot hold the scene's kind of numbers (half floats", "another device"],
+        ),
+        (
+            "WebGL2RenderingContext.prototype.texSubImage2D = () => undefined",
+            ["compute the scene wrongly", "another device"],
+        ),
+        (
+            "const get = WebGL2RenderingContext.prototype.getParameter;"
+            "WebGL2RenderingContext.prototype.getParameter = function (p) {"
+            "return p === this.MAX_TEXTURE_SIZE ? 64 : get.call(this, p) }",
+            ["manage 64", "--size-budget"],
+        ),
+        (
+            "WebGL2RenderingContext.prototype.shaderSource = new Proxy(WebGL2RenderingContext.prototype.shaderSource, {"
+            "apply: (f, gl, [shader, source]) => f.call(gl, shader, source + 'nonsense')})",
+            ["driver refuses the shader", "Update the browser"],
+        ),
+    ],
+    ids=["no WebGL 2", "no half floats", "wrong textures", "small textures", "refused shader"],
+)
+def test_devices_that_cannot(page: Page, page_folder: Path, serve: Serve, script: str, says: list[str]) -> None:
+    undo = page.before_scripts(script)
+    try:
+        text = message(page, serve(page_folder))
+    finally:
+        undo()
+    for part in says:
+        assert part in text
+
+
+def test_a_connection_that_breaks(page: Page, page_folder: Path) -> None:
+    class Breaking(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.endswith(".safetensors"):
+                self.send_response(200)
+                self.send_header("Content-Length", "1000000")
+                self.end_headers()
+                self.wfile.write(b"x" * 1000)
+                self.connection.close()
+            else:
+                super().do_GET()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    def handler(*arguments: object) -> Breaking:
+        return Breaking(*arguments, directory=str(page_folder))  # type: ignore[arg-type]
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        text = message(page, f"http://127.0.0.1:{server.server_address[1]}/")
+        server.shutdown()
+    assert "scene/scene.safetensors cannot be loaded: the connection failed" in text
+    assert "reload the page" in text
+
+
+def test_a_page_on_disk(page: Page, page_folder: Path) -> None:
+    text = message(page, (page_folder / "index.html").as_uri())
+    assert "does not let a page on disk read the files beside it" in text
+    assert "eugen-view" in text
+
+
+def test_a_device_that_stops(page: Page, page_folder: Path, serve: Serve) -> None:
+    page.before_scripts(
+        "const get = HTMLCanvasElement.prototype.getContext;"
+        "HTMLCanvasElement.prototype.getContext = function (...a) { return window.gl = get.apply(this, a) }"
+    )
+    page.open(serve(page_folder))
+    page.evaluate("eugenViewer.then(() => gl.getExtension('WEBGL_lose_context').loseContext())")
+    page.wait("!document.getElementById('message').hidden")
+    assert "The graphics device stopped answering" in page.evaluate("document.getElementById('message').innerText")

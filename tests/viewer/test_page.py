@@ -1,0 +1,198 @@
+"""The page itself: moving, choosing, comparing, linking, on a desk and on a phone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.viewer.chromium import Page
+
+pytestmark = pytest.mark.slow
+
+FINISHED = "document.getElementById('status').textContent.includes('a picture of')"
+
+
+@pytest.fixture(scope="module")
+def address(page_folder: Path, serve: Callable[[Path], str]) -> str:
+    return serve(page_folder)
+
+
+@pytest.fixture
+def opened(page: Page, address: str) -> Page:
+    """The page with its first picture complete."""
+    page.size(200, 150)
+    page.open(address)
+    page.wait(FINISHED)
+    return page
+
+
+def seen(page: Page) -> np.ndarray:
+    """[H, W, 3] uint8."""
+    return np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
+
+
+def link(page: Page) -> str:
+    return str(page.evaluate("location.hash"))
+
+
+def finished(page: Page, action: Callable[[], object]) -> None:
+    """Do something that changes the picture, and wait for the new one."""
+    page.evaluate("document.getElementById('status').textContent = ''")
+    action()
+    page.wait(FINISHED)
+
+
+def test_asks_no_other_host_and_keeps_the_policy(opened: Page, address: str) -> None:
+    paths = set()
+    for request in opened.requests:
+        if request.startswith(("about:", "data:", "blob:")):
+            continue
+        assert request.startswith(address)
+        paths.add(urlsplit(request).path)
+    assert paths - {"/favicon.ico"} == {
+        "/", "/viewer.js", "/viewer.css", "/scene/scene.json", "/scene/scene.safetensors",
+    }  # fmt: skip
+    assert [line for line in opened.console if "favicon" not in line] == []
+    assert opened.evaluate("getComputedStyle(document.getElementById('panel')).position") == "fixed"
+
+
+def test_dragging_turns_the_scene_and_the_link_brings_it_back(opened: Page, address: str) -> None:
+    assert link(opened) == "#view=0"
+    before = seen(opened)
+    finished(opened, lambda: opened.drag((60, 80), (130, 70)))
+    turned = link(opened)
+    assert turned.startswith("#view=0&at=")
+    after = seen(opened)
+    assert np.abs(before.astype(int) - after).mean() > 2
+    distance = "eugenViewer.then(v => Math.hypot(...new URLSearchParams(location.hash.slice(1)).get('at').split(',').map((x, i) => x - v.scene.focus[i])))"
+    start = "eugenViewer.then(v => Math.hypot(...v.scene.views[0].camera_to_world.map((row, i) => row[3] - v.scene.focus[i])))"
+    assert opened.evaluate(distance) == pytest.approx(opened.evaluate(start), rel=1e-3)  # around the focus
+    opened.open(address + turned)
+    opened.wait(FINISHED)
+    assert np.abs(seen(opened).astype(int) - after).mean() < 0.5
+
+
+def test_wheel_keys_and_panning_move_the_camera(opened: Page) -> None:
+    links = [link(opened)]
+    actions: list[Callable[[], object]] = [
+        lambda: opened.mouse("mouseWheel", 60, 80, deltaX=0, deltaY=-300),
+        lambda: opened.key("KeyD", "d", 0.15),
+        lambda: opened.key("ArrowUp", "ArrowUp", 0.15),
+        lambda: opened.drag((60, 80), (90, 90), button="right"),
+    ]
+    for action in actions:
+        finished(opened, action)
+        links.append(link(opened))
+    assert len(set(links)) == len(links)
+    finished(opened, lambda: opened.key("KeyR", "r"))
+    assert link(opened) == links[0]
+
+
+def test_touch_turns_and_pinches(opened: Page) -> None:
+    opened.size(200, 300, phone=True)
+    opened.touch("touchStart", (60, 80))
+    opened.touch("touchMove", (90, 80))
+    finished(opened, lambda: opened.touch("touchEnd"))
+    turned = link(opened)
+    assert "at=" in turned
+    opened.touch("touchStart", (60, 80), (100, 80))
+    opened.touch("touchMove", (40, 80), (120, 80))
+    finished(opened, lambda: opened.touch("touchEnd"))
+    assert link(opened) != turned
+
+
+def test_views_and_modes_by_keyboard(opened: Page) -> None:
+    finished(opened, lambda: opened.key("BracketRight", "]"))
+    assert link(opened) == "#view=1"
+    assert opened.evaluate("document.getElementById('views').value") == "1"
+    pictures = [seen(opened)]
+    for digit, mode in ((2, "depth"), (3, "opacity"), (4, "normals")):
+        finished(opened, lambda digit=digit: opened.key(f"Digit{digit}", str(digit)))  # type: ignore[misc]
+        assert link(opened) == f"#view=1&show={mode}"
+        pictures.append(seen(opened))
+    for first in range(4):
+        for second in range(first):
+            assert np.abs(pictures[first].astype(int) - pictures[second]).mean() > 3
+    # Every control can be reached with the tab key.
+    opened.size(900, 700)
+    opened.key("KeyH", "h")
+    reached = opened.evaluate(
+        "[...document.querySelectorAll('#panel button, #panel select, #panel input, #panel summary')]"
+        ".filter(e => e.checkVisibility()).every(e => e.tabIndex === 0)"
+    )
+    assert reached
+
+
+def test_photo_beside_the_picture(opened: Page) -> None:
+    opened.key("KeyP", "p")
+    opened.wait("document.getElementById('photo').complete && document.getElementById('photo').naturalWidth > 0")
+    box = opened.evaluate(
+        "(r => [r.x, r.y, r.width, r.height])(document.getElementById('truth').getBoundingClientRect())"
+    )
+    assert box == [25, 0, 150, 150]  # the square photo in the middle of the window
+    set_wipe = "(w => { w.value = %d; w.dispatchEvent(new Event('input')); })(document.getElementById('wipe'))"
+    opened.evaluate(set_wipe % 100)
+    photo = seen(opened)[5:120, 30:170].astype(int)
+    opened.evaluate(set_wipe % 0)
+    picture = seen(opened)[5:120, 30:170].astype(int)
+    difference = np.abs(photo - picture).mean()
+    assert 0.5 < difference < 30  # two pictures of the same
+    shifted = np.abs(np.roll(photo, 12, axis=1) - picture).mean()
+    assert difference < 0.7 * shifted  # in the same place
+    opened.drag((60, 30), (70, 30))
+    opened.wait("document.getElementById('truth').hidden")  # there is no photo from elsewhere
+
+
+def test_the_other_network(opened: Page) -> None:
+    before = seen(opened)
+    finished(opened, lambda: opened.key("KeyN", "n"))
+    assert link(opened) == "#view=0&network=1"
+    assert any(request.endswith("/scene/compare.safetensors") for request in opened.requests)
+    assert np.abs(seen(opened).astype(int) - before).mean() > 1
+    assert opened.evaluate("document.getElementById('time-0').textContent").endswith("at 200 × 150")
+    assert opened.evaluate("document.getElementById('time-1').textContent").endswith("at 200 × 150")
+
+
+def test_counts_its_work(opened: Page) -> None:
+    eugen, mlp = (opened.evaluate(f"eugenViewer.then(v => v.work({network}))") for network in (0, 1))
+    # 4 levels x 8 corners; 8 features, m = 16: 8*16 + 16*16, then 15*16 + 16*16 + 16*3, in blocks of 4 x 4.
+    assert eugen == {"multiplyAdds": 128 + 256 + 256 + 256 + 64, "tableFetches": 32}
+    assert mlp["tableFetches"] == 32
+    assert mlp["multiplyAdds"] == 8 * 64 + 64 * 16 + 16 * 64 + 64 * 64 + 64 * 4
+
+
+def test_light_dark_and_phone(page: Page, address: str) -> None:
+    page.size(360, 640, phone=True)
+    colours = {}
+    for scheme in ("light", "dark"):
+        page.colors(scheme)
+        page.open(address)
+        page.wait(FINISHED)
+        assert page.evaluate("document.getElementById('panel').hidden")  # the picture comes first
+        page.evaluate("document.getElementById('toggle').click()")
+        colours[scheme] = page.evaluate("getComputedStyle(document.getElementById('title')).color")
+        fits = page.evaluate("document.documentElement.scrollWidth <= 360")
+        assert fits
+        box = page.evaluate("document.getElementById('panel').getBoundingClientRect().top")
+        assert box > 200  # and stays in sight
+    assert colours["light"] != colours["dark"]
+    page.evaluate("document.getElementById('theme').click()")  # auto to light, on a dark system
+    assert page.evaluate("getComputedStyle(document.getElementById('title')).color") == colours["light"]
+    page.evaluate("localStorage.clear()")
+
+
+def test_saved_picture(opened: Page) -> None:
+    # Caught before it reaches the disk; the policy allows pictures to be read from blobs, not files.
+    opened.evaluate(
+        "window.saved = new Promise(done => { HTMLAnchorElement.prototype.click = function () {"
+        "const image = new Image(); image.onload = () => done([this.download, image.naturalWidth, image.naturalHeight]);"
+        "image.src = this.href; }; }), 0"
+    )
+    opened.evaluate("document.getElementById('save').click()")
+    assert opened.evaluate("saved") == ["demo.png", 200, 150]

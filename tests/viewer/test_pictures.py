@@ -1,0 +1,105 @@
+"""The browser's pictures are the Python renderer's."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eugen_nerf.bench.frame_times import load_run
+from eugen_nerf.export.web import Options, export_web
+from tests.viewer.chromium import Page
+from tests.viewer.conftest import Train, expected, psnr, rendered
+
+pytestmark = pytest.mark.slow
+
+SIDE = 128
+VIEWS = (0, 4, 8, 12, 16)
+Serve = Callable[[Path], str]
+
+
+def check_pictures(page: Page, config: Path, address: str, views: tuple[int, ...] = VIEWS) -> None:
+    pipeline = load_run(config)
+    page.open(address)
+    for view in views:
+        truth = expected(pipeline, view, SIDE)["rgb"]
+        assert truth.std() > 10  # something is to be seen
+        quality = psnr(rendered(page, view, SIDE)[..., :3], truth)
+        assert quality >= 38, f"view {view}: {quality:.2f} dB"
+
+
+def test_demo_scene(page: Page, demo_run: Path, page_folder: Path, serve: Serve) -> None:
+    check_pictures(page, demo_run, serve(page_folder))
+
+
+def test_depth_opacity_and_normals(page: Page, demo_run: Path, page_folder: Path, serve: Serve) -> None:
+    page.open(serve(page_folder))
+    truth = expected(load_run(demo_run), 0, 32)
+    opacity = rendered(page, 0, 32, "opacity")[..., 0] / 255
+    assert np.abs(opacity - truth["accumulation"][..., 0]).mean() < 0.01
+    distance = rendered(page, 0, 32, "distance").copy().view(np.float32)[..., 0]
+    solid = truth["accumulation"][..., 0] > 0.5
+    assert solid.sum() > 100
+    assert np.abs(distance - truth["depth"][..., 0])[solid].mean() < 0.01
+    normals = rendered(page, 0, 32, "normals")[..., :3] / 127.5 - 1
+    facing = normals[..., 2][truth["accumulation"][..., 0] > 0.9]
+    assert (facing > 0).mean() > 0.75  # what one sees looks back
+    depth = rendered(page, 0, 32, "depth")[..., :3].astype(int)
+    assert len(np.unique(depth[solid].reshape(-1, 3), axis=0)) > 20
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["order=2", "norm=True", "phi=gelu", "features-per-level=4"],
+        ["phi=softplus", "num-features=10", "features-per-level=1", "geometry-features=6", "norm=True"],
+        ["phi=sin", "order=3", "num-features=6", "features-per-level=8", "num-levels=2"],
+    ],
+    ids=["order 2, norm, gelu", "odd widths", "order 3, sin"],
+)
+def test_every_kind_of_layer(
+    page: Page, ball_scene: Path, train_run: Train, tmp_path: Path, serve: Serve, options: list[str]
+) -> None:
+    config = train_run(ball_scene, 25, *(f"--pipeline.model.field.{option}" for option in options))
+    export_web([config], tmp_path / "page", Options())
+    page.open(serve(tmp_path / "page"))
+    pipeline = load_run(config)
+    assert psnr(rendered(page, 0, 24)[..., :3], expected(pipeline, 0, 24)["rgb"]) >= 38
+
+
+@pytest.mark.parametrize("method", ["eugen-nerf-low-rank", "eugen-nerf-snnk"])
+def test_other_networks_and_bytes(
+    page: Page, ball_scene: Path, train_run: Train, tmp_path: Path, serve: Serve, method: str
+) -> None:
+    config = train_run(ball_scene, 25, method=method)
+    export_web([config], tmp_path / "page", Options(size_budget=0.03))
+    description = json.loads((tmp_path / "page" / "scene" / "scene.json").read_text())
+    assert description["fields"][0]["bytes"] < 30_000
+    page.open(serve(tmp_path / "page"))
+    assert psnr(rendered(page, 0, 24)[..., :3], expected(load_run(config), 0, 24)["rgb"]) >= 30
+
+
+def test_a_capture_with_a_background(
+    page: Page, ball_scene: Path, train_run: Train, tmp_path: Path, serve: Serve
+) -> None:
+    config = train_run(ball_scene, 25, "--pipeline.model.contraction=True", "--pipeline.model.cone-angle=0.03")
+    export_web([config], tmp_path / "page", Options())
+    field = json.loads((tmp_path / "page" / "scene" / "scene.json").read_text())["fields"][0]
+    assert field["space"]["contracted"]
+    assert field["step"]["cone_angle"] == 0.03
+    page.open(serve(tmp_path / "page"))
+    assert psnr(rendered(page, 0, 24)[..., :3], expected(load_run(config), 0, 24)["rgb"]) >= 38
+
+
+@pytest.mark.skipif("EUGEN_DATA" not in os.environ, reason="EUGEN_DATA names no folder of scenes")
+def test_lego(page: Page, train_run: Train, tmp_path: Path, serve: Serve) -> None:
+    scene = Path(os.environ["EUGEN_DATA"]) / "lego_small"
+    if not scene.is_dir():
+        pytest.skip(f"{scene} is not there")
+    config = train_run(scene, 150)
+    export_web([config], tmp_path / "page", Options())
+    check_pictures(page, config, serve(tmp_path / "page"), (0, 40, 80, 120, 160))

@@ -1,0 +1,471 @@
+import { fitted, frameOf, inFront, type Lens, type Pose, poseOf } from "./camera/camera";
+import { type Controlled, Controls, type Drag, isTyping } from "./camera/controls";
+import { formatLink, type Link, parseLink } from "./camera/link";
+import { add, length, scale, subtract, type Vec3 } from "./camera/vector";
+import type { FieldRenderer, Look } from "./gl/fieldRenderer";
+import type { Frame, Progressive } from "./gl/progressive";
+import { measure } from "./measure";
+import type { SceneDescription, View } from "./scene/format";
+import { SCENE_FOLDER } from "./scene/load";
+import type { Networks } from "./scene/networks";
+import { type Mode, MODES } from "./shader/fragment";
+import { choose, element, onChoice } from "./ui/elements";
+import { showError } from "./ui/messages";
+import { wireTheme } from "./ui/theme";
+import { Wipe } from "./ui/wipe";
+
+// Lengths of a step of the quality slider's positions, in those of training, and their names.
+const QUALITIES = [
+  { stepFactor: 4, name: "coarse" },
+  { stepFactor: 2, name: "medium" },
+  { stepFactor: 1, name: "exact" },
+] as const;
+const SHOWN: readonly Mode[] = ["color", "depth", "opacity", "normals"];
+// Side of the square pictures that are timed.
+const MEASURED_SIDE = 256;
+const MEASURED_TURNS = 5;
+
+/** The page: what it shows, and its controls. */
+export class App implements Controlled {
+  pose: Pose;
+  centre: Vec3;
+  drag: Drag = "orbit";
+  readonly vertical: Vec3;
+
+  private view: number;
+  private atView = true;
+  private zoom: number;
+  private mode: Mode;
+  private network: number;
+  private resolution = 1;
+  private quality = QUALITIES.length - 1;
+  private renderer: FieldRenderer | undefined;
+  private readonly wipe = new Wipe();
+  private readonly canvas = element("canvas", HTMLCanvasElement);
+
+  constructor(
+    private readonly scene: SceneDescription,
+    private readonly progressive: Progressive,
+    private readonly networks: Networks,
+  ) {
+    this.vertical = scene.up;
+    const link = this.linked();
+    ({ view: this.view, zoom: this.zoom } = link);
+    this.mode = link.mode as Mode;
+    this.network = link.network ?? 0;
+    this.pose = link.pose ?? poseOf(scene.views[this.view]);
+    this.atView = link.pose === undefined;
+    this.centre = this.centreOf(this.pose);
+    progressive.onFinished = (frame, timing) => {
+      const size = `${timing.width} × ${timing.height}`;
+      this.status(`${format(timing.milliseconds)} a picture of ${size}`);
+      const label = document.getElementById(`time-${this.network}`);
+      if (label !== null && frame.look.mode === "color") label.textContent = `${format(timing.milliseconds)} at ${size}`;
+    };
+    progressive.onError = (error) => {
+      showError(error, true);
+    };
+    new Controls(this.canvas, this);
+    this.wire();
+    this.writeControls();
+    new ResizeObserver(() => {
+      this.draw(false);
+    }).observe(this.canvas);
+  }
+
+  /** Load the network that is chosen and draw. */
+  async start(): Promise<void> {
+    await this.useNetwork(this.network);
+  }
+
+  // Controlled
+
+  lens(): Lens {
+    return this.canvasLens(this.canvas.clientWidth, this.canvas.clientHeight);
+  }
+
+  changed(moving: boolean): void {
+    this.atView = false;
+    this.draw(moving);
+  }
+
+  pick(x: number, y: number): void {
+    if (this.renderer === undefined) return;
+    // One pixel's distance, around which the whole lens is shifted.
+    const lens = this.lens();
+    const one = { ...lens, cx: lens.cx - x + 0.5, cy: lens.cy - y + 0.5, width: 1, height: 1 };
+    const frame = { renderer: this.renderer, pose: this.pose, lens: one, look: { ...this.look(), mode: "distance" as const } };
+    this.progressive
+      .picture(frame)
+      .then(({ target }) => {
+        const [distance] = new Float32Array(target.read().buffer);
+        target.delete();
+        if (distance <= 0) return;
+        const across = scale(this.pose.right, (0.5 - one.cx) / one.fx);
+        const along = add(add(across, scale(this.pose.up, (one.cy - 0.5) / one.fy)), scale(this.pose.back, -1));
+        const point = add(this.pose.position, scale(along, distance / length(along)));
+        // Keep the direction of view: the centre is as far along the axis as what was chosen.
+        const shift = subtract(point, inFront(this.pose, point, 0));
+        this.pose = { ...this.pose, position: add(this.pose.position, shift) };
+        this.centre = point;
+        this.changed(false);
+      })
+      .catch((error: unknown) => {
+        showError(error, false);
+      });
+  }
+
+  // For scripts; see README.md of the viewer.
+
+  /** A frame of a view of the dataset in a given size. */
+  async frameOfView(view: number, width: number, height: number, mode: Mode, network: number): Promise<Frame> {
+    const renderer = await this.networks.get(network);
+    const described = this.scene.views[view];
+    const pose = poseOf(described);
+    return { renderer, pose, lens: fitted(described, width, height), look: { ...this.look(pose), mode, stepFactor: 1 } };
+  }
+
+  private linked(): Link {
+    return parseLink(location.hash, this.scene.views.length, this.scene.fields.length, SHOWN);
+  }
+
+  private get described(): View {
+    return this.scene.views[this.view];
+  }
+
+  private centreOf(pose: Pose): Vec3 {
+    const { near, space } = this.scene.fields[this.network];
+    return inFront(pose, this.scene.focus, Math.max(near, 0.01 * length(subtract(space.box[1], space.box[0]))));
+  }
+
+  private canvasLens(width: number, height: number): Lens {
+    return fitted(this.described, width, height, this.zoom);
+  }
+
+  private look(pose = this.pose): Look {
+    return {
+      mode: this.mode,
+      stepFactor: QUALITIES[this.quality].stepFactor,
+      background: this.scene.background,
+      depthRange: this.depthRange(pose),
+    };
+  }
+
+  /** Distances of the nearest and the furthest that is worth a colour of its own. */
+  private depthRange(pose: Pose): [number, number] {
+    const { space, near, far } = this.scene.fields[this.network];
+    const [low, high] = space.box;
+    const middle = scale(add(low, high), 0.5);
+    const radius = 0.5 * length(subtract(high, low));
+    const distance = length(subtract(pose.position, middle));
+    if (space.contracted) return [Math.max(near, 0.1 * radius), Math.min(far, 10 * radius)];
+    const from = Math.max(near, distance - radius, 0.02 * radius);
+    return [from, Math.max(Math.min(far, distance + radius), 1.01 * from)];
+  }
+
+  private draw(moving: boolean): void {
+    const { canvas, renderer } = this;
+    const factor = (window.devicePixelRatio || 1) * this.resolution;
+    const width = Math.max(1, Math.round(canvas.clientWidth * factor));
+    const height = Math.max(1, Math.round(canvas.clientHeight * factor));
+    if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
+    this.placeWipe();
+    if (renderer === undefined) return;
+    const frame: Frame = { renderer, pose: this.pose, lens: this.canvasLens(width, height), look: this.look() };
+    this.progressive.show(frame, moving);
+    this.writeLegend(frame.look);
+    if (!moving) {
+      this.status("Drawing …");
+      history.replaceState(null, "", `#${this.link()}`);
+    }
+  }
+
+  private link(): string {
+    const { view, zoom, mode, network } = this;
+    return formatLink({ view, zoom, mode, network, pose: this.atView ? undefined : this.pose });
+  }
+
+  private placeWipe(): void {
+    const { photo } = this.described;
+    element("compare-label", HTMLLabelElement).hidden = photo === undefined;
+    const wanted = photo !== undefined && element("compare", HTMLInputElement).checked && this.atView && this.zoom === 1;
+    const frame = frameOf(this.described, this.canvas.clientWidth, this.canvas.clientHeight);
+    this.wipe.place(wanted ? SCENE_FOLDER + photo : undefined, frame);
+  }
+
+  private async useNetwork(index: number): Promise<void> {
+    const renderer = await this.networks.get(index);
+    this.network = index;
+    this.renderer = renderer;
+    this.writeControls();
+    this.draw(false);
+  }
+
+  private goTo(view: number): void {
+    const count = this.scene.views.length;
+    this.view = (view + count) % count;
+    this.pose = poseOf(this.described);
+    this.centre = this.centreOf(this.pose);
+    this.atView = true;
+    this.zoom = 1;
+    this.writeControls();
+    this.draw(false);
+  }
+
+  private setMode(mode: Mode): void {
+    this.mode = mode;
+    this.writeControls();
+    this.draw(false);
+  }
+
+  private status(text: string): void {
+    element("status", HTMLParagraphElement).textContent = text;
+  }
+
+  // Controls
+
+  private wire(): void {
+    const { scene } = this;
+    document.title = `${scene.title} – eugen-nerf`;
+    element("title", HTMLHeadingElement).textContent = scene.title;
+    const panel = element("panel", HTMLElement);
+    const toggle = element("toggle", HTMLButtonElement);
+    const showPanel = (shown: boolean) => {
+      panel.hidden = !shown;
+      toggle.textContent = shown ? "Hide" : "Options";
+      toggle.setAttribute("aria-expanded", String(shown));
+    };
+    showPanel(window.matchMedia("(min-width: 641px)").matches);
+    toggle.addEventListener("click", () => {
+      showPanel(panel.hasAttribute("hidden"));
+    });
+    this.wireViews();
+    this.wireNetworks();
+    this.wirePicture();
+    onChoice(element("modes", HTMLDivElement), (value) => {
+      this.setMode(value as Mode);
+    });
+    for (const input of document.querySelectorAll<HTMLInputElement>("input[name=drag]")) {
+      input.addEventListener("change", () => {
+        this.drag = input.value as Drag;
+      });
+    }
+    const compare = element("compare", HTMLInputElement);
+    const actions: Record<string, () => void> = {
+      BracketLeft: () => {
+        this.goTo(this.view - 1);
+      },
+      BracketRight: () => {
+        this.goTo(this.view + 1);
+      },
+      KeyR: () => {
+        this.goTo(this.view);
+      },
+      KeyP: () => {
+        compare.click();
+      },
+      KeyH: () => {
+        toggle.click();
+      },
+      KeyN: () => {
+        this.tryNetwork((this.network + 1) % scene.fields.length);
+      },
+    };
+    SHOWN.forEach((mode, index) => {
+      actions[`Digit${index + 1}`] = () => {
+        this.setMode(mode);
+      };
+    });
+    window.addEventListener("keydown", (event) => {
+      if (isTyping(event) || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.code in actions) actions[event.code]();
+    });
+    window.addEventListener("hashchange", () => {
+      if (location.hash.slice(1) === this.link()) return;
+      const link = this.linked();
+      this.goTo(link.view);
+      this.zoom = link.zoom;
+      this.mode = link.mode as Mode;
+      if (link.pose !== undefined) {
+        this.pose = link.pose;
+        this.centre = this.centreOf(this.pose);
+        this.atView = false;
+      }
+      this.tryNetwork(link.network ?? 0);
+    });
+  }
+
+  private wireViews(): void {
+    const select = element("views", HTMLSelectElement);
+    const groups = new Map<string, HTMLOptGroupElement>();
+    this.scene.views.forEach((view, index) => {
+      let group = groups.get(view.split);
+      if (group === undefined) {
+        group = document.createElement("optgroup");
+        group.label = view.split;
+        groups.set(view.split, group);
+        select.append(group);
+      }
+      group.append(new Option(view.name, String(index)));
+    });
+    select.addEventListener("change", () => {
+      this.goTo(Number(select.value));
+    });
+    const steps: [string, number][] = [
+      ["previous", -1],
+      ["next", 1],
+    ];
+    for (const [id, step] of steps) {
+      element(id, HTMLButtonElement).addEventListener("click", () => {
+        this.goTo(this.view + step);
+      });
+    }
+    element("compare", HTMLInputElement).addEventListener("change", (event) => {
+      // The photo was taken from the view itself.
+      if ((event.target as HTMLInputElement).checked && !(this.atView && this.zoom === 1)) this.goTo(this.view);
+      this.placeWipe();
+    });
+  }
+
+  private wireNetworks(): void {
+    const { fields } = this.scene;
+    if (fields.length < 2) return;
+    element("networks", HTMLFieldSetElement).hidden = false;
+    const list = element("network-list", HTMLDivElement);
+    fields.forEach((field, index) => {
+      const label = document.createElement("label");
+      const input = Object.assign(document.createElement("input"), { type: "radio", name: "network", value: String(index) });
+      const [name, time] = [document.createElement("span"), document.createElement("span")];
+      name.textContent = field.name;
+      time.id = `time-${index}`;
+      label.append(input, name, time);
+      list.append(label);
+    });
+    onChoice(list, (value) => {
+      this.tryNetwork(Number(value));
+    });
+    const button = element("measure", HTMLButtonElement);
+    button.addEventListener("click", () => {
+      button.disabled = true;
+      this.measureNetworks()
+        .catch((error: unknown) => {
+          showError(error, false);
+        })
+        .finally(() => {
+          button.disabled = false;
+        });
+    });
+  }
+
+  private async measureNetworks(): Promise<void> {
+    const output = element("measured", HTMLOutputElement);
+    output.textContent = "Measuring …";
+    const lens = this.canvasLens(MEASURED_SIDE, MEASURED_SIDE);
+    const look: Look = { ...this.look(), mode: "color", stepFactor: 1 };
+    const renderers = await Promise.all(this.scene.fields.map((_, index) => this.networks.get(index)));
+    const frames = renderers.map((renderer) => ({ renderer, pose: this.pose, lens, look }));
+    const results = await measure(this.progressive, frames, MEASURED_TURNS);
+    const lines = results.map(({ milliseconds }, index) => `${this.scene.fields[index].name}: ${format(milliseconds)}`);
+    const ratio = results[1].milliseconds / results[0].milliseconds;
+    lines.push(`${this.scene.fields[1].name} takes ${ratio.toFixed(2)} times as long as ${this.scene.fields[0].name}.`);
+    output.textContent = `${MEASURED_SIDE} × ${MEASURED_SIDE} from here, in turns. ${lines.join("; ")}`;
+  }
+
+  private tryNetwork(index: number): void {
+    this.useNetwork(index).catch((error: unknown) => {
+      showError(error, false);
+      this.writeControls();
+    });
+  }
+
+  private wirePicture(): void {
+    const slider = (id: string, change: (value: number) => void) => {
+      const input = element(id, HTMLInputElement);
+      input.addEventListener("input", () => {
+        change(Number(input.value));
+        this.writeControls();
+        this.draw(true);
+      });
+      input.addEventListener("change", () => {
+        this.draw(false);
+      });
+    };
+    slider("zoom", (value) => (this.zoom = 2 ** value));
+    slider("resolution", (value) => (this.resolution = value / 100));
+    slider("quality", (value) => (this.quality = value));
+    element("save", HTMLButtonElement).addEventListener("click", () => {
+      this.save().catch((error: unknown) => {
+        showError(error, false);
+      });
+    });
+    const copy = element("link", HTMLButtonElement);
+    copy.addEventListener("click", () => {
+      history.replaceState(null, "", `#${this.link()}`);
+      const tell = (text: string) => {
+        copy.textContent = text;
+        setTimeout(() => (copy.textContent = "Copy link"), 2000);
+      };
+      copyText(location.href).then(
+        () => {
+          tell("Copied");
+        },
+        () => {
+          tell("It is in the address bar");
+        },
+      );
+    });
+    wireTheme(element("theme", HTMLButtonElement));
+  }
+
+  /** Draw the picture of the canvas completely and hand it over as a file. */
+  private async save(): Promise<void> {
+    if (this.renderer === undefined) return;
+    const { width, height } = this.canvas;
+    const frame = { renderer: this.renderer, pose: this.pose, lens: this.canvasLens(width, height), look: this.look() };
+    const { target } = await this.progressive.picture(frame);
+    const copy = Object.assign(document.createElement("canvas"), { width, height });
+    copy.getContext("2d")?.putImageData(new ImageData(target.read(), width, height), 0, 0);
+    target.delete();
+    const blob = await new Promise<Blob | null>((resolve) => {
+      copy.toBlob(resolve);
+    });
+    if (blob === null) throw new Error("the browser made no PNG");
+    const url = URL.createObjectURL(blob);
+    Object.assign(document.createElement("a"), { href: url, download: `${this.scene.title}.png` }).click();
+    setTimeout(() => {
+      URL.revokeObjectURL(url);
+    }, 10_000);
+  }
+
+  /** Let every control show what is. */
+  private writeControls(): void {
+    choose(element("modes", HTMLDivElement), this.mode);
+    choose(element("network-list", HTMLDivElement), String(this.network));
+    element("views", HTMLSelectElement).value = String(this.view);
+    element("zoom", HTMLInputElement).value = String(Math.log2(this.zoom));
+    element("resolution-value", HTMLOutputElement).textContent = `${Math.round(100 * this.resolution)} %`;
+    element("quality-value", HTMLOutputElement).textContent = QUALITIES[this.quality].name;
+  }
+
+  private writeLegend(look: Look): void {
+    const legend = element("legend", HTMLParagraphElement);
+    legend.hidden = this.mode !== "depth";
+    legend.textContent = `${look.depthRange.map((t) => t.toPrecision(2)).join(" to ")} world units away`;
+  }
+}
+
+/** Whether a text names a mode. */
+export function isMode(text: string): text is Mode {
+  return text in MODES;
+}
+
+function format(milliseconds: number): string {
+  return milliseconds < 9.95 ? `${milliseconds.toFixed(1)} ms` : `${milliseconds.toFixed(0)} ms`;
+}
+
+async function copyText(text: string): Promise<void> {
+  // Only there on https and on this machine.
+  const { clipboard } = navigator as { clipboard?: Clipboard };
+  if (clipboard === undefined) throw new Error("no clipboard");
+  await clipboard.writeText(text);
+}

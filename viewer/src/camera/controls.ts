@@ -1,0 +1,197 @@
+import { inFront, moved, orbit, type Lens, type Pose } from "./camera";
+import { length, subtract, type Vec3 } from "./vector";
+
+/** What dragging does. */
+export type Drag = "orbit" | "look";
+
+/** The camera that is controlled, and where pictures of it go. */
+export interface Controlled {
+  pose: Pose;
+  /** Point that the camera turns around. */
+  centre: Vec3;
+  vertical: Vec3;
+  drag: Drag;
+  /** Lens of the canvas, in CSS pixels. */
+  lens(): Lens;
+  /** The pose has changed; more changes are to come while `moving`. */
+  changed(moving: boolean): void;
+  /** Make the point of the scene at a place on the canvas (CSS pixels) the centre. */
+  pick(x: number, y: number): void;
+}
+
+const TURN_PER_PIXEL = Math.PI / 700;
+const TURN_PER_SECOND = Math.PI / 3;
+const WHEEL_STEP = 1.0015;
+// Without input for so long, the camera counts as at rest.
+const REST_MS = 180;
+
+const MOVES: Readonly<Record<string, Vec3>> = {
+  KeyW: [0, 0, 1],
+  KeyS: [0, 0, -1],
+  KeyA: [-1, 0, 0],
+  KeyD: [1, 0, 0],
+  KeyE: [0, 1, 0],
+  KeyQ: [0, -1, 0],
+  Equal: [0, 0, 1],
+  NumpadAdd: [0, 0, 1],
+  Minus: [0, 0, -1],
+  NumpadSubtract: [0, 0, -1],
+};
+const TURNS: Readonly<Record<string, [number, number]>> = {
+  ArrowLeft: [-1, 0],
+  ArrowRight: [1, 0],
+  ArrowUp: [0, 1],
+  ArrowDown: [0, -1],
+};
+
+/** Mouse, touch and keys move a camera. */
+export class Controls {
+  private readonly pointers = new Map<number, PointerEvent>();
+  private readonly pressed = new Set<string>();
+  private fast = false;
+  private rest: ReturnType<typeof setTimeout> | undefined;
+  private lastTick: number | undefined;
+
+  constructor(
+    canvas: HTMLCanvasElement,
+    private readonly camera: Controlled,
+  ) {
+    canvas.addEventListener("pointerdown", (event) => {
+      canvas.setPointerCapture(event.pointerId);
+      this.pointers.set(event.pointerId, event);
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      this.drag(event);
+    });
+    for (const end of ["pointerup", "pointercancel"] as const) {
+      canvas.addEventListener(end, (event) => {
+        this.pointers.delete(event.pointerId);
+      });
+    }
+    canvas.addEventListener("contextmenu", (event) => {
+      event.preventDefault();
+    });
+    canvas.addEventListener("dblclick", (event) => {
+      camera.pick(event.offsetX, event.offsetY);
+    });
+    canvas.addEventListener(
+      "wheel",
+      (event) => {
+        event.preventDefault();
+        const pixels = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 30 * event.deltaY : event.deltaY;
+        this.dolly(WHEEL_STEP ** -pixels);
+        this.change();
+      },
+      { passive: false },
+    );
+    window.addEventListener("keydown", (event) => {
+      if (isTyping(event) || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (!(event.code in MOVES) && !(event.code in TURNS)) return;
+      event.preventDefault();
+      this.fast = event.shiftKey;
+      this.pressed.add(event.code);
+      this.tick();
+    });
+    window.addEventListener("keyup", (event) => {
+      this.fast = event.shiftKey;
+      this.pressed.delete(event.code);
+    });
+    window.addEventListener("blur", () => {
+      this.pressed.clear();
+    });
+  }
+
+  private get distance(): number {
+    return length(subtract(this.camera.centre, this.camera.pose.position));
+  }
+
+  private change(): void {
+    this.camera.changed(true);
+    clearTimeout(this.rest);
+    this.rest = setTimeout(() => {
+      if (this.pressed.size === 0) this.camera.changed(false);
+    }, REST_MS);
+  }
+
+  private drag(event: PointerEvent): void {
+    const before = this.pointers.get(event.pointerId);
+    if (before === undefined) return;
+    const [dx, dy] = [event.clientX - before.clientX, event.clientY - before.clientY];
+    if (this.pointers.size === 2) {
+      const other = [...this.pointers.values()].find((pointer) => pointer.pointerId !== event.pointerId)!;
+      const apart = (a: PointerEvent) => Math.hypot(a.clientX - other.clientX, a.clientY - other.clientY);
+      if (apart(before) > 0 && apart(event) > 0) this.dolly(apart(event) / apart(before));
+      this.pan(dx / 2, dy / 2);
+    } else if (event.buttons & 6 || event.shiftKey) {
+      this.pan(dx, dy);
+    } else {
+      this.turn(-dx * TURN_PER_PIXEL, dy * TURN_PER_PIXEL);
+    }
+    this.pointers.set(event.pointerId, event);
+    this.change();
+  }
+
+  /** Take the camera to the right and up around the centre; looking around, turn it the other way. */
+  private turn(yaw: number, pitch: number): void {
+    const { camera } = this;
+    if (camera.drag === "orbit") {
+      camera.pose = orbit(camera.pose, camera.centre, camera.vertical, yaw, pitch);
+    } else {
+      const { distance } = this;
+      camera.pose = orbit(camera.pose, camera.pose.position, camera.vertical, -yaw, -pitch);
+      camera.centre = inFront(camera.pose, camera.pose.position, distance);
+    }
+  }
+
+  /** Move so that what is at the centre's distance follows the pointer. */
+  private pan(dx: number, dy: number): void {
+    const lens = this.camera.lens();
+    this.move((-dx / lens.fx) * this.distance, (dy / lens.fy) * this.distance, 0);
+  }
+
+  private move(right: number, up: number, forward: number): void {
+    const { camera } = this;
+    const before = camera.pose.position;
+    camera.pose = moved(camera.pose, right, up, forward);
+    const shift = subtract(camera.pose.position, before);
+    camera.centre = [0, 1, 2].map((axis) => camera.centre[axis] + shift[axis]) as Vec3;
+  }
+
+  /** Divide the distance from the centre. */
+  private dolly(factor: number): void {
+    const { camera } = this;
+    camera.pose = moved(camera.pose, 0, 0, this.distance * (1 - 1 / factor));
+  }
+
+  private tick(): void {
+    if (this.lastTick !== undefined) return;
+    this.lastTick = performance.now();
+    const run = (now: number) => {
+      if (this.pressed.size === 0) {
+        this.lastTick = undefined;
+        this.camera.changed(false);
+        return;
+      }
+      const seconds = Math.min(Math.max(now - this.lastTick!, 0) / 1000, 0.2);
+      this.lastTick = now;
+      // Crosses the distance to the centre in a bit more than a second, or a fifth of it.
+      const speed = this.distance * seconds * (this.fast ? 4 : 0.8);
+      for (const code of this.pressed) {
+        if (code in MOVES) this.move(...(MOVES[code].map((part) => part * speed) as Vec3));
+        if (code in TURNS) {
+          const [yaw, pitch] = TURNS[code];
+          this.turn(yaw * TURN_PER_SECOND * seconds, pitch * TURN_PER_SECOND * seconds);
+        }
+      }
+      this.camera.changed(true);
+      requestAnimationFrame(run);
+    };
+    requestAnimationFrame(run);
+  }
+}
+
+/** Whether a key belongs to a form element that has the focus. */
+export function isTyping(event: KeyboardEvent): boolean {
+  const { target } = event;
+  return target instanceof HTMLSelectElement || (target instanceof HTMLInputElement && target.type !== "checkbox");
+}

@@ -1,0 +1,197 @@
+import type { Pose, Lens } from "../camera/camera";
+import { ViewerError } from "../errors";
+import { evaluateField } from "../field/evaluate";
+import type { Field } from "../field/field";
+import { texelLayout } from "../shader/encoding";
+import {
+  checkPoint,
+  CHECKS,
+  CONSTANTS_WIDTH,
+  type FieldShader,
+  fieldShader,
+  type Mode,
+  MODES,
+  type Program as ProgramKind,
+  type Work,
+} from "../shader/fragment";
+import { OCCUPANCY_WIDTH } from "../shader/march";
+import { dataTexture, Program } from "./context";
+
+/** What to draw besides the camera. */
+export interface Look {
+  mode: Mode;
+  /** Length of a step, in those of training: 1 gives the exact picture, more a coarser one sooner. */
+  stepFactor: number;
+  background: readonly number[];
+  /** Distances at which depth pictures begin and end. */
+  depthRange: readonly [number, number];
+}
+
+/** A field on the graphics device. */
+export class FieldRenderer {
+  readonly work: Work;
+  private readonly shader: FieldShader;
+  private readonly table: WebGLTexture;
+  private readonly occupancy: WebGLTexture;
+  private readonly constants: WebGLTexture | undefined;
+  private readonly programs = new Map<ProgramKind, Promise<Program>>();
+  private readonly ready = new Map<ProgramKind, Program>();
+
+  /** @throws ViewerError if the device cannot hold the field. */
+  constructor(
+    private readonly gl: WebGL2RenderingContext,
+    private readonly field: Field,
+  ) {
+    const { features } = field.description.encoding;
+    const { channels, texels } = texelLayout(features);
+    const rows = field.table.length / features;
+    const log2Width = Math.max(8, Math.ceil(Math.log2(Math.sqrt(rows * texels))));
+    this.shader = fieldShader(field, log2Width);
+    this.work = this.shader.work;
+    const width = 2 ** log2Width;
+    const height = Math.ceil((rows * texels) / width);
+    this.table = dataTexture(gl, this.tableFormat(channels), width, height, this.tableTexels(channels, texels, width * height));
+    this.occupancy = this.occupancyTexture();
+    const { constants } = this.shader;
+    this.constants = constants === undefined ? undefined : this.constantsTexture(constants);
+  }
+
+  /** Compile what a mode needs; `draw` may be used for it afterwards. */
+  async prepare(mode: Mode): Promise<void> {
+    await this.program(programOf(mode));
+  }
+
+  /** Whether `draw` can be used for a mode already. */
+  isPrepared(mode: Mode): boolean {
+    return this.ready.has(programOf(mode));
+  }
+
+  /** Draw rows `from` to `to` (from below) of a picture into the bound framebuffer. */
+  draw(pose: Pose, lens: Lens, look: Look, from: number, to: number): void {
+    const { gl } = this;
+    const program = this.ready.get(programOf(look.mode));
+    if (program === undefined) throw new Error(`mode ${look.mode} is not prepared`);
+    this.bind(program);
+    gl.uniform3fv(program.at("origin"), pose.position);
+    gl.uniformMatrix3fv(program.at("rotation"), false, [...pose.right, ...pose.up, ...pose.back]);
+    gl.uniform4f(program.at("lens"), lens.fx, lens.fy, lens.cx, lens.height - lens.cy);
+    gl.uniform3f(program.at("background"), look.background[0], look.background[1], look.background[2]);
+    gl.uniform1i(program.at("mode"), MODES[look.mode]);
+    gl.uniform2f(program.at("depthRange"), look.depthRange[0], look.depthRange[1]);
+    gl.uniform1f(program.at("stepFactor"), look.stepFactor);
+    gl.viewport(0, 0, lens.width, lens.height);
+    gl.enable(gl.SCISSOR_TEST);
+    gl.scissor(0, from, lens.width, to - from);
+    gl.drawArrays(gl.TRIANGLES, 0, 3);
+    gl.disable(gl.SCISSOR_TEST);
+  }
+
+  /**
+   * Evaluate the field at a few points on the device and here.
+   * @throws ViewerError if they do not agree: pictures would be wrong.
+   */
+  async check(): Promise<void> {
+    const { gl } = this;
+    this.bind(await this.program("check"));
+    const target = gl.createRenderbuffer();
+    const framebuffer = gl.createFramebuffer();
+    gl.bindRenderbuffer(gl.RENDERBUFFER, target);
+    gl.renderbufferStorage(gl.RENDERBUFFER, gl.RGBA8, 4, CHECKS);
+    gl.bindFramebuffer(gl.FRAMEBUFFER, framebuffer);
+    gl.framebufferRenderbuffer(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.RENDERBUFFER, target);
+    gl.viewport(0, 0, 4, CHECKS);
+    gl.drawArrays(gl.TRIANGLES, 0, 3);
+    const bytes = new Uint8Array(16 * CHECKS);
+    gl.readPixels(0, 0, 4, CHECKS, gl.RGBA, gl.UNSIGNED_BYTE, bytes);
+    gl.bindFramebuffer(gl.FRAMEBUFFER, null);
+    gl.deleteFramebuffer(framebuffer);
+    gl.deleteRenderbuffer(target);
+    const computed = new Float32Array(bytes.buffer);
+    for (let n = 0; n < CHECKS; n++) {
+      const { position, direction } = checkPoint(n);
+      const expected = evaluateField(this.field, position, direction);
+      const right = [expected.logDensity, ...expected.color].every(
+        (value, i) => Math.abs(computed[4 * n + i] - value) <= 0.01 + 0.01 * Math.abs(value),
+      );
+      if (!right) {
+        throw new ViewerError(
+          "This device's graphics compute the scene wrongly",
+          "Half floats or whole numbers do not work as WebGL 2 demands. Update the browser and the graphics driver, or " +
+            "open the page on another device.",
+        );
+      }
+    }
+  }
+
+  private program(kind: ProgramKind): Promise<Program> {
+    let program = this.programs.get(kind);
+    if (program === undefined) {
+      program = Program.link(this.gl, this.shader.fragment(kind)).then((linked) => {
+        this.ready.set(kind, linked);
+        return linked;
+      });
+      this.programs.set(kind, program);
+    }
+    return program;
+  }
+
+  private bind(program: Program): void {
+    const { gl } = this;
+    program.use();
+    const textures = [this.table, this.occupancy, this.constants];
+    ["table", "occupancy", "constants"].forEach((name, unit) => {
+      const texture = textures[unit];
+      if (texture === undefined) return;
+      gl.activeTexture(gl.TEXTURE0 + unit);
+      gl.bindTexture(gl.TEXTURE_2D, texture);
+      gl.uniform1i(program.at(name), unit);
+    });
+    gl.activeTexture(gl.TEXTURE0);
+  }
+
+  private tableFormat(channels: 1 | 2 | 4): { internal: number; format: number; type: number } {
+    const { gl } = this;
+    const format = { 1: gl.RED, 2: gl.RG, 4: gl.RGBA }[channels];
+    if (this.field.tableScale !== undefined) {
+      return { internal: { 1: gl.R8, 2: gl.RG8, 4: gl.RGBA8 }[channels], format, type: gl.UNSIGNED_BYTE };
+    }
+    return { internal: { 1: gl.R16F, 2: gl.RG16F, 4: gl.RGBA16F }[channels], format, type: gl.HALF_FLOAT };
+  }
+
+  /** The table with its rows filled up to whole texels, and texels to a whole texture. */
+  private tableTexels(channels: number, texels: number, count: number): Uint16Array | Uint8Array {
+    const { table, description } = this.field;
+    const { features } = description.encoding;
+    const padded = table instanceof Uint8Array ? new Uint8Array(count * channels) : new Uint16Array(count * channels);
+    const width = channels * texels;
+    if (features === width) {
+      padded.set(table);
+    } else {
+      for (let i = 0; i < table.length; i++) padded[Math.floor(i / features) * width + (i % features)] = table[i];
+    }
+    return padded;
+  }
+
+  private occupancyTexture(): WebGLTexture {
+    const { gl } = this;
+    const { occupancy } = this.field;
+    const height = Math.ceil(occupancy.length / (4 * OCCUPANCY_WIDTH));
+    const bytes = new Uint8Array(4 * OCCUPANCY_WIDTH * height);
+    bytes.set(occupancy);
+    const format = { internal: gl.R32UI, format: gl.RED_INTEGER, type: gl.UNSIGNED_INT };
+    return dataTexture(gl, format, OCCUPANCY_WIDTH, height, new Uint32Array(bytes.buffer));
+  }
+
+  private constantsTexture(constants: Float32Array): WebGLTexture {
+    const { gl } = this;
+    const height = Math.ceil(constants.length / (4 * CONSTANTS_WIDTH));
+    const padded = new Float32Array(4 * CONSTANTS_WIDTH * height);
+    padded.set(constants);
+    const format = { internal: gl.RGBA32F, format: gl.RGBA, type: gl.FLOAT };
+    return dataTexture(gl, format, CONSTANTS_WIDTH, height, padded);
+  }
+}
+
+function programOf(mode: Mode): ProgramKind {
+  return mode === "normals" ? "normals" : "picture";
+}

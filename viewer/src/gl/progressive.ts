@@ -1,0 +1,176 @@
+import { fitted, type Lens, type Pose } from "../camera/camera";
+import { contextLost } from "./context";
+import type { FieldRenderer, Look } from "./fieldRenderer";
+import { Screen, Target } from "./target";
+
+/** What the canvas is to show. */
+export interface Frame {
+  renderer: FieldRenderer;
+  pose: Pose;
+  /** Lens of the canvas at its full resolution. */
+  lens: Lens;
+  look: Look;
+}
+
+/** A whole picture and the time that it took. */
+export interface Timing {
+  milliseconds: number;
+  width: number;
+  height: number;
+}
+
+// While the camera moves a picture may take this long, and so long the page may be busy at once when it is still.
+const MOVING_MS = 40;
+const SLICE_MS = 30;
+const SMALLEST_SCALE = 1 / 16;
+// A picture of this part of the resolution comes before one of all of it, unless that is quick anyway.
+const FIRST_SCALE = 1 / 4;
+
+/**
+ * Keeps the canvas showing the last frame it was given: coarse pictures at once, full ones when nothing changes. Work is done
+ * in slices between which the page stays alive, and stops when all is drawn.
+ */
+export class Progressive {
+  /** Called after each complete picture at full resolution. */
+  onFinished: (frame: Frame, timing: Timing) => void = () => undefined;
+  /** Called when drawing fails. */
+  onError: (error: unknown) => void = () => undefined;
+
+  private readonly coarse: Target;
+  private readonly fine: Target;
+  private frame: Frame | undefined;
+  private moving = false;
+  private scheduled = false;
+  // Rows of the fine picture from `undone` on are drawn; null: the coarse one is not drawn yet either.
+  private undone: number | null = null;
+  private spent = 0;
+  private readonly cost = new Map<string, number>(); // milliseconds a pixel
+
+  private constructor(
+    private readonly gl: WebGL2RenderingContext,
+    private readonly screen: Screen,
+  ) {
+    this.coarse = new Target(gl);
+    this.fine = new Target(gl);
+  }
+
+  static async create(gl: WebGL2RenderingContext): Promise<Progressive> {
+    return new Progressive(gl, await Screen.create(gl));
+  }
+
+  /** Show another frame. While `moving`, only coarse pictures are made. */
+  show(frame: Frame, moving: boolean): void {
+    this.frame = frame;
+    this.moving = moving;
+    this.undone = null;
+    this.schedule();
+  }
+
+  /** The camera has come to rest. */
+  settle(): void {
+    if (!this.moving) return;
+    this.moving = false;
+    this.schedule();
+  }
+
+  /** Whether the canvas shows the last frame at full resolution. */
+  get finished(): boolean {
+    return this.undone === 0;
+  }
+
+  /** Draw a picture beside the canvas, in slices, and time it. */
+  async picture(frame: Frame): Promise<{ target: Target; timing: Timing }> {
+    await frame.renderer.prepare(frame.look.mode);
+    const target = new Target(this.gl);
+    const { width, height } = frame.lens;
+    let milliseconds = 0;
+    let undone = height;
+    while (undone > 0) {
+      if (this.gl.isContextLost()) throw contextLost();
+      const slice = this.slice(frame, target, undone);
+      undone = slice.undone;
+      milliseconds += slice.milliseconds;
+      await new Promise((resolve) => setTimeout(resolve));
+    }
+    return { target, timing: { milliseconds, width, height } };
+  }
+
+  private schedule(): void {
+    if (this.scheduled) return;
+    this.scheduled = true;
+    requestAnimationFrame(() => {
+      this.scheduled = false;
+      this.step().catch((error: unknown) => {
+        this.onError(error);
+      });
+    });
+  }
+
+  private async step(): Promise<void> {
+    const { frame, gl } = this;
+    if (frame === undefined || this.undone === 0) return;
+    if (gl.isContextLost()) throw contextLost();
+    if (!frame.renderer.isPrepared(frame.look.mode)) {
+      await frame.renderer.prepare(frame.look.mode);
+      this.schedule();
+      return;
+    }
+    const { lens } = frame;
+    if (this.undone === null) {
+      const small = this.coarseFrame(frame);
+      let rest = small.lens.height;
+      while (rest > 0) rest = this.slice(small, this.coarse, rest, Infinity).undone;
+      this.screen.show(this.coarse, lens);
+      this.undone = lens.height;
+      this.spent = 0;
+      if (!this.moving) this.schedule();
+      return;
+    }
+    if (this.moving) return;
+    const slice = this.slice(frame, this.fine, this.undone);
+    this.undone = slice.undone;
+    this.spent += slice.milliseconds;
+    this.screen.show(this.fine, lens, slice.undone / lens.height);
+    if (this.undone > 0) this.schedule();
+    else this.onFinished(frame, { milliseconds: this.spent, width: lens.width, height: lens.height });
+  }
+
+  private coarseFrame(frame: Frame): Frame {
+    const { lens } = frame;
+    const cost = this.cost.get(this.key(frame));
+    // Of what was never timed nobody knows how slow it is.
+    const affordable = cost === undefined ? SMALLEST_SCALE : Math.sqrt(MOVING_MS / (cost * lens.width * lens.height));
+    const scale = Math.min(Math.max(affordable, SMALLEST_SCALE), this.moving ? 1 : FIRST_SCALE);
+    const [width, height] = [lens.width, lens.height].map((size) => Math.max(1, Math.round(size * scale)));
+    return { ...frame, lens: { ...fitted(lens, width, height), width, height } };
+  }
+
+  /** Draw some more rows below `undone`, as many as the time is enough for. */
+  private slice(frame: Frame, target: Target, undone: number, milliseconds = SLICE_MS): { undone: number; milliseconds: number } {
+    const { width, height } = frame.lens;
+    const key = this.key(frame);
+    const cost = this.cost.get(key);
+    const rows = cost === undefined ? 1 : Math.max(1, Math.floor(Math.min(milliseconds / (cost * width), height)));
+    const from = Math.max(0, undone - rows);
+    const begin = performance.now();
+    target.bind(width, height);
+    frame.renderer.draw(frame.pose, frame.lens, frame.look, from, undone);
+    target.finish();
+    const spent = performance.now() - begin;
+    const perPixel = Math.max(spent, 0.01) / ((undone - from) * width);
+    // Rows differ, so the estimate follows slowly, except upwards: too long a slice is worse than too short a one.
+    this.cost.set(key, cost === undefined || perPixel > cost ? perPixel : 0.7 * cost + 0.3 * perPixel);
+    return { undone: from, milliseconds: spent };
+  }
+
+  private known = 0;
+  private readonly keys = new WeakMap<FieldRenderer, number>();
+  private key({ renderer, look }: Frame): string {
+    let number = this.keys.get(renderer);
+    if (number === undefined) {
+      number = this.known++;
+      this.keys.set(renderer, number);
+    }
+    return `${number} ${look.mode} ${look.stepFactor}`;
+  }
+}

@@ -1,0 +1,78 @@
+import { App, isMode } from "./app";
+import { openContext, contextLost } from "./gl/context";
+import { Progressive } from "./gl/progressive";
+import { measure, type Measured } from "./measure";
+import { loadScene } from "./scene/load";
+import { Networks } from "./scene/networks";
+import type { SceneDescription } from "./scene/format";
+import type { Work } from "./shader/fragment";
+import { element } from "./ui/elements";
+import { showError, showProgress, wireMessages } from "./ui/messages";
+
+interface PictureOptions {
+  view: number;
+  width: number;
+  height: number;
+  mode?: string;
+  network?: number;
+}
+
+/** What scripts may use, as `await window.eugenViewer`. */
+interface Api {
+  scene: SceneDescription;
+  /** A picture of a view: rows from above, four bytes a pixel. Mode "distance" gives a little-endian float a pixel. */
+  render(options: PictureOptions): Promise<{ pixels: Uint8ClampedArray; milliseconds: number }>;
+  /** Times of pictures of a view by every network, in turns. */
+  measure(options: PictureOptions & { turns: number }): Promise<Measured[]>;
+  /** Work for each sample of a network's shader. */
+  work(network: number): Promise<Work>;
+}
+
+declare global {
+  interface Window {
+    eugenViewer?: Promise<Api>;
+  }
+}
+
+async function start(): Promise<Api> {
+  wireMessages();
+  const canvas = element("canvas", HTMLCanvasElement);
+  const gl = openContext(canvas);
+  canvas.addEventListener("webglcontextlost", (event) => {
+    event.preventDefault();
+    showError(contextLost(), true);
+  });
+  showProgress(0, "Loading the scene");
+  const scene = await loadScene();
+  const networks = new Networks(gl, scene, (name) => (loaded, total) => {
+    const megabytes = (bytes: number) => (bytes / 1e6).toFixed(1);
+    showProgress(loaded / total, `Loading ${name}: ${megabytes(loaded)} of ${megabytes(total)} MB`);
+  });
+  const progressive = await Progressive.create(gl);
+  const app = new App(scene, progressive, networks);
+  await app.start();
+  showProgress(1, "");
+  const frame = ({ view, width, height, mode = "color", network = 0 }: PictureOptions) => {
+    if (!isMode(mode)) throw new RangeError(`no mode ${mode}`);
+    return app.frameOfView(view, width, height, mode, network);
+  };
+  return {
+    scene,
+    render: async (options) => {
+      const { target, timing } = await progressive.picture(await frame(options));
+      const pixels = target.read();
+      target.delete();
+      return { pixels, milliseconds: timing.milliseconds };
+    },
+    measure: async ({ turns, ...options }) => {
+      const frames = await Promise.all(scene.fields.map((_, network) => frame({ ...options, network })));
+      return measure(progressive, frames, turns);
+    },
+    work: async (network) => (await networks.get(network)).work,
+  };
+}
+
+window.eugenViewer = start();
+window.eugenViewer.catch((error: unknown) => {
+  showError(error, true);
+});

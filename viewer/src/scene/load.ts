@@ -1,0 +1,132 @@
+import { damaged, ViewerError } from "../errors";
+import { type Chain, type Field, type Stage } from "../field/field";
+import { crc32 } from "./crc32";
+import { type ChainDescription, checkScene, type FieldDescription, type SceneDescription } from "./format";
+import { parseSafetensors, type Tensor } from "./safetensors";
+
+export const SCENE_FOLDER = "scene/";
+
+/** Told how many bytes of how many have arrived. */
+export type Progress = (loaded: number, total: number) => void;
+
+/**
+ * Fetch scene.json.
+ * @throws ViewerError saying what to do.
+ */
+export async function loadScene(): Promise<SceneDescription> {
+  const file = `${SCENE_FOLDER}scene.json`;
+  const response = await request(file);
+  let json: unknown;
+  try {
+    json = await response.json();
+  } catch {
+    throw damaged(file, "it is no JSON");
+  }
+  return checkScene(json);
+}
+
+/**
+ * Fetch and check the tensors of a field.
+ * @throws ViewerError saying what to do.
+ */
+export async function loadField(description: FieldDescription, progress: Progress): Promise<Field> {
+  const file = SCENE_FOLDER + description.file;
+  const bytes = await download(file, description.bytes, progress);
+  if (bytes.byteLength !== description.bytes) {
+    throw damaged(file, `it has ${bytes.byteLength} of ${description.bytes} bytes`);
+  }
+  if (crc32(bytes) !== description.crc32) throw damaged(file, "its checksum is wrong");
+  return assembleField(file, description, parseSafetensors(file, bytes.buffer));
+}
+
+/** A field of its description and tensors. */
+export function assembleField(file: string, description: FieldDescription, tensors: Map<string, Tensor>): Field {
+  const pick = (name: string, types: Tensor["dtype"][], shape: number[]): Tensor["data"] => {
+    const tensor = tensors.get(name);
+    if (tensor === undefined) throw damaged(file, `${name} is missing`);
+    if (!types.includes(tensor.dtype) || tensor.shape.join() !== shape.join()) {
+      throw damaged(file, `${name} does not have the shape or type that scene.json says`);
+    }
+    return tensor.data;
+  };
+  const floats = (name: string, ...shape: number[]) => pick(name, ["F32"], shape) as Float32Array<ArrayBuffer>;
+  const optional = (name: string, ...shape: number[]) => (tensors.has(name) ? floats(name, ...shape) : undefined);
+  const chain = (name: string, of: ChainDescription): Chain => {
+    const stages = of.stages.map((stage, index): Stage => {
+      const perOrder = stage.features / stage.order;
+      const rows = perOrder * (stage.shared ? stage.order : (stage.order * (stage.order + 1)) / 2);
+      const prefix = `${name}.${index}`;
+      return {
+        ...stage,
+        projections: floats(`${prefix}.projections`, rows, stage.inputs),
+        offsets: optional(`${prefix}.offsets`, rows),
+        normColumn: optional(`${prefix}.norm_column`, rows),
+      };
+    });
+    const width = of.stages[of.stages.length - 1].features;
+    const weight = floats(`${name}.weight`, of.outputs, width);
+    return { inputs: of.inputs, outputs: of.outputs, stages, weight, bias: optional(`${name}.bias`, of.outputs) };
+  };
+  const { encoding, occupancy } = description;
+  const levels = encoding.resolutions.length;
+  const rows = encoding.offsets[levels];
+  return {
+    description,
+    table: pick("table", ["F16", "U8"], [rows, encoding.features]) as Uint16Array<ArrayBuffer> | Uint8Array<ArrayBuffer>,
+    tableScale: optional("table_scale", levels, encoding.features),
+    occupancy: pick("occupancy", ["U8"], [occupancy.resolution ** 3 / 8]) as Uint8Array<ArrayBuffer>,
+    density: chain("density", description.density),
+    color: chain("color", description.color),
+  };
+}
+
+async function request(file: string): Promise<Response> {
+  if (location.protocol === "file:") {
+    throw new ViewerError(
+      "A browser does not let a page on disk read the files beside it",
+      "Open the folder through a server: run eugen-view FOLDER, or upload the folder to any web host.",
+    );
+  }
+  let response: Response;
+  try {
+    response = await fetch(file);
+  } catch {
+    throw unreachable(file);
+  }
+  if (response.status === 404) {
+    throw new ViewerError(`${file} is not there (404)`, "Upload the exported folder whole, with its subfolders.");
+  }
+  if (!response.ok) {
+    throw new ViewerError(`The server refuses ${file} (${response.status})`, "Try again later, or ask whoever runs it.");
+  }
+  return response;
+}
+
+function unreachable(file: string): ViewerError {
+  return new ViewerError(
+    `${file} cannot be loaded: the connection failed`,
+    "Check that the server runs and that you are online, then reload the page.",
+  );
+}
+
+async function download(file: string, expected: number, progress: Progress): Promise<Uint8Array<ArrayBuffer>> {
+  const response = await request(file);
+  const bytes = new Uint8Array(expected);
+  let loaded = 0;
+  if (response.body === null) throw unreachable(file);
+  const reader = response.body.getReader();
+  for (;;) {
+    let part: ReadableStreamReadResult<Uint8Array<ArrayBuffer>>;
+    try {
+      part = await reader.read();
+    } catch {
+      throw unreachable(file);
+    }
+    if (part.done) break;
+    if (loaded + part.value.length > expected) throw damaged(file, `it is longer than ${expected} bytes`);
+    bytes.set(part.value, loaded);
+    loaded += part.value.length;
+    progress(loaded, expected);
+  }
+  return bytes.subarray(0, loaded);
+}

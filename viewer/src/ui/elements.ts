@@ -1,0 +1,18 @@
+/** The element of index.html with an id, and of the kind that is expected. */
+export function element<T extends HTMLElement>(id: string, kind: new () => T): T {
+  const found = document.getElementById(id);
+  if (!(found instanceof kind)) throw new Error(`index.html has no ${kind.name} #${id}`);
+  return found;
+}
+
+/** Call back with the value of the radio button that is chosen in a group. */
+export function onChoice(container: HTMLElement, changed: (value: string) => void): void {
+  container.addEventListener("change", (event) => {
+    if (event.target instanceof HTMLInputElement) changed(event.target.value);
+  });
+}
+
+/** Choose a radio button in a group without telling anybody. */
+export function choose(container: HTMLElement, value: string): void {
+  for (const input of container.querySelectorAll("input")) input.checked = input.value === value;
+}

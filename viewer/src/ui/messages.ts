@@ -1,0 +1,33 @@
+import { ViewerError } from "../errors";
+import { element } from "./elements";
+
+/** Show what is wrong and what to do; `fatal` if nothing can be drawn at all. */
+export function showError(error: unknown, fatal: boolean): void {
+  const known = error instanceof ViewerError;
+  const title = known ? error.title : "Something went wrong in this page";
+  const advice = known
+    ? error.advice
+    : `Reload the page. If it happens again, report it with this text: ${error instanceof Error ? error.message : String(error)}`;
+  const message = element("message", HTMLDivElement);
+  element("message-title", HTMLHeadingElement).textContent = title;
+  element("message-advice", HTMLParagraphElement).textContent = advice;
+  element("dismiss", HTMLButtonElement).hidden = fatal;
+  element("loading", HTMLDivElement).hidden = true;
+  message.hidden = false;
+  message.classList.toggle("fatal", fatal);
+  if (!known) console.error(error);
+}
+
+/** Let the close button of messages work. */
+export function wireMessages(): void {
+  element("dismiss", HTMLButtonElement).addEventListener("click", () => {
+    element("message", HTMLDivElement).hidden = true;
+  });
+}
+
+/** Fill the bar that is shown while the scene loads; done at 1. */
+export function showProgress(part: number, text: string): void {
+  element("progress", HTMLProgressElement).value = part;
+  element("loading-text", HTMLLabelElement).textContent = text;
+  element("loading", HTMLDivElement).hidden = part >= 1;
+}
