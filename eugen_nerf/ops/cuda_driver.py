@@ -1,0 +1,176 @@
+"""Loading compiled kernels and launching them on torch's streams, through the CUDA driver's C interface."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from eugen_nerf.ops.build import BuildError
+from eugen_nerf.ops.nvrtc import compile_cached
+
+# CUdevice_attribute and CUfunction_attribute of the driver's interface.
+_SHARED_MEMORY_OPT_IN, _MULTIPROCESSORS = 97, 16
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+_DYNAMIC_SHARED_MEMORY = 8
+_DEFAULT_SHARED_MEMORY = 48 * 1024
+
+
+class Device(Protocol):
+    """What runs kernels: a GPU, or the emulator of the tests."""
+
+    architecture: int  # 10 * major + minor compute capability
+    shared_memory: int  # bytes that a block may use
+    multiprocessors: int
+
+    def launch(
+        self,
+        source: str,
+        constants: tuple[str, ...],
+        kernel: str,
+        grid: tuple[int, int],
+        threads: int,
+        shared_bytes: int,
+        arguments: tuple[Any, ...],
+    ) -> None:
+        """Run a kernel of a program. Arguments are tensors, None for a null pointer, and ctypes values."""
+
+    def resident_blocks(
+        self, source: str, constants: tuple[str, ...], kernel: str, threads: int, shared_bytes: int
+    ) -> int:
+        """Blocks of a kernel that run on the whole device at the same time."""
+
+
+class CudaError(RuntimeError):
+    """A call to the CUDA driver failed."""
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise BuildError(f"the CUDA driver does not load ({error})") from error
+
+
+def _check(status: int, what: str) -> None:
+    if status:
+        text = ctypes.c_char_p()
+        _driver().cuGetErrorString(status, ctypes.byref(text))
+        raise CudaError(f"{what} failed: {(text.value or b'unknown error').decode()} (CUDA error {status})")
+
+
+class Gpu:
+    """One NVIDIA GPU in its primary context, the one that torch uses.
+
+    Launches neither wait nor allocate, so they may be captured in a CUDA graph once each kernel has run before: its
+    compilation and loading may not be part of a capture.
+    """
+
+    def __init__(self, index: int) -> None:
+        torch.cuda.init()
+        self._index = index
+        device = ctypes.c_int()
+        _check(_driver().cuDeviceGet(ctypes.byref(device), index), "cuDeviceGet")
+        self._context = ctypes.c_void_p()
+        _check(_driver().cuDevicePrimaryCtxRetain(ctypes.byref(self._context), device), "cuDevicePrimaryCtxRetain")
+
+        def attribute(number: int) -> int:
+            value = ctypes.c_int()
+            _check(_driver().cuDeviceGetAttribute(ctypes.byref(value), number, device), "cuDeviceGetAttribute")
+            return value.value
+
+        self.architecture = 10 * attribute(_CAPABILITY_MAJOR) + attribute(_CAPABILITY_MINOR)
+        self.shared_memory = attribute(_SHARED_MEMORY_OPT_IN)
+        self.multiprocessors = attribute(_MULTIPROCESSORS)
+        self._modules: dict[tuple[str, tuple[str, ...]], ctypes.c_void_p] = {}
+        self._functions: dict[tuple[str, tuple[str, ...], str], ctypes.c_void_p] = {}
+        self._resident: dict[tuple[str, tuple[str, ...], str, int, int], int] = {}
+
+    def _function(self, source: str, constants: tuple[str, ...], kernel: str) -> ctypes.c_void_p:
+        key = (source, constants, kernel)
+        if key not in self._functions:
+            if key[:2] not in self._modules:
+                compiled = compile_cached(source, self.architecture, constants)
+                module = ctypes.c_void_p()
+                _check(_driver().cuModuleLoadData(ctypes.byref(module), compiled.cubin), "loading compiled kernels")
+                self._modules[key[:2]] = module
+            function = ctypes.c_void_p()
+            name = kernel.encode()
+            status = _driver().cuModuleGetFunction(ctypes.byref(function), self._modules[key[:2]], name)
+            _check(status, f"finding the kernel {kernel}")
+            status = _driver().cuFuncSetAttribute(function, _DYNAMIC_SHARED_MEMORY, self._most_shared(function))
+            _check(status, f"reserving shared memory for {kernel}")
+            self._functions[key] = function
+        return self._functions[key]
+
+    def _most_shared(self, function: ctypes.c_void_p) -> int:
+        static = ctypes.c_int()
+        _check(_driver().cuFuncGetAttribute(ctypes.byref(static), 1, function), "cuFuncGetAttribute")
+        return self.shared_memory - static.value
+
+    def launch(
+        self,
+        source: str,
+        constants: tuple[str, ...],
+        kernel: str,
+        grid: tuple[int, int],
+        threads: int,
+        shared_bytes: int,
+        arguments: tuple[Any, ...],
+    ) -> None:
+        """See `Device.launch`.
+
+        Raises:
+            BuildError: the program does not compile.
+            CudaError: the driver refuses.
+        """
+        values = [
+            ctypes.c_void_p(None if a is None else a.data_ptr()) if a is None or isinstance(a, Tensor) else a
+            for a in arguments
+        ]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        with torch.cuda.device(self._index):
+            _check(_driver().cuCtxSetCurrent(self._context), "cuCtxSetCurrent")
+            function = self._function(source, constants, kernel)
+            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+            size = (grid[0], grid[1], 1, threads, 1, 1, shared_bytes)
+            _check(_driver().cuLaunchKernel(function, *size, stream, pointers, None), f"launching {kernel}")
+
+    def resident_blocks(
+        self, source: str, constants: tuple[str, ...], kernel: str, threads: int, shared_bytes: int
+    ) -> int:
+        """See `Device.resident_blocks`."""
+        key = (source, constants, kernel, threads, shared_bytes)
+        if key not in self._resident:
+            with torch.cuda.device(self._index):
+                _check(_driver().cuCtxSetCurrent(self._context), "cuCtxSetCurrent")
+                blocks = ctypes.c_int()
+                status = _driver().cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                    ctypes.byref(blocks),
+                    self._function(source, constants, kernel),
+                    ctypes.c_int(threads),
+                    ctypes.c_size_t(shared_bytes),
+                )
+                _check(status, f"counting the blocks of {kernel}")
+            self._resident[key] = max(1, blocks.value) * self.multiprocessors
+        return self._resident[key]
+
+
+@functools.cache
+def gpu(index: int) -> Gpu:
+    """The GPU with torch's number ``index``.
+
+    Raises:
+        BuildError: there is no driver.
+        CudaError: it refuses.
+    """
+    return Gpu(index)
+
+
+# A forked process has no part in its parent's context; torch refuses CUDA there, and handles must not survive.
+os.register_at_fork(after_in_child=gpu.cache_clear)

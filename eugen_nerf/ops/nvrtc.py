@@ -1,0 +1,183 @@
+"""Compiling CUDA C++ with NVRTC, the run-time compiler that comes with torch's own CUDA wheels.
+
+Neither nvcc nor a host compiler nor CUDA's headers are needed, and no GPU: code can be compiled for one that is not there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import glob
+import hashlib
+import os
+import re
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from eugen_nerf.ops.build import SOURCE, BuildError, cache_folder
+
+OPTIONS = ("--std=c++17", "--device-as-default-execution-space", "--ptxas-options=-v")
+
+# Where pip wheels of CUDA 13 and of CUDA 12 keep the library, below a folder of sys.path.
+WHEEL_FOLDERS = ("nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib", "nvidia/cu12/lib")
+MAJOR_VERSIONS = (13, 12)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled program."""
+
+    cubin: bytes
+    log: str  # what ptxas says about each kernel
+
+    def resources(self) -> dict[str, tuple[int, int]]:
+        """Of each kernel: registers of a thread, bytes of spilled registers that it stores."""
+        found: dict[str, tuple[int, int]] = {}
+        kernel, spilled = "", 0
+        for line in self.log.splitlines():
+            if match := re.search(r"entry function '(\w+)'", line):
+                kernel, spilled = match[1], 0
+            elif match := re.search(r"(\d+) bytes spill stores", line):
+                spilled = int(match[1])
+            elif (match := re.search(r"Used (\d+) registers", line)) and kernel:
+                found[kernel] = int(match[1]), spilled
+        return found
+
+
+class Nvrtc:
+    """The library at this path, or with this name on the system's search path.
+
+    Raises:
+        BuildError: it does not load.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        # Version 13.0 asks for its builtins by name, but does not look for them in its own folder.
+        for builtins in sorted(glob.glob(os.path.join(os.path.dirname(path), "libnvrtc-builtins.so.*"))):
+            if ".alt." not in builtins:
+                ctypes.CDLL(builtins, mode=ctypes.RTLD_GLOBAL)
+        try:
+            self._library = ctypes.CDLL(path)
+        except OSError as error:
+            raise BuildError(f"NVRTC does not load ({error})") from error
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self._library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+        self.version = major.value, minor.value
+
+    def architectures(self) -> list[int]:
+        """What it compiles for, as 10 * major + minor compute capability."""
+        count = ctypes.c_int()
+        self._library.nvrtcGetNumSupportedArchs(ctypes.byref(count))
+        values = (ctypes.c_int * count.value)()
+        self._library.nvrtcGetSupportedArchs(values)
+        return list(values)
+
+    def compile(self, source: str, architecture: int, constants: tuple[str, ...] = ()) -> Compiled:
+        """Compile one of the sources in ops/src.
+
+        Args:
+            source: name of the file.
+            architecture: 10 * major + minor compute capability.
+            constants: preprocessor definitions NAME=VALUE.
+
+        Raises:
+            BuildError: NVRTC rejects the program; the message has its first error.
+        """
+        files = sources()
+        names = sorted(name for name in files if name != source)
+        options = [f"--gpu-architecture=sm_{architecture}", *OPTIONS, *(f"-D{constant}" for constant in constants)]
+        program = ctypes.c_void_p()
+        self._library.nvrtcCreateProgram(
+            ctypes.byref(program),
+            files[source],
+            source.encode(),
+            len(names),
+            (ctypes.c_char_p * len(names))(*(files[name] for name in names)),
+            (ctypes.c_char_p * len(names))(*(name.encode() for name in names)),
+        )
+        try:
+            encoded = [option.encode() for option in options]
+            status = self._library.nvrtcCompileProgram(
+                program, len(encoded), (ctypes.c_char_p * len(encoded))(*encoded)
+            )
+            log = self._read(program, "ProgramLog").rstrip(b"\0").decode(errors="replace")
+            if status:
+                lines = log.strip().splitlines() or [f"status {status}"]
+                first = next((line for line in lines if "error" in line), lines[0])
+                raise BuildError(f"NVRTC {self.version[0]}.{self.version[1]} failed on {source}: {first}")
+            return Compiled(self._read(program, "CUBIN"), log)
+        finally:
+            self._library.nvrtcDestroyProgram(ctypes.byref(program))
+
+    def _read(self, program: ctypes.c_void_p, what: str) -> bytes:
+        size = ctypes.c_size_t()
+        getattr(self._library, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+        buffer = ctypes.create_string_buffer(size.value)
+        getattr(self._library, f"nvrtcGet{what}")(program, buffer)
+        return buffer.raw
+
+
+@functools.cache
+def sources() -> dict[str, bytes]:
+    """Contents of the files that programs consist of, by name."""
+    return {file.name: file.read_bytes() for file in SOURCE.iterdir() if file.suffix in (".cu", ".cuh", ".h")}
+
+
+@functools.cache
+def find_nvrtc() -> Nvrtc:
+    """The NVRTC of torch's wheel, or of the system.
+
+    Raises:
+        BuildError: there is none.
+    """
+    for folder in sys.path:
+        for below in WHEEL_FOLDERS:
+            for path in sorted(glob.glob(os.path.join(folder, below, "libnvrtc.so.*"))):
+                if ".alt." not in path:
+                    return Nvrtc(path)
+    for version in MAJOR_VERSIONS:
+        try:
+            return Nvrtc(f"libnvrtc.so.{version}")
+        except BuildError:
+            continue
+    raise BuildError("NVRTC was found neither in torch's CUDA wheels nor on the system")
+
+
+def compile_cached(source: str, architecture: int, constants: tuple[str, ...] = ()) -> Compiled:
+    """`Nvrtc.compile`, kept in the cache folder; processes may do this at the same time.
+
+    Raises:
+        BuildError: there is no NVRTC, it rejects the program, or the folder cannot be written.
+    """
+    compiler = find_nvrtc()
+    digest = hashlib.sha256()
+    for name, content in sorted(sources().items()):
+        digest.update(name.encode() + b"\0" + content + b"\0")
+    digest.update(repr((source, architecture, constants, OPTIONS, compiler.version)).encode())
+    path = cache_folder() / f"cuda-{digest.hexdigest()[:24]}.cubin"
+    log_path = path.with_suffix(".log")
+    try:
+        if path.exists() and log_path.exists():
+            return Compiled(path.read_bytes(), log_path.read_text())
+        compiled = compiler.compile(source, architecture, constants)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The program last: where it stands, its log stands too.
+        for target, content in ((log_path, compiled.log.encode()), (path, compiled.cubin)):
+            _replace(target, content)
+    except OSError as error:
+        raise BuildError(f"the folder {path.parent} cannot be used ({error.strerror})") from error
+    return compiled
+
+
+def _replace(path: Path, content: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(name, path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise

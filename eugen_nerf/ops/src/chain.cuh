@@ -1,0 +1,104 @@
+// A merged chain's shape as compile-time constants, and where its parts lie in memory.
+//
+// Matrix i of a chain is that of stage i; the last one is the output's. A stage's projections and features come in
+// blocks of m numbers (projection after projection, order after order). On tensor cores each block is padded to
+// a multiple of 16; padding holds zeros and stays zero, since phi(0) = 0 for every phi that is supported.
+#pragma once
+#include "simt.cuh"
+
+namespace eugen {
+
+enum { IDENTITY_PHI = 0, RELU_PHI = 1 };  // numbers as in packing.py
+enum { MAX_STAGES = 8 };
+enum { ROW_PADDING = 8 };  // halves after each row in shared memory: rows start in different banks
+
+struct Epsilons {
+  float value[MAX_STAGES];  // of each stage's norm
+};
+
+// Spec::numbers is packing.PackedChain.spec.
+template <class Spec>
+struct Chain {
+  static constexpr int stages = Spec::numbers[0];
+  static constexpr int matrices = stages + 1;
+
+  static constexpr int number(int stage, int what) { return Spec::numbers[1 + 7 * stage + what]; }
+  static constexpr int features(int stage) { return number(stage, 1); }
+  static constexpr int order(int stage) { return number(stage, 2); }
+  static constexpr bool is_shared(int stage) { return number(stage, 3) != 0; }
+  static constexpr int phi(int stage) { return number(stage, 4); }
+  static constexpr int projections(int stage) {
+    return is_shared(stage) ? order(stage) : order(stage) * (order(stage) + 1) / 2;
+  }
+  static constexpr int in = Spec::numbers[3 + 7 * stages];
+  static constexpr int out = Spec::numbers[1 + 7 * stages];
+
+  // Matrix i: blocks and their lengths on both sides.
+  static constexpr int in_blocks(int i) { return i == 0 ? 1 : order(i - 1); }
+  static constexpr int in_block(int i) { return i == 0 ? in : features(i - 1); }
+  static constexpr int out_blocks(int i) { return i == stages ? 1 : projections(i); }
+  static constexpr int out_block(int i) { return i == stages ? out : features(i); }
+  static constexpr bool has_offsets(int i) {
+    return i == stages ? Spec::numbers[2 + 7 * stages] != 0 : number(i, 5) != 0;
+  }
+  static constexpr bool has_norm(int i) { return i < stages && number(i, 6) != 0; }
+
+  static constexpr int padded(int n) { return (n + 15) / 16 * 16; }
+  static constexpr int in_padded(int i) { return padded(in_block(i)); }
+  static constexpr int out_padded(int i) { return padded(out_block(i)); }
+  static constexpr int k(int i) { return in_blocks(i) * in_padded(i); }
+  static constexpr int n(int i) { return out_blocks(i) * out_padded(i); }
+
+  // In the packed parameters: projections, offsets, norm column of each matrix.
+  static constexpr int columns(int i) { return in_blocks(i) * in_block(i); }
+  static constexpr int rows(int i) { return out_blocks(i) * out_block(i); }
+  static constexpr int offsets_at(int i) { return parameters_before(i) + rows(i) * columns(i); }
+  static constexpr int norm_at(int i) { return offsets_at(i) + (has_offsets(i) ? rows(i) : 0); }
+  static constexpr int parameters_before(int i) {
+    int sum = 0;
+    for (int j = 0; j < i; j++) sum += rows(j) * (columns(j) + (has_offsets(j) ? 1 : 0) + (has_norm(j) ? 1 : 0));
+    return sum;
+  }
+
+  // In shared memory: floats [n] of offsets and [n] of norm columns, then halves [n][row(i)] of weights.
+  static constexpr int vectors_before(int i) {
+    int sum = 0;
+    for (int j = 0; j < i; j++) sum += n(j) * (1 + (has_norm(j) ? 1 : 0));
+    return sum;
+  }
+  static constexpr int row(int i) { return k(i) + ROW_PADDING; }
+  static constexpr int weights_before(int i) {
+    int sum = 0;
+    for (int j = 0; j < i; j++) sum += n(j) * row(j);
+    return sum;
+  }
+  static constexpr int vector_bytes = 4 * vectors_before(stages + 1);
+  static constexpr int weight_bytes = 2 * weights_before(stages + 1);
+
+  static constexpr int largest(int a, int b) { return a > b ? a : b; }
+  static constexpr int widest_out() {  // over all matrices
+    int width = 0;
+    for (int i = 0; i <= stages; i++) width = largest(width, n(i));
+    return width;
+  }
+};
+
+// Element r, c of the padded matrix; zero in the padding.
+template <class C, int I>
+EUGEN_FUNCTION float weight_at(const float* parameters, int r, int c) {
+  constexpr int OUT = C::out_block(I), OUT_PADDED = C::out_padded(I), IN = C::in_block(I), IN_PADDED = C::in_padded(I);
+  constexpr int BEGIN = C::parameters_before(I), COLUMNS = C::columns(I);
+  const int block = r / OUT_PADDED, feature = r % OUT_PADDED, in_block = c / IN_PADDED, in_feature = c % IN_PADDED;
+  if (feature >= OUT || in_feature >= IN) return 0.f;
+  return parameters[BEGIN + (block * OUT + feature) * COLUMNS + in_block * IN + in_feature];
+}
+
+// Element r of a padded vector of matrix I that begins at `at` in the parameters.
+template <class C, int I>
+EUGEN_FUNCTION float vector_at(const float* parameters, int at, int r) {
+  constexpr int OUT = C::out_block(I), OUT_PADDED = C::out_padded(I);
+  const int block = r / OUT_PADDED, feature = r % OUT_PADDED;
+  return feature < OUT ? parameters[at + block * OUT + feature] : 0.f;
+}
+
+}  // namespace eugen

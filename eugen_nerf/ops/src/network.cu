@@ -1,0 +1,90 @@
+// Kernels of one network. Constants by -D:
+//   EUGEN_SPEC           the chain's description, packing.PackedChain.spec
+//   EUGEN_WARPS, EUGEN_TILES, EUGEN_STREAMED                    forward
+//   EUGEN_BACK_WARPS, EUGEN_BACK_TILES, EUGEN_BACK_STREAMED, EUGEN_KEEP_SUMS   backward
+//   EUGEN_HALF_ROWS      inputs and outputs are halves instead of floats
+#include "network_backward.cuh"
+
+namespace eugen {
+
+struct Spec {
+  static constexpr int numbers[] = {EUGEN_SPEC};
+};
+typedef Chain<Spec> Network;
+
+#if EUGEN_HALF_ROWS
+typedef uint16 Io;
+#else
+typedef float Io;
+#endif
+
+typedef Weights<Network, EUGEN_STREAMED, EUGEN_WARPS * WARP> ForwardWeights;
+typedef Backward<Network, EUGEN_BACK_WARPS, EUGEN_BACK_TILES, EUGEN_BACK_STREAMED, EUGEN_KEEP_SUMS> NetworkBackward;
+
+// tiles.py plans with the same numbers; a difference ends here and not in memory.
+static_assert(ForwardWeights::bytes == EUGEN_SHARED_BYTES, "shared memory of the forward kernel");
+static_assert(NetworkBackward::bytes == EUGEN_BACK_SHARED_BYTES, "shared memory of the backward kernel");
+
+struct Outputs {
+  Io* y;
+  int64 first, n;
+
+  static constexpr bool OUTPUTS = true;
+  template <int I, class A, class N> EUGEN_MEMBER void inputs(const A&, const N&) {}
+  EUGEN_MEMBER void output(const float (&c)[EUGEN_TILES][2][4], int tile) {
+    store_sums<EUGEN_TILES, Network::out>(c, tile, y, first, n, 1.f);
+  }
+};
+
+}  // namespace eugen
+
+using namespace eugen;
+
+// x [n, in] -> y [n, out].
+EUGEN_KERNEL(EUGEN_WARPS * WARP)
+network_forward(const Io* __restrict__ x, const float* __restrict__ parameters, const Epsilons eps, int64 n,
+                Io* __restrict__ y) {
+  EUGEN_SHARED(memory);
+  ForwardWeights weights(parameters, memory);
+  constexpr int ROWS = EUGEN_WARPS * EUGEN_TILES * 16;
+  for (int64 base = int64(blockIdx.x) * ROWS; base < n; base += int64(gridDim.x) * ROWS) {
+    const int64 first = base + warp_index() * 16 * EUGEN_TILES;
+    uint32 a[EUGEN_TILES][Network::k(0) / 16][4];
+    load_rows<EUGEN_TILES, Network::in, Network::k(0)>(a, x, first, n);
+    Outputs outputs{y, first, n};
+    evaluate<Network, 0, EUGEN_TILES>(a, weights, eps, outputs);
+  }
+}
+
+// grad_parameters, zero before, is added to; grad_x is written unless it is null. `largest` comes from
+// largest_magnitude.
+EUGEN_KERNEL(EUGEN_BACK_WARPS * WARP)
+network_backward(const Io* __restrict__ x, const float* __restrict__ parameters, const Epsilons eps, int64 n,
+                 const Io* __restrict__ grad_out, const uint32* __restrict__ largest, Io* __restrict__ grad_x,
+                 float* __restrict__ grad_parameters) {
+  EUGEN_SHARED(memory);
+  uint16* activations = reinterpret_cast<uint16*>(memory + NetworkBackward::ChainWeights::bytes);
+  const float scale = gradient_scale(*largest);
+  NetworkBackward backward{NetworkBackward::ChainWeights(parameters, memory), activations,
+                           activations + NetworkBackward::activations_before(Network::matrices), 1.f, grad_parameters};
+  backward.run(x, eps, n, grad_out, scale, grad_x);
+}
+
+// The bits of the largest magnitude among n numbers; as unsigned integers they compare like the numbers.
+EUGEN_KERNEL(256)
+largest_magnitude(const Io* __restrict__ numbers, int64 n, uint32* __restrict__ largest) {
+  uint32 mine = 0;
+  for (int64 i = int64(blockIdx.x) * 256 + threadIdx.x; i < n; i += int64(gridDim.x) * 256) {
+#if EUGEN_HALF_ROWS
+    const uint32 bits = bits_of_float(to_float(numbers[i])) & 0x7fffffffu;
+#else
+    const uint32 bits = bits_of_float(numbers[i]) & 0x7fffffffu;
+#endif
+    mine = mine > bits ? mine : bits;
+  }
+  for (int step = 16; step > 0; step /= 2) {
+    const uint32 other = shuffle_xor(mine, step);
+    mine = mine > other ? mine : other;
+  }
+  if (lane_index() == 0) raise_to(largest, mine);
+}

@@ -1,0 +1,424 @@
+// Gradients of a merged chain on tensor cores.
+//
+// Nothing is kept from the forward pass: a block computes its rows' activations again and leaves them in shared
+// memory. Then matrix by matrix, last to first: all warps together add gradient^T x activations, over the block's rows,
+// to the gradient of the weights, and each warp carries its own rows' gradient to the matrix's inputs.
+//
+// The activations of each row are followed by a 1 and the row's norm, in the columns that pad it: the same product
+// then sums the gradients of offsets and norm column.
+#pragma once
+#include "network_mma.cuh"
+
+namespace eugen {
+
+// Gradients are multiplied by a power of two, so that the largest one that comes in is near 2^TARGET: halves lose
+// what is below 2^-24, and cannot hold what is above 2^16.
+enum { TARGET_EXPONENT = 5 };
+
+// The factor for gradients whose largest magnitude has these bits.
+EUGEN_FUNCTION float gradient_scale(uint32 largest) {
+  const int exponent = int(largest >> 23);  // biased by 127
+  if (exponent == 0 || exponent == 255) return 1.f;
+  int scale = 127 + 127 + TARGET_EXPONENT - exponent;
+  scale = scale < 1 ? 1 : scale > 253 ? 253 : scale;  // so that its inverse is a normal number too
+  return float_from_bits(uint32(scale) << 23);
+}
+
+// A warp's share of the weight gradient of matrix I: 16 x 16 tiles, and 16 x 8 ones of offsets and norm column.
+template <class C, int I, int WARPS>
+struct MatrixSums {
+  static constexpr int tiles = C::n(I) / 16 * (C::k(I) / 16), own = (tiles + WARPS - 1) / WARPS;
+  static constexpr bool has_vectors = C::has_offsets(I) || C::has_norm(I);
+  static constexpr int vectors = has_vectors ? (C::n(I) / 16 + WARPS - 1) / WARPS : 0;
+  float weights[own][2][4];
+  float vector[vectors ? vectors : 1][4];
+
+  EUGEN_MEMBER void clear() {
+#pragma unroll
+    for (int j = 0; j < own; j++)
+#pragma unroll
+      for (int e = 0; e < 8; e++) weights[j][e >> 2][e & 3] = 0.f;
+#pragma unroll
+    for (int j = 0; j < vectors; j++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) vector[j][e] = 0.f;
+  }
+};
+
+template <class C, int I, int WARPS>
+struct ChainSums {
+  MatrixSums<C, I, WARPS> own;
+  ChainSums<C, I - 1, WARPS> rest;
+};
+template <class C, int WARPS>
+struct ChainSums<C, -1, WARPS> {};
+
+struct NoSums {};  // weight gradients are added to memory as they come
+
+// TILES tiles of 16 rows a warp; KEEP_SUMS: weight gradients stay in registers until the end, else they are added to
+// memory after each step.
+template <class C, int WARPS, int TILES, bool STREAMED, bool KEEP_SUMS>
+struct Backward {
+  typedef Weights<C, STREAMED, WARPS * WARP> ChainWeights;
+  static constexpr int rows = WARPS * TILES * 16;
+  static constexpr int gradient_row = C::widest_out() + ROW_PADDING;
+  static constexpr int bytes =
+      ChainWeights::bytes + 2 * rows * (gradient_row + [] {
+        int sum = 0;
+        for (int i = 0; i <= C::stages; i++) sum += C::row(i);
+        return sum;
+      }());
+
+  static constexpr int activations_before(int i) {
+    int sum = 0;
+    for (int j = 0; j < i; j++) sum += rows * C::row(j);
+    return sum;
+  }
+
+  ChainWeights weights;
+  uint16* activations;
+  uint16* gradient;  // of the outputs of the matrix at hand
+  float inverse_scale;
+  float* grad_parameters;
+
+  // The part of evaluate()'s walk that leaves the inputs of every matrix in shared memory.
+  static constexpr bool OUTPUTS = false;
+  template <int I>
+  EUGEN_MEMBER void inputs(const uint32 (&a)[TILES][C::k(I) / 16][4], const float (&norms)[TILES][2]) {
+    uint16* to = activations + activations_before(I) + warp_index() * 16 * TILES * C::row(I);
+    store_fragments<C::k(I)>(a, to, C::row(I));
+    const LanePlace place;
+#pragma unroll
+    for (int m = 0; m < TILES; m++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const float norm = C::has_norm(I) ? norms[m][half] : 0.f;
+        const uint32 word = place.column == 0 ? pack_bounded(1.f, norm) : 0u;
+        store_halves(to + (m * 16 + half * 8 + place.row) * C::row(I) + C::k(I) + place.column, word);
+      }
+  }
+
+  template <int K>
+  EUGEN_MEMBER void store_fragments(const uint32 (&a)[TILES][K / 16][4], uint16* to, int ld) {
+    const LanePlace place;
+#pragma unroll
+    for (int m = 0; m < TILES; m++)
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int k = 0; k < K / 16; k++)
+          store_halves(to + (m * 16 + place.row + (i & 1) * 8) * ld + k * 16 + (i >> 1) * 8 + place.column, a[m][k][i]);
+  }
+
+  // Word i of tile k of the inputs of matrix I, which this same lane has put there.
+  template <int I>
+  EUGEN_MEMBER uint32 own_word(int m, int k, int i) const {
+    const LanePlace place;
+    const int row = warp_index() * 16 * TILES + m * 16 + place.row + (i & 1) * 8;
+    return load_halves(activations + activations_before(I) + row * C::row(I) + k * 16 + (i >> 1) * 8 + place.column);
+  }
+
+  template <int I>
+  EUGEN_MEMBER void own_inputs(uint32 (&a)[TILES][C::k(I) / 16][4]) const {
+#pragma unroll
+    for (int m = 0; m < TILES; m++)
+#pragma unroll
+      for (int k = 0; k < C::k(I) / 16; k++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) a[m][k][i] = own_word<I>(m, k, i);
+  }
+
+  // gradient^T [activations 1 norm] over all rows of the block: added to sums, or to memory if they are not kept.
+  template <int I>
+  EUGEN_MEMBER void add_products(MatrixSums<C, I, WARPS>& sums) {
+#pragma unroll
+    for (int j = 0; j < sums.own; j++)
+      if (warp_index() + j * WARPS < sums.tiles) add_product<I>(sums.weights[j], warp_index() + j * WARPS);
+#pragma unroll
+    for (int j = 0; j < sums.vectors; j++)
+      if (warp_index() + j * WARPS < C::n(I) / 16) add_vector_product<I>(sums.vector[j], warp_index() + j * WARPS);
+  }
+  template <int I>
+  EUGEN_MEMBER void add_products(NoSums&) {
+    typedef MatrixSums<C, I, WARPS> Sums;
+#pragma unroll 1
+    for (int tile = warp_index(); tile < Sums::tiles; tile += WARPS) {
+      float sum[2][4] = {};
+      add_product<I>(sum, tile);
+      flush_weights<I>(sum, tile);
+    }
+    if constexpr (Sums::has_vectors) {
+#pragma unroll 1
+      for (int tile = warp_index(); tile < C::n(I) / 16; tile += WARPS) {
+        float sum[4] = {};
+        add_vector_product<I>(sum, tile);
+        flush_vectors<I>(sum, tile);
+      }
+    }
+  }
+
+  template <int I>
+  EUGEN_MEMBER void add_product(float (&sum)[2][4], int tile) {
+    constexpr int K_TILES = C::k(I) / 16, LD = C::row(I);
+    const uint16* left = left_by_input(gradient + tile / K_TILES * 16, gradient_row);
+    const uint16* right = by_input(activations + activations_before(I) + tile % K_TILES * 16, LD);
+#pragma unroll
+    for (int r = 0; r < rows; r += 16) {
+      uint32 a[4], b[4];
+      load_matrices_transposed(a, left + r * gradient_row);
+      load_matrices_transposed(b, right + r * LD);
+      multiply_add(sum[0], a, b[0], b[1]);
+      multiply_add(sum[1], a, b[2], b[3]);
+    }
+  }
+  template <int I>
+  EUGEN_MEMBER void add_vector_product(float (&sum)[4], int tile) {
+    constexpr int LD = C::row(I);
+    const uint16* left = left_by_input(gradient + tile * 16, gradient_row);
+    const uint16* right = activations + activations_before(I) + (lane_index() & 15) * LD + C::k(I);
+#pragma unroll
+    for (int r = 0; r < rows; r += 16) {
+      uint32 a[4], b[2];
+      load_matrices_transposed(a, left + r * gradient_row);
+      load_two_matrices_transposed(b, right + r * LD);
+      multiply_add(sum, a, b[0], b[1]);
+    }
+  }
+
+  // Add a tile's sums to grad_parameters, in the packed order.
+  template <int I>
+  EUGEN_MEMBER void flush_weights(const float (&sum)[2][4], int tile) {
+    constexpr int K_TILES = C::k(I) / 16, OUT = C::out_block(I), OUT_PADDED = C::out_padded(I);
+    constexpr int IN = C::in_block(I), IN_PADDED = C::in_padded(I);
+    const LanePlace place;
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+      const int q = e & 3, r = tile / K_TILES * 16 + place.row + (q >> 1) * 8;
+      const int c = tile % K_TILES * 16 + (e >> 2) * 8 + place.column + (q & 1);
+      const int feature = r % OUT_PADDED, in_feature = c % IN_PADDED;
+      if (feature < OUT && in_feature < IN) {
+        const int row = r / OUT_PADDED * OUT + feature, column = c / IN_PADDED * IN + in_feature;
+        add_to(grad_parameters + C::parameters_before(I) + row * C::columns(I) + column, sum[e >> 2][q] * inverse_scale);
+      }
+    }
+  }
+  template <int I>
+  EUGEN_MEMBER void flush_vectors(const float (&sum)[4], int tile) {
+    constexpr int OUT = C::out_block(I), OUT_PADDED = C::out_padded(I);
+    const LanePlace place;
+    if (place.column != 0) return;  // its columns are 0, the 1's, and 1, the norm's
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int r = tile * 16 + place.row + half * 8, feature = r % OUT_PADDED;
+      const int row = r / OUT_PADDED * OUT + feature;
+      if (feature < OUT) {
+        if constexpr (C::has_offsets(I)) add_to(grad_parameters + C::offsets_at(I) + row, sum[2 * half] * inverse_scale);
+        if constexpr (C::has_norm(I)) add_to(grad_parameters + C::norm_at(I) + row, sum[2 * half + 1] * inverse_scale);
+      }
+    }
+  }
+
+  // What the norm adds to the gradient of an input x: dn/dx = x / n. pull = (g . column) / n for each row.
+  template <int I>
+  EUGEN_MEMBER void norm_pull(const uint32 (&g)[TILES][C::n(I) / 16][4], float eps, float (&pull)[TILES][2]) {
+    const LanePlace place;
+    float norms[TILES][2];
+    {
+      uint32 a[TILES][C::k(I) / 16][4];
+      own_inputs<I>(a);
+      row_norms<TILES, C::k(I)>(a, eps, norms);
+    }
+    const float* column = weights.template norm_column<I>();
+#pragma unroll
+    for (int m = 0; m < TILES; m++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        float sum = 0.f;
+#pragma unroll
+        for (int n = 0; n < C::n(I) / 16; n++)
+#pragma unroll
+          for (int i = half; i < 4; i += 2) {
+            const int at = n * 16 + (i >> 1) * 8 + place.column;
+            sum += low_half(g[m][n][i]) * column[at] + high_half(g[m][n][i]) * column[at + 1];
+          }
+        sum += shuffle_xor(sum, 1);
+        sum += shuffle_xor(sum, 2);
+        pull[m][half] = sum / norms[m][half];
+      }
+  }
+
+  // Gradient c of the inputs of matrix I in tile k, from the gradient g of its outputs.
+  template <int I>
+  EUGEN_MEMBER void input_gradient(float (&c)[TILES][2][4], const uint32 (&g)[TILES][C::n(I) / 16][4], int k,
+                                     const float (&pull)[TILES][2]) {
+    weights.template need_columns<I>(k);
+#pragma unroll
+    for (int m = 0; m < TILES; m++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        float low = 0.f, high = 0.f;
+        if constexpr (C::has_norm(I)) {
+          const uint32 word = own_word<I>(m, k, i);
+          low = pull[m][i & 1] * low_half(word), high = pull[m][i & 1] * high_half(word);
+        }
+        c[m][i >> 1][2 * (i & 1)] = low, c[m][i >> 1][2 * (i & 1) + 1] = high;
+      }
+    constexpr int LD = ChainWeights::template columns_ld<I>();
+    const uint16* p = by_input(weights.template columns<I>(k), LD);
+#pragma unroll
+    for (int n = 0; n < C::n(I) / 16; n++) {
+      uint32 b[4];
+      load_matrices_transposed(b, p + n * 16 * LD);
+#pragma unroll
+      for (int m = 0; m < TILES; m++) {
+        multiply_add(c[m][0], g[m][n], b[0], b[1]);
+        multiply_add(c[m][1], g[m][n], b[2], b[3]);
+      }
+    }
+  }
+
+  // Where ReLU let nothing through, no gradient passes: keeps c where the feature's word is positive.
+  template <int PHI>
+  static EUGEN_MEMBER void mask(float (&c)[2][4], int i, uint32 feature) {
+    if constexpr (PHI == RELU_PHI) {
+      if (!(low_half(feature) > 0.f)) c[i >> 1][2 * (i & 1)] = 0.f;
+      if (!(high_half(feature) > 0.f)) c[i >> 1][2 * (i & 1) + 1] = 0.f;
+    }
+  }
+
+  // From the gradient g of matrix I's outputs to that of stage I - 1's projections.
+  template <int I>
+  EUGEN_MEMBER void stage_gradient(const uint32 (&g)[TILES][C::n(I) / 16][4],
+                                     uint32 (&du)[TILES][C::n(I - 1) / 16][4], const Epsilons& eps) {
+    constexpr int S = I - 1, BLOCK = C::out_padded(S), BLOCK_TILES = BLOCK / 16, PHI = C::phi(S);
+    float pull[TILES][2];
+    if constexpr (C::has_norm(I)) norm_pull<I>(g, eps.value[I], pull);
+    if constexpr (C::order(S) == 1) {
+#pragma unroll
+      for (int tile = 0; tile < BLOCK_TILES; tile++) {
+        float c[TILES][2][4];
+        input_gradient<I>(c, g, tile, pull);
+#pragma unroll
+        for (int m = 0; m < TILES; m++)
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            mask<PHI>(c[m], i, own_word<I>(m, tile, i));
+            du[m][tile][i] = pack_word(c[m], i);
+          }
+      }
+    } else {
+      // The factors of each product are needed: projected once more from the stage's inputs.
+      constexpr bool SHARED = C::is_shared(S);
+      constexpr int LEFT = SHARED ? 0 : 1, RIGHT = LEFT + 1;
+      uint32 a[TILES][C::k(S) / 16][4];
+      own_inputs<S>(a);
+      float norms[TILES][2];
+      if constexpr (C::has_norm(S)) row_norms<TILES, C::k(S)>(a, eps.value[S], norms);
+      const auto block = [&](float (&c)[TILES][2][4], int b, int tile) {
+        const int at = b * BLOCK + tile * 16;
+        const float* column = C::has_norm(S) ? weights.template norm_column<S>() + at : nullptr;
+        project<C, S, TILES>(c, a, weights.template rows<S>(b, tile), weights.template offsets<S>() + at, column, norms);
+      };
+#pragma unroll
+      for (int tile = 0; tile < BLOCK_TILES; tile++) {
+        float first[TILES][2][4], second[TILES][2][4], left[TILES][2][4], right[TILES][2][4];
+        input_gradient<I>(first, g, tile, pull);
+        input_gradient<I>(second, g, BLOCK_TILES + tile, pull);
+        weights.template need_rows<S>(tile);
+        block(left, LEFT, tile);
+        block(right, RIGHT, tile);
+#pragma unroll
+        for (int m = 0; m < TILES; m++) {
+#pragma unroll
+          for (int i = 0; i < 4; i++) mask<PHI>(first[m], i, own_word<I>(m, tile, i));
+#pragma unroll
+          for (int e = 0; e < 8; e++) {
+            const float l = left[m][e >> 2][e & 3], r = right[m][e >> 2][e & 3];
+            const float passed = PHI == RELU_PHI && !(l * r > 0.f) ? 0.f : second[m][e >> 2][e & 3];
+            left[m][e >> 2][e & 3] = passed * r + (SHARED ? first[m][e >> 2][e & 3] : 0.f);
+            right[m][e >> 2][e & 3] = passed * l;
+          }
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            if constexpr (!SHARED) du[m][tile][i] = pack_word(first[m], i);
+            du[m][LEFT * BLOCK_TILES + tile][i] = pack_word(left[m], i);
+            du[m][RIGHT * BLOCK_TILES + tile][i] = pack_word(right[m], i);
+          }
+        }
+      }
+    }
+  }
+
+  // Matrices I to 0; g is the gradient of matrix I's outputs, not yet in shared memory.
+  template <int I, class Io, class Sums>
+  EUGEN_MEMBER void descend(const uint32 (&g)[TILES][C::n(I) / 16][4], const Epsilons& eps, Io* grad_x, int64 first,
+                              int64 n, Sums& sums) {
+    sync_block();  // the gradient of the matrix before has been read
+    store_fragments<C::n(I)>(g, gradient + warp_index() * 16 * TILES * gradient_row, gradient_row);
+    sync_block();
+    add_products<I>(own_of(sums));
+    if constexpr (I > 0) {
+      uint32 du[TILES][C::n(I - 1) / 16][4];
+      stage_gradient<I>(g, du, eps);
+      descend<I - 1>(du, eps, grad_x, first, n, rest_of(sums));
+    } else if (grad_x) {
+      float pull[TILES][2];
+      if constexpr (C::has_norm(I)) norm_pull<I>(g, eps.value[I], pull);
+#pragma unroll
+      for (int k = 0; k < C::k(I) / 16; k++) {
+        float c[TILES][2][4];
+        input_gradient<I>(c, g, k, pull);
+        store_sums<TILES, C::in>(c, k, grad_x, first, n, inverse_scale);
+      }
+    }
+  }
+
+  template <int I>
+  static EUGEN_MEMBER MatrixSums<C, I, WARPS>& own_of(ChainSums<C, I, WARPS>& sums) { return sums.own; }
+  static EUGEN_MEMBER NoSums& own_of(NoSums& sums) { return sums; }
+  template <int I>
+  static EUGEN_MEMBER ChainSums<C, I - 1, WARPS>& rest_of(ChainSums<C, I, WARPS>& sums) { return sums.rest; }
+  static EUGEN_MEMBER NoSums& rest_of(NoSums& sums) { return sums; }
+
+  template <int I>
+  static EUGEN_MEMBER void clear(ChainSums<C, I, WARPS>& sums) {
+    sums.own.clear();
+    if constexpr (I > 0) clear<I - 1>(sums.rest);
+  }
+  static EUGEN_MEMBER void clear(NoSums&) {}
+  template <int I>
+  EUGEN_MEMBER void flush_all(const ChainSums<C, I, WARPS>& sums) {
+    typedef MatrixSums<C, I, WARPS> Own;
+#pragma unroll
+    for (int j = 0; j < Own::own; j++)
+      if (warp_index() + j * WARPS < Own::tiles) flush_weights<I>(sums.own.weights[j], warp_index() + j * WARPS);
+#pragma unroll
+    for (int j = 0; j < Own::vectors; j++)
+      if (warp_index() + j * WARPS < C::n(I) / 16) flush_vectors<I>(sums.own.vector[j], warp_index() + j * WARPS);
+    if constexpr (I > 0) flush_all<I - 1>(sums.rest);
+  }
+  EUGEN_MEMBER void flush_all(const NoSums&) {}
+
+  template <bool B, class T, class F> struct Choose { typedef T type; };
+  template <class T, class F> struct Choose<false, T, F> { typedef F type; };
+
+  template <class Io>
+  EUGEN_MEMBER void run(const Io* x, const Epsilons& eps, int64 n, const Io* grad_out, float scale, Io* grad_x) {
+    inverse_scale = 1.f / scale;
+    typename Choose<KEEP_SUMS, ChainSums<C, C::stages, WARPS>, NoSums>::type sums;
+    clear(sums);
+    for (int64 base = int64(blockIdx.x) * rows; base < n; base += int64(gridDim.x) * rows) {
+      const int64 first = base + warp_index() * 16 * TILES;
+      uint32 a[TILES][C::k(0) / 16][4];
+      load_rows<TILES, C::in, C::k(0)>(a, x, first, n);
+      sync_block();  // the activations of the rows before have been read
+      evaluate<C, 0, TILES>(a, weights, eps, *this);
+      uint32 g[TILES][C::n(C::stages) / 16][4];
+      load_rows<TILES, C::out, C::n(C::stages)>(g, grad_out, first, n, scale);
+      descend<C::stages>(g, eps, grad_x, first, n, sums);
+    }
+    flush_all(sums);
+  }
+};
+
+}  // namespace eugen

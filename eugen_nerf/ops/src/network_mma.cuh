@@ -1,0 +1,343 @@
+// A merged chain of EUGen and dense layers on tensor cores, forward; the same as reference.network.
+//
+// A warp carries TILES * 16 rows through all layers. Activations stay in its registers, as A fragments of
+// mma.m16n8k16; weights lie in shared memory as halves. Sums are float32, as are offsets and norms. With
+//   g = lane / 4, t = lane % 4
+// a lane holds, of a tile of 16 x 16 halves, four words of two neighbouring columns each:
+//   word i: row g + 8 (i % 2), columns 8 (i / 2) + 2 t and the next,
+// and of a product's 16 x 16 sums c[half][q]: row g + 8 (q / 2), column 8 half + 2 t + q % 2. So word i of the next
+// layer's fragment is c[i / 2][2 (i % 2)] and its right neighbour: no data moves between lanes.
+#pragma once
+#include "chain.cuh"
+
+namespace eugen {
+
+struct LanePlace {
+  int row, column;  // g and 2 t of above
+
+  EUGEN_MEMBER LanePlace() : row(lane_index() >> 2), column((lane_index() & 3) * 2) {}
+};
+
+// Addresses that lanes hand to load_matrices for a 16 x 16 tile that begins at `tile`, rows `ld` halves apart:
+// the tile as rows of outputs and columns of inputs, i.e. the B operand's four words for outputs 0 to 7 and 8 to 15,
+EUGEN_FUNCTION const uint16* by_output(const uint16* tile, int ld) {
+  const int lane = lane_index();
+  return tile + ((lane & 7) + (lane >> 4 << 3)) * ld + (lane >> 3 & 1) * 8;
+}
+// the same with rows of what is summed over and columns of outputs, for load_matrices_transposed,
+EUGEN_FUNCTION const uint16* by_input(const uint16* tile, int ld) {
+  const int lane = lane_index();
+  return tile + ((lane & 7) + (lane >> 3 & 1) * 8) * ld + (lane >> 4 << 3);
+}
+// and an A operand, rows of what is summed over, columns of outputs, for load_matrices_transposed.
+EUGEN_FUNCTION const uint16* left_by_input(const uint16* tile, int ld) {
+  const int lane = lane_index();
+  return tile + ((lane & 7) + (lane >> 4 << 3)) * ld + (lane >> 3 & 1) * 8;
+}
+
+// The weights of a chain in shared memory: all of them, or (STREAMED, for networks too wide) the part in use.
+// A part is brought by all threads of the block, which have to walk through the network in step.
+template <class C, bool STREAMED, int THREADS>
+struct Weights {
+  const float* parameters;
+  float* vectors;
+  uint16* halves;
+
+  static constexpr int columns_row = 16 + ROW_PADDING;
+  static constexpr int part() {
+    int most = 0;
+    for (int i = 0; i <= C::stages; i++)
+      most = C::largest(most, C::largest(C::out_blocks(i) * 16 * C::row(i), C::n(i) * columns_row));
+    return most;
+  }
+  static constexpr int bytes = C::vector_bytes + (STREAMED ? 2 * part() : C::weight_bytes);
+
+  EUGEN_MEMBER Weights(const float* parameters, unsigned char* shared)
+      : parameters(parameters),
+        vectors(reinterpret_cast<float*>(shared)),
+        halves(reinterpret_cast<uint16*>(shared + C::vector_bytes)) {
+    load_all<0>();
+    sync_block();
+  }
+
+  // Offsets of matrix I's outputs, and its norm column, as floats.
+  template <int I> EUGEN_MEMBER float* offsets() const { return vectors + C::vectors_before(I); }
+  template <int I> EUGEN_MEMBER float* norm_column() const { return offsets<I>() + C::n(I); }
+
+  template <int I>
+  EUGEN_MEMBER void load_all() {
+    if constexpr (I <= C::stages) {
+      for (int r = int(threadIdx.x); r < C::n(I); r += THREADS) {
+        offsets<I>()[r] = C::has_offsets(I) ? vector_at<C, I>(parameters, C::offsets_at(I), r) : 0.f;
+        if constexpr (C::has_norm(I)) norm_column<I>()[r] = vector_at<C, I>(parameters, C::norm_at(I), r);
+      }
+      if constexpr (!STREAMED) fill<I>(halves + C::weights_before(I), C::row(I), 0, C::n(I), 0, C::k(I));
+      load_all<I + 1>();
+    }
+  }
+
+  // Rows and columns of matrix I to shared memory.
+  template <int I>
+  EUGEN_MEMBER void fill(uint16* to, int ld, int row, int rows, int column, int columns) {
+    const int words = columns / 2;
+    for (int i = int(threadIdx.x); i < rows * words; i += THREADS) {
+      const int r = i / words, c = i % words * 2;
+      const float low = weight_at<C, I>(parameters, row + r, column + c);
+      store_halves(to + r * ld + c, pack(low, weight_at<C, I>(parameters, row + r, column + c + 1)));
+    }
+  }
+
+  // Makes the rows of feature tile `tile`, of every block of matrix I's outputs, ready for `rows`.
+  template <int I>
+  EUGEN_MEMBER void need_rows(int tile) {
+    if constexpr (STREAMED) {
+      sync_block();  // nobody reads the part before any longer
+      for (int b = 0; b < C::out_blocks(I); b++)
+        fill<I>(halves + b * 16 * C::row(I), C::row(I), b * C::out_padded(I) + tile * 16, 16, 0, C::k(I));
+      sync_block();
+    }
+  }
+  template <int I>
+  EUGEN_MEMBER const uint16* rows(int block, int tile) const {
+    if constexpr (STREAMED) return halves + block * 16 * C::row(I);
+    return halves + C::weights_before(I) + (block * C::out_padded(I) + tile * 16) * C::row(I);
+  }
+
+  // Makes the 16 columns of tile `tile` of matrix I ready for `columns`; its rows lie `columns_ld` halves apart.
+  template <int I>
+  EUGEN_MEMBER void need_columns(int tile) {
+    if constexpr (STREAMED) {
+      sync_block();
+      fill<I>(halves, columns_row, 0, C::n(I), tile * 16, 16);
+      sync_block();
+    }
+  }
+  template <int I>
+  EUGEN_MEMBER const uint16* columns(int tile) const {
+    return STREAMED ? halves : halves + C::weights_before(I) + tile * 16;
+  }
+  template <int I> static constexpr int columns_ld() { return STREAMED ? columns_row : C::row(I); }
+};
+
+// Rows [first, first + 16 TILES) of a [n, IN] array to fragments; zeros outside of the array.
+template <int TILES, int IN, int K>
+EUGEN_FUNCTION void load_rows(uint32 (&a)[TILES][K / 16][4], const float* x, int64 first, int64 n, float scale = 1.f) {
+  const LanePlace place;
+#pragma unroll
+  for (int m = 0; m < TILES; m++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int64 r = first + m * 16 + place.row + (i & 1) * 8;
+      const float* row = x + r * IN;
+#pragma unroll
+      for (int k = 0; k < K / 16; k++) {
+        const int c = k * 16 + (i >> 1) * 8 + place.column;
+        float low = 0.f, high = 0.f;
+        if (r < n) {
+          if (IN % 2 == 0) {
+            if (c < IN) load_pair(row + c, low, high);
+          } else {
+            if (c < IN) low = row[c];
+            if (c + 1 < IN) high = row[c + 1];
+          }
+        }
+        a[m][k][i] = pack_bounded(low * scale, high * scale);
+      }
+    }
+}
+template <int TILES, int IN, int K>
+EUGEN_FUNCTION void load_rows(uint32 (&a)[TILES][K / 16][4], const uint16* x, int64 first, int64 n, float scale = 1.f) {
+  const LanePlace place;
+#pragma unroll
+  for (int m = 0; m < TILES; m++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int64 r = first + m * 16 + place.row + (i & 1) * 8;
+      const uint16* row = x + r * IN;
+#pragma unroll
+      for (int k = 0; k < K / 16; k++) {
+        const int c = k * 16 + (i >> 1) * 8 + place.column;
+        uint32 word = 0;
+        if (r < n) {
+          if (IN % 2 == 0) {
+            if (c < IN) word = load_halves(row + c);
+          } else {
+            if (c < IN) word = row[c];
+            if (c + 1 < IN) word |= uint32(row[c + 1]) << 16;
+          }
+        }
+        if (scale != 1.f) word = pack_bounded(low_half(word) * scale, high_half(word) * scale);
+        a[m][k][i] = word;
+      }
+    }
+}
+
+// 16 columns of sums, those of tile `tile`, to rows [first, first + 16 TILES) of a [n, OUT] array.
+template <int TILES, int OUT>
+EUGEN_FUNCTION void store_sums(const float (&c)[TILES][2][4], int tile, float* y, int64 first, int64 n, float scale) {
+  const LanePlace place;
+#pragma unroll
+  for (int m = 0; m < TILES; m++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int64 r = first + m * 16 + place.row + (i & 1) * 8;
+      const int column = tile * 16 + (i >> 1) * 8 + place.column;
+      const float low = c[m][i >> 1][2 * (i & 1)] * scale, high = c[m][i >> 1][2 * (i & 1) + 1] * scale;
+      if (r < n) {
+        if (OUT % 2 == 0) {
+          if (column < OUT) store_pair(y + r * OUT + column, low, high);
+        } else {
+          if (column < OUT) y[r * OUT + column] = low;
+          if (column + 1 < OUT) y[r * OUT + column + 1] = high;
+        }
+      }
+    }
+}
+template <int TILES, int OUT>
+EUGEN_FUNCTION void store_sums(const float (&c)[TILES][2][4], int tile, uint16* y, int64 first, int64 n, float scale) {
+  const LanePlace place;
+#pragma unroll
+  for (int m = 0; m < TILES; m++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int64 r = first + m * 16 + place.row + (i & 1) * 8;
+      const int column = tile * 16 + (i >> 1) * 8 + place.column;
+      const uint32 word = pack(c[m][i >> 1][2 * (i & 1)] * scale, c[m][i >> 1][2 * (i & 1) + 1] * scale);
+      if (r < n) {
+        if (OUT % 2 == 0) {
+          if (column < OUT) store_halves(y + r * OUT + column, word);
+        } else {
+          if (column < OUT) y[r * OUT + column] = uint16(word & 0xffff);
+          if (column + 1 < OUT) y[r * OUT + column + 1] = uint16(word >> 16);
+        }
+      }
+    }
+}
+
+// sqrt(|x|^2 + eps) of the rows that a lane holds: [tile][row g or g + 8].
+template <int TILES, int K>
+EUGEN_FUNCTION void row_norms(const uint32 (&a)[TILES][K / 16][4], float eps, float (&norms)[TILES][2]) {
+#pragma unroll
+  for (int m = 0; m < TILES; m++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float sum = 0.f;
+#pragma unroll
+      for (int k = 0; k < K / 16; k++)
+#pragma unroll
+        for (int i = half; i < 4; i += 2) {
+          const float low = low_half(a[m][k][i]), high = high_half(a[m][k][i]);
+          sum += low * low + high * high;
+        }
+      sum += shuffle_xor(sum, 1);
+      sum += shuffle_xor(sum, 2);
+      norms[m][half] = sqrt(sum + eps);
+    }
+}
+
+// Sums c of 16 outputs of matrix I for all rows: offsets + norm * column + a rows^T.
+template <class C, int I, int TILES>
+EUGEN_FUNCTION void project(float (&c)[TILES][2][4], const uint32 (&a)[TILES][C::k(I) / 16][4], const uint16* rows,
+                            const float* offsets, const float* norm_column, const float (&norms)[TILES][2]) {
+  const LanePlace place;
+#pragma unroll
+  for (int half = 0; half < 2; half++)
+#pragma unroll
+    for (int q = 0; q < 4; q++) {
+      const int column = half * 8 + place.column + (q & 1);
+#pragma unroll
+      for (int m = 0; m < TILES; m++) {
+        c[m][half][q] = offsets[column];
+        if constexpr (C::has_norm(I)) c[m][half][q] += norms[m][q >> 1] * norm_column[column];
+      }
+    }
+  const uint16* p = by_output(rows, C::row(I));
+#pragma unroll
+  for (int k = 0; k < C::k(I) / 16; k++) {
+    uint32 b[4];
+    load_matrices(b, p + k * 16);
+#pragma unroll
+    for (int m = 0; m < TILES; m++) {
+      multiply_add(c[m][0], a[m][k], b[0], b[1]);
+      multiply_add(c[m][1], a[m][k], b[2], b[3]);
+    }
+  }
+}
+
+template <int PHI>
+EUGEN_FUNCTION float apply_phi(float z) {
+  static_assert(PHI == IDENTITY_PHI || PHI == RELU_PHI, "no other phi has code for tensor cores");
+  return PHI == RELU_PHI ? maximum(z, 0.f) : z;
+}
+
+// Word i of the fragment that a tile's sums become.
+EUGEN_FUNCTION uint32 pack_word(const float (&c)[2][4], int i) {
+  return pack_bounded(c[i >> 1][2 * (i & 1)], c[i >> 1][2 * (i & 1) + 1]);
+}
+
+// Features f of stage I from its inputs a.
+template <class C, int I, int TILES, class W>
+EUGEN_FUNCTION void stage_features(const uint32 (&a)[TILES][C::k(I) / 16][4],
+                                   uint32 (&f)[TILES][C::k(I + 1) / 16][4], W& weights, const float (&norms)[TILES][2]) {
+  constexpr int BLOCK = C::out_padded(I), BLOCK_TILES = BLOCK / 16, PHI = C::phi(I);
+  static_assert(C::order(I) == 1 || C::order(I) == 2, "orders above 2 have no code");
+  const auto block = [&](float (&c)[TILES][2][4], int b, int tile) {
+    const int at = b * BLOCK + tile * 16;
+    const float* column = C::has_norm(I) ? weights.template norm_column<I>() + at : nullptr;
+    project<C, I, TILES>(c, a, weights.template rows<I>(b, tile), weights.template offsets<I>() + at, column, norms);
+  };
+#pragma unroll
+  for (int tile = 0; tile < BLOCK_TILES; tile++) {
+    weights.template need_rows<I>(tile);
+    float first[TILES][2][4];
+    block(first, 0, tile);
+    if constexpr (C::order(I) == 2) {
+      float left[TILES][2][4], right[TILES][2][4];
+      if constexpr (!C::is_shared(I)) block(left, 1, tile);
+      block(right, C::is_shared(I) ? 1 : 2, tile);
+#pragma unroll
+      for (int m = 0; m < TILES; m++) {
+        float product[2][4];
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+          const float l = C::is_shared(I) ? first[m][e >> 2][e & 3] : left[m][e >> 2][e & 3];
+          product[e >> 2][e & 3] = apply_phi<PHI>(l * right[m][e >> 2][e & 3]);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) f[m][BLOCK_TILES + tile][i] = pack_word(product, i);
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < TILES; m++) {
+#pragma unroll
+      for (int e = 0; e < 8; e++) first[m][e >> 2][e & 3] = apply_phi<PHI>(first[m][e >> 2][e & 3]);
+#pragma unroll
+      for (int i = 0; i < 4; i++) f[m][tile][i] = pack_word(first[m], i);
+    }
+  }
+}
+
+// Walks a through matrices I and later. `visit` sees the inputs of each matrix, with the norms of its rows, and each
+// tile of outputs unless it does without them (OUTPUTS).
+template <class C, int I, int TILES, class W, class Visitor>
+EUGEN_FUNCTION void evaluate(const uint32 (&a)[TILES][C::k(I) / 16][4], W& weights, const Epsilons& eps, Visitor& visit) {
+  float norms[TILES][2];
+  if constexpr (C::has_norm(I)) row_norms<TILES, C::k(I)>(a, eps.value[I], norms);
+  visit.template inputs<I>(a, norms);
+  if constexpr (I < C::stages) {
+    uint32 f[TILES][C::k(I + 1) / 16][4];
+    stage_features<C, I, TILES>(a, f, weights, norms);
+    evaluate<C, I + 1, TILES>(f, weights, eps, visit);
+  } else if constexpr (Visitor::OUTPUTS) {
+#pragma unroll
+    for (int tile = 0; tile < C::n(I) / 16; tile++) {
+      weights.template need_rows<I>(tile);
+      float c[TILES][2][4];
+      project<C, I, TILES>(c, a, weights.template rows<I>(0, tile), weights.template offsets<I>() + tile * 16, nullptr,
+                           norms);
+      visit.output(c, tile);
+    }
+  }
+}
+
+}  // namespace eugen

@@ -1,0 +1,159 @@
+"""How a network's kernels divide their work, from the network's widths and the shared memory of a GPU."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+# Shared memory that a block may use, bytes, by compute capability (CUDA C++ Programming Guide, table of technical
+# specifications). A device is asked for its own number; these serve where there is none.
+SHARED_MEMORY = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+
+MAX_STAGES = 8  # as in src/chain.cuh
+WIDEST = 256  # padded inputs or outputs of a matrix
+ROW_PADDING = 8  # halves, as in src/chain.cuh
+REGISTERS = 255  # of a thread
+
+IDENTITY, RELU = 0, 1  # the nonlinearities that have code
+
+
+class Shape:
+    """A packed chain's padded widths, as in src/chain.cuh. Matrix i is that of stage i, the last one the output's."""
+
+    def __init__(self, spec: Sequence[int]) -> None:
+        self.spec = tuple(spec)
+        self.stages = spec[0]
+        stages = [spec[1 + 7 * i : 8 + 7 * i] for i in range(self.stages)]
+        self.orders = [stage[2] for stage in stages]
+        self.phis = [stage[4] for stage in stages]
+        self.out, has_bias, self.inputs = spec[-3:]
+        projections = [order if shared else order * (order + 1) // 2 for _, _, order, shared, *_ in stages]
+        features = [stage[1] for stage in stages]
+        in_blocks = [(1, self.inputs), *zip(self.orders, features, strict=True)]
+        self.out_blocks = [*projections, 1]
+        out_block = [*features, self.out]
+        self.k = [blocks * padded(length) for blocks, length in in_blocks]
+        self.n = [blocks * padded(length) for blocks, length in zip(self.out_blocks, out_block, strict=True)]
+        self.row = [k + ROW_PADDING for k in self.k]
+        self.has_norm = [*(bool(stage[6]) for stage in stages), False]
+        self.has_vectors = [*(bool(stage[5] or stage[6]) for stage in stages), bool(has_bias)]
+
+    @property
+    def vector_bytes(self) -> int:
+        return 4 * sum(n * (1 + norm) for n, norm in zip(self.n, self.has_norm, strict=True))
+
+    @property
+    def weight_bytes(self) -> int:
+        return 2 * sum(n * row for n, row in zip(self.n, self.row, strict=True))
+
+    def weights_in_shared(self, streamed: bool) -> int:
+        """Bytes that the weights take: all of them, or the largest part."""
+        parts = [
+            max(16 * blocks * row, n * (16 + ROW_PADDING))
+            for blocks, row, n in zip(self.out_blocks, self.row, self.n, strict=True)
+        ]
+        return self.vector_bytes + (2 * max(parts) if streamed else self.weight_bytes)
+
+    def backward_bytes(self, warps: int, tiles: int, streamed: bool) -> int:
+        """Shared memory of the backward kernel: weights, activations of a block's rows, one gradient."""
+        rows = 16 * warps * tiles
+        return self.weights_in_shared(streamed) + 2 * rows * (sum(self.row) + max(self.n) + ROW_PADDING)
+
+    def sum_registers(self, warps: int) -> int:
+        """Registers of a thread that a warp's share of all weight gradients takes."""
+        total = 0
+        for n, k, vectors in zip(self.n, self.k, self.has_vectors, strict=True):
+            total += 8 * -(-(n // 16) * (k // 16) // warps) + (4 * -(-(n // 16) // warps) if vectors else 0)
+        return total
+
+    def forward_registers(self, tiles: int) -> int:
+        """Registers of a thread that hold activations while a stage is evaluated."""
+        following = [*self.k[1:], 0]
+        return tiles * max((k + after) // 4 for k, after in zip(self.k, following, strict=True))
+
+    def backward_registers(self, tiles: int) -> int:
+        """Registers of a thread that hold gradients, and inputs where they are projected again."""
+        most = max(self.n[-1] // 4, self.forward_registers(1))
+        for i in range(1, self.stages + 1):
+            again = self.k[i - 1] if self.orders[i - 1] > 1 else 0
+            most = max(most, (self.n[i] + self.n[i - 1] + again) // 4)
+        return tiles * most
+
+
+def padded(n: int) -> int:
+    """To whole tiles of a tensor core."""
+    return -(-n // 16) * 16
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """What the kernels in src/network.cu and src/render.cu are compiled for."""
+
+    warps: int
+    tiles: int
+    streamed: bool
+    shared_bytes: int
+    back_warps: int
+    back_tiles: int
+    back_streamed: bool
+    back_shared_bytes: int
+    keep_sums: bool
+
+    def constants(self) -> tuple[str, ...]:
+        """Preprocessor definitions."""
+        return tuple(f"EUGEN_{name.upper()}={int(value)}" for name, value in vars(self).items())
+
+    @property
+    def rows(self) -> int:
+        """Rows that a block of the forward kernel takes at a time."""
+        return 16 * self.warps * self.tiles
+
+    @property
+    def back_rows(self) -> int:
+        """Rows that a block of the backward kernel takes at a time."""
+        return 16 * self.back_warps * self.back_tiles
+
+
+@functools.cache
+def plan(spec: tuple[int, ...], shared_memory: int) -> Tiles | None:
+    """Tiles for a network on a GPU whose blocks may use so many bytes; None if nothing fits.
+
+    Weights stay in shared memory if they can; more rows per warp make more of each weight that is read.
+    """
+    shape = Shape(spec)
+    forward = next(
+        (
+            (warps, tiles, streamed)
+            for streamed in (False, True)
+            for warps, tiles in ((4, 2), (8, 1), (4, 1))
+            if shape.forward_registers(tiles) <= 136 and shape.weights_in_shared(streamed) <= shared_memory
+        ),
+        None,
+    )
+    backward = next(_backward_choices(shape, shared_memory), None)
+    if forward is None or backward is None:
+        return None
+    warps, tiles, streamed = forward
+    return Tiles(warps, tiles, streamed, shape.weights_in_shared(streamed), *backward)
+
+
+def _backward_choices(shape: Shape, shared_memory: int) -> Iterator[tuple[int, int, bool, int, bool]]:
+    for keep_sums, streamed in ((True, False), (False, False), (True, True), (False, True)):
+        for warps, tiles in ((4, 2), (8, 1), (4, 1), (2, 1), (1, 1)):
+            held = shape.backward_registers(tiles) + (shape.sum_registers(warps) if keep_sums else 0)
+            needed = shape.backward_bytes(warps, tiles, streamed)
+            if held <= 150 and needed <= shared_memory:
+                yield warps, tiles, streamed, needed, keep_sums
+
+
+def why_not_cuda(spec: Sequence[int]) -> str | None:
+    """Why there are no CUDA kernels for a packed chain; None if there are."""
+    shape = Shape(spec)
+    if shape.stages > MAX_STAGES:
+        return f"{shape.stages} stages are more than {MAX_STAGES}"
+    if any(phi not in (IDENTITY, RELU) for phi in shape.phis):
+        return "they know no phi but identity and relu"
+    if max(shape.k) > WIDEST or max(shape.n[-1:]) > WIDEST:
+        return f"a layer is wider than {WIDEST}"
+    return None

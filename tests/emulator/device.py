@@ -1,0 +1,150 @@
+"""The emulator as a device that `eugen_nerf.ops.cuda` can run its kernels on; see emulator.h."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from eugen_nerf.ops.build import SOURCE
+from eugen_nerf.ops.tiles import SHARED_MEMORY
+
+HERE = Path(__file__).parent
+KERNELS = {
+    "network.cu": ("network_forward", "network_backward", "largest_magnitude"),
+    "grid.cu": ("hash_encode_forward", "hash_encode_backward", "hash_encode_position_gradient", "sparse_adam"),
+    "rays.cu": (
+        "spherical_harmonics",
+        "march_count",
+        "march_write",
+        "sample_points",
+        "composite_forward",
+        "composite_backward",
+    ),
+    "render.cu": ("render",),
+}
+ORDERS = {"forwards": 0, "backwards": 1, "shuffled": 2}
+# Kernels are unrolled for registers that a CPU does not have; -O2 on that takes minutes.
+FLAGS = ("-std=c++17", "-O1", "-mf16c", "-shared", "-fPIC", "-w")
+
+
+class EmulationError(Exception):
+    """A kernel did what it must not do."""
+
+
+def have_compiler() -> bool:
+    """Whether the emulator can be built: g++ 12 and clang 15 know _Float16 on x86."""
+    if not shutil.which("g++"):
+        return False
+    test = subprocess.run(
+        ["g++", "-x", "c++", "-mf16c", "-fsyntax-only", "-"],
+        input="_Float16 x;",
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    return test.returncode == 0
+
+
+@functools.cache
+def _folder() -> Path:
+    folder = tempfile.TemporaryDirectory(prefix="eugen-emulator-")
+    _folder_owner.append(folder)
+    return Path(folder.name)
+
+
+_folder_owner: list[tempfile.TemporaryDirectory[str]] = []
+
+
+@functools.cache
+def library(source: str, constants: tuple[str, ...], architecture: int, sources: Path = SOURCE) -> ctypes.CDLL:
+    """A source of kernels compiled for the CPU.
+
+    Raises:
+        EmulationError: it does not compile.
+    """
+    key = hashlib.sha256(repr((source, constants, architecture, str(sources))).encode()).hexdigest()[:16]
+    target = _folder() / f"{Path(source).stem}-{key}.so"
+    command = ["g++", *FLAGS, f"-I{HERE}", f"-I{sources}", f"-DEUGEN_EMULATED={architecture}"]
+    command += [f'-DEUGEN_SOURCE="{source}"', "-DEUGEN_KERNELS=" + " ".join(f"X({name})" for name in KERNELS[source])]
+    command += [f"-D{constant}" for constant in constants]
+    result = subprocess.run(
+        [*command, str(HERE / "emulator.cpp"), "-o", str(target)], capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        raise EmulationError(f"{source} does not compile: {result.stderr[:2000]}")
+    loaded = ctypes.CDLL(str(target))
+    loaded.emulate.restype = ctypes.c_char_p
+    return loaded
+
+
+class EmulatedDevice:
+    """Runs kernels on CPU tensors.
+
+    Args:
+        architecture: compute capability whose instructions and shared memory are used.
+        order: in which order warps and lanes run, see `ORDERS`.
+        blocks: most blocks of a kernel that strides through its work.
+        sources: folder of the sources, other than the package's for planted bugs.
+    """
+
+    def __init__(
+        self, architecture: int = 80, order: str = "forwards", blocks: int = 2, sources: Path = SOURCE
+    ) -> None:
+        self.architecture = architecture
+        self.shared_memory = SHARED_MEMORY[architecture]
+        self.multiprocessors = blocks
+        self._order = ORDERS[order]
+        self._sources = sources
+
+    def launch(
+        self,
+        source: str,
+        constants: tuple[str, ...],
+        kernel: str,
+        grid: tuple[int, int],
+        threads: int,
+        shared_bytes: int,
+        arguments: tuple[Any, ...],
+    ) -> None:
+        """Run a kernel.
+
+        Raises:
+            EmulationError: it did something wrong; the message says what.
+        """
+        assert shared_bytes <= self.shared_memory
+        values, sizes = [], []
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                assert argument.is_contiguous()
+                values.append(ctypes.c_void_p(argument.data_ptr()))
+                sizes.append(argument.numel() * argument.element_size())
+            else:
+                values.append(ctypes.c_void_p(None) if argument is None else argument)
+                sizes.append(-1)
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        message = library(source, constants, self.architecture, self._sources).emulate(
+            kernel.encode(),
+            ctypes.c_uint(grid[0]),
+            ctypes.c_uint(grid[1]),
+            ctypes.c_uint(threads),
+            ctypes.c_uint(shared_bytes),
+            pointers,
+            (ctypes.c_int64 * len(sizes))(*sizes),
+            ctypes.c_int(len(sizes)),
+            ctypes.c_int(self._order),
+        )
+        if message:
+            raise EmulationError(f"{kernel}: {message.decode()}")
+
+    def resident_blocks(
+        self, source: str, constants: tuple[str, ...], kernel: str, threads: int, shared_bytes: int
+    ) -> int:
+        return self.multiprocessors
