@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.ops.cuda_driver import Device
-from eugen_nerf.ops.tiles import MAX_STAGES, Tiles, plan
+from eugen_nerf.ops.tiles import MAX_STAGES, Shape, Tiles, plan
 
 MAX_LEVELS = 32  # of a hash grid, as in src/grid.cuh
 PRECISIONS = ("fp16", "bf16")
@@ -107,3 +107,288 @@ def network_backward(
                      grad_parameters)  # fmt: skip
         device.launch(*kernel, (grid, 1), *size, arguments)
     return grad_x, grad_parameters
+
+
+class GridLevels(ctypes.Structure):
+    """struct GridLevels of src/grid.cuh."""
+
+    _fields_ = (
+        ("count", ctypes.c_int),
+        ("mask", ctypes.c_uint32),
+        ("dense", ctypes.c_uint32),
+        ("resolution", ctypes.c_int * MAX_LEVELS),
+        ("offset", ctypes.c_uint32 * MAX_LEVELS),
+    )
+
+
+def _levels(resolutions: Sequence[int], offsets: Sequence[int], log2_table_size: int) -> GridLevels:
+    size = 1 << log2_table_size
+    dense = sum(1 << level for level, r in enumerate(resolutions) if (r + 1) ** 3 <= size)
+    return GridLevels(
+        len(resolutions),
+        size - 1,
+        dense,
+        (ctypes.c_int * MAX_LEVELS)(*resolutions),
+        (ctypes.c_uint32 * MAX_LEVELS)(*offsets[:-1]),
+    )
+
+
+def grid_constants(features: int, half_table: bool) -> tuple[str, ...]:
+    """Preprocessor definitions of src/grid.cuh."""
+    return (f"EUGEN_FEATURES={features}", f"EUGEN_HALF_TABLE={int(half_table)}")
+
+
+def _level_groups(levels: int, features: int) -> int:
+    """Blocks side by side for the levels, as in src/grid.cu."""
+    return _blocks(levels, max(1, 8 // features))
+
+
+def hash_encode_forward(
+    device: Device,
+    x: Tensor,
+    table: Tensor,
+    resolutions: Sequence[int],
+    offsets: Sequence[int],
+    log2_table_size: int,
+) -> Tensor:
+    """[n, 3], [entries, F] float32 or float16 -> [n, L * F] float32."""
+    n, features = x.shape[0], table.shape[1]
+    out = x.new_empty(n, len(resolutions) * features)
+    if n:
+        constants = grid_constants(features, table.dtype == torch.float16)
+        grid = _blocks(n, THREADS), _level_groups(len(resolutions), features)
+        levels = _levels(resolutions, offsets, log2_table_size)
+        arguments = (x, table, levels, ctypes.c_int64(n), out)
+        device.launch("grid.cu", constants, "hash_encode_forward", grid, THREADS, 0, arguments)
+    return out
+
+
+def hash_encode_backward(
+    device: Device,
+    x: Tensor,
+    table: Tensor,
+    grad: Tensor,
+    resolutions: Sequence[int],
+    offsets: Sequence[int],
+    log2_table_size: int,
+    needs_table: bool,
+    needs_x: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of table and x; an empty tensor stands for one that nobody needs."""
+    n, features = x.shape[0], table.shape[1]
+    grad_table = torch.zeros_like(table) if needs_table else table.new_empty(0)
+    grad_x = torch.empty_like(x) if needs_x else x.new_empty(0)
+    constants = grid_constants(features, half_table=False)
+    levels, count = _levels(resolutions, offsets, log2_table_size), ctypes.c_int64(n)
+    if n and needs_table:
+        grid = _blocks(n, THREADS), _level_groups(len(resolutions), features)
+        arguments: tuple[Any, ...] = (x, levels, count, grad, grad_table)
+        device.launch("grid.cu", constants, "hash_encode_backward", grid, THREADS, 0, arguments)
+    if n and needs_x:
+        arguments = (x, table, levels, count, grad, grad_x)
+        grid = _blocks(n, THREADS), 1
+        device.launch("grid.cu", constants, "hash_encode_position_gradient", grid, THREADS, 0, arguments)
+    return grad_table, grad_x
+
+
+class AdamStep(ctypes.Structure):
+    """struct AdamStep of src/adam.h."""
+
+    _fields_ = tuple((name, ctypes.c_float) for name in ("beta1", "beta2", "eps", "step_size", "second_scale"))
+
+
+def sparse_adam(
+    device: Device,
+    parameter: Tensor,
+    grad: Tensor,
+    first: Tensor,
+    second: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    step_size: float,
+    second_scale: float,
+) -> None:
+    """One Adam step, in place, on the rows of [n, width] tensors whose gradient is not zero throughout."""
+    n, width = parameter.shape
+    if n:
+        step = AdamStep(*betas, eps, step_size, second_scale)
+        arguments = (parameter, grad, first, second, ctypes.c_int64(n), step)
+        constants = grid_constants(width, half_table=False)
+        device.launch("grid.cu", constants, "sparse_adam", (_blocks(n, THREADS), 1), THREADS, 0, arguments)
+
+
+class MarchArguments(ctypes.Structure):
+    """struct MarchArguments of src/march.cuh."""
+
+    _fields_ = (
+        ("box", ctypes.c_float * 6),
+        ("rule", ctypes.c_float * 2),
+        ("contracted", ctypes.c_int),
+        ("resolution", ctypes.c_int),
+    )
+
+
+def _march(box: Sequence[float], contracted: bool, rule: Sequence[float], resolution: int) -> MarchArguments:
+    return MarchArguments((ctypes.c_float * 6)(*box), (ctypes.c_float * 2)(*rule), int(contracted), resolution)
+
+
+def _ray_kernel(device: Device, kernel: str, threads: int, *arguments: Any) -> None:
+    """Run a kernel of src/rays.cu with so many threads, if any."""
+    if threads:
+        device.launch("rays.cu", (), kernel, (_blocks(threads, THREADS), 1), THREADS, 0, arguments)
+
+
+def spherical_harmonics(device: Device, directions: Tensor) -> Tensor:
+    """[n, 3] -> [n, 16]."""
+    n = directions.shape[0]
+    out = directions.new_empty(n, 16)
+    _ray_kernel(device, "spherical_harmonics", n, directions, ctypes.c_int64(n), out)
+    return out
+
+
+def march(
+    device: Device,
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    jitter: Tensor,
+    bits: Tensor,
+    resolution: int,
+    box: Sequence[float],
+    contracted: bool,
+    rule: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rays -> ray_offsets [R + 1], t_starts [N], t_ends [N]. Waits for the device, to learn N."""
+    rays = origins.shape[0]
+    arguments = _march(box, contracted, rule, resolution)
+    common = (origins, directions, near, far, jitter, ctypes.c_int64(rays), arguments, bits)
+    counts = torch.empty(rays, dtype=torch.int64, device=origins.device)
+    _ray_kernel(device, "march_count", rays, *common, counts)
+    ray_offsets = torch.zeros(rays + 1, dtype=torch.int64, device=origins.device)
+    torch.cumsum(counts, 0, out=ray_offsets[1:])
+    total = int(ray_offsets[-1])
+    t_starts, t_ends = origins.new_empty(total), origins.new_empty(total)
+    _ray_kernel(device, "march_write", rays, *common, ray_offsets, t_starts, t_ends)
+    return ray_offsets, t_starts, t_ends
+
+
+def sample_points(
+    device: Device,
+    origins: Tensor,
+    directions: Tensor,
+    ray_offsets: Tensor,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    box: Sequence[float],
+    contracted: bool,
+) -> tuple[Tensor, Tensor]:
+    """Packed samples -> positions in the unit cube [N, 3], directions [N, 3]."""
+    rays, n = origins.shape[0], t_starts.shape[0]
+    unit, view = t_starts.new_empty(n, 3), t_starts.new_empty(n, 3)
+    march = _march(box, contracted, (1.0, 0.0), 2)  # positions depend on neither step rule nor occupancy
+    sizes = ctypes.c_int64(rays), ctypes.c_int64(n)
+    _ray_kernel(device, "sample_points", 32 * rays, origins, directions, sizes[0], ray_offsets, t_starts, t_ends,
+                sizes[1], march, unit, view)  # fmt: skip
+    return unit, view
+
+
+def composite_forward(
+    device: Device, sigma: Tensor, rgb: Tensor, t_starts: Tensor, t_ends: Tensor, ray_offsets: Tensor
+) -> Tensor:
+    """Packed samples -> [R, 5]: rgb, alpha, depth."""
+    n, rays = sigma.shape[0], ray_offsets.shape[0] - 1
+    out = sigma.new_empty(rays, 5)
+    samples = (sigma, rgb, t_starts, t_ends, ctypes.c_int64(n), ray_offsets, ctypes.c_int64(rays))
+    _ray_kernel(device, "composite_forward", rays, *samples, out)
+    return out
+
+
+def composite_backward(
+    device: Device, sigma: Tensor, rgb: Tensor, t_starts: Tensor, t_ends: Tensor, ray_offsets: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of sigma [N] and rgb [N, 3]."""
+    n, rays = sigma.shape[0], ray_offsets.shape[0] - 1
+    grad_sigma, grad_rgb = torch.empty_like(sigma), torch.empty_like(rgb)
+    samples = (sigma, rgb, t_starts, t_ends, ctypes.c_int64(n), ray_offsets, ctypes.c_int64(rays))
+    _ray_kernel(device, "composite_backward", rays, *samples, grad, grad_sigma, grad_rgb)
+    return grad_sigma, grad_rgb
+
+
+RENDER_WARPS = 4
+
+
+def render_shared_bytes(density_spec: Sequence[int], color_spec: Sequence[int]) -> int:
+    """Shared memory of a block of src/render.cu: both networks' weights, and what each warp's 32 rays hand over."""
+    density, color = Shape(density_spec), Shape(color_spec)
+    weights = density.weights_in_shared(streamed=False) + color.weights_in_shared(streamed=False)
+    return weights + RENDER_WARPS * 32 * (2 * (density.row[0] + color.row[0]) + 4 * 4)
+
+
+def render_constants(
+    density_spec: Sequence[int], color_spec: Sequence[int], features: int, half_table: bool
+) -> tuple[str, ...]:
+    """Preprocessor definitions of src/render.cu."""
+    return (
+        f"EUGEN_DENSITY_SPEC={','.join(map(str, density_spec))}",
+        f"EUGEN_COLOR_SPEC={','.join(map(str, color_spec))}",
+        *grid_constants(features, half_table),
+        f"EUGEN_WARPS={RENDER_WARPS}",
+        f"EUGEN_SHARED_BYTES={render_shared_bytes(density_spec, color_spec)}",
+        f"EUGEN_BF16={int(precision() == 'bf16')}",
+    )
+
+
+def render(
+    device: Device,
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    bits: Tensor,
+    resolution: int,
+    box: Sequence[float],
+    contracted: bool,
+    rule: Sequence[float],
+    table: Tensor,
+    resolutions: Sequence[int],
+    offsets: Sequence[int],
+    log2_table_size: int,
+    density: Tensor,
+    density_spec: Sequence[int],
+    density_eps: Sequence[float],
+    color: Tensor,
+    color_spec: Sequence[int],
+    color_eps: Sequence[float],
+    min_transmittance: float,
+) -> tuple[Tensor, Tensor]:
+    """Rays and a whole field -> [R, 5] rgb, alpha, depth, and samples [R]."""
+    rays = origins.shape[0]
+    out, samples = origins.new_empty(rays, 5), origins.new_empty(rays, dtype=torch.int64)
+    if rays:
+        constants = render_constants(density_spec, color_spec, table.shape[1], table.dtype == torch.float16)
+        kernel = "render.cu", constants, "render"
+        size = 32 * RENDER_WARPS, render_shared_bytes(density_spec, color_spec)
+        grid = min(_blocks(rays, 32 * RENDER_WARPS), device.resident_blocks(*kernel, *size))
+        next_ray = torch.zeros(1, dtype=torch.int32, device=origins.device)
+        arguments = (
+            origins,
+            directions,
+            near,
+            far,
+            ctypes.c_int64(rays),
+            _march(box, contracted, rule, resolution),
+            bits,
+            table,
+            _levels(resolutions, offsets, log2_table_size),
+            density,
+            _epsilons(density_eps),
+            color,
+            _epsilons(color_eps),
+            ctypes.c_float(min_transmittance),
+            next_ray,
+            out,
+            samples,
+        )
+        device.launch(*kernel, (grid, 1), *size, arguments)
+    return out, samples

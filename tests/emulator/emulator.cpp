@@ -129,11 +129,12 @@ void run_block(Order order, uint32_t& random) {
   at_barrier = 0;
   while (alive) {
     bool progress = false;
+    random = random * 1664525u + 1013904223u;
+    const unsigned first = random >> 16;
     for (int turn = 0; turn < warps; turn++) {
-      random = random * 1664525u + 1013904223u;
       const int warp = order == FORWARDS    ? turn
                        : order == BACKWARDS ? warps - 1 - turn
-                                            : int((turn + (random >> 16)) % unsigned(warps));
+                                            : int((unsigned(turn) + first) % unsigned(warps));
       bool again = true;
       while (again) {  // as far as this warp gets
         again = false;
@@ -166,7 +167,7 @@ void call(void (*kernel)(Arguments...)) {
 
 void (*find_kernel(const std::string& name))() {
 #define X(kernel) \
-  if (name == #kernel) return [] { call(kernel); };
+  if (name == #kernel) return [] { call(::kernel); };
   EUGEN_KERNELS
 #undef X
   return nullptr;

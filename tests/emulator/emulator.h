@@ -77,7 +77,7 @@ struct BallotArgument {
   bool vote;
   uint32 result;
 };
-static inline uint32 ballot(bool vote) {
+static inline uint32 votes(bool vote) {
   BallotArgument argument{vote, 0};
   emulator::collective(emulator::BALLOT, &argument, [](void** arguments) {
     uint32 all = 0;

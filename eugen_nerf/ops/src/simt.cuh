@@ -37,7 +37,7 @@ EUGEN_FUNCTION int lane_index() { return int(threadIdx.x) & 31; }
 EUGEN_FUNCTION int warp_index() { return int(threadIdx.x) >> 5; }
 EUGEN_FUNCTION void sync_block() { __syncthreads(); }
 EUGEN_FUNCTION void sync_warp() { __syncwarp(); }
-EUGEN_FUNCTION uint32 ballot(bool vote) { return __ballot_sync(ALL_LANES, vote); }
+EUGEN_FUNCTION uint32 votes(bool vote) { return __ballot_sync(ALL_LANES, vote); }
 template <class T> EUGEN_FUNCTION T shuffle(T value, int lane) { return __shfl_sync(ALL_LANES, value, lane); }
 template <class T> EUGEN_FUNCTION T shuffle_up(T value, int by) { return __shfl_up_sync(ALL_LANES, value, by); }
 template <class T> EUGEN_FUNCTION T shuffle_down(T value, int by) { return __shfl_down_sync(ALL_LANES, value, by); }

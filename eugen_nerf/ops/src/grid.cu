@@ -1,0 +1,148 @@
+// Kernels of the hash grid and of its optimizer; constants as in grid.cuh.
+#include "adam.h"
+#include "grid.cuh"
+
+using namespace eugen;
+
+namespace eugen {
+
+constexpr int F = EUGEN_FEATURES;
+
+// Levels that one thread looks after: together they make 32 bytes of output, the least that memory writes at once, and
+// their tables fit into the second-level cache while all positions pass.
+constexpr int GROUP = F >= 8 ? 1 : 8 / F;
+
+enum { THREADS = 128 };
+
+}  // namespace eugen
+
+// x [n, 3], table -> out [n, levels * F]. Block (i, j): positions from 128 i, levels from GROUP j.
+EUGEN_KERNEL(128)
+hash_encode_forward(const float* __restrict__ x, const TableValue* __restrict__ table, const GridLevels levels, int64 n,
+                    float* __restrict__ out) {
+  const int64 i = int64(blockIdx.x) * THREADS + threadIdx.x;
+  if (i >= n) return;
+  const Vec3 unit = load3(x + 3 * i);
+#pragma unroll
+  for (int l = 0; l < GROUP; l++) {
+    const int level = int(blockIdx.y) * GROUP + l;
+    if (level >= levels.count) break;
+    float sum[F];
+    interpolate<F>(unit, levels.level(level), table, sum);
+    float* to = out + (i * levels.count + level) * F;
+    for (int f = 0; f < F; f++) to[f] = sum[f];
+  }
+}
+
+namespace eugen {
+
+// Adds the corners' shares of a gradient to grad_table. In a dense level neighbouring lanes, samples of the same ray,
+// often lie in the same cell: such a run's sums are formed in registers, and its first lane adds them.
+template <bool DENSE>
+EUGEN_FUNCTION void scatter(const HashCell& cell, const float (&weights)[8], const float (&g)[F], bool active,
+                            float* grad_table) {
+  float share[8][F];
+#pragma unroll
+  for (int c = 0; c < 8; c++)
+#pragma unroll
+    for (int f = 0; f < F; f++) share[c][f] = active ? weights[c] * g[f] : 0.f;
+  bool adds = active;
+  if (DENSE) {
+    const int lane = lane_index();
+    const uint32 key = active ? cell.rows[0] : ~0u, before = shuffle_up(key, 1);
+    const bool first = lane == 0 || before != key;
+    const uint32 firsts = votes(first);
+    adds = active && first;
+    if (firsts != ~0u) {
+      const uint32 later = firsts & ~(2u * (1u << lane) - 1);
+      const int end = later ? lowest_bit(later) : 32;
+#pragma unroll
+      for (int step = 1; step < 32; step *= 2)
+#pragma unroll
+        for (int c = 0; c < 8; c++)
+#pragma unroll
+          for (int f = 0; f < F; f++) {
+            const float other = shuffle_down(share[c][f], step);
+            if (lane + step < end) share[c][f] += other;
+          }
+    }
+  }
+  if (!adds) return;
+#pragma unroll
+  for (int c = 0; c < 8; c++) {
+    float* to = grad_table + size_t(cell.rows[c]) * F;
+    if constexpr (F % 2 == 0) {
+#pragma unroll
+      for (int f = 0; f < F; f += 2) add_to_pair(to + f, share[c][f], share[c][f + 1]);
+    } else {
+      add_to(to, share[c][0]);
+    }
+  }
+}
+
+}  // namespace eugen
+
+// grad [n, levels * F] is scattered to grad_table, which is added to.
+EUGEN_KERNEL(128)
+hash_encode_backward(const float* __restrict__ x, const GridLevels levels, int64 n, const float* __restrict__ grad,
+                     float* __restrict__ grad_table) {
+  const int64 i = int64(blockIdx.x) * THREADS + threadIdx.x;
+  const bool active = i < n;  // all lanes of a warp stay for the sums
+  const Vec3 unit = active ? load3(x + 3 * i) : Vec3{0.f, 0.f, 0.f};
+#pragma unroll 1
+  for (int l = 0; l < GROUP; l++) {
+    const int number = int(blockIdx.y) * GROUP + l;
+    if (number >= levels.count) break;
+    const HashLevel level = levels.level(number);
+    const HashCell cell = hash_cell(unit, level);
+    float weights[8], g[F];
+    corner_weights(cell, weights);
+    for (int f = 0; f < F; f++) g[f] = active ? grad[(i * levels.count + number) * F + f] : 0.f;
+    if (level.dense)
+      scatter<true>(cell, weights, g, active, grad_table);
+    else
+      scatter<false>(cell, weights, g, active, grad_table);
+  }
+}
+
+// grad_x [n, 3] from grad [n, levels * F].
+EUGEN_KERNEL(128)
+hash_encode_position_gradient(const float* __restrict__ x, const TableValue* __restrict__ table, const GridLevels levels,
+                              int64 n, const float* __restrict__ grad, float* __restrict__ grad_x) {
+  const int64 i = int64(blockIdx.x) * THREADS + threadIdx.x;
+  if (i >= n) return;
+  const Vec3 unit = load3(x + 3 * i);
+  const float position[3] = {unit.x, unit.y, unit.z};
+  float total[3] = {0.f, 0.f, 0.f};
+  for (int l = 0; l < levels.count; l++) {
+    const HashLevel level = levels.level(l);
+    const HashCell cell = hash_cell(unit, level);
+    const float* g = grad + (i * levels.count + l) * F;
+#pragma unroll
+    for (int c = 0; c < 8; c++) {
+      float row[F], dot = 0.f;
+      load_row<F>(table, cell.rows[c], row);
+      for (int f = 0; f < F; f++) dot += g[f] * row[f];
+      for (int a = 0; a < 3; a++) total[a] += dot * corner_slope(cell, c, a) * float(level.resolution);
+    }
+  }
+  // Clamped positions do not move; PyTorch counts the faces of the cube among them.
+  for (int a = 0; a < 3; a++) grad_x[3 * i + a] = position[a] > 0.f && position[a] < 1.f ? total[a] : 0.f;
+}
+
+// Adam on the rows [n, F] whose gradient is not zero throughout.
+EUGEN_KERNEL(128)
+sparse_adam(float* __restrict__ parameter, const float* __restrict__ grad, float* __restrict__ first,
+            float* __restrict__ second, int64 n, const AdamStep step) {
+  const int64 i = int64(blockIdx.x) * THREADS + threadIdx.x;
+  if (i >= n) return;
+  float g[F];
+  bool touched = false;
+  for (int f = 0; f < F; f++) {
+    g[f] = grad[i * F + f];
+    touched = touched || g[f] != 0.f;
+  }
+  if (!touched) return;
+  for (int f = 0; f < F; f++)
+    adam_update(step, true, g[f], parameter[i * F + f], first[i * F + f], second[i * F + f]);
+}

@@ -1,0 +1,109 @@
+// Kernels along rays: spherical harmonics of directions, marching, sample positions, compositing.
+#include "composite.h"
+#include "harmonics.h"
+#include "march.cuh"
+
+using namespace eugen;
+
+namespace eugen {
+
+enum { THREADS = 128 };
+
+EUGEN_FUNCTION int64 thread_number() { return int64(blockIdx.x) * THREADS + threadIdx.x; }
+
+// Samples [begin, end) of ray r. Offsets that do not rise from 0 to n must not lead outside of the arrays.
+struct Range {
+  int64 begin, end;
+};
+EUGEN_FUNCTION Range samples_of(const int64* offsets, int64 r, int64 n) {
+  Range range{offsets[r], offsets[r + 1]};
+  range.begin = range.begin < 0 ? 0 : range.begin > n ? n : range.begin;
+  range.end = range.end < range.begin ? range.begin : range.end > n ? n : range.end;
+  return range;
+}
+
+}  // namespace eugen
+
+// [n, 3] -> [n, 16].
+EUGEN_KERNEL(128) spherical_harmonics(const float* __restrict__ directions, int64 n, float* __restrict__ out) {
+  const int64 i = thread_number();
+  if (i < n) eugen::spherical_harmonics(load3(directions + 3 * i), out + 16 * i);
+}
+
+// Samples of each ray: counts [rays].
+EUGEN_KERNEL(128)
+march_count(const float* __restrict__ origins, const float* __restrict__ directions, const float* __restrict__ near,
+            const float* __restrict__ far, const float* __restrict__ jitter, int64 rays, const MarchArguments arguments,
+            const uint8* __restrict__ bits, int64* __restrict__ counts) {
+  const int64 r = thread_number();
+  if (r >= rays) return;
+  const March m = arguments.march(bits);
+  Walk walk = begin_walk(m, load3(origins + 3 * r), load3(directions + 3 * r), near[r], far[r], jitter[r]);
+  Step step;
+  int64 count = 0;
+  while (next_sample(m, walk, step)) count++;
+  counts[r] = count;
+}
+
+// The same walk once more: t_start, t_end [n] at the offsets that the counts led to.
+EUGEN_KERNEL(128)
+march_write(const float* __restrict__ origins, const float* __restrict__ directions, const float* __restrict__ near,
+            const float* __restrict__ far, const float* __restrict__ jitter, int64 rays, const MarchArguments arguments,
+            const uint8* __restrict__ bits, const int64* __restrict__ offsets, float* __restrict__ t_start,
+            float* __restrict__ t_end) {
+  const int64 r = thread_number();
+  if (r >= rays) return;
+  const March m = arguments.march(bits);
+  Walk walk = begin_walk(m, load3(origins + 3 * r), load3(directions + 3 * r), near[r], far[r], jitter[r]);
+  Step step;
+  int64 i = offsets[r];
+  const int64 end = offsets[r + 1];
+  while (i < end && next_sample(m, walk, step)) {
+    t_start[i] = step.t_start;
+    t_end[i] = step.t_end;
+    i++;
+  }
+}
+
+// unit [n, 3] positions in the unit cube, view [n, 3] directions; one warp for each ray.
+EUGEN_KERNEL(128)
+sample_points(const float* __restrict__ origins, const float* __restrict__ directions, int64 rays,
+              const int64* __restrict__ offsets, const float* __restrict__ t_start, const float* __restrict__ t_end,
+              int64 n, const MarchArguments arguments, float* __restrict__ unit, float* __restrict__ view) {
+  const int64 r = thread_number() / WARP;
+  if (r >= rays) return;
+  const March m = arguments.march(nullptr);
+  const Vec3 o = load3(origins + 3 * r), d = load3(directions + 3 * r);
+  const Range range = samples_of(offsets, r, n);
+  for (int64 i = range.begin + lane_index(); i < range.end; i += WARP) {
+    const float t = 0.5f * (t_start[i] + t_end[i]);
+    const Vec3 u = to_unit(m, Vec3{o.x + d.x * t, o.y + d.y * t, o.z + d.z * t});
+    unit[3 * i] = u.x, unit[3 * i + 1] = u.y, unit[3 * i + 2] = u.z;
+    view[3 * i] = d.x, view[3 * i + 1] = d.y, view[3 * i + 2] = d.z;
+  }
+}
+
+// out [rays, 5]: rgb, alpha, depth.
+EUGEN_KERNEL(128)
+composite_forward(const float* __restrict__ sigma, const float* __restrict__ rgb, const float* __restrict__ t_start,
+                  const float* __restrict__ t_end, int64 n, const int64* __restrict__ offsets, int64 rays,
+                  float* __restrict__ out) {
+  const int64 r = thread_number();
+  if (r >= rays) return;
+  const Range range = samples_of(offsets, r, n);
+  const int64 b = range.begin;
+  eugen::composite_forward(sigma + b, rgb + 3 * b, t_start + b, t_end + b, range.end - b, out + 5 * r);
+}
+
+// grad_sigma [n], grad_rgb [n, 3] from grad_out [rays, 5].
+EUGEN_KERNEL(128)
+composite_backward(const float* __restrict__ sigma, const float* __restrict__ rgb, const float* __restrict__ t_start,
+                   const float* __restrict__ t_end, int64 n, const int64* __restrict__ offsets, int64 rays,
+                   const float* __restrict__ grad_out, float* __restrict__ grad_sigma, float* __restrict__ grad_rgb) {
+  const int64 r = thread_number();
+  if (r >= rays) return;
+  const Range range = samples_of(offsets, r, n);
+  const int64 b = range.begin;
+  eugen::composite_backward(sigma + b, rgb + 3 * b, t_start + b, t_end + b, range.end - b, grad_out + 5 * r,
+                            grad_sigma + b, grad_rgb + 3 * b);
+}
