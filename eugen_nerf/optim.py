@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eugen_nerf.ops import cpu
-from eugen_nerf.ops.dispatch import uses_native_cpu
+from eugen_nerf.ops.dispatch import uses_native
 
 
 class SparseAdam(torch.optim.Optimizer):
@@ -57,8 +56,12 @@ class SparseAdam(torch.optim.Optimizer):
         step_size = float(group["lr"]) / (1 - beta1 ** state["step"])
         second_scale = 1 / (1 - beta2 ** state["step"])
         first, second = state["exp_avg"], state["exp_avg_sq"]
-        if uses_native_cpu("auto", parameter, grad, first, second):
-            cpu.sparse_adam(parameter, grad, first, second, group["betas"], group["eps"], step_size, second_scale)
+        if uses_native("auto", parameter, grad, first, second):
+            if parameter.is_cuda:
+                from eugen_nerf.ops.cuda_ops import sparse_adam
+            else:
+                from eugen_nerf.ops.cpu import sparse_adam
+            sparse_adam(parameter, grad, first, second, group["betas"], group["eps"], step_size, second_scale)
             return
         touched = grad != 0
         first.copy_(torch.where(touched, torch.lerp(grad, first, beta1), first))

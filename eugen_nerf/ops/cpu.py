@@ -15,25 +15,7 @@ import torch
 from torch import Tensor
 
 from eugen_nerf.ops.build import cpu_library
-
-# Feature widths of a hash grid's vertices for which code is compiled.
-FEATURES_PER_LEVEL = (1, 2, 4, 8)
-
-
-def _prepare(name: str, tensor: Tensor, shape: tuple[int | None, ...], dtype: torch.dtype) -> Tensor:
-    """Check a tensor and make it contiguous.
-
-    Raises:
-        TypeError: wrong dtype or device.
-        ValueError: wrong shape; None stands for any length.
-    """
-    if tensor.dtype != dtype or tensor.device.type != "cpu":
-        raise TypeError(f"{name} must be {dtype} on the CPU, not {tensor.dtype} on {tensor.device}")
-    fits = tensor.dim() == len(shape) and all(w is None or w == n for w, n in zip(shape, tensor.shape, strict=True))
-    if not fits:
-        wanted = ", ".join("any" if n is None else str(n) for n in shape)
-        raise ValueError(f"{name} must have the shape [{wanted}], not {list(tensor.shape)}")
-    return tensor.contiguous()
+from eugen_nerf.ops.checks import check_grid, check_network, check_rays, prepare
 
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
@@ -63,20 +45,13 @@ def hash_encode(
     x: Tensor, table: Tensor, resolutions: Sequence[int], offsets: Sequence[int], log2_table_size: int
 ) -> Tensor:
     """[N, 3], [entries, F] -> [N, L * F]; see reference.hash_encode."""
-    x = _prepare("x", x, (None, 3), torch.float32)
-    table = _prepare("table", table, (offsets[-1], None), torch.float32)
-    _check_grid(table, resolutions, offsets)
+    x = prepare("x", x, (None, 3), torch.float32)
+    table = prepare("table", table, (offsets[-1], None), torch.float32)
+    check_grid(table, resolutions, offsets)
     out = torch.empty(x.shape[0], len(resolutions) * table.shape[1])
     grid = _grid(table, resolutions, offsets, log2_table_size)
     _call("eugen_hash_encode_forward", x, table, *grid, ctypes.c_int64(x.shape[0]), out)
     return out
-
-
-def _check_grid(table: Tensor, resolutions: Sequence[int], offsets: Sequence[int]) -> None:
-    if len(offsets) != len(resolutions) + 1 or offsets[-1] >= 2**31:
-        raise ValueError("offsets must have one entry more than resolutions and stay below 2**31")
-    if table.shape[1] not in FEATURES_PER_LEVEL:
-        raise ValueError(f"features per level must be one of {FEATURES_PER_LEVEL}, not {table.shape[1]}")
 
 
 def _grid(table: Tensor, resolutions: Sequence[int], offsets: Sequence[int], log2_table_size: int) -> tuple[Any, ...]:
@@ -106,9 +81,9 @@ def hash_encode_backward(
     needs_x: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of table and x; an empty tensor stands for one that nobody needs."""
-    x = _prepare("x", x, (None, 3), torch.float32)
-    table = _prepare("table", table, (offsets[-1], None), torch.float32)
-    grad = _prepare("grad", grad, (x.shape[0], len(resolutions) * table.shape[1]), torch.float32)
+    x = prepare("x", x, (None, 3), torch.float32)
+    table = prepare("table", table, (offsets[-1], None), torch.float32)
+    grad = prepare("grad", grad, (x.shape[0], len(resolutions) * table.shape[1]), torch.float32)
     grad_table = torch.zeros_like(table) if needs_table else table.new_empty(0)
     grad_x = torch.empty_like(x) if needs_x else x.new_empty(0)
     _call(
@@ -160,7 +135,7 @@ hash_encode.register_autograd(_hash_encode_gradient, setup_context=_hash_encode_
 @torch.library.custom_op("eugen_nerf::spherical_harmonics", mutates_args=(), device_types="cpu")
 def spherical_harmonics(directions: Tensor) -> Tensor:
     """[N, 3] -> [N, 16]; see reference.spherical_harmonics. Without a gradient."""
-    directions = _prepare("directions", directions, (None, 3), torch.float32)
+    directions = prepare("directions", directions, (None, 3), torch.float32)
     out = torch.empty(directions.shape[0], 16)
     _call("eugen_spherical_harmonics", directions, ctypes.c_int64(directions.shape[0]), out)
     return out
@@ -174,29 +149,10 @@ def _(directions: Tensor) -> Tensor:
 # --- network -------------------------------------------------------------------------------------------------
 
 
-def _check_network(x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Checks that make it safe to hand the pointers over: widths fit, and as many parameters as the spec counts."""
-    stages, last, width = spec[0], 0, spec[-1]
-    if len(spec) != 4 + 7 * stages or len(eps) != stages:
-        raise ValueError("the network's description has the wrong length")
-    for stage in range(stages):
-        in_features, features, order, shared, _, offsets, norm = spec[1 + 7 * stage : 8 + 7 * stage]
-        if in_features != width or order not in (1, 2) or features < 1:
-            raise ValueError("the network's stages do not fit together")
-        rows = features * (order if shared else order * (order + 1) // 2)
-        last += rows * (in_features + offsets + norm)
-        width = order * features
-    last += spec[-3] * (width + spec[-2])
-    return (
-        _prepare("x", x, (None, spec[-1]), torch.float32),
-        _prepare("parameters", parameters, (last,), torch.float32),
-    )
-
-
 @torch.library.custom_op("eugen_nerf::network", mutates_args=(), device_types="cpu")
 def network(x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Sequence[float]) -> Tensor:
     """[N, D] and a packed chain -> [N, D_out]; see reference.network and packing.PackedChain."""
-    x, parameters = _check_network(x, parameters, spec, eps)
+    x, parameters = check_network(x, parameters, spec, eps)
     out = torch.empty(x.shape[0], spec[-3])
     n = ctypes.c_int64(x.shape[0])
     _call("eugen_network_forward", x, parameters, _integers(spec), _floats(eps), n, out)
@@ -213,8 +169,8 @@ def network_backward(
     x: Tensor, parameters: Tensor, grad: Tensor, spec: Sequence[int], eps: Sequence[float], needs_x: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x (empty if nobody needs it) and of the packed parameters."""
-    x, parameters = _check_network(x, parameters, spec, eps)
-    grad = _prepare("grad", grad, (x.shape[0], spec[-3]), torch.float32)
+    x, parameters = check_network(x, parameters, spec, eps)
+    grad = prepare("grad", grad, (x.shape[0], spec[-3]), torch.float32)
     grad_x = torch.empty_like(x) if needs_x else x.new_empty(0)
     grad_parameters = torch.empty_like(parameters)
     _call(
@@ -256,27 +212,6 @@ network.register_autograd(_network_gradient, setup_context=_network_setup)
 # --- march ---------------------------------------------------------------------------------------------------
 
 
-def _check_rays(
-    origins: Tensor,
-    directions: Tensor,
-    near: Tensor,
-    far: Tensor,
-    bits: Tensor,
-    resolution: int,
-    rule: Sequence[float],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if not rule[0] > 0 or not rule[1] >= 0:
-        raise ValueError(f"the step size must be positive and the cone angle not negative: {list(rule)}")
-    rays = origins.shape[0]
-    return (
-        _prepare("origins", origins, (rays, 3), torch.float32),
-        _prepare("directions", directions, (rays, 3), torch.float32),
-        _prepare("near", near, (rays,), torch.float32),
-        _prepare("far", far, (rays,), torch.float32),
-        _prepare("bits", bits, (resolution**3 // 8,), torch.uint8),
-    )
-
-
 @torch.library.custom_op("eugen_nerf::march", mutates_args=(), device_types="cpu")
 def march(
     origins: Tensor,
@@ -292,8 +227,8 @@ def march(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rays and an occupancy bitfield -> ray_offsets [R + 1], t_starts [N], t_ends [N]; see reference.march."""
     rays = origins.shape[0]
-    origins, directions, near, far, bits = _check_rays(origins, directions, near, far, bits, resolution, rule)
-    jitter = _prepare("jitter", jitter, (rays,), torch.float32)
+    origins, directions, near, far, bits = check_rays(origins, directions, near, far, bits, resolution, rule)
+    jitter = prepare("jitter", jitter, (rays,), torch.float32)
     ray_offsets = torch.zeros(rays + 1, dtype=torch.int64)
 
     counts = torch.empty(rays, dtype=torch.int64)
@@ -339,7 +274,7 @@ def _(
 
 
 def _check_offsets(ray_offsets: Tensor, samples: int) -> Tensor:
-    offsets = _prepare("ray_offsets", ray_offsets, (None,), torch.int64)
+    offsets = prepare("ray_offsets", ray_offsets, (None,), torch.int64)
     rises = offsets.shape[0] > 0 and int(offsets[0]) == 0 and int(offsets[-1]) == samples
     if not rises or bool((offsets.diff() < 0).any()):
         raise ValueError(f"ray_offsets must rise from 0 to the number of samples, {samples}")
@@ -362,12 +297,12 @@ def sample_points(
     unit, view = torch.empty(n, 3), torch.empty(n, 3)
     _call(
         "eugen_sample_points",
-        _prepare("origins", origins, (rays, 3), torch.float32),
-        _prepare("directions", directions, (rays, 3), torch.float32),
+        prepare("origins", origins, (rays, 3), torch.float32),
+        prepare("directions", directions, (rays, 3), torch.float32),
         ctypes.c_int64(rays),
         offsets,
-        _prepare("t_starts", t_starts, (n,), torch.float32),
-        _prepare("t_ends", t_ends, (n,), torch.float32),
+        prepare("t_starts", t_starts, (n,), torch.float32),
+        prepare("t_ends", t_ends, (n,), torch.float32),
         _floats(box),
         ctypes.c_int(contracted),
         unit,
@@ -398,10 +333,10 @@ def _check_samples(
     n = sigma.shape[0]
     offsets = _check_offsets(ray_offsets, n)
     return (
-        _prepare("sigma", sigma, (n,), torch.float32),
-        _prepare("rgb", rgb, (n, 3), torch.float32),
-        _prepare("t_starts", t_starts, (n,), torch.float32),
-        _prepare("t_ends", t_ends, (n,), torch.float32),
+        prepare("sigma", sigma, (n,), torch.float32),
+        prepare("rgb", rgb, (n, 3), torch.float32),
+        prepare("t_starts", t_starts, (n,), torch.float32),
+        prepare("t_ends", t_ends, (n,), torch.float32),
         offsets,
     )
 
@@ -428,7 +363,7 @@ def composite_backward(
     """Gradients of sigma [N] and rgb [N, 3]."""
     arrays = _check_samples(sigma, rgb, t_starts, t_ends, ray_offsets)
     rays = ray_offsets.shape[0] - 1
-    grad = _prepare("grad", grad, (rays, 5), torch.float32)
+    grad = prepare("grad", grad, (rays, 5), torch.float32)
     grad_sigma, grad_rgb = torch.empty_like(arrays[0]), torch.empty_like(arrays[1])
     _call("eugen_composite_backward", *arrays, ctypes.c_int64(rays), grad, grad_sigma, grad_rgb)
     return grad_sigma, grad_rgb
@@ -481,12 +416,12 @@ def render(
 ) -> tuple[Tensor, Tensor]:
     """Rays and a whole field -> [R, 5] rgb, alpha, depth, and samples [R]; see reference.render."""
     rays = origins.shape[0]
-    origins, directions, near, far, bits = _check_rays(origins, directions, near, far, bits, resolution, rule)
-    table = _prepare("table", table, (offsets[-1], None), torch.float32)
-    _check_grid(table, resolutions, offsets)
+    origins, directions, near, far, bits = check_rays(origins, directions, near, far, bits, resolution, rule)
+    table = prepare("table", table, (offsets[-1], None), torch.float32)
+    check_grid(table, resolutions, offsets)
     encoded = near.new_empty(0, len(resolutions) * table.shape[1])
-    _, density = _check_network(encoded, density, density_spec, density_eps)
-    _, color = _check_network(near.new_empty(0, 15 + density_spec[-3]), color, color_spec, color_eps)
+    _, density = check_network(encoded, density, density_spec, density_eps)
+    _, color = check_network(near.new_empty(0, 15 + density_spec[-3]), color, color_spec, color_eps)
     if color_spec[-3] != 3:
         raise ValueError(f"the colour network must have 3 outputs, not {color_spec[-3]}")
     out, samples = torch.empty(rays, 5), torch.empty(rays, dtype=torch.int64)
@@ -538,9 +473,9 @@ def sparse_adam(
 ) -> None:
     """One Adam step, in place, on the values whose gradient is not zero; all tensors of one shape."""
     shape = tuple(parameter.shape)
-    grad = _prepare("grad", grad, shape, torch.float32)
+    grad = prepare("grad", grad, shape, torch.float32)
     for name, tensor in (("parameter", parameter), ("first", first), ("second", second)):
-        if _prepare(name, tensor, shape, torch.float32).data_ptr() != tensor.data_ptr():
+        if prepare(name, tensor, shape, torch.float32).data_ptr() != tensor.data_ptr():
             raise ValueError(f"{name} must be contiguous, since it is changed in place")
     _call(
         "eugen_sparse_adam",

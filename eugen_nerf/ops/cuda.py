@@ -16,12 +16,12 @@ from torch import Tensor
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.ops.cuda_driver import Device
-from eugen_nerf.ops.tiles import MAX_STAGES, Shape, Tiles, plan
+from eugen_nerf.ops.tiles import MAX_LEVELS, MAX_STAGES, RENDER_WARPS, Tiles, plan, render_shared_bytes
 
-MAX_LEVELS = 32  # of a hash grid, as in src/grid.cuh
 PRECISIONS = ("fp16", "bf16")
 
 THREADS = 128  # of a block in kernels that give each thread one item
+BLOCK = 4  # cells of an occupancy grid, along an axis, that are looked at together; as in src/march.h
 
 
 def precision() -> str:
@@ -64,9 +64,7 @@ def _blocks(n: int, each: int) -> int:
     return -(-n // each)
 
 
-def network_forward(
-    device: Device, x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Sequence[float]
-) -> Tensor:
+def network_forward(device: Device, x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Sequence[float]) -> Tensor:
     """[n, in] -> [n, out] of the dtype of ``x``: float32, or the precision's own half type."""
     n = x.shape[0]
     out = x.new_empty(n, spec[-3])
@@ -208,13 +206,12 @@ def sparse_adam(
     step_size: float,
     second_scale: float,
 ) -> None:
-    """One Adam step, in place, on the rows of [n, width] tensors whose gradient is not zero throughout."""
-    n, width = parameter.shape
+    """One Adam step, in place, on the values whose gradient is not zero; all tensors of one shape."""
+    n = parameter.numel()
     if n:
         step = AdamStep(*betas, eps, step_size, second_scale)
         arguments = (parameter, grad, first, second, ctypes.c_int64(n), step)
-        constants = grid_constants(width, half_table=False)
-        device.launch("grid.cu", constants, "sparse_adam", (_blocks(n, THREADS), 1), THREADS, 0, arguments)
+        device.launch("adam.cu", (), "sparse_adam", (_blocks(n, THREADS), 1), THREADS, 0, arguments)
 
 
 class MarchArguments(ctypes.Structure):
@@ -226,6 +223,13 @@ class MarchArguments(ctypes.Structure):
         ("contracted", ctypes.c_int),
         ("resolution", ctypes.c_int),
     )
+
+
+def _occupied_blocks(device: Device, bits: Tensor, resolution: int) -> Tensor:
+    """Which blocks of BLOCK^3 cells hold an occupied one, uint8; a walk crosses the others at once."""
+    blocks = bits.new_empty(_blocks(resolution, BLOCK) ** 3)
+    _ray_kernel(device, "occupied_blocks", blocks.numel(), bits, ctypes.c_int(resolution), blocks)
+    return blocks
 
 
 def _march(box: Sequence[float], contracted: bool, rule: Sequence[float], resolution: int) -> MarchArguments:
@@ -262,7 +266,8 @@ def march(
     """Rays -> ray_offsets [R + 1], t_starts [N], t_ends [N]. Waits for the device, to learn N."""
     rays = origins.shape[0]
     arguments = _march(box, contracted, rule, resolution)
-    common = (origins, directions, near, far, jitter, ctypes.c_int64(rays), arguments, bits)
+    blocks = _occupied_blocks(device, bits, resolution) if rays else None
+    common = (origins, directions, near, far, jitter, ctypes.c_int64(rays), arguments, bits, blocks)
     counts = torch.empty(rays, dtype=torch.int64, device=origins.device)
     _ray_kernel(device, "march_count", rays, *common, counts)
     ray_offsets = torch.zeros(rays + 1, dtype=torch.int64, device=origins.device)
@@ -313,16 +318,6 @@ def composite_backward(
     samples = (sigma, rgb, t_starts, t_ends, ctypes.c_int64(n), ray_offsets, ctypes.c_int64(rays))
     _ray_kernel(device, "composite_backward", rays, *samples, grad, grad_sigma, grad_rgb)
     return grad_sigma, grad_rgb
-
-
-RENDER_WARPS = 4
-
-
-def render_shared_bytes(density_spec: Sequence[int], color_spec: Sequence[int]) -> int:
-    """Shared memory of a block of src/render.cu: both networks' weights, and what each warp's 32 rays hand over."""
-    density, color = Shape(density_spec), Shape(color_spec)
-    weights = density.weights_in_shared(streamed=False) + color.weights_in_shared(streamed=False)
-    return weights + RENDER_WARPS * 32 * (2 * (density.row[0] + color.row[0]) + 4 * 4)
 
 
 def render_constants(
@@ -379,6 +374,7 @@ def render(
             ctypes.c_int64(rays),
             _march(box, contracted, rule, resolution),
             bits,
+            _occupied_blocks(device, bits, resolution),
             table,
             _levels(resolutions, offsets, log2_table_size),
             density,

@@ -1,13 +1,14 @@
 """The ops as the rest of the package calls them: the fastest runner that can do the work.
 
-The signatures are those of `eugen_nerf.ops.reference`, plus ``backend``: "auto" takes the native runner where
-there is one, "reference" the eager definition, "cpu" the native CPU runner or an error. The environment variable
-EUGEN_BACKEND, with the same values, goes before the argument.
+The signatures are those of `eugen_nerf.ops.reference`, plus ``backend``: "auto" takes the native runner of the
+tensors' device where there is one, "reference" the eager definition, "cpu" or "cuda" that native runner or an error.
+The environment variable EUGEN_BACKEND, with the same values, goes before the argument.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import warnings
 from typing import Literal
@@ -19,11 +20,14 @@ from eugen_nerf.errors import UserError
 from eugen_nerf.layers.merge import MergedChain
 from eugen_nerf.ops import cpu, reference
 from eugen_nerf.ops.build import BuildError, cpu_library
+from eugen_nerf.ops.checks import FEATURES_PER_LEVEL
+from eugen_nerf.ops.cuda_driver import CudaError, gpu
 from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule
-from eugen_nerf.ops.packing import pack_chain, why_not_native
+from eugen_nerf.ops.packing import PackedChain, pack_chain, why_not_native
+from eugen_nerf.ops.tiles import MAX_LEVELS, OLDEST_ARCHITECTURE, plan, why_not_cuda
 
-Backend = Literal["auto", "reference", "cpu"]
-BACKENDS = ("auto", "reference", "cpu")
+Backend = Literal["auto", "reference", "cpu", "cuda"]
+BACKENDS = ("auto", "reference", "cpu", "cuda")
 
 
 def requested_backend(backend: Backend) -> Backend:
@@ -53,8 +57,30 @@ def _native_cpu_problem() -> str | None:
     return None
 
 
-def uses_native_cpu(backend: Backend, *tensors: Tensor) -> bool:
-    """Whether the native CPU runner takes these tensors.
+@functools.cache
+def _native_cuda_problem(index: int) -> str | None:
+    """Why there are no native runners on the GPU of this number; warns once."""
+    try:
+        # Registers the kernels. Not above: without a GPU nobody needs to wait for it.
+        importlib.import_module("eugen_nerf.ops.cuda_ops")
+        device = gpu(index)
+        if device.architecture < OLDEST_ARCHITECTURE:
+            raise BuildError(
+                f"compute capability {device.architecture / 10} is below {OLDEST_ARCHITECTURE / 10}, which is needed"
+            )
+        device.resident_blocks("rays.cu", (), "march_count", 128, 0)  # compiles and loads the smallest program
+    except (BuildError, CudaError) as error:
+        warnings.warn(
+            f"eugen-nerf runs on eager PyTorch on the GPU, without its own kernels: {error}.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return str(error)
+    return None
+
+
+def uses_native(backend: Backend, *tensors: Tensor) -> bool:
+    """Whether the native runner of their device takes these tensors.
 
     Raises:
         UserError: it was asked for by name, and cannot.
@@ -62,37 +88,79 @@ def uses_native_cpu(backend: Backend, *tensors: Tensor) -> bool:
     backend = requested_backend(backend)
     if backend == "reference":
         return False
-    if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
+    device = tensors[0].device
+    same = all(t.device == device and t.dtype == torch.float32 for t in tensors)
+    if not same or device.type not in ("cpu", "cuda") or backend not in ("auto", device.type):
         if backend == "cpu":
             raise UserError("Backend cpu takes float32 tensors on the CPU. Use backend auto or reference.")
+        if backend == "cuda":
+            raise UserError("Backend cuda takes float32 tensors on one NVIDIA GPU. Use backend auto or reference.")
         return False
     if torch.compiler.is_compiling():  # the library was built, or found missing, before anything is traced
         return True
-    problem = _native_cpu_problem()
-    if problem and backend == "cpu":
-        raise UserError(f"Backend cpu was asked for, but {problem}.")
+    if device.type == "cpu":
+        problem = _native_cpu_problem()
+    else:
+        problem = _native_cuda_problem(torch.cuda.current_device() if device.index is None else device.index)
+    if problem and backend != "auto":
+        raise UserError(f"Backend {backend} was asked for, but {problem}.")
     return problem is None
+
+
+@functools.cache
+def _cuda_network_problem(spec: tuple[int, ...], index: int) -> str | None:
+    """Why a GPU has no kernels for a packed chain; warns once."""
+    problem = why_not_cuda(spec)
+    if problem is None and plan(spec, gpu(index).shared_memory) is None:
+        problem = "it does not fit into the GPU's shared memory"
+    if problem:
+        warnings.warn(
+            f"A network {spec} is evaluated by eager PyTorch, not by CUDA kernels: {problem}.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return problem
+
+
+def runs_network(packed: PackedChain, device: torch.device, backend: Backend) -> bool:
+    """Whether the native runner of the device, which `uses_native` has found, has code for a chain.
+
+    Raises:
+        UserError: it was asked for by name, and has none.
+    """
+    if device.type != "cuda":
+        return True
+    problem = _cuda_network_problem(packed.spec, torch.cuda.current_device() if device.index is None else device.index)
+    if problem and requested_backend(backend) == "cuda":
+        raise UserError(f"Backend cuda was asked for, but for this network there are no kernels: {problem}.")
+    return problem is None
+
+
+def has_grid_code(layout: HashGridLayout) -> bool:
+    """Whether native runners have code for a hash grid."""
+    return layout.features_per_level in FEATURES_PER_LEVEL and layout.num_levels <= MAX_LEVELS
 
 
 def hash_encode(x: Tensor, table: Tensor, layout: HashGridLayout, *, backend: Backend = "auto") -> Tensor:
     """See `reference.hash_encode`."""
-    if layout.features_per_level in cpu.FEATURES_PER_LEVEL and uses_native_cpu(backend, x, table):
+    if has_grid_code(layout) and uses_native(backend, x, table):
         return cpu.hash_encode(x, table, layout.resolutions, layout.offsets, layout.log2_table_size)
     return reference.hash_encode(x, table, layout)
 
 
 def spherical_harmonics(directions: Tensor, *, backend: Backend = "auto") -> Tensor:
     """See `reference.spherical_harmonics`."""
-    if not directions.requires_grad and uses_native_cpu(backend, directions):
+    if not directions.requires_grad and uses_native(backend, directions):
         return cpu.spherical_harmonics(directions)
     return reference.spherical_harmonics(directions)
 
 
 def network(x: Tensor, chain: MergedChain, *, backend: Backend = "auto") -> Tensor:
     """See `reference.network`."""
-    if why_not_native(chain) is None and uses_native_cpu(backend, x, chain.weight):
+    if why_not_native(chain) is None and uses_native(backend, x, chain.weight):
         packed = pack_chain(chain)
-        return cpu.network(x, packed.parameters, packed.spec, packed.eps)
+        if runs_network(packed, x.device, backend):
+            return cpu.network(x, packed.parameters, packed.spec, packed.eps)
     return reference.network(x, chain)
 
 
@@ -110,7 +178,7 @@ def march(
     backend: Backend = "auto",
 ) -> PackedSamples:
     """See `reference.march`."""
-    if uses_native_cpu(backend, origins, directions, near, far):
+    if uses_native(backend, origins, directions, near, far):
         shift = torch.full_like(near, 0.5) if jitter is None else jitter
         box = [*space.box[0], *space.box[1]]
         steps = [rule.step_size, rule.cone_angle]
@@ -125,7 +193,7 @@ def sample_points(
 ) -> tuple[Tensor, Tensor]:
     """See `reference.sample_points`."""
     needs_gradient = origins.requires_grad or directions.requires_grad
-    if not needs_gradient and uses_native_cpu(backend, origins, directions, samples.t_starts):
+    if not needs_gradient and uses_native(backend, origins, directions, samples.t_starts):
         box = [*space.box[0], *space.box[1]]
         ends = samples.t_starts, samples.t_ends
         return cpu.sample_points(origins, directions, samples.ray_offsets, *ends, box, space.contracted)
@@ -136,7 +204,7 @@ def composite(
     sigma: Tensor, rgb: Tensor, samples: PackedSamples, *, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.composite`."""
-    if uses_native_cpu(backend, sigma, rgb, samples.t_starts):
+    if uses_native(backend, sigma, rgb, samples.t_starts):
         out = cpu.composite(sigma, rgb, samples.t_starts, samples.t_ends, samples.ray_offsets)
         return out[:, :3], out[:, 3], out[:, 4]
     return reference.composite(sigma, rgb, samples)

@@ -1,6 +1,7 @@
 """Compiling CUDA C++ with NVRTC, the run-time compiler that comes with torch's own CUDA wheels.
 
-Neither nvcc nor a host compiler nor CUDA's headers are needed, and no GPU: code can be compiled for one that is not there.
+Neither nvcc nor a host compiler nor CUDA's headers are needed, and no GPU: code can be compiled for one that is not
+there.
 """
 
 from __future__ import annotations

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from eugen_nerf.ops import cpu, reference
-from eugen_nerf.ops.dispatch import uses_native_cpu
+from eugen_nerf.ops.cuda_driver import gpu
+from eugen_nerf.ops.dispatch import has_grid_code, runs_network, uses_native
 from eugen_nerf.ops.layout import Space, StepRule
-from eugen_nerf.ops.packing import pack_chain, why_not_native
+from eugen_nerf.ops.packing import PackedChain, pack_chain, why_not_native
 from eugen_nerf.ops.radiance_field import RadianceField
+from eugen_nerf.ops.tiles import render_shared_bytes
 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -30,13 +33,10 @@ def render(
     """See `reference.render`. A `RadianceField` may be rendered natively, any other function is called."""
     if (
         not isinstance(field, RadianceField)
-        or field.layout.features_per_level not in cpu.FEATURES_PER_LEVEL
-        or why_not_native(field.density)
-        or why_not_native(field.color)
-        or not uses_native_cpu(field.backend, origins, directions, near, far, field.table, field.density.weight)
+        or (networks := _packed_networks(field, origins, directions, near, far)) is None
     ):
         return reference.render(origins, directions, near, far, bits, resolution, space, rule, field, min_transmittance)
-    density, color, layout = pack_chain(field.density), pack_chain(field.color), field.layout
+    (density, color), layout = networks, field.layout
     out, samples = cpu.render(
         origins,
         directions,
@@ -60,3 +60,20 @@ def render(
         min_transmittance,
     )
     return out[:, :3], out[:, 3], out[:, 4], samples
+
+
+def _packed_networks(field: RadianceField, *rays: Tensor) -> tuple[PackedChain, PackedChain] | None:
+    """The field's networks for the native runner of its device; None if that cannot render the field in one pass."""
+    if why_not_native(field.density) or why_not_native(field.color) or not has_grid_code(field.layout):
+        return None
+    if not uses_native(field.backend, *rays, field.table, field.density.weight):
+        return None
+    device = rays[0].device
+    density, color = pack_chain(field.density), pack_chain(field.color)
+    if not all(runs_network(chain, device, field.backend) for chain in (density, color)):
+        return None
+    if device.type == "cuda":
+        shared = gpu(torch.cuda.current_device() if device.index is None else device.index).shared_memory
+        if render_shared_bytes(density.spec, color.spec) > shared:
+            return None  # op by op, each with its own kernels
+    return density, color

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 # specifications). A device is asked for its own number; these serve where there is none.
 SHARED_MEMORY = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 
+OLDEST_ARCHITECTURE = 75  # Turing: the first with ldmatrix
 MAX_STAGES = 8  # as in src/chain.cuh
+MAX_LEVELS = 32  # of a hash grid, as in src/grid.cuh
 WIDEST = 256  # padded inputs or outputs of a matrix
 ROW_PADDING = 8  # halves, as in src/chain.cuh
-REGISTERS = 255  # of a thread
+RENDER_WARPS = 4  # of a block of src/render.cu
 
 IDENTITY, RELU = 0, 1  # the nonlinearities that have code
 
@@ -145,6 +147,13 @@ def _backward_choices(shape: Shape, shared_memory: int) -> Iterator[tuple[int, i
             needed = shape.backward_bytes(warps, tiles, streamed)
             if held <= 150 and needed <= shared_memory:
                 yield warps, tiles, streamed, needed, keep_sums
+
+
+def render_shared_bytes(density_spec: Sequence[int], color_spec: Sequence[int]) -> int:
+    """Shared memory of a block of src/render.cu: both networks' weights, and what each warp's 32 rays hand over."""
+    density, color = Shape(density_spec), Shape(color_spec)
+    weights = density.weights_in_shared(streamed=False) + color.weights_in_shared(streamed=False)
+    return weights + RENDER_WARPS * 32 * (2 * (density.row[0] + color.row[0]) + 4 * 4)
 
 
 def why_not_cuda(spec: Sequence[int]) -> str | None:

@@ -19,9 +19,11 @@ from eugen_nerf.ops.tiles import SHARED_MEMORY
 HERE = Path(__file__).parent
 KERNELS = {
     "network.cu": ("network_forward", "network_backward", "largest_magnitude"),
-    "grid.cu": ("hash_encode_forward", "hash_encode_backward", "hash_encode_position_gradient", "sparse_adam"),
+    "grid.cu": ("hash_encode_forward", "hash_encode_backward", "hash_encode_position_gradient"),
+    "adam.cu": ("sparse_adam",),
     "rays.cu": (
         "spherical_harmonics",
+        "occupied_blocks",
         "march_count",
         "march_write",
         "sample_points",

@@ -49,7 +49,7 @@ def test_environment_goes_before_the_argument(monkeypatch: pytest.MonkeyPatch) -
 
 def test_unknown_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EUGEN_BACKEND", "gpu")
-    with pytest.raises(UserError, match="EUGEN_BACKEND is 'gpu', but the backends are auto, reference, cpu"):
+    with pytest.raises(UserError, match="EUGEN_BACKEND is 'gpu', but the backends are auto, reference, cpu, cuda"):
         dispatch.requested_backend("auto")
 
 
@@ -57,11 +57,11 @@ def test_native_by_name_or_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EUGEN_BACKEND", raising=False)
     x = torch.randn(5, 4)
     with pytest.raises(UserError, match="float32"):
-        dispatch.uses_native_cpu("cpu", x.double())
+        dispatch.uses_native("cpu", x.double())
     monkeypatch.setattr(dispatch, "_native_cpu_problem", lambda: "no C++ compiler was found")
     with pytest.raises(UserError, match="no C"):
-        dispatch.uses_native_cpu("cpu", x)
-    assert not dispatch.uses_native_cpu("auto", x)
+        dispatch.uses_native("cpu", x)
+    assert not dispatch.uses_native("auto", x)
 
 
 def test_packed_chain_holds_every_number_in_order() -> None:

@@ -1,5 +1,4 @@
-// Kernels of the hash grid and of its optimizer; constants as in grid.cuh.
-#include "adam.h"
+// Kernels of the hash grid; constants as in grid.cuh.
 #include "grid.cuh"
 
 using namespace eugen;
@@ -128,21 +127,4 @@ hash_encode_position_gradient(const float* __restrict__ x, const TableValue* __r
   }
   // Clamped positions do not move; PyTorch counts the faces of the cube among them.
   for (int a = 0; a < 3; a++) grad_x[3 * i + a] = position[a] > 0.f && position[a] < 1.f ? total[a] : 0.f;
-}
-
-// Adam on the rows [n, F] whose gradient is not zero throughout.
-EUGEN_KERNEL(128)
-sparse_adam(float* __restrict__ parameter, const float* __restrict__ grad, float* __restrict__ first,
-            float* __restrict__ second, int64 n, const AdamStep step) {
-  const int64 i = int64(blockIdx.x) * THREADS + threadIdx.x;
-  if (i >= n) return;
-  float g[F];
-  bool touched = false;
-  for (int f = 0; f < F; f++) {
-    g[f] = grad[i * F + f];
-    touched = touched || g[f] != 0.f;
-  }
-  if (!touched) return;
-  for (int f = 0; f < F; f++)
-    adam_update(step, true, g[f], parameter[i * F + f], first[i * F + f], second[i * F + f]);
 }

@@ -12,7 +12,12 @@ struct MarchArguments {
   int contracted;
   int resolution;
 
-  EUGEN_MEMBER March march(const uint8* bits) const { return make_march(box, contracted, rule, resolution, bits); }
+  // bits and blocks as in struct March; they may be null where positions are all that is wanted.
+  EUGEN_MEMBER March march(const uint8* bits, const uint8* blocks) const {
+    March m = make_march(box, contracted, rule, resolution, bits);
+    m.blocks = blocks;
+    return m;
+  }
 };
 
 }  // namespace eugen

@@ -30,14 +30,29 @@ EUGEN_KERNEL(128) spherical_harmonics(const float* __restrict__ directions, int6
   if (i < n) eugen::spherical_harmonics(load3(directions + 3 * i), out + 16 * i);
 }
 
+// Whether any cell of each BLOCK^3 cells is occupied: blocks [blocks_along_axis(resolution)^3].
+EUGEN_KERNEL(128) occupied_blocks(const uint8* __restrict__ bits, int resolution, uint8* __restrict__ blocks) {
+  const int64 i = thread_number(), side = blocks_along_axis(resolution), r = resolution;
+  if (i >= side * side * side) return;
+  const int64 low[3] = {i % side * BLOCK, i / side % side * BLOCK, i / (side * side) * BLOCK};
+  bool any = false;
+  for (int64 z = low[2]; z < low[2] + BLOCK && z < r; z++)
+    for (int64 y = low[1]; y < low[1] + BLOCK && y < r; y++)
+      for (int64 x = low[0]; x < low[0] + BLOCK && x < r; x++) {
+        const int64 cell = (z * r + y) * r + x;
+        any = any || (bits[cell >> 3] >> (cell & 7) & 1);
+      }
+  blocks[i] = any;
+}
+
 // Samples of each ray: counts [rays].
 EUGEN_KERNEL(128)
 march_count(const float* __restrict__ origins, const float* __restrict__ directions, const float* __restrict__ near,
             const float* __restrict__ far, const float* __restrict__ jitter, int64 rays, const MarchArguments arguments,
-            const uint8* __restrict__ bits, int64* __restrict__ counts) {
+            const uint8* __restrict__ bits, const uint8* __restrict__ blocks, int64* __restrict__ counts) {
   const int64 r = thread_number();
   if (r >= rays) return;
-  const March m = arguments.march(bits);
+  const March m = arguments.march(bits, blocks);
   Walk walk = begin_walk(m, load3(origins + 3 * r), load3(directions + 3 * r), near[r], far[r], jitter[r]);
   Step step;
   int64 count = 0;
@@ -49,11 +64,11 @@ march_count(const float* __restrict__ origins, const float* __restrict__ directi
 EUGEN_KERNEL(128)
 march_write(const float* __restrict__ origins, const float* __restrict__ directions, const float* __restrict__ near,
             const float* __restrict__ far, const float* __restrict__ jitter, int64 rays, const MarchArguments arguments,
-            const uint8* __restrict__ bits, const int64* __restrict__ offsets, float* __restrict__ t_start,
-            float* __restrict__ t_end) {
+            const uint8* __restrict__ bits, const uint8* __restrict__ blocks, const int64* __restrict__ offsets,
+            float* __restrict__ t_start, float* __restrict__ t_end) {
   const int64 r = thread_number();
   if (r >= rays) return;
-  const March m = arguments.march(bits);
+  const March m = arguments.march(bits, blocks);
   Walk walk = begin_walk(m, load3(origins + 3 * r), load3(directions + 3 * r), near[r], far[r], jitter[r]);
   Step step;
   int64 i = offsets[r];
@@ -72,7 +87,7 @@ sample_points(const float* __restrict__ origins, const float* __restrict__ direc
               int64 n, const MarchArguments arguments, float* __restrict__ unit, float* __restrict__ view) {
   const int64 r = thread_number() / WARP;
   if (r >= rays) return;
-  const March m = arguments.march(nullptr);
+  const March m = arguments.march(nullptr, nullptr);
   const Vec3 o = load3(origins + 3 * r), d = load3(directions + 3 * r);
   const Range range = samples_of(offsets, r, n);
   for (int64 i = range.begin + lane_index(); i < range.end; i += WARP) {

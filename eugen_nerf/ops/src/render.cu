@@ -108,7 +108,7 @@ using namespace eugen;
 EUGEN_KERNEL(EUGEN_WARPS * WARP)
 render(const float* __restrict__ origins, const float* __restrict__ directions, const float* __restrict__ near,
        const float* __restrict__ far, int64 rays, const MarchArguments march, const uint8* __restrict__ bits,
-       const TableValue* __restrict__ table, const GridLevels levels, const float* __restrict__ density,
+       const uint8* __restrict__ blocks, const TableValue* __restrict__ table, const GridLevels levels, const float* __restrict__ density,
        const Epsilons density_eps, const float* __restrict__ color, const Epsilons color_eps, float min_transmittance,
        uint32* __restrict__ next_ray, float* __restrict__ out, int64* __restrict__ samples) {
   EUGEN_SHARED(memory);
@@ -119,7 +119,7 @@ render(const float* __restrict__ origins, const float* __restrict__ directions, 
   for (int c = 0; c < Density::row(0); c++) mine.encoded[lane][c] = 0;  // padding stays so
   for (int c = 0; c < Color::row(0); c++) mine.color_inputs[lane][c] = 0;
 
-  const March m = march.march(bits);
+  const March m = march.march(bits, blocks);
   const float opaque = -log(maximum(min_transmittance, 1e-30f));
   bool has_ray = false, more = true;
   int64 ray = 0;
