@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint sanitize clean
+.PHONY: demo test lint sanitize mutation test-gpu clean
 
 demo: .venv/installed
 	$(BIN)/python -m eugen_nerf.bench.demo --output outputs/demo
@@ -23,6 +23,14 @@ sanitize: .venv/installed-dev
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 EUGEN_CXXFLAGS="$(SANITIZER_FLAGS)" \
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/ops/test_cpu.py tests/test_optim.py
+
+# Every bug of tests/emulator/mutations.py planted into the CUDA sources; make test tries a third of them.
+mutation: .venv/installed-dev
+	EUGEN_ALL_MUTATIONS=1 $(BIN)/python -m pytest -s tests/emulator/test_mutations.py
+
+# What needs an NVIDIA GPU; skipped tests say why.
+test-gpu: .venv/installed-dev
+	$(BIN)/python -m pytest -m gpu
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \

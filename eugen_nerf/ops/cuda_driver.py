@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eugen_nerf.ops.build import BuildError
-from eugen_nerf.ops.nvrtc import compile_cached
+from eugen_nerf.ops.nvrtc import compile_cached, find_nvrtc
 
 # CUdevice_attribute and CUfunction_attribute of the driver's interface.
 _SHARED_MEMORY_OPT_IN, _MULTIPROCESSORS = 97, 16
@@ -95,7 +95,7 @@ class Gpu:
         key = (source, constants, kernel)
         if key not in self._functions:
             if key[:2] not in self._modules:
-                compiled = compile_cached(source, self.architecture, constants)
+                compiled = compile_cached(source, find_nvrtc().target(self.architecture), constants)
                 module = ctypes.c_void_p()
                 _check(_driver().cuModuleLoadData(ctypes.byref(module), compiled.cubin), "loading compiled kernels")
                 self._modules[key[:2]] = module

@@ -33,7 +33,9 @@ def _table_dtype(table: Tensor) -> torch.dtype:
 
 
 @cpu.hash_encode.register_kernel("cuda")
-def _(x: Tensor, table: Tensor, resolutions: Sequence[int], offsets: Sequence[int], log2_table_size: int) -> Tensor:
+def hash_encode(
+    x: Tensor, table: Tensor, resolutions: Sequence[int], offsets: Sequence[int], log2_table_size: int
+) -> Tensor:
     device = x.device
     x = prepare("x", x, (None, 3), F32, device)
     table = prepare("table", table, (offsets[-1], None), _table_dtype(table), device)
@@ -42,7 +44,7 @@ def _(x: Tensor, table: Tensor, resolutions: Sequence[int], offsets: Sequence[in
 
 
 @cpu.hash_encode_backward.register_kernel("cuda")
-def _(
+def hash_encode_backward(
     x: Tensor,
     table: Tensor,
     grad: Tensor,
@@ -61,20 +63,20 @@ def _(
 
 
 @cpu.spherical_harmonics.register_kernel("cuda")
-def _(directions: Tensor) -> Tensor:
+def spherical_harmonics(directions: Tensor) -> Tensor:
     device = directions.device
     return cuda.spherical_harmonics(_gpu(device), prepare("directions", directions, (None, 3), F32, device))
 
 
 @cpu.network.register_kernel("cuda")
-def _(x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Sequence[float]) -> Tensor:
+def network(x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Sequence[float]) -> Tensor:
     device = x.device
     x, parameters = check_network(x, parameters, spec, eps, device, _row_dtype(x))
     return cuda.network_forward(_gpu(device), x, parameters, spec, eps)
 
 
 @cpu.network_backward.register_kernel("cuda")
-def _(
+def network_backward(
     x: Tensor, parameters: Tensor, grad: Tensor, spec: Sequence[int], eps: Sequence[float], needs_x: bool
 ) -> tuple[Tensor, Tensor]:
     device = x.device
@@ -84,7 +86,7 @@ def _(
 
 
 @cpu.march.register_kernel("cuda")
-def _(
+def march(
     origins: Tensor,
     directions: Tensor,
     near: Tensor,
@@ -103,7 +105,7 @@ def _(
 
 
 @cpu.sample_points.register_kernel("cuda")
-def _(
+def sample_points(
     origins: Tensor,
     directions: Tensor,
     ray_offsets: Tensor,
@@ -139,12 +141,12 @@ def _samples(
 
 
 @cpu.composite.register_kernel("cuda")
-def _(sigma: Tensor, rgb: Tensor, t_starts: Tensor, t_ends: Tensor, ray_offsets: Tensor) -> Tensor:
+def composite(sigma: Tensor, rgb: Tensor, t_starts: Tensor, t_ends: Tensor, ray_offsets: Tensor) -> Tensor:
     return cuda.composite_forward(_gpu(sigma.device), *_samples(sigma, rgb, t_starts, t_ends, ray_offsets))
 
 
 @cpu.composite_backward.register_kernel("cuda")
-def _(
+def composite_backward(
     sigma: Tensor, rgb: Tensor, t_starts: Tensor, t_ends: Tensor, ray_offsets: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor]:
     samples = _samples(sigma, rgb, t_starts, t_ends, ray_offsets)
@@ -153,7 +155,7 @@ def _(
 
 
 @cpu.render.register_kernel("cuda")
-def _(
+def render(
     origins: Tensor,
     directions: Tensor,
     near: Tensor,

@@ -76,6 +76,19 @@ class Nvrtc:
         self._library.nvrtcGetSupportedArchs(values)
         return list(values)
 
+    def target(self, architecture: int) -> int:
+        """The architecture to compile for, given a GPU's: its own, or an older one of the same generation.
+
+        Raises:
+            BuildError: the GPU's generation is unknown to this NVRTC.
+        """
+        known = [a for a in self.architectures() if a // 10 == architecture // 10 and a <= architecture]
+        if not known:
+            raise BuildError(
+                f"NVRTC {self.version[0]}.{self.version[1]} does not know compute capability {architecture / 10}"
+            )
+        return max(known)
+
     def compile(self, source: str, architecture: int, constants: tuple[str, ...] = ()) -> Compiled:
         """Compile one of the sources in ops/src.
 

@@ -171,6 +171,7 @@ EUGEN_FUNCTION uint32 pack_bounded(float low, float high) {
 #endif
   return pack(low, high);
 }
+EUGEN_FUNCTION uint32 pack_relu(float low, float high) { return pack_bounded(low < 0.f ? 0.f : low, high < 0.f ? 0.f : high); }
 EUGEN_FUNCTION float low_half(uint32 v) { return to_float(uint16(v & 0xffff)); }
 EUGEN_FUNCTION float high_half(uint32 v) { return to_float(uint16(v >> 16)); }
 

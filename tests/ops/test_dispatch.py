@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers import EUGen, build_network, merge_chain
 from eugen_nerf.ops import dispatch, network, reference
+from eugen_nerf.ops.build import BuildError
 from eugen_nerf.ops.packing import pack_chain, why_not_native
 
 
@@ -88,3 +90,80 @@ def test_why_not_native(layers: list[torch.nn.Module], reason: str | None) -> No
     found = why_not_native(merge_chain(layers))
     assert (found is None) == (reason is None)
     assert reason is None or (found is not None and reason in found)
+
+
+def cuda_tensors(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    """Tensors that say they are on a GPU and hold nothing; to be used within the mode they come from."""
+    return [torch.empty(shape, device="cuda:0") for shape in shapes]
+
+
+def test_cuda_tensors_take_the_cuda_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EUGEN_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "_native_cuda_problem", lambda index: None)
+    monkeypatch.setattr(dispatch, "_cuda_network_problem", lambda spec, index: None)
+    calls: list[str] = []
+    monkeypatch.setattr(dispatch.cpu, "network", lambda x, *_: calls.append(x.device.type) or x)
+    layers = build_network("eugen", 4, 8, 1, 3, 6)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        (x,) = cuda_tensors((5, 4))
+        chain = merge_chain(layers.to("cuda:0"))
+        network(x, chain)
+        assert calls == ["cuda"]
+        network(x, chain, backend="reference")
+        with pytest.raises(UserError, match="on the CPU"):
+            dispatch.uses_native("cpu", x)
+        with pytest.raises(UserError, match="one NVIDIA GPU"):
+            dispatch.uses_native("cuda", x, x.double())
+    assert calls == ["cuda"]
+    with pytest.raises(UserError, match="one NVIDIA GPU"):
+        dispatch.uses_native("cuda", torch.randn(3))
+
+
+def test_without_cuda_kernels_the_reference_works_or_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EUGEN_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "_native_cuda_problem", lambda index: "NVRTC was found neither here nor there")
+    with FakeTensorMode():
+        (x,) = cuda_tensors((5, 4))
+        assert not dispatch.uses_native("auto", x)
+        with pytest.raises(UserError, match="Backend cuda was asked for, but NVRTC"):
+            dispatch.uses_native("cuda", x)
+
+
+def test_networks_without_cuda_kernels_are_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Small:
+        shared_memory = 16_000
+
+    monkeypatch.delenv("EUGEN_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "gpu", lambda index: Small())
+    dispatch._cuda_network_problem.cache_clear()
+    device = torch.device("cuda", 0)
+    sine = pack_chain(merge_chain(build_network("eugen", 4, 8, 1, 3, 6, phi="sin")))
+    wide = pack_chain(merge_chain(build_network("mlp", 32, 256, 2, 3, 6)))
+    small = pack_chain(merge_chain(build_network("mlp", 4, 16, 1, 3, 6)))
+    with pytest.warns(RuntimeWarning) as warned:
+        assert not any(dispatch.runs_network(packed, device, "auto") for packed in (sine, wide, sine, wide))
+    texts = [str(warning.message) for warning in warned]
+    assert len(texts) == 2
+    assert "no phi but identity and relu" in texts[0]
+    assert "does not fit" in texts[1]
+    assert dispatch.runs_network(small, device, "auto")
+    with pytest.raises(UserError, match="there are no kernels"):
+        dispatch.runs_network(wide, device, "cuda")
+    assert dispatch.runs_network(wide, torch.device("cpu"), "auto")
+    dispatch._cuda_network_problem.cache_clear()
+
+
+def test_a_gpu_that_is_too_old_or_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old:
+        architecture = 70
+
+    def no_driver(index: int) -> object:
+        raise BuildError("the CUDA driver does not load (libcuda.so.1)")
+
+    for fake, reason in ((lambda index: Old(), "capability 7.0 is below 7.5"), (no_driver, "driver does not load")):
+        monkeypatch.setattr(dispatch, "gpu", fake)
+        dispatch._native_cuda_problem.cache_clear()
+        with pytest.warns(RuntimeWarning, match=reason):
+            assert dispatch._native_cuda_problem(0)
+        dispatch._native_cuda_problem(0)  # says it once
+    dispatch._native_cuda_problem.cache_clear()

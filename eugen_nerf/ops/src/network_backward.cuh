@@ -160,7 +160,7 @@ struct Backward {
   template <int I>
   EUGEN_MEMBER void add_product(float (&sum)[2][4], int tile) {
     constexpr int K_TILES = C::k(I) / 16, LD = C::row(I);
-    const uint16* left = left_by_input(gradient + tile / K_TILES * 16, gradient_row);
+    const uint16* left = by_output(gradient + tile / K_TILES * 16, gradient_row);
     const uint16* right = by_input(activations + activations_before(I) + tile % K_TILES * 16, LD);
 #pragma unroll
     for (int r = 0; r < rows; r += 16) {
@@ -174,7 +174,7 @@ struct Backward {
   template <int I>
   EUGEN_MEMBER void add_vector_product(float (&sum)[4], int tile) {
     constexpr int LD = C::row(I);
-    const uint16* left = left_by_input(gradient + tile * 16, gradient_row);
+    const uint16* left = by_output(gradient + tile * 16, gradient_row);
     const uint16* right = activations + activations_before(I) + (lane_index() & 15) * LD + C::k(I);
 #pragma unroll
     for (int r = 0; r < rows; r += 16) {

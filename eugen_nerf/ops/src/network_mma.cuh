@@ -18,21 +18,17 @@ struct LanePlace {
   EUGEN_MEMBER LanePlace() : row(lane_index() >> 2), column((lane_index() & 3) * 2) {}
 };
 
-// Addresses that lanes hand to load_matrices for a 16 x 16 tile that begins at `tile`, rows `ld` halves apart:
-// the tile as rows of outputs and columns of inputs, i.e. the B operand's four words for outputs 0 to 7 and 8 to 15,
+// Addresses that lanes hand over for a tile of 16 x 16 halves that begins at `tile`, rows `ld` halves apart. With
+// load_matrices: B operands, two words for outputs 0 to 7 and two for 8 to 15, of a tile with a row for each output. With
+// load_matrices_transposed: an A operand of a tile with a column for each row of A.
 EUGEN_FUNCTION const uint16* by_output(const uint16* tile, int ld) {
   const int lane = lane_index();
   return tile + ((lane & 7) + (lane >> 4 << 3)) * ld + (lane >> 3 & 1) * 8;
 }
-// the same with rows of what is summed over and columns of outputs, for load_matrices_transposed,
+// With load_matrices_transposed: B operands as above, of a tile with a column for each output.
 EUGEN_FUNCTION const uint16* by_input(const uint16* tile, int ld) {
   const int lane = lane_index();
   return tile + ((lane & 7) + (lane >> 3 & 1) * 8) * ld + (lane >> 4 << 3);
-}
-// and an A operand, rows of what is summed over, columns of outputs, for load_matrices_transposed.
-EUGEN_FUNCTION const uint16* left_by_input(const uint16* tile, int ld) {
-  const int lane = lane_index();
-  return tile + ((lane & 7) + (lane >> 4 << 3)) * ld + (lane >> 3 & 1) * 8;
 }
 
 // The weights of a chain in shared memory: all of them, or (STREAMED, for networks too wide) the part in use.
@@ -264,15 +260,12 @@ EUGEN_FUNCTION void project(float (&c)[TILES][2][4], const uint32 (&a)[TILES][C:
   }
 }
 
-template <int PHI>
-EUGEN_FUNCTION float apply_phi(float z) {
-  static_assert(PHI == IDENTITY_PHI || PHI == RELU_PHI, "no other phi has code for tensor cores");
-  return PHI == RELU_PHI ? maximum(z, 0.f) : z;
-}
-
-// Word i of the fragment that a tile's sums become.
+// Word i of the fragment that a tile's sums become, after phi.
+template <int PHI = IDENTITY_PHI>
 EUGEN_FUNCTION uint32 pack_word(const float (&c)[2][4], int i) {
-  return pack_bounded(c[i >> 1][2 * (i & 1)], c[i >> 1][2 * (i & 1) + 1]);
+  static_assert(PHI == IDENTITY_PHI || PHI == RELU_PHI, "no other phi has code for tensor cores");
+  const float low = c[i >> 1][2 * (i & 1)], high = c[i >> 1][2 * (i & 1) + 1];
+  return PHI == RELU_PHI ? pack_relu(low, high) : pack_bounded(low, high);
 }
 
 // Features f of stage I from its inputs a.
@@ -301,19 +294,16 @@ EUGEN_FUNCTION void stage_features(const uint32 (&a)[TILES][C::k(I) / 16][4],
 #pragma unroll
         for (int e = 0; e < 8; e++) {
           const float l = C::is_shared(I) ? first[m][e >> 2][e & 3] : left[m][e >> 2][e & 3];
-          product[e >> 2][e & 3] = apply_phi<PHI>(l * right[m][e >> 2][e & 3]);
+          product[e >> 2][e & 3] = l * right[m][e >> 2][e & 3];
         }
 #pragma unroll
-        for (int i = 0; i < 4; i++) f[m][BLOCK_TILES + tile][i] = pack_word(product, i);
+        for (int i = 0; i < 4; i++) f[m][BLOCK_TILES + tile][i] = pack_word<PHI>(product, i);
       }
     }
 #pragma unroll
-    for (int m = 0; m < TILES; m++) {
+    for (int m = 0; m < TILES; m++)
 #pragma unroll
-      for (int e = 0; e < 8; e++) first[m][e >> 2][e & 3] = apply_phi<PHI>(first[m][e >> 2][e & 3]);
-#pragma unroll
-      for (int i = 0; i < 4; i++) f[m][tile][i] = pack_word(first[m], i);
-    }
+      for (int i = 0; i < 4; i++) f[m][tile][i] = pack_word<PHI>(first[m], i);
   }
 }
 

@@ -108,6 +108,22 @@ EUGEN_FUNCTION uint32 pack_bounded(float low, float high) {
 #endif
 }
 
+// pack_bounded() of max(v, 0), where what is not a number stays so.
+EUGEN_FUNCTION uint32 pack_relu(float low, float high) {
+#if EUGEN_BF16
+  uint32 r = pack(low, high);
+  asm("max.NaN.bf16x2 %0, %0, %1;" : "+r"(r) : "r"(0));
+  return r;
+#elif __CUDA_ARCH__ >= 800
+  uint32 r = pack(low, high);
+  asm("min.NaN.f16x2 %0, %0, %1;" : "+r"(r) : "r"(0x7bff7bff));
+  asm("max.NaN.f16x2 %0, %0, %1;" : "+r"(r) : "r"(0));
+  return r;
+#else
+  return pack_bounded(low < 0.f ? 0.f : low, high < 0.f ? 0.f : high);
+#endif
+}
+
 EUGEN_FUNCTION float to_float(uint16 h) {
 #if EUGEN_BF16
   return __uint_as_float(uint32(h) << 16);

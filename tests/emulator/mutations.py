@@ -1,0 +1,134 @@
+"""Bugs to plant into the CUDA sources, to see whether the emulator's tests would notice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One wrong piece of code."""
+
+    file: str
+    right: str  # as it stands in the file
+    wrong: str
+    cases: tuple[str, ...]  # checks of test_mutations.py that should fail
+
+    @property
+    def name(self) -> str:
+        return f"{self.file}: {' '.join(self.right.split())} -> {' '.join(self.wrong.split()) or 'nothing'}"
+
+
+def _of(file: str, *cases: str, pairs: list[tuple[str, str]]) -> list[Mutation]:
+    return [Mutation(file, right, wrong, cases) for right, wrong in pairs]
+
+
+MUTATIONS = [
+    *_of(
+        "chain.cuh",
+        "network",
+        pairs=[
+            ("in_block * IN + in_feature];", "in_feature];"),
+            ("if (feature >= OUT || in_feature >= IN)", "if (feature > OUT || in_feature > IN)"),
+            ("offsets_at(i) + (has_offsets(i) ? rows(i) : 0)", "offsets_at(i)"),
+            ("return feature < OUT ? parameters", "return feature <= OUT ? parameters"),
+        ],
+    ),
+    *_of(
+        "network_mma.cuh",
+        "network",
+        pairs=[
+            ("load_all<0>();\n    sync_block();", "load_all<0>();"),
+            ("r < C::n(I); r += THREADS", "r < C::n(I) - 1; r += THREADS"),
+            ("pack(low, weight_at<C, I>(parameters, row + r, column + c + 1))", "pack(low, low)"),
+            ("if (c + 1 < IN) high = row[c + 1];", "if (c < IN) high = row[c + 1];"),
+            ("if (column < OUT) y[r * OUT + column] = low;", "if (column <= OUT) y[r * OUT + column] = low;"),
+            ("sum += shuffle_xor(sum, 1);\n      sum += shuffle_xor(sum, 2);\n      norms",
+             "sum += shuffle_xor(sum, 1);\n      norms"),
+            ("norms[m][q >> 1] * norm_column", "norms[m][q & 1] * norm_column"),
+            ("multiply_add(c[m][0], a[m][k], b[0], b[1]);", "multiply_add(c[m][0], a[m][k], b[1], b[0]);"),
+            ("load_matrices(b, p + k * 16);", "load_matrices(b, p + k * 8);"),
+            ("low = c[i >> 1][2 * (i & 1)], high", "low = c[i & 1][2 * (i >> 1)], high"),
+            ("block(right, C::is_shared(I) ? 1 : 2, tile);", "block(right, 1, tile);"),
+        ],
+    ),
+    *_of(
+        "network_mma.cuh",
+        "even",
+        pairs=[
+            ("if (r < n) {\n          if (IN % 2 == 0) {\n            if (c < IN) load_pair",
+             "if (r <= n) {\n          if (IN % 2 == 0) {\n            if (c < IN) load_pair"),
+            ("if (column < OUT) store_pair(", "if (column <= OUT) store_pair("),
+        ],
+    ),
+    *_of(
+        "network_mma.cuh",
+        "streamed",
+        pairs=[
+            ("sync_block();  // nobody reads the part before any longer", ""),
+            ("0, C::k(I));\n      sync_block();", "0, C::k(I));"),
+            ("fill<I>(halves, columns_row, 0, C::n(I), tile * 16, 16);\n      sync_block();",
+             "fill<I>(halves, columns_row, 0, C::n(I), tile * 16, 16);"),
+        ],
+    ),
+    *_of(
+        "network_backward.cuh",
+        "network",
+        pairs=[
+            ("127 + 127 + TARGET_EXPONENT - exponent", "127 + TARGET_EXPONENT - exponent"),
+            ("sync_block();  // the gradient of the matrix before has been read", ""),
+            ("gradient_row);\n    sync_block();", "gradient_row);"),
+            ("sync_block();  // the activations of the rows before have been read", ""),
+            ("pack_bounded(1.f, norm)", "pack_bounded(norm, 1.f)"),
+            ("gradient + tile / K_TILES * 16", "gradient + tile % K_TILES * 16"),
+            ("sum[e >> 2][q] * inverse_scale", "sum[e >> 2][q]"),
+            ("norm_at(I) + row, sum[2 * half + 1]", "norm_at(I) + row, sum[2 * half]"),
+            ("sum += shuffle_xor(sum, 2);\n        pull", "pull"),
+            ("if (!(low_half(feature) > 0.f))", "if (!(high_half(feature) > 0.f))"),
+            ("(SHARED ? first[m][e >> 2][e & 3] : 0.f)", "0.f"),
+            ("= passed * l;", "= passed * r;"),
+            ("load_matrices_transposed(b, p + n * 16 * LD);", "load_matrices_transposed(b, p + n * 16);"),
+            ("(lane_index() & 15) * LD", "(lane_index() & 7) * LD"),
+            ("base += int64(gridDim.x) * rows", "base += rows"),
+            ("m * 16 + place.row + (i & 1) * 8;\n    return", "m * 16 + place.row + (i >> 1) * 8;\n    return"),
+        ],
+    ),
+    *_of(
+        "grid.cu",
+        "grid",
+        pairs=[
+            ("if (i >= n) return;", "if (i > n) return;"),
+            ("if (level >= levels.count) break;", "if (level > levels.count) break;"),
+            ("const bool first = lane == 0 || before != key;", "const bool first = before != key;"),
+            ("if (lane + step < end)", "if (lane + step <= end)"),
+            ("~(2u * (1u << lane) - 1)", "~((1u << lane) - 1)"),
+            ("position[a] > 0.f && position[a] < 1.f ? total[a] : 0.f", "total[a]"),
+        ],
+    ),
+    *_of(
+        "rays.cu",
+        "rays",
+        pairs=[
+            ("range.end > n ? n : range.end", "range.end"),
+            ("x < low[0] + BLOCK && x < r", "x < low[0] + BLOCK - 1 && x < r"),
+            ("while (i < end && next_sample", "while (next_sample"),
+            ("i += WARP)", "i += WARP + 1)"),
+            ("if (r >= rays) return;\n  const Range range = samples_of(offsets, r, n);\n  const int64 b",
+             "if (r > rays) return;\n  const Range range = samples_of(offsets, r, n);\n  const int64 b"),
+        ],
+    ),
+    *_of(
+        "render.cu",
+        "render",
+        pairs=[
+            ("mine.encoded[lane]);\n    sync_warp();", "mine.encoded[lane]);"),
+            ("density_eps, outputs);\n    }\n    sync_warp();", "density_eps, outputs);\n    }"),
+            ("color_eps, outputs);\n    }\n    sync_warp();", "color_eps, outputs);\n    }"),
+            ("wanting & ((1u << lane) - 1)", "wanting & ((2u << lane) - 1)"),
+            ("HARMONICS - 1 + column", "HARMONICS + column"),
+            ("optical <= opaque && next_sample", "next_sample"),
+            ("(lane >> 3 & 1) * 8) * ld + (lane >> 4) * 8", "(lane >> 4) * 8) * ld + (lane >> 3 & 1) * 8"),
+            ("optical = 0.f;\n          used = 0;", "used = 0;"),
+        ],
+    ),
+]  # fmt: skip

@@ -1,0 +1,106 @@
+"""What the emulator itself promises to notice, on kernels written to misbehave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.emulator import device as emulator
+from tests.emulator.device import ORDERS, EmulatedDevice, EmulationError
+
+# Each kernel copies in[i] to out[i] for 64 threads, in its own wrong way.
+PROGRAM = """
+#include "simt.cuh"
+using namespace eugen;
+EUGEN_KERNEL(64) right(const float* in, float* out) {
+  EUGEN_SHARED(memory);
+  float* shared = reinterpret_cast<float*>(memory);
+  shared[63 - threadIdx.x] = in[63 - threadIdx.x];
+  sync_block();
+  out[threadIdx.x] = shared[threadIdx.x];
+}
+EUGEN_KERNEL(64) no_barrier(const float* in, float* out) {
+  EUGEN_SHARED(memory);
+  float* shared = reinterpret_cast<float*>(memory);
+  shared[63 - threadIdx.x] = in[63 - threadIdx.x];
+  out[threadIdx.x] = shared[threadIdx.x];
+}
+EUGEN_KERNEL(64) barrier_for_some(const float* in, float* out) {
+  if (threadIdx.x < 40) sync_block(); else votes(true);
+  out[threadIdx.x] = in[threadIdx.x];
+}
+EUGEN_KERNEL(64) different_collectives(const float* in, float* out) {
+  if (threadIdx.x & 1) votes(true); else sync_warp();
+  out[threadIdx.x] = in[threadIdx.x];
+}
+EUGEN_KERNEL(64) reads_beyond(const float* in, float* out) { out[threadIdx.x] = in[threadIdx.x + 8]; }
+EUGEN_KERNEL(64) reads_before(const float* in, float* out) { out[threadIdx.x] = in[int(threadIdx.x) - 1]; }
+EUGEN_KERNEL(64) writes_beyond(const float* in, float* out) { out[threadIdx.x + 4] = in[threadIdx.x]; }
+EUGEN_KERNEL(64) beyond_shared(const float* in, float* out) {
+  EUGEN_SHARED(memory);
+  reinterpret_cast<float*>(memory)[threadIdx.x + 64] = in[threadIdx.x];
+  out[threadIdx.x] = in[threadIdx.x];
+}
+EUGEN_KERNEL(64) unwritten_shared(const float* in, float* out) {
+  EUGEN_SHARED(memory);
+  out[threadIdx.x] = reinterpret_cast<float*>(memory)[threadIdx.x] + in[threadIdx.x];
+}
+EUGEN_KERNEL(64) misaligned(const float* in, float* out) {
+  float a, b;
+  load_pair(in + 1, a, b);
+  out[threadIdx.x] = in[threadIdx.x];
+}
+"""
+KERNELS = [line.split("(64) ")[1].split("(")[0] for line in PROGRAM.splitlines() if "(64) " in line]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sources")
+    for name in ("simt.cuh", "common.h"):
+        (folder / name).write_text((emulator.SOURCE / name).read_text())
+    (folder / "misbehaving.cu").write_text(PROGRAM)
+    return folder
+
+
+def run(kernel: str, order: str, sources: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the kernel copied what it should.
+
+    Raises:
+        EmulationError: it did something wrong.
+    """
+    monkeypatch.setitem(emulator.KERNELS, "misbehaving.cu", tuple(KERNELS))
+    device = EmulatedDevice(80, order, sources=sources)
+    numbers, out = torch.arange(64.0), torch.full((64,), -1.0)
+    device.launch("misbehaving.cu", (), kernel, (1, 1), 64, 256, (numbers, out))
+    return torch.equal(out, numbers)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_right(order: str, sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("right", order, sources, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        ("barrier_for_some", "never reach"),
+        ("different_collectives", "different collectives"),
+        ("reads_beyond", "access at byte 256 of array 0, which has 256 bytes"),
+        ("writes_beyond", "of array 1"),
+        ("beyond_shared", "of array 2"),
+        ("misaligned", "not aligned"),
+    ],
+)
+def test_stopped(kernel: str, message: str, sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EmulationError, match=message):
+        run(kernel, "forwards", sources, monkeypatch)
+
+
+def test_seen_in_one_of_the_orders(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kernel in ("no_barrier", "unwritten_shared"):
+        assert not all(run(kernel, order, sources, monkeypatch) for order in ORDERS)
+    with pytest.raises(EmulationError, match="access at byte -4 of array 0"):
+        run("reads_before", "backwards", sources, monkeypatch)

@@ -1,0 +1,209 @@
+"""Planted bugs: the checks that pass on the sources have to fail on (nearly) each of `MUTATIONS`.
+
+A third of them is tried, another third whenever a source changes; all of them with EUGEN_ALL_MUTATIONS=1
+(`make mutation`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eugen_nerf.ops import HashGridLayout, PackedSamples, cuda, reference
+from eugen_nerf.ops.build import SOURCE
+from eugen_nerf.ops.nvrtc import sources
+from eugen_nerf.ops.tiles import Shape, Tiles, plan
+from tests.emulator.device import ORDERS, EmulatedDevice, EmulationError, library
+from tests.emulator.mutations import MUTATIONS, Mutation
+from tests.emulator.test_grid import positions
+from tests.emulator.test_rays import RESOLUTION, field, flat, random_bits, random_rays, render
+from tests.ops.comparisons import BOUNDED, TOLERANCE, network_case, relative_error
+
+PARTS = 3  # of all mutations, one of which is tried
+
+
+def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> bool:
+    return relative_error(got, expected) <= tolerance
+
+
+def check_network(device: EmulatedDevice, name: str) -> bool:
+    case = network_case(name, 300, torch.float16)
+    arguments = (case.parameters, case.spec, case.eps)
+    y = cuda.network_forward(device, case.x, *arguments)
+    got = cuda.network_backward(device, case.x, case.parameters, case.grad * 1e-4, case.spec, case.eps, True)
+    expected = (case.y, 1e-4 * case.grad_x, 1e-4 * case.grad_parameters)
+    return all(close(mine, theirs, TOLERANCE[torch.float16]) for mine, theirs in zip((y, *got), expected, strict=True))
+
+
+def network(device: EmulatedDevice) -> bool:
+    return check_network(device, "order-2-twice")
+
+
+def even(device: EmulatedDevice) -> bool:
+    return check_network(device, "order-2-even")
+
+
+def streamed(device: EmulatedDevice) -> bool:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "network_tiles", streamed_tiles)
+        return check_network(device, "order-2-even")
+
+
+def streamed_tiles(device: EmulatedDevice, spec: tuple[int, ...]) -> Tiles:
+    """A small network as a wide one is treated."""
+    tiles, shape = plan(tuple(spec), device.shared_memory), Shape(spec)
+    assert tiles is not None
+    return dataclasses.replace(
+        tiles,
+        streamed=True,
+        back_streamed=True,
+        keep_sums=False,
+        shared_bytes=shape.weights_in_shared(True),
+        back_shared_bytes=shape.backward_bytes(tiles.back_warps, tiles.back_tiles, True),
+    )
+
+
+def grid(device: EmulatedDevice) -> bool:
+    layout = HashGridLayout.build(6, 2, 10, 4, 40)
+    arguments = (layout.resolutions, layout.offsets, layout.log2_table_size)
+    x = positions(300)
+    table = torch.randn(layout.num_entries, 2, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(300, layout.out_features, generator=torch.Generator().manual_seed(1))
+    x64, table64 = x.double().requires_grad_(), table.double().requires_grad_()
+    expected = reference.hash_encode(x64, table64, layout)
+    (expected * weight).sum().backward()
+    got = cuda.hash_encode_forward(device, x, table, *arguments)
+    grad_table, grad_x = cuda.hash_encode_backward(device, x, table, weight, *arguments, True, True)
+    assert table64.grad is not None
+    assert x64.grad is not None
+    return close(got, expected) and close(grad_table, table64.grad) and close(grad_x, x64.grad)
+
+
+def rays(device: EmulatedDevice) -> bool:
+    some, bits, (space, rule) = random_rays(150), random_bits(0.1), BOUNDED
+    got = PackedSamples(*cuda.march(device, *some, bits, RESOLUTION, *flat(space, rule)))
+    expected = reference.march(*some[:4], bits, RESOLUTION, space, rule, some[4])
+    if not torch.equal(got.ray_offsets, expected.ray_offsets) or not close(got.t_starts, expected.t_starts):
+        return False
+    points = cuda.sample_points(device, some[0], some[1], *dataclasses.astuple(got), *flat(space, rule)[:2])
+    exact = reference.sample_points(some[0], some[1], got, space)
+    if not all(close(mine, theirs) for mine, theirs in zip(points, exact, strict=True)):
+        return False
+    n = got.num_samples
+    sigma, rgb = torch.rand(n, generator=torch.Generator().manual_seed(0)), torch.rand(n, 3)
+    out = cuda.composite_forward(device, sigma, rgb, got.t_starts, got.t_ends, got.ray_offsets)
+    color, alpha, depth = reference.composite(sigma, rgb, got)
+    if not close(out, torch.cat([color, alpha[:, None], depth[:, None]], dim=1)):
+        return False
+    ones = torch.ones(4)
+    cuda.composite_forward(device, ones, torch.ones(4, 3), ones, ones, torch.tensor([0, 2, 9]))
+    return True
+
+
+def rendering(device: EmulatedDevice) -> bool:
+    some, bits = list(random_rays(300)[:4]), random_bits(0.4)
+    of = field("eugen", geometry=7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EUGEN_BACKEND", "reference")
+        expected = reference.render(*some, bits, RESOLUTION, *BOUNDED, of)
+    assert expected[1].max() > 0.9999  # some ray stops early
+    got = render(device, of, some, bits, *flat(*BOUNDED))
+    return torch.equal(got[3], expected[3]) and all(
+        close(mine, theirs, 5e-3) for mine, theirs in zip(got[:3], expected[:3], strict=True)
+    )
+
+
+CASES = {"network": network, "even": even, "streamed": streamed, "grid": grid, "rays": rays, "render": rendering}
+
+
+def notices(mutation: Mutation, folder: Path) -> bool:
+    """Whether a check fails on the mutated sources, in one of the orders.
+
+    Raises:
+        EmulationError: they do not even compile; that would prove nothing.
+    """
+    for case in mutation.cases:
+        for order in ORDERS:
+            try:
+                if not CASES[case](EmulatedDevice(80, order, sources=folder)):
+                    return True
+            except EmulationError as error:
+                if "does not compile" in str(error):
+                    raise
+                return True
+    return False
+
+
+def plant(mutation: Mutation, folder: Path) -> Path:
+    """A copy of the sources with the bug in it."""
+    shutil.copytree(SOURCE, folder)
+    text = (folder / mutation.file).read_text()
+    assert text.count(mutation.right) >= 1, f"{mutation.name}: not in the source any longer"
+    (folder / mutation.file).write_text(text.replace(mutation.right, mutation.wrong))
+    return folder
+
+
+def chosen() -> list[Mutation]:
+    if os.environ.get("EUGEN_ALL_MUTATIONS"):
+        return MUTATIONS
+    digest = hashlib.sha256(b"".join(content for _, content in sorted(sources().items()))).digest()
+    return MUTATIONS[digest[0] % PARTS :: PARTS]
+
+
+class RecordingDevice(EmulatedDevice):
+    """Remembers the programs that it runs."""
+
+    def __init__(self) -> None:
+        super().__init__(80)
+        self.programs: set[tuple[str, tuple[str, ...]]] = set()
+
+    def launch(self, source: str, constants: tuple[str, ...], *rest: Any) -> None:
+        self.programs.add((source, constants))
+        super().launch(source, constants, *rest)
+
+
+def compile_all(mutations: list[Mutation], folders: list[Path]) -> None:
+    """Compile every mutation's programs, two at a time."""
+    programs = {}
+    for case in {case for mutation in mutations for case in mutation.cases}:
+        device = RecordingDevice()
+        CASES[case](device)
+        programs[case] = device.programs
+    jobs = [
+        (source, constants, folder)
+        for mutation, folder in zip(mutations, folders, strict=True)
+        for case in mutation.cases
+        for source, constants in sorted(programs[case])
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda job: library(job[0], job[1], 80, job[2]), jobs))
+
+
+def test_there_are_enough() -> None:
+    assert len(MUTATIONS) >= 25
+    assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_checks_pass_on_the_sources(case: str) -> None:
+    for order in ORDERS:
+        assert CASES[case](EmulatedDevice(80, order))
+
+
+def test_planted_bugs_are_noticed(tmp_path: Path) -> None:
+    mutations = chosen()
+    folders = [plant(mutation, tmp_path / str(number)) for number, mutation in enumerate(mutations)]
+    compile_all(mutations, folders)
+    survivors = [
+        mutation.name for mutation, folder in zip(mutations, folders, strict=True) if not notices(mutation, folder)
+    ]
+    print(f"{len(mutations) - len(survivors)} of {len(mutations)} planted bugs noticed; not noticed: {survivors}")
+    assert len(survivors) <= 0.1 * len(mutations), survivors

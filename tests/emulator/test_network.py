@@ -1,0 +1,100 @@
+"""The networks' CUDA kernels on the emulator, against float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from eugen_nerf.ops import cuda
+from eugen_nerf.ops.tiles import plan
+from tests.emulator.device import ORDERS, EmulatedDevice
+from tests.ops.comparisons import CHAINS, TOLERANCE, network_case, relative_error
+
+
+def check(name: str, n: int, device: EmulatedDevice, half: torch.dtype = torch.float16, grad_size: float = 1.0) -> None:
+    case = network_case(name, n, half, grad_size)
+    arguments = (case.parameters, case.spec, case.eps)
+    y = cuda.network_forward(device, case.x, *arguments)
+    assert relative_error(y, case.y) <= TOLERANCE[half]
+    gradients = cuda.network_backward(device, case.x, case.parameters, case.grad, case.spec, case.eps, True)
+    for got, expected in zip(gradients, (case.grad_x, case.grad_parameters), strict=True):
+        assert relative_error(got, expected) <= TOLERANCE[half]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", CHAINS)
+def test_network(name: str, order: str) -> None:
+    check(name, 300, EmulatedDevice(80, order))
+    check(name, 1, EmulatedDevice(80, order))
+
+
+@pytest.mark.parametrize("name", ["color", "norm", "order-2"])
+def test_network_on_turing(name: str) -> None:
+    check(name, 100, EmulatedDevice(75, "shuffled"))
+
+
+@pytest.mark.parametrize("name", ["color", "norm", "order-2"])
+def test_network_in_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EUGEN_PRECISION", "bf16")
+    check(name, 100, EmulatedDevice(90, "backwards"), torch.bfloat16)
+
+
+def test_wide_networks_are_streamed_and_their_gradients_added_at_once() -> None:
+    """On the shared memory of a Turing: neither weights nor weight gradients stay."""
+    for name in ("width-128", "width-256"):
+        tiles = plan(network_case(name, 1, torch.float16).spec, EmulatedDevice(75).shared_memory)
+        assert tiles is not None
+        assert not tiles.keep_sums
+        check(name, 70, EmulatedDevice(75, "shuffled"))
+    assert tiles.back_streamed
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-9, 1e4])
+def test_gradients_neither_vanish_nor_overflow(size: float) -> None:
+    check("color", 100, EmulatedDevice(80), grad_size=size)
+
+
+def test_zero_gradients_and_empty_batches() -> None:
+    case = network_case("color", 40, torch.float16)
+    device = EmulatedDevice(80)
+    for x, grad in ((case.x, 0 * case.grad), (case.x[:0], case.grad[:0])):
+        assert cuda.network_forward(device, x, case.parameters, case.spec, case.eps).shape == grad.shape
+        gradients = cuda.network_backward(device, x, case.parameters, grad, case.spec, case.eps, True)
+        assert gradients[0].shape == x.shape
+        assert not gradients[0].any()
+        assert not gradients[1].any()
+
+
+def test_input_gradient_only_where_it_is_needed() -> None:
+    case = network_case("norm", 40, torch.float16)
+    arguments = (case.x, case.parameters, case.grad, case.spec, case.eps, False)
+    grad_x, grad_parameters = cuda.network_backward(EmulatedDevice(80), *arguments)
+    assert grad_x.numel() == 0
+    assert relative_error(grad_parameters, case.grad_parameters) <= TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize("name", ["density", "color"])  # even and odd rows
+def test_half_rows(name: str) -> None:
+    case = network_case(name, 100, torch.float16)
+    x, grad = case.x.half(), case.grad.half()
+    device = EmulatedDevice(80)
+    y = cuda.network_forward(device, x, case.parameters, case.spec, case.eps)
+    grad_x, grad_parameters = cuda.network_backward(device, x, case.parameters, grad, case.spec, case.eps, True)
+    assert y.dtype == grad_x.dtype == torch.float16
+    assert grad_parameters.dtype == torch.float32
+    for got, expected in ((y, case.y), (grad_x, case.grad_x), (grad_parameters, case.grad_parameters)):
+        assert relative_error(got, expected) <= TOLERANCE[torch.float16]
+
+
+def test_numbers_beyond_halves() -> None:
+    """Too large is bounded, not infinite; what is not a number stays visible, in its own row alone."""
+    case = network_case("density", 20, torch.float16)
+    x = case.x.clone()
+    x[0] = 1e30
+    x[1, 3] = math.nan
+    y = cuda.network_forward(EmulatedDevice(80), x, case.parameters, case.spec, case.eps)
+    assert y[0].isfinite().all()
+    assert y[1].isnan().all()
+    assert relative_error(y[2:], case.y[2:]) <= TOLERANCE[torch.float16]

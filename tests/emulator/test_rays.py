@@ -1,0 +1,186 @@
+"""Marching, compositing and rendering in one pass on the emulator, against the references."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from eugen_nerf.layers import build_network, merge_chain
+from eugen_nerf.occupancy import pack_bits
+from eugen_nerf.ops import HashGridLayout, PackedSamples, RadianceField, Space, StepRule, cuda, reference
+from eugen_nerf.ops.packing import pack_chain
+from tests.emulator.device import ORDERS, EmulatedDevice
+from tests.ops.comparisons import BOUNDED, UNBOUNDED, relative_error
+
+SPACES = pytest.mark.parametrize(("space", "rule"), [BOUNDED, UNBOUNDED], ids=["bounded", "unbounded"])
+RESOLUTION = 16
+
+
+def random_rays(n: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Origins, directions, near, far, jitter."""
+    generator = torch.Generator().manual_seed(n)
+    origins = 2 * torch.randn(n, 3, generator=generator)
+    directions = nn.functional.normalize(torch.randn(n, 3, generator=generator) - 0.4 * origins, dim=-1)
+    directions[::7] = torch.tensor([0.0, 0.0, -1.0])
+    near = 0.3 * torch.rand(n, generator=generator)
+    return origins, directions, near, near + 15 * torch.rand(n, generator=generator), torch.rand(n, generator=generator)
+
+
+def random_bits(share: float) -> Tensor:
+    return pack_bits(torch.rand(RESOLUTION**3, generator=torch.Generator().manual_seed(0)) < share)
+
+
+def flat(space: Space, rule: StepRule) -> tuple[list[float], bool, list[float]]:
+    return [*space.box[0], *space.box[1]], space.contracted, [rule.step_size, rule.cone_angle]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("share", [0.02, 0.5])
+@SPACES
+def test_march_and_sample_points(space: Space, rule: StepRule, share: float, order: str) -> None:
+    device = EmulatedDevice(80, order)
+    rays, bits = random_rays(150), random_bits(share)
+    got = PackedSamples(*cuda.march(device, *rays, bits, RESOLUTION, *flat(space, rule)))
+    exact = [t.double() for t in rays]
+    expected = reference.march(*exact[:4], bits, RESOLUTION, space, rule, exact[4])
+    # A sample whose middle lies on a cell's face, to within rounding, may fall to either side of it.
+    assert (got.counts() - expected.counts()).abs().sum() <= 2e-3 * expected.num_samples
+    same = got.counts() == expected.counts()
+    assert same.float().mean() > 0.97
+    mine, theirs = same[got.ray_indices()], same[expected.ray_indices()]
+    assert relative_error(got.t_starts[mine], expected.t_starts[theirs]) < 1e-3
+    assert relative_error(got.t_ends[mine], expected.t_ends[theirs]) < 1e-3
+
+    arrays = (got.ray_offsets, got.t_starts, got.t_ends)
+    points = cuda.sample_points(device, rays[0], rays[1], *arrays, *flat(space, rule)[:2])
+    samples = PackedSamples(got.ray_offsets, got.t_starts.double(), got.t_ends.double())
+    for one, other in zip(points, reference.sample_points(exact[0], exact[1], samples, space), strict=True):
+        assert relative_error(one, other) <= 1e-5
+
+
+def test_march_of_odd_rays() -> None:
+    device = EmulatedDevice(80)
+    none = torch.empty(0, 3)
+    arguments = (torch.full((1,), 255, dtype=torch.uint8), 2, *flat(BOUNDED[0], StepRule(0.1)))
+    offsets, *ends = cuda.march(device, none, none, *[none[:, 0]] * 3, *arguments)
+    assert offsets.tolist() == [0]
+    origins = torch.tensor([[math.nan, 0, 0], [0, 0, math.inf], [0, 0, -5.0], [5.0, 5, 5], [0, 0, 0]])
+    directions = torch.tensor([[0.0, 0, 1], [0, 0, 1], [math.nan, 0, 1], [0, 0, 1], [0, 0, 1]])
+    far = torch.full((5,), math.inf)
+    offsets, *ends = cuda.march(device, origins, directions, torch.zeros(5), far, torch.full((5,), 0.5), *arguments)
+    assert offsets.tolist() == [0, 0, 0, 0, 0, 20]
+    assert ends[0].shape == ends[1].shape == (20,)
+
+
+@pytest.mark.parametrize("resolution", [2, 6, 10])
+def test_occupied_blocks(resolution: int) -> None:
+    mask = torch.rand(resolution**3, generator=torch.Generator().manual_seed(0)) < 0.05
+    mask = mask[: resolution**3 // 8 * 8]
+    blocks = cuda._occupied_blocks(EmulatedDevice(80), pack_bits(mask), resolution)
+    cells = nn.functional.pad(mask, (0, resolution**3 - mask.numel())).view(1, 1, *[resolution] * 3).float()
+    expected = nn.functional.max_pool3d(cells, 4, ceil_mode=True).flatten().to(torch.uint8)
+    assert torch.equal(blocks, expected)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_spherical_harmonics(order: str) -> None:
+    directions = random_rays(150)[1]
+    got = cuda.spherical_harmonics(EmulatedDevice(80, order), directions)
+    assert relative_error(got, reference.spherical_harmonics(directions.double())) <= 1e-6
+
+
+@pytest.mark.parametrize("scale", [1e-3, 3.0, 1e8])
+def test_composite(scale: float) -> None:
+    device = EmulatedDevice(80, "shuffled")
+    generator = torch.Generator().manual_seed(0)
+    offsets = torch.tensor([0, 40, 0, 7, 300, 0]).cumsum(0)
+    n = int(offsets[-1])
+    starts = torch.rand(n, generator=generator).cumsum(0)
+    ends = starts + 0.05 + 0.1 * torch.rand(n, generator=generator)
+    sigma, rgb = scale * torch.rand(n, generator=generator), torch.rand(n, 3, generator=generator)
+    weight = torch.randn(5, 5, generator=generator)
+    arrays = (sigma, rgb, starts, ends, offsets)
+    got = [cuda.composite_forward(device, *arrays), *cuda.composite_backward(device, *arrays, weight)]
+    sigma64, rgb64 = sigma.double().requires_grad_(), rgb.double().requires_grad_()
+    samples = PackedSamples(offsets, starts.double(), ends.double())
+    color, alpha, depth = reference.composite(sigma64, rgb64, samples)
+    out = torch.cat([color, alpha[:, None], depth[:, None]], dim=1)
+    (out * weight).sum().backward()
+    for mine, theirs in zip(got, (out, sigma64.grad, rgb64.grad), strict=True):
+        assert theirs is not None
+        assert relative_error(mine, theirs) <= 1e-4
+
+
+def test_offsets_that_lie_do_not_lead_outside_of_the_arrays() -> None:
+    device = EmulatedDevice(80)
+    ones = torch.ones(4)
+    for offsets in ([-3, 2, 9], [0, 9, 1], [5, 6, 7]):
+        arrays = (ones, torch.ones(4, 3), ones, ones, torch.tensor(offsets))
+        cuda.composite_forward(device, *arrays)
+        cuda.composite_backward(device, *arrays, torch.ones(2, 5))
+        rays = torch.ones(2, 3)
+        cuda.sample_points(device, rays, rays, arrays[4], ones, ones, *flat(*BOUNDED)[:2])
+
+
+def field(kind: str, features: int = 2, geometry: int = 15, **options: object) -> RadianceField:
+    torch.manual_seed(3)
+    grid = HashGridLayout.build(4, features, 10, 4, 32)
+    table = torch.randn(grid.num_entries, features)
+    density = build_network(kind, grid.out_features, 16, 1, 1 + geometry, 12, **options)  # type: ignore[arg-type]
+    color = build_network(kind, 16 + geometry, 16, 2, 3, 12, **options)  # type: ignore[arg-type]
+    with torch.no_grad():
+        return RadianceField(table, grid, merge_chain(density), merge_chain(color))
+
+
+def render(device: EmulatedDevice, of: RadianceField, rays: list[Tensor], bits: Tensor, *where: object) -> list[Tensor]:
+    density, color, layout = pack_chain(of.density), pack_chain(of.color), of.layout
+    grid = (of.table, layout.resolutions, layout.offsets, layout.log2_table_size)
+    networks = [(chain.parameters, chain.spec, chain.eps) for chain in (density, color)]
+    out, samples = cuda.render(
+        device, *rays, bits, RESOLUTION, *where, *grid, *networks[0], *networks[1], reference.MIN_TRANSMITTANCE
+    )
+    return [out[:, :3], out[:, 3], out[:, 4], samples]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("kind", ["eugen", "mlp"])
+@SPACES
+def test_render(space: Space, rule: StepRule, kind: str, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EUGEN_BACKEND", "reference")
+    of, rays, bits = field(kind), random_rays(200)[:4], random_bits(0.3)
+    expected = reference.render(*rays, bits, RESOLUTION, space, rule, of)
+    assert expected[1].max() > 0.5  # the scene is not vacuous
+    assert expected[3].sum() > 500
+    got = render(EmulatedDevice(80, order), of, list(rays), bits, *flat(space, rule))
+    for mine, theirs in zip(got[:3], expected[:3], strict=True):
+        assert relative_error(mine, theirs) <= 5e-3
+    assert torch.equal(got[3], expected[3])
+
+
+@pytest.mark.parametrize(
+    ("options", "architecture"),
+    [({"order": 2, "geometry": 7}, 75), ({"features": 4, "norm_first": True}, 80), ({"features": 1}, 90)],
+)
+def test_render_variants(options: dict[str, int], architecture: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EUGEN_BACKEND", "reference")
+    of, rays, bits = field("eugen", **options), random_rays(40)[:4], random_bits(0.3)
+    expected = reference.render(*rays, bits, RESOLUTION, *BOUNDED, of)
+    got = render(EmulatedDevice(architecture, "shuffled"), of, list(rays), bits, *flat(*BOUNDED))
+    for mine, theirs in zip(got[:3], expected[:3], strict=True):
+        assert relative_error(mine, theirs) <= 5e-3
+
+
+def test_render_stops_at_opaque_surfaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EUGEN_BACKEND", "reference")
+    of = field("eugen")
+    assert of.density.bias is not None
+    of.density.bias[0] = 30.0  # every sample is opaque
+    bits = torch.full((RESOLUTION**3 // 8,), 255, dtype=torch.uint8)
+    _, alpha, _, samples = render(EmulatedDevice(80), of, list(random_rays(50)[:4]), bits, *flat(*BOUNDED))
+    assert samples.max() == 1
+    assert alpha[samples > 0].min() > 0.999
+    nothing = [t[:0] for t in random_rays(1)[:4]]
+    assert [t.shape[0] for t in render(EmulatedDevice(80), of, nothing, bits, *flat(*BOUNDED))] == [0] * 4

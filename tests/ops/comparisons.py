@@ -1,0 +1,122 @@
+"""What the tests of CUDA kernels, emulated and on a GPU, compare with: float64 references, and chains to try."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eugen_nerf.layers import EUGen, LowRank, build_network, merge_chain
+from eugen_nerf.layers.merge import MergedChain
+from eugen_nerf.ops import Space, StepRule, reference
+from eugen_nerf.ops.packing import pack_chain
+
+# Relative errors that sums of halves must keep, whatever the network.
+TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 2e-2}
+
+BOUNDED = (Space(((-1.0, -1.5, -1.0), (1.0, 1.5, 2.0))), StepRule(0.05))
+UNBOUNDED = (Space(((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0)), contracted=True), StepRule(0.05, 1 / 16))
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    got, expected = got.detach().cpu().double(), expected.detach().cpu().double()
+    assert got.shape == expected.shape
+    return float((got - expected).norm() / expected.norm().clamp_min(1e-300)) if expected.numel() else 0.0
+
+
+def kind(name: str, *widths: int, **options: Any) -> Callable[[], nn.Sequential]:
+    """in, hidden, hidden layers, out, features of a network as methods configure them."""
+    return lambda: build_network(name, *widths, **options)
+
+
+def eugen_pair(**options: Any) -> Callable[[], nn.Sequential]:
+    return lambda: nn.Sequential(EUGen(7, 20, 12, **options), EUGen(20, 9, 20, norm=False, bias=False), nn.Linear(9, 3))
+
+
+# Networks by name, as functions since their parameters are random.
+CHAINS: dict[str, Callable[[], nn.Sequential]] = {
+    "density": kind("eugen", 32, 64, 1, 16, 32, norm_first=False),
+    "color": kind("eugen", 31, 64, 2, 3, 32, norm_first=False),
+    "mlp": kind("mlp", 31, 64, 2, 3, 32),
+    "low-rank": kind("low-rank", 32, 40, 2, 5, 24),
+    "snnk": kind("snnk", 16, 40, 1, 5, 24),
+    "norm": eugen_pair(),
+    "order-2": eugen_pair(order=2),
+    "order-2-shared": eugen_pair(order=2, shared=True, norm=False),
+    "identity": eugen_pair(order=2, phi="identity"),
+    "order-2-twice": lambda: nn.Sequential(
+        EUGen(7, 20, 12, order=2), EUGen(20, 9, 16, order=2, shared=True, norm=False), nn.Linear(9, 3)
+    ),
+    "order-2-even": lambda: nn.Sequential(
+        EUGen(8, 20, 12, order=2), EUGen(20, 9, 20, norm=False, bias=False), nn.Linear(9, 4)
+    ),
+    "norm-after-dense": lambda: nn.Sequential(nn.Linear(5, 17), nn.ReLU(), EUGen(17, 8, 6), nn.Linear(8, 2)),
+    "linear": lambda: nn.Sequential(nn.Linear(5, 33, bias=False)),
+    "rank-3": lambda: nn.Sequential(LowRank(6, 40, 3), nn.Linear(40, 2)),
+    "width-128": kind("mlp", 32, 128, 2, 16, 32),
+    "width-256": kind("mlp", 32, 256, 2, 16, 32),
+}
+
+
+def chain_of(name: str) -> MergedChain:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return merge_chain(CHAINS[name]())
+
+
+def convert(chain: MergedChain, change: Callable[[str, Tensor], Tensor]) -> MergedChain:
+    """The chain with every tensor replaced; ``change`` gets its name too."""
+
+    def replace(part: Any) -> Any:
+        values = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+        return dataclasses.replace(part, **{k: change(k, v) for k, v in values.items() if isinstance(v, Tensor)})
+
+    return dataclasses.replace(replace(chain), stages=tuple(replace(stage) for stage in chain.stages))
+
+
+def rounded(value: Tensor, half: torch.dtype) -> Tensor:
+    """``value`` rounded to halves; gradients pass as if it were not."""
+    return value + (value.to(half).to(value.dtype) - value).detach()
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkCase:
+    """A chain, inputs, gradient of the outputs, and what should come out."""
+
+    parameters: Tensor  # packed, float32
+    spec: tuple[int, ...]
+    eps: tuple[float, ...]
+    x: Tensor
+    grad: Tensor
+    y: Tensor  # float64
+    grad_x: Tensor
+    grad_parameters: Tensor
+
+
+def network_case(name: str, n: int, half: torch.dtype, grad_size: float = 1.0) -> NetworkCase:
+    """Outputs are those of the exact chain. Gradients are those at activations rounded to halves, where each ReLU lets
+    through what the kernel's lets through: near zero a rounding decides, and a whole unit's gradient hangs on it."""
+    chain = chain_of(name)
+    packed = pack_chain(convert(chain, lambda _, t: t.detach()))
+    generator = torch.Generator().manual_seed(n)
+    x = torch.randn(n, chain.in_features, generator=generator)
+    grad = grad_size * torch.randn(n, chain.out_features, generator=generator)
+    y = reference.network(x.double(), convert(chain, lambda _, t: t.detach().double()))
+
+    exact = convert(chain, lambda _, t: t.detach().double().requires_grad_())
+    matrices = ("projections", "weight")
+    halved = convert(exact, lambda part, t: rounded(t, half) if part in matrices else t)
+    x64 = x.double().requires_grad_()
+    activations = rounded(x64, half)
+    for stage in halved.stages:
+        activations = rounded(stage.features(activations), half)
+    out = torch.nn.functional.linear(activations, halved.weight, halved.bias)
+    out.backward(grad.double())
+    tensors = [t for s in exact.stages for t in (s.projections, s.offsets, s.norm_column)] + [exact.weight, exact.bias]
+    gradients = [t.grad for t in tensors if t is not None and t.grad is not None]
+    assert x64.grad is not None
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    return NetworkCase(packed.parameters, packed.spec, packed.eps, x, grad, y, x64.grad, flat)

@@ -1,0 +1,234 @@
+"""The CUDA kernels on a GPU, through the ops as the rest of the package calls them. `pytest -m gpu` runs them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from eugen_nerf.layers import build_network, merge_chain
+from eugen_nerf.occupancy import pack_bits
+from eugen_nerf.ops import (
+    HashGridLayout,
+    PackedSamples,
+    RadianceField,
+    composite,
+    cpu,
+    hash_encode,
+    march,
+    reference,
+    render,
+    sample_points,
+    spherical_harmonics,
+)
+from eugen_nerf.optim import SparseAdam
+from tests.ops.comparisons import BOUNDED, CHAINS, TOLERANCE, UNBOUNDED, network_case, relative_error
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no NVIDIA GPU"),
+]
+
+BATCHES = (1, 333, 100_003)
+SPACES = pytest.mark.parametrize(("space", "rule"), [BOUNDED, UNBOUNDED], ids=["bounded", "unbounded"])
+RESOLUTION = 16
+
+
+@pytest.fixture(autouse=True)
+def cuda_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An op that silently fell back to the reference would prove nothing here."""
+    monkeypatch.setenv("EUGEN_BACKEND", "cuda")
+
+
+def run_network(name: str, n: int, half: torch.dtype) -> None:
+    case = network_case(name, n, half)
+    x = case.x.cuda().requires_grad_()
+    parameters = case.parameters.cuda().requires_grad_()
+    y = cpu.network(x, parameters, list(case.spec), list(case.eps))
+    y.backward(case.grad.cuda())
+    assert x.grad is not None
+    assert parameters.grad is not None
+    for got, expected in ((y, case.y), (x.grad, case.grad_x), (parameters.grad, case.grad_parameters)):
+        assert relative_error(got, expected) <= TOLERANCE[half]
+
+
+@pytest.mark.parametrize("n", BATCHES)
+@pytest.mark.parametrize("name", CHAINS)
+def test_network(name: str, n: int) -> None:
+    run_network(name, n, torch.float16)
+
+
+@pytest.mark.parametrize("name", ["color", "norm", "order-2"])
+def test_network_in_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("bfloat16 needs compute capability 8.0")
+    monkeypatch.setenv("EUGEN_PRECISION", "bf16")
+    run_network(name, 333, torch.bfloat16)
+
+
+@pytest.mark.parametrize("n", BATCHES)
+@pytest.mark.parametrize("layout", [(16, 2, 14, 16, 512), (4, 1, 8, 2, 40), (8, 4, 12, 4, 128), (3, 8, 10, 5, 20)])
+def test_hash_encode(layout: tuple[int, int, int, int, int], n: int) -> None:
+    grid = HashGridLayout.build(*layout)
+    generator = torch.Generator().manual_seed(0)
+    x = 1.2 * torch.rand(n, 3, generator=generator) - 0.1
+    table = torch.randn(grid.num_entries, grid.features_per_level, generator=generator)
+    weight = torch.randn(n, grid.out_features, generator=generator)
+    ours = x.cuda().requires_grad_(), table.cuda().requires_grad_()
+    exact = x.cuda().double().requires_grad_(), table.cuda().double().requires_grad_()
+    got, expected = hash_encode(*ours, grid), reference.hash_encode(*exact, grid)
+    (got * weight.cuda()).sum().backward()
+    (expected * weight.cuda()).sum().backward()
+    assert relative_error(got, expected) <= 1e-5
+    for mine, theirs in zip(ours, exact, strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        assert relative_error(mine.grad, theirs.grad) <= 1e-4
+
+
+def random_rays(n: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    origins = 2 * torch.randn(n, 3, generator=generator)
+    directions = torch.nn.functional.normalize(torch.randn(n, 3, generator=generator) - 0.4 * origins, dim=-1)
+    near = 0.3 * torch.rand(n, generator=generator)
+    far = near + 15 * torch.rand(n, generator=generator)
+    return [t.cuda() for t in (origins, directions, near, far, torch.rand(n, generator=generator))]
+
+
+def random_bits(share: float) -> Tensor:
+    return pack_bits(torch.rand(RESOLUTION**3, generator=torch.Generator().manual_seed(0)) < share).cuda()
+
+
+@SPACES
+@pytest.mark.parametrize("n", BATCHES)
+def test_march_points_and_compositing(space: object, rule: object, n: int) -> None:
+    rays, bits = random_rays(n), random_bits(0.3)
+    got = march(*rays[:4], bits, RESOLUTION, space, rule, rays[4])  # type: ignore[arg-type]
+    exact = [t.double() for t in rays]
+    expected = reference.march(*exact[:4], bits, RESOLUTION, space, rule, exact[4])  # type: ignore[arg-type]
+    assert (got.counts() - expected.counts()).abs().sum() <= 2e-3 * expected.num_samples
+    samples = PackedSamples(got.ray_offsets, got.t_starts.double(), got.t_ends.double())
+    points = sample_points(rays[0], rays[1], got, space)  # type: ignore[arg-type]
+    for mine, theirs in zip(points, reference.sample_points(exact[0], exact[1], samples, space), strict=True):  # type: ignore[arg-type]
+        assert relative_error(mine, theirs) <= 1e-5
+    assert relative_error(spherical_harmonics(rays[1]), reference.spherical_harmonics(exact[1])) <= 1e-5
+
+    generator = torch.Generator().manual_seed(0)
+    sigma = 3 * torch.rand(got.num_samples, generator=generator).cuda()
+    rgb = torch.rand(got.num_samples, 3, generator=generator).cuda()
+    results = []
+    for op, dtype, packed in ((composite, torch.float32, got), (reference.composite, torch.float64, samples)):
+        s, c = sigma.to(dtype).requires_grad_(), rgb.to(dtype).requires_grad_()
+        color, alpha, depth = op(s, c, packed)
+        (color.sum() + (alpha * depth).sum()).backward()
+        results.append((color, alpha, depth, s.grad, c.grad))
+    for mine, theirs in zip(*results, strict=True):
+        assert mine is not None
+        assert theirs is not None
+        assert relative_error(mine, theirs) <= 1e-4
+
+
+def small_field(kind: str) -> RadianceField:
+    torch.manual_seed(3)
+    grid = HashGridLayout.build(4, 2, 10, 4, 32)
+    table = torch.randn(grid.num_entries, 2)
+    density, color = build_network(kind, 8, 16, 1, 16, 12), build_network(kind, 31, 16, 2, 3, 12)
+    with torch.no_grad():
+        return RadianceField(table.cuda(), grid, merge_chain(density.cuda()), merge_chain(color.cuda()))
+
+
+@SPACES
+@pytest.mark.parametrize("kind", ["eugen", "mlp"])
+@pytest.mark.parametrize("n", BATCHES)
+def test_render(space: object, rule: object, kind: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rays, bits = random_rays(n)[:4], random_bits(0.3)
+    got = render(*rays, bits, RESOLUTION, space, rule, small_field(kind))  # type: ignore[arg-type]
+    monkeypatch.setenv("EUGEN_BACKEND", "reference")
+    expected = reference.render(*rays, bits, RESOLUTION, space, rule, small_field(kind))  # type: ignore[arg-type]
+    for mine, theirs in zip(got[:3], expected[:3], strict=True):
+        difference = (mine - theirs).abs().flatten()
+        assert (difference > 5e-3 * (1 + theirs.abs().flatten())).float().mean() <= 0.01
+    assert (got[3] - expected[3]).abs().sum() <= 0.01 * expected[3].sum() + 1
+
+
+def test_sparse_adam(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    grads = [torch.randn(1000, 2, generator=generator) * (torch.rand(1000, 2, generator=generator) < 0.3)
+             for _ in range(3)]  # fmt: skip
+    results = []
+    for backend in ("cuda", "reference"):
+        monkeypatch.setenv("EUGEN_BACKEND", backend)
+        parameter = torch.nn.Parameter(torch.ones(1000, 2, device="cuda"))
+        optimizer = SparseAdam([parameter], lr=0.01)
+        for grad in grads:
+            parameter.grad = grad.cuda()
+            optimizer.step()
+        results.append(parameter.detach())
+    torch.testing.assert_close(*results)
+
+
+def test_kernels_follow_torchs_current_stream() -> None:
+    case = network_case("color", 333, torch.float16)
+    x, parameters = case.x.cuda(), case.parameters.cuda()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)  # what is launched elsewhere would not wait for the next line
+        x = 2 * x
+        y = cpu.network(0.5 * x, parameters, list(case.spec), list(case.eps))
+    stream.synchronize()
+    assert relative_error(y, case.y) <= TOLERANCE[torch.float16]
+
+
+def test_training_step_in_a_cuda_graph() -> None:
+    """Captured once, replayed on other numbers."""
+    case = network_case("density", 333, torch.float16)
+    layout = HashGridLayout.build(16, 2, 12, 4, 128)
+    spec, eps = list(case.spec), list(case.eps)
+    positions = torch.rand(333, 3, device="cuda")
+    table = torch.randn(layout.num_entries, 2, device="cuda").requires_grad_()
+    parameters = case.parameters.cuda().requires_grad_()
+
+    def step() -> tuple[Tensor, Tensor, Tensor]:
+        y = cpu.network(hash_encode(positions, table, layout), parameters, spec, eps)
+        return y, *torch.autograd.grad(y.square().sum(), (table, parameters))
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()  # compiles and loads
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    positions.copy_(torch.rand(333, 3))
+    graph.replay()
+    for got, expected in zip(captured, step(), strict=True):
+        assert relative_error(got, expected) <= 1e-5
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_every_gpu_has_its_own_module() -> None:
+    case = network_case("color", 333, torch.float16)
+    for index in (1, 0):
+        x, parameters = case.x.to(f"cuda:{index}"), case.parameters.to(f"cuda:{index}")
+        y = cpu.network(x, parameters, list(case.spec), list(case.eps))
+        assert y.device == x.device
+        assert relative_error(y, case.y) <= TOLERANCE[torch.float16]
+
+
+@pytest.mark.skipif(not shutil.which("compute-sanitizer"), reason="no compute-sanitizer")
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_compute_sanitizer(tool: str) -> None:
+    """The tests of small batches once more, watched by NVIDIA's tool."""
+    tests = (
+        "test_network and (333 or bfloat16) or test_hash_encode and 333 or test_march and 333 or test_render and 333"
+    )
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--target-processes", "all",
+               sys.executable, "-m", "pytest", "-q", "-x", "-k", tests, str(Path(__file__))]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
