@@ -218,9 +218,16 @@ static inline void multiply_add(float (&d)[4], const uint32 (&a)[4], uint32 b0, 
 #endif
 }
 
+// A row of each matrix, as it stands when the lane comes: that other lanes have written theirs by then is what
+// sync_warp is for.
 struct LoadArgument {
   uint32* r;
-  const uint16* row;
+  uint16 row[8];
+
+  LoadArgument(uint32* r, const uint16* from) : r(r) {
+    emulator::check_alignment(from, 16);
+    std::memcpy(row, from, 16);
+  }
 };
 
 // Matrix j's row i comes from lane 8 j + i; lane 4 g + t receives of each matrix elements 2 t and 2 t + 1 of row g, or
@@ -228,12 +235,8 @@ struct LoadArgument {
 template <int MATRICES, bool TRANSPOSED>
 static void load_all_matrices(void** arguments) {
   for (int j = 0; j < MATRICES; j++) {
-    uint16 m[8][8];
-    for (int r = 0; r < 8; r++) {
-      const uint16* row = static_cast<LoadArgument*>(arguments[j * 8 + r])->row;
-      emulator::check_alignment(row, 16);
-      std::memcpy(m[r], row, 16);
-    }
+    const uint16* m[8];
+    for (int r = 0; r < 8; r++) m[r] = static_cast<LoadArgument*>(arguments[j * 8 + r])->row;
     for (int i = 0; i < 32; i++) {
       const int g = i >> 2, t = i & 3;
       const uint32 low = TRANSPOSED ? m[2 * t][g] : m[g][2 * t], high = TRANSPOSED ? m[2 * t + 1][g] : m[g][2 * t + 1];
@@ -242,15 +245,15 @@ static void load_all_matrices(void** arguments) {
   }
 }
 static inline void load_matrices(uint32 (&r)[4], const uint16* row) {
-  LoadArgument argument{r, row};
+  LoadArgument argument(r, row);
   emulator::collective(emulator::LOAD_MATRICES, &argument, load_all_matrices<4, false>);
 }
 static inline void load_matrices_transposed(uint32 (&r)[4], const uint16* row) {
-  LoadArgument argument{r, row};
+  LoadArgument argument(r, row);
   emulator::collective(emulator::LOAD_TRANSPOSED, &argument, load_all_matrices<4, true>);
 }
 static inline void load_two_matrices_transposed(uint32 (&r)[2], const uint16* row) {
-  LoadArgument argument{r, row};
+  LoadArgument argument(r, row);
   emulator::collective(emulator::LOAD_TWO_TRANSPOSED, &argument, load_all_matrices<2, true>);
 }
 

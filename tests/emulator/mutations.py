@@ -42,7 +42,8 @@ MUTATIONS = [
             ("r < C::n(I); r += THREADS", "r < C::n(I) - 1; r += THREADS"),
             ("pack(low, weight_at<C, I>(parameters, row + r, column + c + 1))", "pack(low, low)"),
             ("if (c + 1 < IN) high = row[c + 1];", "if (c < IN) high = row[c + 1];"),
-            ("if (column < OUT) y[r * OUT + column] = low;", "if (column <= OUT) y[r * OUT + column] = low;"),
+            ("if (column + 1 < OUT) y[r * OUT + column + 1] = high;",
+             "if (column < OUT) y[r * OUT + column + 1] = high;"),
             ("sum += shuffle_xor(sum, 1);\n      sum += shuffle_xor(sum, 2);\n      norms",
              "sum += shuffle_xor(sum, 1);\n      norms"),
             ("norms[m][q >> 1] * norm_column", "norms[m][q & 1] * norm_column"),
@@ -111,7 +112,7 @@ MUTATIONS = [
         pairs=[
             ("range.end > n ? n : range.end", "range.end"),
             ("x < low[0] + BLOCK && x < r", "x < low[0] + BLOCK - 1 && x < r"),
-            ("while (i < end && next_sample", "while (next_sample"),
+            ("int64 i = offsets[r];", "int64 i = offsets[r] + 1;"),
             ("i += WARP)", "i += WARP + 1)"),
             ("if (r >= rays) return;\n  const Range range = samples_of(offsets, r, n);\n  const int64 b",
              "if (r > rays) return;\n  const Range range = samples_of(offsets, r, n);\n  const int64 b"),

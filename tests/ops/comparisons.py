@@ -32,12 +32,23 @@ def kind(name: str, *widths: int, **options: Any) -> Callable[[], nn.Sequential]
     return lambda: build_network(name, *widths, **options)
 
 
+def eugen_pair_of_order_2() -> nn.Sequential:
+    return nn.Sequential(EUGen(7, 20, 11, order=2), EUGen(20, 9, 16, order=2, shared=True, norm=False), nn.Linear(9, 3))
+
+
 def eugen_pair(**options: Any) -> Callable[[], nn.Sequential]:
     return lambda: nn.Sequential(EUGen(7, 20, 12, **options), EUGen(20, 9, 20, norm=False, bias=False), nn.Linear(9, 3))
 
 
+def offsets_and_norm() -> MergedChain:
+    """A stage with all that a stage may have; 1132 parameters, so that they end where a 16-byte block does."""
+    chain = merge_chain(eugen_pair_of_order_2())
+    first = dataclasses.replace(chain.stages[0], offsets=torch.randn(33))
+    return dataclasses.replace(chain, stages=(first, *chain.stages[1:]))
+
+
 # Networks by name, as functions since their parameters are random.
-CHAINS: dict[str, Callable[[], nn.Sequential]] = {
+CHAINS: dict[str, Callable[[], nn.Sequential | MergedChain]] = {
     "density": kind("eugen", 32, 64, 1, 16, 32, norm_first=False),
     "color": kind("eugen", 31, 64, 2, 3, 32, norm_first=False),
     "mlp": kind("mlp", 31, 64, 2, 3, 32),
@@ -47,9 +58,8 @@ CHAINS: dict[str, Callable[[], nn.Sequential]] = {
     "order-2": eugen_pair(order=2),
     "order-2-shared": eugen_pair(order=2, shared=True, norm=False),
     "identity": eugen_pair(order=2, phi="identity"),
-    "order-2-twice": lambda: nn.Sequential(
-        EUGen(7, 20, 12, order=2), EUGen(20, 9, 16, order=2, shared=True, norm=False), nn.Linear(9, 3)
-    ),
+    "order-2-twice": eugen_pair_of_order_2,
+    "offsets-and-norm": offsets_and_norm,
     "order-2-even": lambda: nn.Sequential(
         EUGen(8, 20, 12, order=2), EUGen(20, 9, 20, norm=False, bias=False), nn.Linear(9, 4)
     ),
@@ -64,7 +74,8 @@ CHAINS: dict[str, Callable[[], nn.Sequential]] = {
 def chain_of(name: str) -> MergedChain:
     torch.manual_seed(0)
     with torch.no_grad():
-        return merge_chain(CHAINS[name]())
+        made = CHAINS[name]()
+        return made if isinstance(made, MergedChain) else merge_chain(made)
 
 
 def convert(chain: MergedChain, change: Callable[[str, Tensor], Tensor]) -> MergedChain:
