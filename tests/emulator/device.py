@@ -65,13 +65,17 @@ def _folder() -> Path:
 _folder_owner: list[tempfile.TemporaryDirectory[str]] = []
 
 
-@functools.cache
 def library(source: str, constants: tuple[str, ...], architecture: int, sources: Path = SOURCE) -> ctypes.CDLL:
-    """A source of kernels compiled for the CPU.
+    """A source of kernels compiled for the CPU, once.
 
     Raises:
         EmulationError: it does not compile.
     """
+    return _library(source, constants, architecture, sources)
+
+
+@functools.cache
+def _library(source: str, constants: tuple[str, ...], architecture: int, sources: Path) -> ctypes.CDLL:
     key = hashlib.sha256(repr((source, constants, architecture, str(sources))).encode()).hexdigest()[:16]
     target = _folder() / f"{Path(source).stem}-{key}.so"
     command = ["g++", *FLAGS, f"-I{HERE}", f"-I{sources}", f"-DEUGEN_EMULATED={architecture}"]

@@ -14,6 +14,7 @@
 #define __restrict__ __restrict
 #define EUGEN_MEMBER inline
 #define EUGEN_KERNEL(threads) extern "C" void
+#define EUGEN_ROOMY_KERNEL(threads) extern "C" void
 #define EUGEN_SHARED(name) unsigned char* name = emulator::shared
 
 namespace emulator {

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from eugen_nerf.ops import cuda
+from eugen_nerf.ops.packing import pack_chain
 from eugen_nerf.ops.tiles import plan
-from tests.emulator.device import ORDERS, EmulatedDevice
-from tests.ops.comparisons import CHAINS, TOLERANCE, network_case, relative_error
+from tests.emulator.device import ORDERS, EmulatedDevice, library
+from tests.ops.comparisons import CHAINS, TOLERANCE, chain_of, network_case, relative_error
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_two_at_a_time() -> None:
+    device = EmulatedDevice(80)
+    jobs = []
+    for name in CHAINS:
+        spec = pack_chain(chain_of(name)).spec
+        jobs.append(cuda.network_constants(spec, cuda.network_tiles(device, spec), half_rows=False))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda constants: library("network.cu", constants, 80), jobs))
 
 
 def check(name: str, n: int, device: EmulatedDevice, half: torch.dtype = torch.float16, grad_size: float = 1.0) -> None:

@@ -23,6 +23,8 @@ enum { WARP = 32, ALL_LANES = 0xffffffff };
 
 #define EUGEN_MEMBER __device__ __forceinline__
 #define EUGEN_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+// For kernels that some ptxas would rather let spill than use one more register.
+#define EUGEN_ROOMY_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
 #define EUGEN_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
 #if __CUDA_ARCH__ < 750
