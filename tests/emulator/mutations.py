@@ -128,7 +128,7 @@ MUTATIONS = [
             ("wanting & ((1u << lane) - 1)", "wanting & ((2u << lane) - 1)"),
             ("HARMONICS - 1 + column", "HARMONICS + column"),
             ("optical <= opaque && next_sample", "next_sample"),
-            ("(lane >> 3 & 1) * 8) * ld + (lane >> 4) * 8", "(lane >> 4) * 8) * ld + (lane >> 3 & 1) * 8"),
+            ("const uint16* p = by_input(rows, ld);", "const uint16* p = by_output(rows, ld);"),
             ("optical = 0.f;\n          used = 0;", "used = 0;"),
         ],
     ),

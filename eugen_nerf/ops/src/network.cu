@@ -7,6 +7,13 @@
 
 namespace eugen {
 
+// Networks so wide that their backward pass streams weights need all the registers there are.
+#if EUGEN_BACK_STREAMED
+#define EUGEN_NETWORK_KERNEL EUGEN_ROOMY_KERNEL
+#else
+#define EUGEN_NETWORK_KERNEL EUGEN_KERNEL
+#endif
+
 struct Spec {
   static constexpr int numbers[] = {EUGEN_SPEC};
 };
@@ -41,7 +48,7 @@ struct Outputs {
 using namespace eugen;
 
 // x [n, in] -> y [n, out].
-EUGEN_KERNEL(EUGEN_WARPS * WARP)
+EUGEN_NETWORK_KERNEL(EUGEN_WARPS * WARP)
 network_forward(const Io* __restrict__ x, const float* __restrict__ parameters, const Epsilons eps, int64 n,
                 Io* __restrict__ y) {
   EUGEN_SHARED(memory);
@@ -58,7 +65,7 @@ network_forward(const Io* __restrict__ x, const float* __restrict__ parameters, 
 
 // grad_parameters, zero before, is added to; grad_x is written unless it is null. `largest` comes from
 // largest_magnitude.
-EUGEN_KERNEL(EUGEN_BACK_WARPS * WARP)
+EUGEN_NETWORK_KERNEL(EUGEN_BACK_WARPS * WARP)
 network_backward(const Io* __restrict__ x, const float* __restrict__ parameters, const Epsilons eps, int64 n,
                  const Io* __restrict__ grad_out, const uint32* __restrict__ largest, Io* __restrict__ grad_x,
                  float* __restrict__ grad_parameters) {

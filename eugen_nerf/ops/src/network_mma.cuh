@@ -25,7 +25,8 @@ EUGEN_FUNCTION const uint16* by_output(const uint16* tile, int ld) {
   const int lane = lane_index();
   return tile + ((lane & 7) + (lane >> 4 << 3)) * ld + (lane >> 3 & 1) * 8;
 }
-// With load_matrices_transposed: B operands as above, of a tile with a column for each output.
+// With load_matrices_transposed: B operands as above, of a tile with a column for each output. With load_matrices: an A
+// operand as it lies.
 EUGEN_FUNCTION const uint16* by_input(const uint16* tile, int ld) {
   const int lane = lane_index();
   return tile + ((lane & 7) + (lane >> 3 & 1) * 8) * ld + (lane >> 4 << 3);

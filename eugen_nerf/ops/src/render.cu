@@ -42,8 +42,7 @@ static_assert(WEIGHT_BYTES + EUGEN_WARPS * int(sizeof(WarpMemory)) == EUGEN_SHAR
 // 32 rows of shared memory to fragments.
 template <int K>
 EUGEN_FUNCTION void load_inputs(uint32 (&a)[TILES][K / 16][4], const uint16* rows, int ld) {
-  const int lane = lane_index();
-  const uint16* p = rows + ((lane & 7) + (lane >> 3 & 1) * 8) * ld + (lane >> 4) * 8;
+  const uint16* p = by_input(rows, ld);
 #pragma unroll
   for (int m = 0; m < TILES; m++)
 #pragma unroll
