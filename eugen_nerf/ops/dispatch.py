@@ -69,6 +69,12 @@ def _native_cuda_problem(index: int) -> str | None:
                 f"compute capability {device.architecture / 10} is below {OLDEST_ARCHITECTURE / 10}, which is needed"
             )
         device.resident_blocks("rays.cu", (), "march_count", 128, 0)  # compiles and loads the smallest program
+        if os.environ.get("EUGEN_CUDA_CHECK", "1") != "0":
+            problem = importlib.import_module("eugen_nerf.ops.self_check").verdict(index).problem()
+            if problem:
+                raise BuildError(
+                    f"{problem}. Please report this with the name of the GPU; EUGEN_CUDA_CHECK=0 uses them all the same"
+                )
     except (BuildError, CudaError) as error:
         warnings.warn(
             f"eugen-nerf runs on eager PyTorch on the GPU, without its own kernels: {error}.",

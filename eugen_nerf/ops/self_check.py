@@ -1,0 +1,248 @@
+"""Whether the CUDA kernels compute on this GPU what they should: asked once, before they are used.
+
+The question is put in a process of its own, `python -m eugen_nerf.ops.self_check DEVICE`, since a kernel that
+touches what it must not would leave the asking process without a usable GPU. The answer is kept in the cache folder
+for as long as kernels, compiler, driver and GPU stay the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from eugen_nerf.layers import EUGen, build_network, merge_chain
+from eugen_nerf.ops import dispatch
+from eugen_nerf.ops.build import cache_folder
+from eugen_nerf.ops.dispatch import Backend
+from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
+from eugen_nerf.ops.nvrtc import OPTIONS, find_nvrtc, sources
+from eugen_nerf.ops.radiance_field import RadianceField
+from eugen_nerf.ops.render import render
+
+SWITCH = "EUGEN_CUDA_CHECK"  # environment variable; 0 uses the kernels unchecked
+SECONDS = 300  # that the check may take; it compiles each program once
+
+# Relative differences to eager PyTorch in float32. Coarse: networks compute in half precision, where a unit near zero
+# may pass a ReLU in one and not in the other.
+TOLERANCE, NETWORK_TOLERANCE = 1e-3, 0.1
+
+RAYS = 500
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found."""
+
+    failed: tuple[str, ...] = ()  # ops that disagree with eager PyTorch
+    crash: str = ""  # the last that a process said which did not come to its end
+
+    def problem(self) -> str | None:
+        """Why the kernels should not be used; None if they may."""
+        if self.crash:
+            return f"checking them ended in an error ({self.crash})"
+        if self.failed:
+            return f"on this GPU they disagree with PyTorch in {', '.join(self.failed)}"
+        return None
+
+
+def check_ops(device: torch.device, backend: Backend) -> list[str]:
+    """The ops whose native runner on a device disagrees with eager PyTorch there."""
+    failed = []
+    choices: tuple[Backend, Backend] = (backend, "reference")
+    for name, tolerance, run in _trials(device):
+        with torch.random.fork_rng(devices=[]):
+            results = []
+            for which in choices:
+                torch.manual_seed(0)
+                results.append(run(which))
+        pairs = zip(*results, strict=True)
+        if not all(mine.shape == theirs.shape and _difference(mine, theirs) <= tolerance for mine, theirs in pairs):
+            failed.append(name)
+    return failed
+
+
+def _difference(mine: Tensor, theirs: Tensor) -> float:
+    if not mine.isfinite().all():
+        return float("inf")
+    return float((mine.double() - theirs.double()).norm() / theirs.double().norm().clamp_min(1e-12))
+
+
+def _trials(device: torch.device) -> Iterator[tuple[str, float, Callable[[Backend], list[Tensor]]]]:
+    """Each op by name, the difference it may show, and a function that runs it, gradients included."""
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator).to(device)
+
+    def with_gradients(outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+        loss = torch.stack([output.square().sum() for output in outputs]).sum()
+        return [output.detach() for output in outputs] + list(torch.autograd.grad(loss, inputs))
+
+    layout = HashGridLayout.build(8, 2, 12, 4, 128)
+    positions = numbers(1000, 3)
+    table = (numbers(layout.num_entries, 2) - 0.5).requires_grad_()
+
+    def encode(backend: Backend) -> list[Tensor]:
+        x = positions.clone().requires_grad_()
+        return with_gradients([dispatch.hash_encode(x, table, layout, backend=backend)], [x, table])
+
+    yield "hash_encode", TOLERANCE, encode
+
+    rows = numbers(1000, 16) - 0.5
+
+    def network(layers: nn.Sequential) -> Callable[[Backend], list[Tensor]]:
+        layers.to(device)
+
+        def run(backend: Backend) -> list[Tensor]:
+            x = rows.clone().requires_grad_()
+            y = dispatch.network(x, merge_chain(layers), backend=backend)
+            return with_gradients([y], [x, *layers.parameters()])
+
+        return run
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        layers = [
+            build_network("mlp", 16, 64, 2, 5, 0),
+            build_network("eugen", 16, 64, 2, 5, 24, norm_first=True),
+            nn.Sequential(EUGen(16, 32, 16, order=2), nn.Linear(32, 5)),
+        ]
+        density, color = build_network("eugen", 16, 32, 1, 16, 32), build_network("eugen", 31, 32, 2, 3, 32)
+    for number, stack in enumerate(layers):
+        yield f"network ({('dense', 'order 1', 'order 2')[number]})", NETWORK_TOLERANCE, network(stack)
+
+    directions = nn.functional.normalize(numbers(RAYS, 3) - 0.5, dim=-1)
+    origins = 0.5 - 2 * directions + 0.3 * (numbers(RAYS, 3) - 0.5)
+    near, far = torch.zeros(RAYS, device=device), torch.full((RAYS,), 5.0, device=device)
+    resolution = 16
+    bits = (numbers(resolution**3 // 8) * 255).to(torch.uint8)
+    space, rule = Space(((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))), StepRule(0.02)
+    march = (origins, directions, near, far, bits, resolution, space, rule)
+    yield "spherical_harmonics", TOLERANCE, lambda b: [dispatch.spherical_harmonics(directions, backend=b)]
+
+    def marched(backend: Backend) -> list[Tensor]:
+        samples = dispatch.march(*march, backend=backend)
+        # Rounding may put a sample to the other side of a cell's face: rays are compared as wholes.
+        return [samples.counts().sum().float()[None], samples.t_mids.sum()[None], samples.t_ends.sum()[None]]
+
+    yield "march", TOLERANCE, marched
+    samples = dispatch.march(*march, backend="reference")
+    yield (
+        "sample_points",
+        TOLERANCE,
+        lambda b: list(dispatch.sample_points(origins, directions, samples, space, backend=b)),
+    )
+    sigma, rgb = 5 * numbers(samples.num_samples), numbers(samples.num_samples, 3)
+
+    def composited(backend: Backend) -> list[Tensor]:
+        densities, colors = sigma.clone().requires_grad_(), rgb.clone().requires_grad_()
+        outputs = dispatch.composite(densities, colors, samples, backend=backend)
+        return with_gradients(list(outputs), [densities, colors])
+
+    yield "composite", TOLERANCE, composited
+
+    def rendered(backend: Backend) -> list[Tensor]:
+        with torch.no_grad():
+            chains = merge_chain(density.to(device)), merge_chain(color.to(device))
+            field = RadianceField(table.detach(), layout, *chains, backend)
+            picture, alpha, depth, count = render(*march, field)
+        return [picture, alpha, depth, count.float()]
+
+    yield "render", NETWORK_TOLERANCE, rendered
+    parameter, grad = numbers(1000, 2), (numbers(1000, 2) - 0.5) * (numbers(1000, 2) < 0.3)
+    yield "sparse_adam", TOLERANCE, lambda b: _adam(device, b, parameter, grad)
+
+
+def _adam(device: torch.device, backend: Backend, parameter: Tensor, grad: Tensor) -> list[Tensor]:
+    """One step of SparseAdam, from moments that are not zero."""
+    parameter, first, second = parameter.clone(), 0.5 * grad + 0.1, grad * grad + 0.1
+    if backend == "reference":
+        m, v = first.lerp(grad, 0.1), second.lerp(grad * grad, 0.01)
+        step = torch.where(grad != 0, 0.1 * m / ((2 * v).sqrt() + 1e-8), torch.zeros_like(grad))
+        return [parameter - step, torch.where(grad != 0, m, first), torch.where(grad != 0, v, second)]
+    runner = importlib.import_module(f"eugen_nerf.ops.{'cuda_ops' if device.type == 'cuda' else 'cpu'}")
+    runner.sparse_adam(parameter, grad, first, second, (0.9, 0.99), 1e-8, 0.1, 2.0)
+    return [parameter, first, second]
+
+
+def verdict(index: int, run: Callable[[int], Verdict] | None = None) -> Verdict:
+    """What the check of GPU ``index`` has found, now or earlier.
+
+    Args:
+        run: does the check; by default `in_another_process`.
+    """
+    path = cache_folder() / f"cuda-check-{_circumstances(index)}.json"
+    try:
+        kept = json.loads(path.read_text())
+        return Verdict(tuple(kept["failed"]), kept["crash"])
+    except (OSError, ValueError, KeyError):
+        found = (run or in_another_process)(index)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(asdict(found)))
+        temporary.replace(path)
+    except OSError:
+        pass  # asked again next time
+    return found
+
+
+def _circumstances(index: int) -> str:
+    """A name for all that the answer depends on."""
+    digest = hashlib.sha256()
+    for name, content in sorted(sources().items()):
+        digest.update(name.encode() + b"\0" + content + b"\0")
+    for file in ("cuda.py", "cuda_ops.py", "tiles.py"):
+        digest.update((Path(__file__).parent / file).read_bytes())
+    gpu = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index), torch.version.cuda
+    precision = os.environ.get("EUGEN_PRECISION", "")
+    digest.update(repr((OPTIONS, find_nvrtc().version, gpu, _driver_version(), precision)).encode())
+    return digest.hexdigest()[:24]
+
+
+def _driver_version() -> str:
+    try:
+        return Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return ""
+
+
+def in_another_process(index: int) -> Verdict:
+    """Run the check of GPU ``index`` in a fresh interpreter."""
+    package = str(Path(__file__).parents[2])
+    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    settings = {**os.environ, "PYTHONPATH": path, SWITCH: "0"}
+    settings.pop("EUGEN_BACKEND", None)
+    command = [sys.executable, "-m", "eugen_nerf.ops.self_check", f"cuda:{index}"]
+    try:
+        result = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Verdict(crash=" ".join(str(error).split())[:200])
+    lines = result.stdout.strip().splitlines()
+    if result.returncode == 0 and lines:
+        return Verdict(tuple(json.loads(lines[-1])))
+    said = result.stderr.strip().splitlines()
+    return Verdict(crash=said[-1][:200] if said else f"exit status {result.returncode}")
+
+
+def main(device: str) -> None:
+    """Print the names of the ops that disagree, as a JSON list."""
+    place = torch.device(device)
+    failed = check_ops(place, "cuda" if place.type == "cuda" else "cpu")
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
+    print(json.dumps(failed))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
