@@ -142,7 +142,7 @@ def scene(task: str, seed: int) -> list[Trial]:
     """A scene, one seed: a wide MLP taken over by fewer features, and as narrow networks trained from scratch."""
     teacher = Teacher(64, 5e-3, SCENE_STEPS)
     trials = grid(task, [mlp(32), mlp(24), mlp(16)], (0.0,), 0, (seed,), teacher)
-    trials += grid(task, [mlp(32), mlp(16)], (5e-3,), SCENE_STEPS, (seed,))
+    trials += grid(task, [mlp(32), mlp(16)], (1e-2,), SCENE_STEPS, (seed,))
     trials += grid(task, [eugen(32, 64, weight_gain=2.0)], (2e-3,), SCENE_STEPS, (seed,))
     return trials
 
@@ -162,15 +162,24 @@ def taken_over_pictures() -> list[Trial]:
 def confirm() -> list[Trial]:
     """What decides, in the order of importance."""
     half = eugen(16, 64, weight_gain=2.0)
-    trials = scene("lego", 0)
-    trials += grid("lego", [mlp(32)], (1e-2,), SCENE_STEPS) + grid("lego", [half], (2e-3,), SCENE_STEPS)
+    trials = grid("lego", [half], (2e-3,), SCENE_STEPS)
+    trials += grid("lego", [mlp(32)], (1e-2, 2e-2, 5e-3), SCENE_STEPS) + grid("lego", [mlp(64)], (1e-2,), SCENE_STEPS)
+    trials += scene("lego", 0) + grid("lego", [replace(half, features=32)], (4e-3,), SCENE_STEPS)
     trials += scene("lego", 1) + taken_over_pictures() + scene("fox", 0)
-    # The other learning rates.
-    trials += grid("lego", [mlp(64)], (1e-2, 5e-3), SCENE_STEPS)
-    trials += grid("lego", [replace(half, features=32)], (4e-3, 1e-3), SCENE_STEPS)
-    trials += grid("lego", [mlp(32)], (2e-2, 2.5e-3), SCENE_STEPS)
     trials += grid("lego", [replace(half, features=32, feature_bias=True)], (2e-3,), SCENE_STEPS)
     return trials + scene("lego", 2) + scene("fox", 1) + scene("fox", 2)
 
 
-PLANS: dict[str, Callable[[], list[Trial]]] = {"rates": rates, "shapes": shapes, "confirm": confirm}
+LONGER_STEPS = 2000
+
+
+def longer() -> list[Trial]:
+    """lego, one seed, trained longer: does the order of the networks stay?"""
+    trials = grid("lego", [mlp(32)], (1e-2,), LONGER_STEPS)
+    trials += grid("lego", [eugen(32, 64, weight_gain=2.0)], (2e-3,), LONGER_STEPS)
+    trials += grid("lego", [mlp(64)], (5e-3,), LONGER_STEPS)
+    trials += grid("lego", [mlp(32)], (5e-3,), LONGER_STEPS)
+    return trials + grid("lego", [eugen(16, 64, weight_gain=2.0)], (2e-3,), LONGER_STEPS)
+
+
+PLANS: dict[str, Callable[[], list[Trial]]] = {"rates": rates, "shapes": shapes, "confirm": confirm, "longer": longer}
