@@ -138,13 +138,21 @@ def shapes() -> list[Trial]:
 SCENE_STEPS = 600
 
 
-def scene(task: str, seed: int) -> list[Trial]:
-    """A scene, one seed: a wide MLP taken over by fewer features, and as narrow networks trained from scratch."""
-    teacher = Teacher(64, 5e-3, SCENE_STEPS)
-    trials = grid(task, [mlp(32), mlp(24), mlp(16)], (0.0,), 0, (seed,), teacher)
-    trials += grid(task, [mlp(32), mlp(16)], (5e-3,), SCENE_STEPS, (seed,))
-    trials += grid(task, [eugen(32, 64, weight_gain=2.0)], (2e-3,), SCENE_STEPS, (seed,))
-    return trials
+SCENE_RATES = {"mlp": (1e-2, 5e-3, 2e-2), "eugen": (4e-3, 2e-3, 8e-3), "low-rank": (1e-2, 5e-3)}
+EUGEN_32, EUGEN_16 = (eugen(m, 64, weight_gain=2.0) for m in (32, 16))
+
+
+def scene(task: str, seed: int, number: int = 1, networks: tuple[Network, ...] = ()) -> list[Trial]:
+    """A scene, one seed: each network from scratch with the first learning rates of its kind."""
+    chosen = networks or (mlp(32), EUGEN_32, mlp(64), EUGEN_16, mlp(16))
+    rates = {network: SCENE_RATES[network.kind][:number] for network in chosen}
+    return [trial for n, r in rates.items() for trial in grid(task, [n], r, SCENE_STEPS, (seed,))]
+
+
+def taken_over(task: str, seed: int) -> list[Trial]:
+    """A scene, one seed: a wide MLP taken over by fewer features, in closed form."""
+    teacher = Teacher(64, SCENE_RATES["mlp"][0], SCENE_STEPS)
+    return grid(task, [mlp(32), mlp(24), mlp(16)], (0.0,), 0, (seed,), teacher)
 
 
 def taken_over_pictures() -> list[Trial]:
@@ -161,16 +169,22 @@ def taken_over_pictures() -> list[Trial]:
 
 def confirm() -> list[Trial]:
     """What decides, in the order of importance."""
-    half = eugen(16, 64, weight_gain=2.0)
-    trials = scene("lego", 0)
-    trials += grid("lego", [mlp(32)], (1e-2,), SCENE_STEPS) + grid("lego", [half], (2e-3,), SCENE_STEPS)
-    trials += scene("lego", 1) + taken_over_pictures() + scene("fox", 0)
-    # The other learning rates.
-    trials += grid("lego", [mlp(64)], (1e-2, 5e-3), SCENE_STEPS)
-    trials += grid("lego", [replace(half, features=32)], (4e-3, 1e-3), SCENE_STEPS)
-    trials += grid("lego", [mlp(32)], (2e-2, 2.5e-3), SCENE_STEPS)
-    trials += grid("lego", [replace(half, features=32, feature_bias=True)], (2e-3,), SCENE_STEPS)
-    return trials + scene("lego", 2) + scene("fox", 1) + scene("fox", 2)
+    trials = scene("lego", 0) + scene("lego", 0, 3, (EUGEN_32, mlp(64), mlp(32)))
+    trials += scene("lego", 1) + scene("lego", 2)
+    trials += scene("lego", 0, 2, (Network("low-rank", 64, 8),)) + taken_over("lego", 0)
+    trials += taken_over_pictures() + scene("fox", 0)
+    trials += scene("lego", 0, 1, (replace(EUGEN_32, feature_bias=True), replace(EUGEN_32, norm=True)))
+    return trials + taken_over("lego", 1) + scene("fox", 1) + scene("fox", 2)
 
 
-PLANS: dict[str, Callable[[], list[Trial]]] = {"rates": rates, "shapes": shapes, "confirm": confirm}
+LONGER_STEPS = 2000
+
+
+def longer() -> list[Trial]:
+    """lego, one seed, trained longer: does the order of the networks stay?"""
+    trials = grid("lego", [mlp(32)], (1e-2,), LONGER_STEPS) + grid("lego", [EUGEN_32], (2e-3,), LONGER_STEPS)
+    trials += grid("lego", [mlp(64)], (1e-2,), LONGER_STEPS) + grid("lego", [EUGEN_32], (4e-3,), LONGER_STEPS)
+    return trials + grid("lego", [EUGEN_16], (4e-3,), LONGER_STEPS)
+
+
+PLANS: dict[str, Callable[[], list[Trial]]] = {"rates": rates, "shapes": shapes, "confirm": confirm, "longer": longer}
