@@ -11,7 +11,7 @@ function sourceHash(): string {
     readdirSync(join(root, folder), { recursive: true, withFileTypes: true })
       .filter((entry) => entry.isFile())
       .map((entry) => relative(root, join(entry.parentPath, entry.name)));
-  const files = ["index.html", "package.json", "package-lock.json", "vite.config.ts", ...below("src")].sort();
+  const files = ["index.html", "package.json", "package-lock.json", "vite.config.ts", ...below("public"), ...below("src")].sort();
   const hash = createHash("sha256");
   for (const file of files) hash.update(`${file}\0`).update(readFileSync(join(root, file))).update("\0");
   return hash.digest("hex");

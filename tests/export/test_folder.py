@@ -81,5 +81,5 @@ def test_an_error_in_between_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match=r"file/out: cannot be written \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"file/out: cannot be written"):
         write_folder(tmp_path / "file" / "out", fill)

@@ -232,6 +232,7 @@ export class App implements Controlled {
     const toggle = element("toggle", HTMLButtonElement);
     const showPanel = (shown: boolean) => {
       panel.hidden = !shown;
+      document.body.classList.toggle("options", shown);
       toggle.textContent = shown ? "Hide" : "Options";
       toggle.setAttribute("aria-expanded", String(shown));
     };
@@ -460,6 +461,7 @@ export function isMode(text: string): text is Mode {
 }
 
 function format(milliseconds: number): string {
+  if (milliseconds > 9995) return `${(milliseconds / 1000).toFixed(0)} s`;
   return milliseconds < 9.95 ? `${milliseconds.toFixed(1)} ms` : `${milliseconds.toFixed(0)} ms`;
 }
 
