@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -177,15 +180,24 @@ def find_scene(path: str, beside: Path) -> Path:
         UserError: there is no such folder in any of the places where it is looked for.
     """
     given = Path(path).expanduser()
-    places = [Path.cwd(), beside]
-    if os.environ.get("EUGEN_DATA"):
-        places.append(Path(os.environ["EUGEN_DATA"]).expanduser())
+    data = os.environ.get("EUGEN_DATA")
+    places = [Path.cwd(), beside.absolute(), *([Path(data).expanduser().absolute()] if data else [])]
     for place in places:
         if (place / given).exists():
             return (place / given).resolve()
-    looked = ", ".join(str(place / given) for place in places)
-    hint = "" if os.environ.get("EUGEN_DATA") else " Set EUGEN_DATA to the folder that holds your scenes."
+    looked = ", ".join(dict.fromkeys(str(place / given) for place in places))
+    near = difflib.get_close_matches(path, _folders(places), n=1, cutoff=0.6)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint += "" if data else " Set EUGEN_DATA to the folder that holds your scenes."
     raise UserError(f"Scene {path!r} does not exist. Looked for {looked}.{hint}")
+
+
+def _folders(places: Sequence[Path]) -> list[str]:
+    found = []
+    for place in places:
+        with contextlib.suppress(OSError):
+            found += [entry.name for entry in place.iterdir() if entry.is_dir()]
+    return found
 
 
 def benchmark_from_json(data: Any, where: str) -> Benchmark:

@@ -177,8 +177,9 @@ class EugenNerf(Method):
             self.world = World.of_dataset(train_dataset)
             self._choose_background(train_dataset["metadata"])
             apply_overrides(self.config, self.overrides)
-            self.config.pipeline.model.validate()
-            self.config.set_schedules()
+            config: Any = self.config
+            config.pipeline.model.validate()
+            config.set_schedules()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.config.machine.device_type = device
         self.step = self.loaded_step or 0
@@ -233,7 +234,7 @@ class EugenNerf(Method):
         config.output_dir = folder
         config.experiment_name = "run"
         config.timestamp = "run"
-        config.vis = "tensorboard"
+        config.vis = "none"  # nerfbaselines keeps the log
         config.logging.local_writer.enable = False
         config.logging.profiler = "none"
         config.load_dir = None if self.checkpoint is None else Path(self.checkpoint) / CHECKPOINTS

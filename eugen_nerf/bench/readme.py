@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,8 @@ SHOWN = (
 def update_readme(file: Path, folders: Sequence[Path]) -> None:
     """Replace what stands between the markers of a Markdown file by the tables of benchmarks.
 
+    The command that does so is left there as a comment.
+
     Raises:
         UserError: the file or its markers are missing, or a folder holds no results.
     """
@@ -41,7 +44,8 @@ def update_readme(file: Path, folders: Sequence[Path]) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise UserError(f"{file}: lacks the lines {BEGIN} and {END}, between which the tables go.")
-    tables = "\n".join(_section(folder) for folder in folders)
+    command = shlex.join(["eugen-bench", "readme", file.name, *(folder.as_posix() for folder in folders)])
+    tables = "\n".join([f"<!-- {command} -->\n", *(_section(folder) for folder in folders)])
     try:
         file.write_text(f"{before}{BEGIN}\n{tables}{END}{after}", "utf8")
     except OSError as error:

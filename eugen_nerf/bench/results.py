@@ -116,10 +116,8 @@ def prepare_folder(folder: Path, benchmark: Benchmark, *, resume: bool = False, 
             raise UserError(f"{folder}: is a file; --out takes a folder.")
         if replace and (folder / CONFIG).is_file():
             _remove_own(folder)
-        elif folder.exists() and any(folder.iterdir()) and not resume:
-            raise UserError(
-                f"{folder}: is not empty. Continue there with --resume, or choose another folder with --out."
-            )
+        elif folder.exists():
+            _check_content(folder, resume)
         folder.mkdir(parents=True, exist_ok=True)
         for name in OWN_FOLDERS:
             (folder / name).mkdir(exist_ok=True)
@@ -127,6 +125,15 @@ def prepare_folder(folder: Path, benchmark: Benchmark, *, resume: bool = False, 
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
     return ResultStore(folder)
+
+
+def _check_content(folder: Path, resume: bool) -> None:
+    names = {path.name for path in folder.iterdir()}
+    foreign = sorted(names - {*OWN_FOLDERS, *OWN_FILES})
+    if foreign and CONFIG not in names:
+        raise UserError(f"{folder}: holds other files ({foreign[0]}) and no benchmark. Choose another folder.")
+    if names and not resume:
+        raise UserError(f"{folder}: is not empty. Continue there with --resume, or choose another folder with --out.")
 
 
 def _remove_own(folder: Path) -> None:

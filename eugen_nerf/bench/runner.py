@@ -24,6 +24,7 @@ from eugen_nerf.bench.schema import from_mapping
 from eugen_nerf.errors import UserError
 
 SECONDS_BETWEEN_POLLS = 0.1
+FULL_DISK = 1 << 20  # bytes left, too few for what a job writes
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,19 @@ class _Runner:
             folder.mkdir(parents=True)
             jobs.write_json(folder / "job.json", data)
         except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
+            raise UserError(
+                f"{folder}: cannot be written ({error.strerror}). Earlier results are intact; mend that and run again "
+                "with --resume."
+            ) from error
         return folder
 
     def _record(self, job: Job, folder: Path, ended: str, display: Display) -> None:
         data = jobs.read_json(folder / "result.json")
-        result = Result("failed", ended) if data is None else from_mapping(Result, data, str(folder / "result.json"))
+        if data is None:  # it could not even tell why
+            full = shutil.disk_usage(self.store.folder).free < FULL_DISK
+            result = Result("failed", f"{ended}; the disk is full." if full else f"{ended}.")
+        else:
+            result = from_mapping(Result, data, str(folder / "result.json"))
         self.store.append(job, result)
         if result.status == "failed":
             display.finish(job.label, f"FAILED: {result.message} See {folder / 'log.txt'}", "bold red")

@@ -59,25 +59,27 @@ def run_job(folder: Path) -> Result:
 
 
 def _run(data: Any, report: Reporter) -> dict[str, Any]:
-    # nerfstudio takes seconds to import, which the runner's checks of the command line should not wait for.
+    job: FramesJob | TrainingJob
+    if data["kind"] == "frames":
+        job = from_mapping(FramesJob, data["job"], "job")
+    else:
+        job = from_mapping(TrainingJob, data["job"], "job")
+    # torch and nerfstudio take seconds to import, which the runner's checks of the command line should not wait for.
     from eugen_nerf.bench.machine import describe_machine
 
     machine = describe_machine(data["command"])
     out = Path(data["out"])
-    if data["kind"] == "frames":
+    if isinstance(job, FramesJob):
         from eugen_nerf.bench.frame_times import load_run, time_frames
 
-        frames_job = from_mapping(FramesJob, data["job"], "job")
         report(Progress("loading"))
-        pipelines = [load_run(out / path) for path in frames_job.load_configs]
-        frames = time_frames(pipelines, frames_job.timed_frames, lambda part: report(Progress("timing", part)))
-        return {"frames": dict(zip(frames_job.names, frames, strict=True)), "machine": machine}
+        pipelines = [load_run(out / path) for path in job.load_configs]
+        frames = time_frames(pipelines, job.timed_frames, lambda part: report(Progress("timing", part)))
+        return {"frames": dict(zip(job.names, frames, strict=True)), "machine": machine}
 
     from eugen_nerf.bench.training import train_and_evaluate
 
-    job = from_mapping(TrainingJob, data["job"], "job")
-    values = train_and_evaluate(job, out, report)
-    return {**values, "machine": machine}
+    return {**train_and_evaluate(job, out, report), "machine": machine}
 
 
 def _one_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from eugen_nerf.bench.config import Budget, MethodEntry, benchmark_from_json, load_benchmark
+from eugen_nerf.bench.config import Budget, MethodEntry, benchmark_from_json, find_scene, load_benchmark
 from eugen_nerf.errors import UserError
 from tests.bench.conftest import WriteConfig
 
@@ -105,3 +105,11 @@ def test_shipped_configs_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         benchmark = load_benchmark(path)
         check_rows(benchmark)
         assert isinstance(benchmark.methods[0], MethodEntry)
+
+
+def test_a_scene_that_does_not_exist_is_told_with_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scenes" / "lego_small").mkdir(parents=True)
+    monkeypatch.setenv("EUGEN_DATA", str(tmp_path / "scenes"))
+    with pytest.raises(UserError, match=r"Scene 'lego_smal' does not exist.* Did you mean 'lego_small'\?$"):
+        find_scene("lego_smal", tmp_path)
+    assert find_scene("lego_small", tmp_path) == tmp_path / "scenes" / "lego_small"

@@ -70,5 +70,5 @@ def test_a_failed_training_is_no_success(write_config: WriteConfig, options: Dem
 def test_somebody_elses_folder_is_left_alone(options: DemoOptions, quiet: Console) -> None:
     options.output.mkdir()
     (options.output / "precious").write_text("")
-    with pytest.raises(UserError, match="is not empty"):
+    with pytest.raises(UserError, match="holds other files"):
         demo.demo(options, quiet)

@@ -110,7 +110,8 @@ def test_readme_tables_come_from_published_results(finished: Any, tmp_path: Path
     readme.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nrest\n")
     update_readme(readme, [tmp_path / "results"])
     once = readme.read_text()
-    assert once.startswith(f"# Title\n\n{BEGIN}\n**Small** (ball). Every method was trained for 12 iterations")
+    command = f"<!-- eugen-bench readme README.md {tmp_path / 'results'} -->"
+    assert once.startswith(f"# Title\n\n{BEGIN}\n{command}\n\n**Small** (ball). Every method was trained for 12 ")
     assert once.endswith(f"{END}\n\nrest\n")
     assert "| EUGen |" in once
     assert "old" not in once

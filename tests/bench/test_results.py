@@ -112,10 +112,20 @@ def test_replacing_removes_results_and_nothing_else(tmp_path: Path, benchmark_: 
     assert (out / "mine.txt").read_text() == "kept"
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, benchmark_: Benchmark, resume: bool) -> None:
+    folder = tmp_path / "papers"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match=r"papers: holds other files \(thesis.tex\) and no benchmark. Choose another"):
+        prepare_folder(folder, benchmark_, resume=resume)
+    assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
+
+
 def test_replacing_refuses_a_folder_of_something_else(tmp_path: Path, benchmark_: Benchmark) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "precious").write_text("")
-    with pytest.raises(UserError, match="is not empty"):
+    with pytest.raises(UserError, match="holds other files"):
         prepare_folder(tmp_path, benchmark_, replace=True)
     assert (tmp_path / "runs" / "precious").exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,13 +114,17 @@ def test_resuming_does_what_is_missing_only(small_data: dict[str, Any], tmp_path
     assert grown.folders == ["ball-MLP-seed-1", "ball-EUGen-seed-1", "ball-frames-seed-1"]
 
 
-def test_a_worker_that_dies_without_a_result_is_a_failed_row(write_config: WriteConfig, quiet: Console) -> None:
+@pytest.mark.parametrize(("free", "message"), [(1 << 30, "ended."), (4096, "ended; the disk is full.")])
+def test_a_worker_that_dies_without_a_result_is_a_failed_row(
+    write_config: WriteConfig, quiet: Console, monkeypatch: pytest.MonkeyPatch, free: int, message: str
+) -> None:
+    monkeypatch.setattr(runner.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     path = write_config()
     benchmark = load_benchmark(path)
     store = prepare_folder(path.parent / "out", benchmark)
     engine = ScriptedEngine(lambda name: None)
     assert runner.run(benchmark, store, engine, quiet) == Outcome(finished=0, failed=2)
-    assert {record.result.message for record in store.read()} == {"ended"}
+    assert {record.result.message for record in store.read()} == {message}
     assert frames_jobs(benchmark, store) == []
 
 
