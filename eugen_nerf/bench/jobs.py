@@ -35,9 +35,9 @@ class TrainingJob:
     fit_schedules: bool
     curve_at: tuple[float, ...]
     curve_views: int
-    curve_pixels: int | None
     eval_images: int | None
     pictures: int
+    curve_pixels: int | None = None
 
     @property
     def label(self) -> str:
@@ -146,7 +146,11 @@ def slug(text: str) -> str:
 
 
 def _digest(job: Job) -> str:
-    text = json.dumps(dataclasses.asdict(job), sort_keys=True)
+    content = dataclasses.asdict(job)
+    # Results from before there was this option are those of jobs without it.
+    if content.get("curve_pixels", 0) is None:
+        del content["curve_pixels"]
+    text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

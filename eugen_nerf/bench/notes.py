@@ -55,7 +55,8 @@ def notes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
         "Training time is that of the steps alone: evaluations and the first step, which compiles kernels, are "
         "outside the clock.",
         f"The curve shows {_curve_pixels(benchmark.curve)}, the same for all; its last point is therefore not the PSNR "
-        "of the table. Times to reach a PSNR are read off the curve, linear between its points.",
+        "of the table. Times to reach a PSNR are read off the curve, linear between its points; a method that is above "
+        "at the first point has that point's time.",
         "Parameters and multiply-adds are those of the networks, EUGen layers merged; of nerfstudio's own methods the "
         "layers are counted that run while a field is evaluated, per sample over all fields. A dash means that they "
         "cannot be counted.",

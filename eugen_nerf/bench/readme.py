@@ -47,7 +47,7 @@ def update_readme(file: Path, folders: Sequence[Path]) -> None:
     command = shlex.join(["eugen-bench", "readme", file.name, *(folder.as_posix() for folder in folders)])
     tables = "\n".join([f"<!-- {command} -->\n", *(_section(folder) for folder in folders)])
     try:
-        file.write_text(f"{before}{BEGIN}\n{tables}{END}{after}", "utf8")
+        file.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", "utf8")
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({error.strerror}).") from error
 
