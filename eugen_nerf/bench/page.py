@@ -19,6 +19,7 @@ from eugen_nerf.bench.statistics import pareto_front
 from eugen_nerf.bench.summary import MethodSummary, Rows, SceneSummary, mean_over_scenes
 from eugen_nerf.bench.tables import Table, method_tables, seconds
 
+NEAR = 3.0  # dB
 LARGEST_SIDE = 640  # whole pictures are shown no larger; crops keep their pixels
 
 STYLE = """
@@ -38,7 +39,7 @@ code { font-size: .85em; }
 .failed { color: #c0392b; }
 .scroll { overflow-x: auto; overflow-wrap: normal; border: 1px solid var(--line); border-radius: 6px; margin: .6rem 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .45rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: .45rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 thead th { vertical-align: bottom; white-space: normal; font-weight: 600; background: var(--band); }
 tbody tr:last-child > * { border-bottom: 0; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--band); }
@@ -119,6 +120,28 @@ def _failures(scene: SceneSummary) -> str:
 
 
 def _plots(methods: Sequence[MethodSummary], styles: dict[str, int]) -> str:
+    charts = _charts(methods, styles)
+    if not charts:
+        return ""
+    legend = "".join(f"<li>{_sign(styles[method.name])}{escape(method.name)}</li>" for method in methods)
+    html = f'<ul class="legend">{legend}</ul><div class="plots">{charts}</div>'
+    near = near_the_best(methods)
+    if near:
+        names = ", ".join(method.name for method in near)
+        html += f'<p class="soft">Closer, those within {NEAR:g} dB of the best: {escape(names)}.</p>'
+        html += f'<div class="plots">{_charts(near, styles)}</div>'
+    return html
+
+
+def near_the_best(methods: Sequence[MethodSummary]) -> list[MethodSummary]:
+    """Those whose points would fall together in a chart of all; none where a chart of all is enough."""
+    rated = [(psnr, method) for method in methods if (psnr := method.values["psnr"]) is not None]
+    best = max((psnr for psnr, _ in rated), default=0.0)
+    near = [method for psnr, method in rated if psnr >= best - NEAR]
+    return near if 1 < len(near) < len(rated) else []
+
+
+def _charts(methods: Sequence[MethodSummary], styles: dict[str, int]) -> str:
     figures = []
     by_time, by_work = [], []
     for method in methods:
@@ -136,11 +159,7 @@ def _plots(methods: Sequence[MethodSummary], styles: dict[str, int]) -> str:
         figures.append(plots.line_plot(lines, "training time", seconds))
     if by_work:
         figures.append(_scatter(by_work, "multiply-adds per sample", lambda value: f"{value:,.0f}"))
-    if not figures:
-        return ""
-    legend = "".join(f"<li>{_sign(styles[method.name])}{escape(method.name)}</li>" for method in methods)
-    charts = "".join(f"<figure>{figure}</figure>" for figure in figures)
-    return f'<ul class="legend">{legend}</ul><div class="plots">{charts}</div>'
+    return "".join(f"<figure>{figure}</figure>" for figure in figures)
 
 
 def _sign(style: int) -> str:

@@ -61,15 +61,16 @@ def outlined(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
 
 
 def telling_crop(predictions: Sequence[Image.Image], truth: Image.Image, part: int = 4) -> tuple[int, int, int, int]:
-    """Where to zoom in: the square, 1/`part` of the shorter side, in which the predictions err most together.
+    """Where to zoom in: the square, 1/`part` of the shorter side, in which most predictions err most: one that
+    fails everywhere does not choose.
 
     Returns:
         left, upper, right, lower as `PIL.Image.crop` takes them.
     """
     target = np.asarray(truth, dtype=np.float64)
-    errors = sum(np.abs(np.asarray(p, dtype=np.float64) - target).sum(axis=-1) for p in predictions)
+    errors = np.median([np.abs(np.asarray(p, dtype=np.float64) - target).sum(axis=-1) for p in predictions], axis=0)
     side = max(min(truth.size) // part, 1)
-    total = np.pad(np.asarray(errors).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    total = np.pad(errors.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
     windows = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
     upper, left = np.unravel_index(int(windows.argmax()), windows.shape)
     return int(left), int(upper), int(left) + side, int(upper) + side

@@ -49,6 +49,8 @@ def test_the_crop_is_where_all_err_most() -> None:
     second.paste((90, 90, 90), (5, 5, 7, 7))
     assert telling_crop([first, second], truth) == (50, 10, 60, 20)
     assert telling_crop([truth], truth) == (0, 0, 10, 10)
+    failed = plain((255, 255, 255), (80, 40))
+    assert telling_crop([first, second, failed], truth) == (50, 10, 60, 20)
 
 
 def test_the_frame_of_a_crop_leaves_the_crop_alone() -> None:

@@ -12,10 +12,12 @@ from xml.etree import ElementTree
 import pytest
 
 from eugen_nerf.bench import plots
+from eugen_nerf.bench.page import near_the_best
 from eugen_nerf.bench.plots import Line, Point, line_plot, linear_axis, log_axis, scatter
 from eugen_nerf.bench.readme import BEGIN, END, update_readme
 from eugen_nerf.bench.report import publish, write_report
 from eugen_nerf.bench.results import prepare_folder
+from eugen_nerf.bench.summary import AVERAGED, MethodSummary
 from eugen_nerf.bench.tables import seconds
 from eugen_nerf.errors import UserError
 
@@ -65,6 +67,17 @@ def test_the_page_shows_everything(html: str) -> None:
     assert html.count("<img ") == 2 + 2 * 3
     assert "How to read it" in html
     assert "LPIPS is left out" in html
+
+
+def test_methods_near_the_best_are_shown_closer_where_one_is_far_off() -> None:
+    def method(name: str, psnr: float | None) -> MethodSummary:
+        return MethodSummary(name, False, {**dict.fromkeys(AVERAGED), "psnr": psnr})
+
+    good, better, poor, failed = method("a", 30.0), method("b", 32.0), method("c", 11.0), method("d", None)
+    assert near_the_best([good, better, poor, failed]) == [good, better]
+    assert near_the_best([good, better]) == []
+    assert near_the_best([better, poor]) == []
+    assert near_the_best([failed]) == []
 
 
 def test_charts_are_valid_svg(html: str) -> None:
