@@ -8,6 +8,8 @@ from typing import Any
 from eugen_nerf.bench.config import Benchmark, Curve
 from eugen_nerf.bench.summary import SceneSummary
 
+FEW_FRAMES = 10  # of fewer a bootstrap of the median knows too little
+
 
 def conditions(benchmark: Benchmark) -> list[str]:
     """Sentences on what was compared."""
@@ -59,9 +61,13 @@ def notes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
         "at the first point has that point's time.",
         "Parameters and multiply-adds are those of the networks, EUGen layers merged; of nerfstudio's own methods the "
         "layers are counted that run while a field is evaluated, per sample over all fields. A dash means that they "
-        "cannot be counted.",
+        "cannot be counted. Samples per ray are those of one test view.",
         "nerfstudio's models were built without their own LPIPS module, which downloads weights and is not used here.",
     ]
+    frames = [method.timed_frames or benchmark.timed_frames for method in benchmark.methods]
+    few = [method.name for method, count in zip(benchmark.methods, frames, strict=True) if count < FEW_FRAMES]
+    if few:
+        lines.append(f"Few frames were timed of {', '.join(few)}: the interval of the time ratio is too narrow there.")
     if len(benchmark.seeds) > 1:
         lines.append("What follows ± is the standard deviation of the PSNR over the seeds.")
     if benchmark.fit_schedules:

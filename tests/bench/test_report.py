@@ -67,6 +67,7 @@ def test_the_page_shows_everything(html: str) -> None:
     assert html.count("<img ") == 2 + 2 * 3
     assert "How to read it" in html
     assert "LPIPS is left out" in html
+    assert "Few frames were timed of EUGen, MLP, Broken" in html
 
 
 def test_methods_near_the_best_are_shown_closer_where_one_is_far_off() -> None:
