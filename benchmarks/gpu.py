@@ -199,8 +199,22 @@ def training_rows(scene: Path, iterations: int, tcnn: ModuleType | None) -> list
             ("eugen-nerf-mlp", {}, iterations),
             ("nerfacto", nerfacto, min(iterations, 500)),
         ):
-            job = TrainingJob("scene", str(scene), method, method, "eugen-scene", overrides, 0,
-                              Budget(iterations=steps), True, (), 0, 20, 0)  # fmt: skip
+            job = TrainingJob(
+                scene="scene",
+                scene_path=str(scene),
+                name=method,
+                method=method,
+                dataparser="eugen-scene",
+                overrides=overrides,
+                seed=0,
+                budget=Budget(iterations=steps),
+                fit_schedules=True,
+                curve_at=(),
+                curve_views=0,
+                curve_pixels=None,
+                eval_images=20,
+                pictures=0,
+            )
             try:
                 values = train_and_evaluate(job, Path(folder), lambda _: None)
             except Exception as error:  # the other methods' numbers are worth having
