@@ -222,6 +222,7 @@ def sparse_adam(
     device, shape = parameter.device, tuple(parameter.shape)
     grad = prepare("grad", grad, shape, F32, device)
     for name, tensor in (("parameter", parameter), ("first", first), ("second", second)):
-        if prepare(name, tensor, shape, F32, device).data_ptr() != tensor.data_ptr():
+        prepare(name, tensor, shape, F32, device)
+        if not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous, since it is changed in place")
     cuda.sparse_adam(_gpu(device), parameter, grad, first, second, betas, eps, step_size, second_scale)

@@ -111,3 +111,15 @@ def test_numbers_beyond_halves() -> None:
     assert y[0].isfinite().all()
     assert y[1].isnan().all()
     assert relative_error(y[2:], case.y[2:]) <= TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_gradients_that_are_not_finite_stay_visible(bad: float) -> None:
+    """Bounded they would look like good ones, and a loss scaler would take the step."""
+    case = network_case("density", 20, torch.float16)
+    grad = case.grad.clone()
+    grad[7, 2] = bad
+    arguments = (case.x, case.parameters, grad, case.spec, case.eps, True)
+    grad_x, grad_parameters = cuda.network_backward(EmulatedDevice(80), *arguments)
+    assert grad_x[7].isnan().any()
+    assert grad_parameters.isnan().any()

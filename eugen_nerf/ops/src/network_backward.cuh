@@ -15,10 +15,12 @@ namespace eugen {
 // what is below 2^-24, and cannot hold what is above 2^16.
 enum { TARGET_EXPONENT = 5 };
 
-// The factor for gradients whose largest magnitude has these bits.
+// The factor for gradients whose largest magnitude has these bits; not a number if that is infinite or none, so that
+// whoever scales losses sees it in every gradient.
 EUGEN_FUNCTION float gradient_scale(uint32 largest) {
   const int exponent = int(largest >> 23);  // biased by 127
-  if (exponent == 0 || exponent == 255) return 1.f;
+  if (exponent == 0) return 1.f;
+  if (exponent == 255) return float_from_bits(0x7fc00000u);
   int scale = 127 + 127 + TARGET_EXPONENT - exponent;
   scale = scale < 1 ? 1 : scale > 253 ? 253 : scale;  // so that its inverse is a normal number too
   return float_from_bits(uint32(scale) << 23);
