@@ -1,0 +1,157 @@
+"""Loading and launching through the CUDA driver's interface, with a driver that only notes what it is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from eugen_nerf.ops import cuda_driver
+from eugen_nerf.ops.build import BuildError
+from eugen_nerf.ops.cuda_driver import CudaError, Gpu, gpu
+from eugen_nerf.ops.nvrtc import Compiled
+
+ATTRIBUTES = {97: 101376, 16: 84, 75: 8, 76: 6}
+STREAM = 0x5EED
+
+
+class FakeDriver:
+    """Writes plausible answers, keeps calls by name, and fails where told to."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.fails = ""
+        self.launches: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> int:
+            self.calls.append(name)
+            if name == self.fails:
+                return 700
+            if name == "cuDeviceGetAttribute":
+                arguments[0]._obj.value = ATTRIBUTES[arguments[1]]
+            elif name == "cuOccupancyMaxActiveBlocksPerMultiprocessor":
+                arguments[0]._obj.value = 3
+            elif name == "cuFuncGetAttribute":
+                arguments[0]._obj.value = 1024
+            elif name == "cuFuncSetAttribute":
+                assert arguments[1:] == (8, 101376 - 1024)
+            elif name == "cuModuleGetFunction":
+                arguments[0]._obj.value = 0xF00D
+                assert arguments[2] == b"kernel"
+            elif name == "cuGetErrorString":
+                arguments[1]._obj.value = b"an illegal memory access was encountered"
+            elif name == "cuLaunchKernel":
+                function, *sizes, stream, pointers, extra = arguments
+                assert extra is None
+                count = ctypes.cast(pointers[0], ctypes.POINTER(ctypes.c_int64))[0]
+                array = ctypes.cast(pointers[1], ctypes.POINTER(ctypes.c_void_p))[0]
+                nothing = ctypes.cast(pointers[2], ctypes.POINTER(ctypes.c_void_p))[0]
+                self.launches.append((function.value, sizes, stream.value, count, array, nothing))
+            return 0
+
+        return call
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
+    class Stream:
+        cuda_stream = STREAM
+
+    class Compiler:
+        def target(self, architecture: int) -> int:
+            return architecture
+
+    fake = FakeDriver()
+    programs: list[tuple[str, int, tuple[str, ...]]] = []
+
+    def compile_cached(source: str, architecture: int, constants: tuple[str, ...]) -> Compiled:
+        programs.append((source, architecture, constants))
+        return Compiled(b"cubin", "")
+
+    fake.programs = programs  # type: ignore[attr-defined]
+    monkeypatch.setattr(cuda_driver, "_driver", lambda: fake)
+    monkeypatch.setattr(cuda_driver, "compile_cached", compile_cached)
+    monkeypatch.setattr(cuda_driver, "find_nvrtc", Compiler)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    gpu.cache_clear()
+    yield fake
+    gpu.cache_clear()
+
+
+def launch(device: Gpu, numbers: torch.Tensor, constants: tuple[str, ...] = ("A=1",)) -> None:
+    arguments = (ctypes.c_int64(7), numbers, None)
+    device.launch("program.cu", constants, "kernel", (5, 2), 128, 4096, arguments)
+
+
+def test_a_gpu_says_what_it_is(driver: FakeDriver) -> None:
+    device = gpu(0)
+    assert (device.architecture, device.shared_memory, device.multiprocessors) == (86, 101376, 84)
+    assert gpu(0) is device
+    assert gpu(1) is not device
+
+
+def test_launch(driver: FakeDriver) -> None:
+    device, numbers = gpu(0), torch.zeros(4)
+    launch(device, numbers)
+    launch(device, numbers)
+    assert driver.launches == [(0xF00D, [5, 2, 1, 128, 1, 1, 4096], STREAM, 7, numbers.data_ptr(), None)] * 2
+    assert driver.calls.count("cuModuleLoadData") == driver.calls.count("cuModuleGetFunction") == 1
+    assert driver.calls.count("cuCtxSetCurrent") == 2
+    assert not any("Synchronize" in call or "Alloc" in call for call in driver.calls)
+    launch(device, numbers, ("A=2",))
+    launch(gpu(1), numbers)  # a module for each GPU
+    assert driver.programs == [  # type: ignore[attr-defined]
+        ("program.cu", 86, ("A=1",)),
+        ("program.cu", 86, ("A=2",)),
+        ("program.cu", 86, ("A=1",)),
+    ]
+
+
+def test_resident_blocks(driver: FakeDriver) -> None:
+    device = gpu(0)
+    assert [device.resident_blocks("program.cu", (), "kernel", 128, 4096) for _ in range(2)] == [3 * 84] * 2
+    assert driver.calls.count("cuOccupancyMaxActiveBlocksPerMultiprocessor") == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        ("cuModuleLoadData", "loading compiled kernels"),
+        ("cuModuleGetFunction", "finding the kernel kernel"),
+        ("cuLaunchKernel", "launching kernel"),
+    ],
+)
+def test_errors_of_the_driver(call: str, what: str, driver: FakeDriver) -> None:
+    device = gpu(0)
+    driver.fails = call
+    with pytest.raises(CudaError, match=rf"{what} failed: an illegal memory access .* \(CUDA error 700\)"):
+        launch(device, torch.zeros(4))
+
+
+def test_a_forked_process_starts_anew(driver: FakeDriver) -> None:
+    gpu(0)
+    assert gpu.cache_info().currsize == 1
+    child = os.fork()
+    if child == 0:
+        os._exit(gpu.cache_info().currsize)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert gpu.cache_info().currsize == 1
+
+
+def test_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(cuda_driver.ctypes, "CDLL", fail)
+    cuda_driver._driver.cache_clear()
+    with pytest.raises(BuildError, match=r"driver does not load \(libcuda.so.1: cannot open"):
+        cuda_driver._driver()
+    cuda_driver._driver.cache_clear()
