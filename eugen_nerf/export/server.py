@@ -6,7 +6,7 @@ import functools
 import http.server
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.export.folder import MARK
@@ -23,7 +23,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     # Some systems' tables give scripts a type that browsers do not run.
-    extensions_map = {
+    extensions_map: ClassVar[dict[str, str]] = {
         **http.server.SimpleHTTPRequestHandler.extensions_map,
         ".js": "text/javascript",
         ".css": "text/css",
