@@ -144,7 +144,7 @@ def _prepare(path: Path, pipeline: Any, options: Options, tell: Callable[[str], 
     after = _psnr(pipeline)
     tell(
         f"{path.absolute().parents[1].name}: hash table of {table.num_bytes / 1e6:.2f} MB; PSNR {before:.2f} dB "
-        f"before, {after:.2f} dB after: it cost {before - after:.2f} dB."
+        f"before, {after:.2f} dB after ({after - before:+.2f} dB)."
     )
     return exported_field(pipeline.model, table)
 
