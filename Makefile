@@ -48,4 +48,4 @@ test-gpu: .venv/installed-dev
 	touch $@ .venv/installed
 
 clean:
-	rm -rf .venv outputs renders build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf viewer/node_modules .venv outputs renders build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -18,18 +18,18 @@ POLICY = (
 )
 
 
+# Some systems' tables give scripts a type that browsers do not run.
+TYPES = {".js": "text/javascript", ".css": "text/css", ".json": "application/json", ".svg": "image/svg+xml"}
+
+
 class Handler(http.server.SimpleHTTPRequestHandler):
     """Files of a folder, and nothing about it in the terminal."""
 
     protocol_version = "HTTP/1.1"
-    # Some systems' tables give scripts a type that browsers do not run.
-    extensions_map = {
-        **http.server.SimpleHTTPRequestHandler.extensions_map,
-        ".js": "text/javascript",
-        ".css": "text/css",
-        ".json": "application/json",
-        ".safetensors": "application/octet-stream",
-    }
+
+    def guess_type(self, path: Any) -> str:
+        """The type of a file, by its suffix."""
+        return TYPES.get(Path(path).suffix) or super().guess_type(path)
 
     def end_headers(self) -> None:
         self.send_header("Content-Security-Policy", POLICY)

@@ -106,7 +106,8 @@ def _load(load_config: Path) -> Any:
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(
             f"{load_config.parent / 'nerfstudio_models'}: the checkpoint cannot be read or does not belong to this "
-            f"config.yml ({str(error).splitlines()[0]}). Train again, or delete the last checkpoint to use the one before."
+            f"config.yml ({str(error).splitlines()[0]}). Train again, or delete the last checkpoint to use the one "
+            "before."
         ) from None
     model = pipeline.model
     if not isinstance(model, EugenModel):
@@ -142,8 +143,8 @@ def _prepare(path: Path, pipeline: Any, options: Options, tell: Callable[[str], 
     table = budget.fit_table(pipeline, int(options.size_budget * 1e6) - rest, tell)
     after = _psnr(pipeline)
     tell(
-        f"{path.absolute().parents[1].name}: hash table of {table.num_bytes / 1e6:.2f} MB; PSNR {before:.2f} dB before, "
-        f"{after:.2f} dB after, which cost {before - after:.2f} dB."
+        f"{path.absolute().parents[1].name}: hash table of {table.num_bytes / 1e6:.2f} MB; PSNR {before:.2f} dB "
+        f"before, {after:.2f} dB after ({after - before:+.2f} dB)."
     )
     return exported_field(pipeline.model, table)
 

@@ -31,7 +31,7 @@ def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
 class TestExisting:
     def test_is_kept_without_overwrite(self, tmp_path: Path) -> None:
         write_folder(tmp_path / "out", lambda folder: (fill(folder), (folder / "old").write_text("x"))[0])
-        with pytest.raises(UserError, match="not empty.*--overwrite"):
+        with pytest.raises(UserError, match=r"not empty.*--overwrite"):
             write_folder(tmp_path / "out", fill)
         assert (tmp_path / "out" / "old").is_file()
 

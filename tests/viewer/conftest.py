@@ -31,11 +31,10 @@ Train = Callable[..., Path]
 def train_run(tmp_path_factory: pytest.TempPathFactory) -> Train:
     """Trains a small model; returns the run's config.yml."""
 
-    def run(scene: Path, steps: int, *options: str, method: str = "eugen-nerf", small: bool = True) -> Path:
+    def run(scene: Path, steps: int, *options: str, method: str = "eugen-nerf") -> Path:
         words = [
-            method, *(SMALL if small else ["--logging.local-writer.enable=False"]), "--data", str(scene), "--output-dir",
-            str(tmp_path_factory.mktemp("runs")), "--timestamp=t", f"--max-num-iterations={steps}",
-            "--steps-per-eval-image=0", *options,
+            method, *SMALL, "--data", str(scene), "--output-dir", str(tmp_path_factory.mktemp("runs")), "--timestamp=t",
+            f"--max-num-iterations={steps}", "--steps-per-eval-image=0", *options,
         ]  # fmt: skip
         config: Any = tyro.cli(AnnotatedBaseConfigUnion, args=words)  # type: ignore[call-overload]
         threads = torch.get_num_threads()
@@ -56,7 +55,7 @@ def demo_run(train_run: Train) -> Path:
 @pytest.fixture(scope="session")
 def page_folder(demo_run: Path, train_run: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo scene exported with its photos and an MLP twin."""
-    twin = train_run(ROOT / "data" / "demo", 20, method="eugen-nerf-mlp")
+    twin = train_run(ROOT / "data" / "demo", 20, "--pipeline.model.field.hidden-features=32", method="eugen-nerf-mlp")
     folder = tmp_path_factory.mktemp("pages") / "demo"
     export_web([demo_run, twin], folder, Options(with_images=True))
     return folder

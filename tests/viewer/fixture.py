@@ -2,7 +2,8 @@
 
     python -m tests.viewer.fixture
 
-writes them anew to viewer/tests/fixtures, after a change of the format. A test checks that they are what is written today.
+writes them anew to viewer/tests/fixtures, after a change of the format. A test checks that they are what is written
+today.
 """
 
 from __future__ import annotations

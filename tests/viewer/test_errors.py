@@ -86,7 +86,7 @@ def test_damaged_files(page: Page, copy: Path, serve: Serve, damage: Callable[[P
         ),
         (
             "WebGL2RenderingContext.prototype.texStorage2D = new Proxy(WebGL2RenderingContext.prototype.texStorage2D, {"
-            "apply: (f, gl, [t, l, internal, w, h]) => f.call(gl, t, l, internal === gl.RGBA16F ? 0 : internal, w, h)})",
+            "apply: (f, gl, [t, l, kind, w, h]) => f.call(gl, t, l, kind === gl.RGBA16F ? 0 : kind, w, h)})",
             ["cannot hold the scene's kind of numbers (half floats", "another device"],
         ),
         (

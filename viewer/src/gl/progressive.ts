@@ -150,8 +150,9 @@ export class Progressive {
     const { width, height } = frame.lens;
     const key = this.key(frame);
     const cost = this.cost.get(key);
-    const rows = cost === undefined ? 1 : Math.max(1, Math.floor(Math.min(milliseconds / (cost * width), height)));
-    const from = Math.max(0, undone - rows);
+    const rows = cost === undefined ? 2 : Math.floor(Math.min(milliseconds / (cost * width), height));
+    // Devices draw blocks of 2 x 2 pixels, so that a single row would cost two.
+    const from = Math.max(0, 2 * Math.floor((undone - Math.max(rows, 2) + 1) / 2));
     const begin = performance.now();
     target.bind(width, height);
     frame.renderer.draw(frame.pose, frame.lens, frame.look, from, undone);

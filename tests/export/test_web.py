@@ -1,0 +1,180 @@
+"""eugen-export web: what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from PIL import Image
+from safetensors.numpy import load_file
+
+from eugen_nerf.bench.frame_times import load_run
+from eugen_nerf.errors import UserError
+from eugen_nerf.export import views
+from eugen_nerf.export.cli import export_main, view_main
+from eugen_nerf.export.web import Options, export_web
+from eugen_nerf.ops import RadianceField
+from eugen_nerf.plugin.model import EugenModel
+from tests.viewer.conftest import train_run  # noqa: F401  (a fixture)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(ball_scene: Path, train_run) -> Path:  # type: ignore[no-untyped-def]  # noqa: F811
+    """config.yml of a short run."""
+    path: Path = train_run(ball_scene, 250)
+    return path
+
+
+def test_writes_the_field_as_it_is(run: Path, tmp_path: Path) -> None:
+    export_web([run], tmp_path / "page", Options(with_images=True))
+    scene = json.loads((tmp_path / "page" / "scene" / "scene.json").read_text())
+    tensors = load_file(tmp_path / "page" / "scene" / "scene.safetensors")
+    model = load_run(run).model
+    with torch.no_grad():
+        field = model.field.evaluator()
+    assert isinstance(field, RadianceField)
+    assert np.array_equal(tensors["table"], field.table.numpy().astype(np.float16))
+    assert np.array_equal(tensors["occupancy"], model.occupancy.bits.numpy())
+    assert np.array_equal(tensors["density.0.projections"], field.density.stages[0].projections.detach().numpy())
+    assert np.array_equal(tensors["color.bias"], field.color.bias.detach().numpy())
+    entry = scene["fields"][0]
+    assert entry["multiply_adds"] == model.field.multiply_adds()
+    assert entry["near"] == pytest.approx(model.renderer.near)
+    assert entry["encoding"]["resolutions"] == list(field.layout.resolutions)
+    assert scene["title"] == "ball"
+    np.testing.assert_allclose(scene["focus"], 0, atol=1e-3)  # all cameras look at the origin
+    assert [view["split"] for view in scene["views"]] == ["test"] * 2 + ["train"] * 16
+    photo = np.asarray(Image.open(tmp_path / "page" / "scene" / scene["views"][0]["photo"]))
+    assert photo.shape == (16, 16, 3)
+    assert photo[0, 0].min() > 240  # on white
+    built = Path(views.__file__).parent / "web"
+    for file in built.iterdir():
+        assert (tmp_path / "page" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("budget", [0.036, 0.0185], ids=["bytes", "smaller table"])
+def test_a_budget_is_kept_and_its_price_told(run: Path, tmp_path: Path, budget: float) -> None:
+    told: list[str] = []
+    export_web([run], tmp_path / "page", Options(size_budget=budget), told.append)
+    assert (tmp_path / "page" / "scene" / "scene.safetensors").stat().st_size <= budget * 1e6
+    price = re.search(r"PSNR (\d+\.\d+) dB before, (\d+\.\d+) dB after \(([+-]\d+\.\d+) dB\)", " ".join(told))
+    assert price
+    before, after, change = map(float, price.groups())
+    assert before > 15
+    assert after - before == pytest.approx(change, abs=0.011)
+    assert change > (-0.3 if budget > 0.03 else -3)
+    tensors = load_file(tmp_path / "page" / "scene" / "scene.safetensors")
+    assert tensors["table"].dtype == np.uint8
+
+
+class TestRefusals:
+    def test_a_budget_nothing_fits_into(self, run: Path, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"--size-budget leaves .* and its smallest form takes"):
+            export_web([run], tmp_path / "page", Options(size_budget=0.0095))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_no_run(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"config\.yml: does not exist"):
+            export_web([tmp_path / "config.yml"], tmp_path / "page", Options())
+
+    def test_a_damaged_config(self, run: Path, tmp_path: Path) -> None:
+        shutil.copytree(run.parent, tmp_path / "run")
+        (tmp_path / "run" / "config.yml").write_text("pipeline: [")
+        with pytest.raises(UserError, match=r"config\.yml: is no config\.yml of a run"):
+            export_web([tmp_path / "run" / "config.yml"], tmp_path / "page", Options())
+
+    def test_a_damaged_checkpoint(self, run: Path, tmp_path: Path) -> None:
+        # The configuration names the folder of the run itself, so that is where the damage has to be.
+        checkpoint = next((run.parent / "nerfstudio_models").glob("*.ckpt"))
+        content = checkpoint.read_bytes()
+        checkpoint.write_bytes(content[: len(content) // 2])
+        try:
+            with pytest.raises(UserError, match=r"nerfstudio_models: the checkpoint cannot be read"):
+                export_web([run], tmp_path / "page", Options())
+        finally:
+            checkpoint.write_bytes(content)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("model", "says"),
+        [
+            (SimpleNamespace(), "has no shader for"),
+            (SimpleNamespace(field=SimpleNamespace(evaluator=lambda: print)), "tiny-cuda-nn"),
+        ],
+        ids=["another method", "tiny-cuda-nn"],
+    )
+    def test_methods_that_cannot_be_shown(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: SimpleNamespace, says: str
+    ) -> None:
+        if says == "tiny-cuda-nn":
+            shown = EugenModel.__new__(EugenModel)
+            torch.nn.Module.__init__(shown)
+            object.__setattr__(shown, "field", model.field)
+        else:
+            shown = model  # type: ignore[assignment]
+        monkeypatch.setattr("eugen_nerf.export.web.load_run", lambda path: SimpleNamespace(model=shown))
+        config = tmp_path / "scene" / "nerfacto" / "t" / "config.yml"
+        with pytest.raises(UserError, match=says):
+            export_web([config], tmp_path / "page", Options())
+        assert list(tmp_path.iterdir()) == []
+
+    def test_an_output_that_is_not_empty_is_found_before_loading(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(UserError, match="exists and is not empty"):
+            export_web([tmp_path / "no-run.yml"], tmp_path, Options())
+
+
+def test_commands_end_with_one_line_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command, words in (
+        (export_main, ["web", "--load-config", str(tmp_path / "x.yml"), "--output", str(tmp_path / "page")]),
+        (view_main, [str(tmp_path / "x.yml"), "--no-browser"]),
+        (view_main, [str(tmp_path), "--no-browser"]),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            command(words)
+        assert ended.value.code == 1
+        output = capsys.readouterr().out
+        assert output.startswith("Error: ")
+        assert output.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_needs_no_nerfstudio() -> None:
+    code = (
+        "import sys; from eugen_nerf.export import cli\n"
+        "try: cli.export_main(['web', '--help'])\n"
+        "except SystemExit: print('nerfstudio' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--size-budget" in done.stdout
+    assert done.stdout.strip().endswith("False")
+
+
+def test_photos_lose_their_distortion() -> None:
+    """A pixel of the result shows what the distorted camera saw along the pinhole's ray."""
+    distortion = torch.tensor([[0.1, -0.02, 0.0, 0.0, 0.01, -0.005]])
+    intrinsics = (60.0, 62.0, 33.0, 23.0, 64, 48)
+    camera = Cameras(torch.eye(4)[None, :3], *intrinsics, distortion_params=distortion)  # type: ignore[arg-type]
+    directions = camera.generate_rays(camera_indices=0).directions.numpy()
+    # A photo whose colour says along which ray it was seen.
+    seen = -directions / directions[..., 2:]
+    photo = np.round(127.5 + 150 * seen[..., :2]).clip(0, 255)
+    pixels = np.concatenate([photo, np.zeros((48, 64, 1))], axis=-1).astype(np.uint8)
+    result = views.undistorted(pixels, camera, 0).astype(float)
+    pinhole = Cameras(torch.eye(4)[None, :3], *intrinsics).generate_rays(camera_indices=0)  # type: ignore[arg-type]
+    wanted = -pinhole.directions.numpy() / pinhole.directions.numpy()[..., 2:]
+    inner = (slice(6, -6), slice(6, -6), slice(0, 2))
+    assert np.abs((result[..., :2] - 127.5) / 150 - wanted[..., :2])[inner].max() < 0.02
+    assert np.abs(pixels[inner].astype(float) - result[inner]).max() > 1  # there was something to undo
+    assert CameraType.PERSPECTIVE.value == int(camera.camera_type[0])
