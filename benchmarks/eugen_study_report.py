@@ -41,7 +41,8 @@ def rows(results: Iterable[dict[str, Any]]) -> list[Row]:
         name = str(Network(**result["network"]))
         steps = result["steps"] + (teacher["steps"] if teacher else 0)
         if teacher:
-            name += f" <- MLP {teacher['width']}, {teacher['rows']} rows by {teacher['selection']}, {teacher['solver']}"
+            name += f" <- MLP {teacher['width']} (rate {teacher['rate']:g}), {teacher['rows']} rows"
+            name += f" by {teacher['selection']}"
             name += f", then {result['steps']} steps" if result["steps"] else ""
         scratch = result["network"]["kind"] == "mlp" and not teacher
         rate = (result["rate"], result["projection_rate"], result["table_rate"])
