@@ -172,7 +172,7 @@ def confirm() -> list[Trial]:
     trials = scene("lego", 0) + scene("lego", 0, 3, (EUGEN_32, mlp(64), mlp(32)))
     trials += scene("lego", 1) + scene("lego", 2)
     trials += scene("lego", 0, 2, (Network("low-rank", 64, 8),)) + taken_over("lego", 0)
-    trials += taken_over_pictures() + scene("fox", 0)
+    trials += scene("fox", 0) + taken_over_pictures()
     trials += scene("lego", 0, 1, (replace(EUGEN_32, feature_bias=True), replace(EUGEN_32, norm=True)))
     return trials + taken_over("lego", 1) + scene("fox", 1) + scene("fox", 2)
 

@@ -26,11 +26,11 @@ class Row:
     multiply_adds: int
     rate: float
     rates: int  # how many were tried
-    psnr: tuple[float, ...]  # one for each seed
+    psnr: dict[int, float]  # by seed
 
     @property
     def mean(self) -> float:
-        return statistics.mean(self.psnr)
+        return statistics.mean(self.psnr.values())
 
 
 def rows(results: Iterable[dict[str, Any]]) -> list[Row]:
@@ -41,7 +41,8 @@ def rows(results: Iterable[dict[str, Any]]) -> list[Row]:
         name = str(Network(**result["network"]))
         steps = result["steps"] + (teacher["steps"] if teacher else 0)
         if teacher:
-            name += f" <- MLP {teacher['width']}, {teacher['rows']} rows by {teacher['selection']}, {teacher['solver']}"
+            name += f" <- MLP {teacher['width']} (rate {teacher['rate']:g}), {teacher['rows']} rows"
+            name += f" by {teacher['selection']}"
             name += f", then {result['steps']} steps" if result["steps"] else ""
         scratch = result["network"]["kind"] == "mlp" and not teacher
         rate = (result["rate"], result["projection_rate"], result["table_rate"])
@@ -51,16 +52,21 @@ def rows(results: Iterable[dict[str, Any]]) -> list[Row]:
         most = max(len(group) for group in by_rate.values())
         complete = {rate: group for rate, group in by_rate.items() if len(group) == most}
         rate, group = max(complete.items(), key=lambda item: statistics.mean(r["psnr"] for r in item[1]))
-        found.append(Row(*key, rate[0], len(by_rate), tuple(r["psnr"] for r in group)))
+        found.append(Row(*key, rate[0], len(by_rate), {r["seed"]: r["psnr"] for r in group}))
     return sorted(found, key=lambda row: (row.task, row.steps, row.multiply_adds, -row.mean))
 
 
 def equal_mlp(row: Row, curve: list[Row]) -> str:
     """How many times the multiply-adds an MLP from scratch needs for the same PSNR, after as many steps.
 
-    Between two measured widths the logarithm of the cost is interpolated; beyond them there is a bound.
+    MLPs are taken with the row's seeds. Between two measured widths the logarithm of the cost is interpolated; beyond
+    them there is a bound.
     """
-    points = sorted((mlp.multiply_adds, mlp.mean) for mlp in curve if (mlp.task, mlp.steps) == (row.task, row.steps))
+    points = sorted(
+        (mlp.multiply_adds, statistics.mean(mlp.psnr[seed] for seed in row.psnr))
+        for mlp in curve
+        if (mlp.task, mlp.steps) == (row.task, row.steps) and mlp.psnr.keys() >= row.psnr.keys()
+    )
     if not points:
         return "-"
     if row.mean > max(psnr for _, psnr in points):
@@ -83,7 +89,7 @@ def report(path: Path) -> None:
         for row in found:
             if (row.task, row.steps) != (task, steps):
                 continue
-            low, high = min(row.psnr), max(row.psnr)
+            low, high = min(row.psnr.values()), max(row.psnr.values())
             spread = f", {low:.2f}-{high:.2f}" if len(row.psnr) > 1 else ""
             equal = "" if row.from_scratch_mlp else equal_mlp(row, curve)
             rate = f"{row.rate:g} ({row.rates})" if row.rate else "none"
