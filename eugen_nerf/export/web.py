@@ -28,6 +28,9 @@ from eugen_nerf.plugin.model import EugenModel
 VIEWER = Path(__file__).parent / "web"  # built from viewer/, see its README
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
 NETWORKS = {"eugen": "EUGen", "mlp": "MLP", "low-rank": "Low rank", "snnk": "SNNK"}
+# The viewer's shader holds every parameter as a literal, which makes its source long; networks of
+# 24,832 multiply-adds are tested.
+MAX_MULTIPLY_ADDS = 25_000
 # Views whose PSNR is compared before and after making a table smaller.
 JUDGED_VIEWS = 4
 
@@ -120,6 +123,12 @@ def _load(load_config: Path) -> Any:
         raise UserError(
             f"{load_config}: was trained with tiny-cuda-nn, whose parameters are opaque. Train with "
             "--pipeline.model.field.implementation native to show the scene in a browser."
+        )
+    work = model.field.multiply_adds()
+    if work > MAX_MULTIPLY_ADDS:
+        raise UserError(
+            f"{load_config}: its merged networks take {work} multiply-adds a sample, and the web viewer's shader has room "
+            f"for {MAX_MULTIPLY_ADDS}. Train with smaller --pipeline.model.field.num-features or hidden-features."
         )
     return pipeline
 

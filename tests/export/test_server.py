@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,3 +71,28 @@ def test_only_exports_are_served(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("")
     with pytest.raises(UserError, match=r"holds no scene/scene\.json"):
         check_export(tmp_path)
+
+
+def test_eugen_view_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+    (tmp_path / "scene").mkdir()
+    for part in ("index.html", "scene/scene.json"):
+        (tmp_path / part).write_text("here")
+    code = "import sys; from eugen_nerf.export.cli import view_main; view_main(sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", code, str(tmp_path), "--port=0", "--no-browser"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"on http://(127\.0\.0\.1):(\d+)/\.", line)
+        assert found, line
+        assert get((found[1], int(found[2])), "/")[2] == b"here"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        _, errors = process.communicate()
+    assert errors == ""

@@ -129,6 +129,13 @@ class TestRefusals:
             export_web([config], tmp_path / "page", Options())
         assert list(tmp_path.iterdir()) == []
 
+    def test_a_network_too_large(self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("eugen_nerf.export.web.MAX_MULTIPLY_ADDS", 500)
+        with pytest.raises(
+            UserError, match=r"take \d+ multiply-adds a sample, and the web viewer's shader has room for 500"
+        ):
+            export_web([run], tmp_path / "page", Options())
+
     def test_an_output_that_is_not_empty_is_found_before_loading(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("x")
         with pytest.raises(UserError, match="exists and is not empty"):

@@ -71,6 +71,15 @@ def test_every_kind_of_layer(
     assert psnr(rendered(page, 0, 24)[..., :3], expected(pipeline, 0, 24)["rgb"]) >= 38
 
 
+def test_a_large_network(page: Page, ball_scene: Path, train_run: Train, tmp_path: Path, serve: Serve) -> None:
+    config = train_run(ball_scene, 10, "--pipeline.model.field.num-features=128")
+    export_web([config], tmp_path / "page", Options())
+    assert json.loads((tmp_path / "page" / "scene" / "scene.json").read_text())["fields"][0]["multiply_adds"] > 20_000
+    page.size(8, 8)
+    page.open(serve(tmp_path / "page"))
+    assert psnr(rendered(page, 0, 8)[..., :3], expected(load_run(config), 0, 8)["rgb"]) >= 38
+
+
 @pytest.mark.parametrize(("method", "budget"), [("eugen-nerf-low-rank", 0.056), ("eugen-nerf-snnk", 0.036)])
 def test_other_networks_and_bytes(
     page: Page, ball_scene: Path, train_run: Train, tmp_path: Path, serve: Serve, method: str, budget: float

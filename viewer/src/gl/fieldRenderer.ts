@@ -6,7 +6,6 @@ import { texelLayout } from "../shader/encoding";
 import {
   checkPoint,
   CHECKS,
-  CONSTANTS_WIDTH,
   type FieldShader,
   fieldShader,
   type Mode,
@@ -33,7 +32,6 @@ export class FieldRenderer {
   private readonly shader: FieldShader;
   private readonly table: WebGLTexture;
   private readonly occupancy: WebGLTexture;
-  private readonly constants: WebGLTexture | undefined;
   private readonly programs = new Map<ProgramKind, Promise<Program>>();
   private readonly ready = new Map<ProgramKind, Program>();
 
@@ -52,8 +50,6 @@ export class FieldRenderer {
     const height = Math.ceil((rows * texels) / width);
     this.table = dataTexture(gl, this.tableFormat(channels), width, height, this.tableTexels(channels, texels, width * height));
     this.occupancy = this.occupancyTexture();
-    const { constants } = this.shader;
-    this.constants = constants === undefined ? undefined : this.constantsTexture(constants);
   }
 
   /** Compile what a mode needs; `draw` may be used for it afterwards. */
@@ -138,13 +134,10 @@ export class FieldRenderer {
   private bind(program: Program): void {
     const { gl } = this;
     program.use();
-    const textures = [this.table, this.occupancy, this.constants];
-    ["table", "occupancy", "constants"].forEach((name, unit) => {
-      const texture = textures[unit];
-      if (texture === undefined) return;
+    [this.table, this.occupancy].forEach((texture, unit) => {
       gl.activeTexture(gl.TEXTURE0 + unit);
       gl.bindTexture(gl.TEXTURE_2D, texture);
-      gl.uniform1i(program.at(name), unit);
+      gl.uniform1i(program.at(unit === 0 ? "table" : "occupancy"), unit);
     });
     gl.activeTexture(gl.TEXTURE0);
   }
@@ -180,15 +173,6 @@ export class FieldRenderer {
     bytes.set(occupancy);
     const format = { internal: gl.R32UI, format: gl.RED_INTEGER, type: gl.UNSIGNED_INT };
     return dataTexture(gl, format, OCCUPANCY_WIDTH, height, new Uint32Array(bytes.buffer));
-  }
-
-  private constantsTexture(constants: Float32Array): WebGLTexture {
-    const { gl } = this;
-    const height = Math.ceil(constants.length / (4 * CONSTANTS_WIDTH));
-    const padded = new Float32Array(4 * CONSTANTS_WIDTH * height);
-    padded.set(constants);
-    const format = { internal: gl.RGBA32F, format: gl.RGBA, type: gl.FLOAT };
-    return dataTexture(gl, format, CONSTANTS_WIDTH, height, padded);
   }
 }
 

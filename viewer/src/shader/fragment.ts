@@ -16,21 +16,12 @@ export interface Work {
   tableFetches: number;
 }
 
-/** GLSL of a field, its constants, and its work. */
+/** GLSL of a field, and its work. */
 export interface FieldShader {
-  /** Networks' parameters for a texture of vec4s; undefined where they stand in the source as literals. */
-  constants: Float32Array<ArrayBuffer> | undefined;
   work: Work;
   /** Source of a fragment shader. */
   fragment(program: Program): string;
 }
-
-/** Width of the texture that holds the constants of networks too large for literals. */
-export const CONSTANTS_WIDTH = 1024;
-
-// Literals are the fastest by far where shaders are compiled to a processor's code, and no slower elsewhere; but they make the
-// source long. A merged EUGen network has about 4000 of these numbers, an MLP 64 wide about 10 000.
-const MAX_LITERALS = 20_000;
 
 /** Positions and directions that the check evaluates. */
 export const CHECKS = 64;
@@ -92,23 +83,23 @@ ${rowsBody}${normBody}${colorBody}return 1.0 / (1.0 + exp(-${logits.names[0]}.xy
 }
 `;
   const work = { multiplyAdds: 16 * (writer.blocks - blocksOfView), tableFetches: encoding.fetches };
-  const values = constants.toArray();
-  const literals = values.length <= MAX_LITERALS;
+  const source = withLiterals(functions, constants.toArray());
   return {
-    constants: literals ? undefined : values,
     work,
     fragment: (program) =>
       `#version 300 es
 precision highp float;
 precision highp int;
-${literals ? "" : TEXTURE_SOURCE}
 out vec4 result;
-${literals ? withLiterals(functions, values) : functions}
+${source}
 ${program === "check" ? checkSource(words) : pictureSource(field, program, words)}`,
   };
 }
 
-/** Replace references to constants, W(k) for vec4 k and M(k) for the four from k on, by their numbers. */
+/**
+ * Replace references to constants, W(k) for vec4 k and M(k) for the four from k on, by their numbers. Literals are the fastest by far
+ * where shaders are compiled to a processor's code. The exporter refuses networks whose source would become too long.
+ */
 function withLiterals(source: string, values: Float32Array): string {
   const numbers = (from: number, count: number) =>
     // Nine digits tell every single-precision number from its neighbours.
@@ -133,10 +124,6 @@ function list(vector: Vector, before = ""): string {
 function copy(from: Vector, to: Vector): string {
   return from.names.map((name, g) => `${to.names[g]} = ${name};\n`).join("");
 }
-
-const TEXTURE_SOURCE = `uniform highp sampler2D constants;
-#define W(k) texelFetch(constants, ivec2((k) % ${CONSTANTS_WIDTH}, (k) / ${CONSTANTS_WIDTH}), 0)
-#define M(k) mat4(W(k), W((k) + 1), W((k) + 2), W((k) + 3))`;
 
 /** Each pixel (x, y) gives the bits of number x (log density, red, green, blue) of check y. */
 function checkSource(words: Words): string {
