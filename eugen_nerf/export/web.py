@@ -127,8 +127,8 @@ def _load(load_config: Path) -> Any:
     work = model.field.multiply_adds()
     if work > MAX_MULTIPLY_ADDS:
         raise UserError(
-            f"{load_config}: its merged networks take {work} multiply-adds a sample, and the web viewer's shader has room "
-            f"for {MAX_MULTIPLY_ADDS}. Train with smaller --pipeline.model.field.num-features or hidden-features."
+            f"{load_config}: its merged networks take {work} multiply-adds a sample, and the web viewer's shader has "
+            f"room for {MAX_MULTIPLY_ADDS}. Train with smaller --pipeline.model.field.num-features or hidden-features."
         )
     return pipeline
 
