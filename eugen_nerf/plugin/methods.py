@@ -1,6 +1,7 @@
 """The methods that ``ns-train`` offers, with defaults for the device at hand."""
 
 import copy
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,23 @@ compat.apply()
 
 # Learning rates of the networks, each kind at its own best: factored layers want smaller ones than an MLP.
 NETWORK_RATES: dict[NetworkKind, float] = {"eugen": 2e-3, "mlp": 5e-3, "low-rank": 5e-3, "snnk": 5e-3}
+
+
+def busy_machine_hint(load: float) -> str | None:
+    """What to tell about training beside other work; None where there is nothing to tell.
+
+    OpenMP's threads spin while they wait, and on a busy machine mostly for one that has lost its core. How they wait
+    is decided when torch is imported, so all that can be done here is to say it.
+
+    Args:
+        load: processes that were running or waiting for a core over the last minute, on average.
+    """
+    if load < 0.7 or torch.get_num_threads() == 1 or {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        return None
+    return (
+        "This machine has other work to do. With OMP_WAIT_POLICY=passive before the command training may be several "
+        "times faster."
+    )
 
 
 @dataclass
@@ -88,6 +106,8 @@ class EugenTrainerConfig(TrainerConfig):
             f"{self.pipeline.target_num_samples} samples a step; "  # type: ignore[attr-defined]
             f"{self.max_num_iterations} steps. Every one of these is an option, see --help."
         )
+        if self.machine.device_type == "cpu" and (hint := busy_machine_hint(os.getloadavg()[0])):
+            CONSOLE.print(hint, style="bold yellow", markup=False)
 
 
 @dataclass

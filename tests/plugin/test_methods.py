@@ -156,3 +156,24 @@ class TestSaveConfig:
         config.save_config()
         assert config.pipeline.datamanager.data == ball_scene
         assert (tmp_path / "ball" / "eugen-nerf" / "now" / "config.yml").is_file()
+
+
+class TestBusyMachine:
+    @pytest.fixture(autouse=True)
+    def two_threads(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+    def test_is_told_what_helps(self) -> None:
+        hint = methods.busy_machine_hint(1.5)
+        assert hint is not None
+        assert "OMP_WAIT_POLICY=passive" in hint
+
+    def test_nothing_to_tell(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert methods.busy_machine_hint(0.1) is None
+        monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+        assert methods.busy_machine_hint(1.5) is None
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+        assert methods.busy_machine_hint(1.5) is None
