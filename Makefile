@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= passive
 .PHONY: demo test lint sanitize mutation test-gpu clean
 
 demo: .venv/installed
-	$(BIN)/python -m eugen_nerf.bench.demo --output outputs/demo
+	$(BIN)/python -m eugen_nerf.bench.demo --output outputs/make-demo
 
 test: .venv/installed-dev lint sanitize
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""The demonstration behind `make demo`: python -m eugen_nerf.bench.demo --output outputs/demo.
+"""The demonstration behind `make demo`: python -m eugen_nerf.bench.demo --output outputs/make-demo.
 
 Trains EUGen and its MLP twin on a small scene with the runner of `eugen-bench run`, flies a camera around it, and
 puts both side by side in a table and a picture.
@@ -46,7 +46,7 @@ STILLS = 3
 class DemoOptions:
     """Train EUGen and its MLP twin on the demo scene, film it, compare the two."""
 
-    output: Path = Path("outputs/demo")
+    output: Path = Path("outputs/make-demo")
     """Folder for the results; what an earlier demo left there is replaced."""
     config: Path = Path("configs/demo.yaml")
     """What to train."""
