@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from printing import print_table
 
+from eugen_nerf.bench.machine import cpu_model
 from eugen_nerf.field import EugenField, FieldConfig
 from eugen_nerf.layers import build_network, merge_chain
 from eugen_nerf.occupancy import pack_bits
@@ -296,21 +296,9 @@ def main() -> None:
     rows = [*network_rows(peak), *hash_rows(bandwidth), *optimizer_rows(bandwidth), *composite_rows(), *ray_rows()]
     if arguments.scene:
         rows += training_rows(arguments.scene)
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    title = (
-        f"{names[0] if names else platform.processor()}, {arguments.threads} threads, torch {torch.__version__}, "
-        f"{datetime.date.today()}; N = {N}"
-    )
+    title = f"{cpu_model()}, {arguments.threads} threads, torch {torch.__version__}, {datetime.date.today()}; N = {N}"
     heads = ["what", "native ms", "eager ms", "ratio", "against the machine"]
-    table = Table(*heads, title=title)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=140).print(table)
-    if arguments.markdown:
-        lines = [title, "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-        arguments.markdown.write_text("\n".join(lines) + "\n")
+    print_table(title, heads, rows, arguments.markdown)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from printing import print_table
 from torch import Tensor, nn
 
 from eugen_nerf.errors import UserError
@@ -267,14 +266,7 @@ def main() -> None:
         f"{arguments.batch}; {peak:.0f} TFLOP/s and {bandwidth:.2f} TB/s measured; {time.monotonic() - begun:.0f} s"
     )
     heads = ["what", "who", "ms", "time against ours", "against the machine"]
-    table = Table(*heads, title=title)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=160).print(table)
-    if arguments.markdown:
-        lines = [title, "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-        arguments.markdown.write_text("\n".join(lines) + "\n")
+    print_table(title, heads, rows, arguments.markdown)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from printing import print_table
 
 from eugen_nerf.field import ChainNetwork, EugenField, FieldConfig
 from eugen_nerf.ops import cuda
@@ -98,14 +97,7 @@ def main() -> None:
     rows = [[*key, *(by.get(architecture, "") for architecture in SHARED_MEMORY)] for key, by in cells.items()]
     version = ".".join(map(str, find_nvrtc().version))
     title = f"Registers a thread (shared memory a block), NVRTC {version}, {datetime.date.today()}"
-    table = Table(*heads, title=title)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=160).print(table)
-    if arguments.markdown:
-        lines = [title, "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-        arguments.markdown.write_text("\n".join(lines) + "\n")
+    print_table(title, heads, rows, arguments.markdown)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+from kernel_resources import Program, compile_programs, default_programs
 
-from benchmarks.kernel_resources import Program, compile_programs, default_programs
 from eugen_nerf.ops import nvrtc
 from eugen_nerf.ops.build import BuildError
 from eugen_nerf.ops.tiles import SHARED_MEMORY, plan
