@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +68,16 @@ def write_ball_scene(root: Path, size: int = 16) -> Path:
 def ball_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """16 training images of a ball of 16 x 16 pixels; not to be changed by a test, which takes a copy for that."""
     return write_ball_scene(tmp_path_factory.mktemp("scenes") / "ball")
+
+
+@pytest.fixture(scope="session")
+def published_scene() -> Callable[[str], Path]:
+    """The folder of a published scene by its name, in $EUGEN_DATA or shared/scenes beside us; skips without."""
+    data = Path(os.environ.get("EUGEN_DATA", Path(__file__).resolve().parents[2] / "shared" / "scenes"))
+
+    def find(name: str) -> Path:
+        if not (data / name).exists():
+            pytest.skip(f"{name} is not in EUGEN_DATA ({data})")
+        return data / name
+
+    return find

@@ -1,23 +1,12 @@
-"""Published captures, where a folder of them is at hand (environment variable EUGEN_DATA)."""
+"""Published captures, where a folder of them is at hand."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from eugen_nerf.scenes import load_scene, read_image
 from eugen_nerf.scenes.colmap import read_model
-
-DATA = Path(os.environ.get("EUGEN_DATA", Path(__file__).resolve().parents[3] / "shared" / "scenes"))
-
-
-def scene_path(name):
-    if not (DATA / name).exists():
-        pytest.skip(f"{name} is not in EUGEN_DATA ({DATA})")
-    return DATA / name
 
 
 def poses_of(path, **options):
@@ -27,8 +16,8 @@ def poses_of(path, **options):
     return np.array([frame.camera_to_world for frame in frames]), train
 
 
-def test_lego():
-    scene = load_scene(scene_path("lego_400"))
+def test_lego(published_scene):
+    scene = load_scene(published_scene("lego_400"))
     assert (scene.layout, scene.bounded, scene.has_alpha, scene.warnings) == ("blender", True, True, ())
     assert len(scene.frames) == 100
     assert scene.near < 2
@@ -37,26 +26,26 @@ def test_lego():
     assert read_image(scene.frames[0]).shape == (400, 400, 4)
 
 
-def test_fox_as_it_was_published():
-    scene = load_scene(scene_path("fox_small/transforms_as_shipped.json"))
+def test_fox_as_it_was_published(published_scene):
+    scene = load_scene(published_scene("fox_small/transforms_as_shipped.json"))
     (warning,) = scene.warnings
     assert "17 of the 67 images it lists do not exist" in warning
-    complete = load_scene(scene_path("fox_small"))
+    complete = load_scene(published_scene("fox_small"))
     assert complete.warnings == ()
     assert [frame.name for frame in scene.frames] == [frame.name for frame in complete.frames]
     assert scene.frames[0].camera_model == "opencv"
     np.testing.assert_allclose(scene.frames[5].camera_to_world, complete.frames[5].camera_to_world)
 
 
-def test_fern_begins_at_distance_one():
-    poses, scene = poses_of(scene_path("fern_small"))
+def test_fern_begins_at_distance_one(published_scene):
+    poses, scene = poses_of(published_scene("fern_small"))
     assert (scene.layout, scene.bounded, len(poses)) == ("llff", False, 20)
     assert scene.near == pytest.approx(0.9)
     assert np.abs(poses[:, :, 3]).max() < 0.4
 
 
-def test_cup_prefers_colmap():
-    path = scene_path("colmap_cup")
+def test_cup_prefers_colmap(published_scene):
+    path = published_scene("colmap_cup")
     scene = load_scene(path)
     assert scene.layout == "colmap"
     # The table top, which most of the points lie on, is level although the photos are stored on their side.
@@ -66,9 +55,9 @@ def test_cup_prefers_colmap():
     assert (np.abs(heights - table) < 0.05).mean() > 0.4
 
 
-def test_cup_observations_project_onto_their_pixels():
+def test_cup_observations_project_onto_their_pixels(published_scene):
     pycolmap = pytest.importorskip("pycolmap")
-    path = scene_path("colmap_cup")
+    path = published_scene("colmap_cup")
     reference = pycolmap.Reconstruction(str(path / "sparse" / "0"))
     model = read_model(path / "sparse" / "0")
     assert set(model.images) == set(reference.images)
@@ -89,8 +78,8 @@ def test_cup_observations_project_onto_their_pixels():
     assert np.concatenate(errors).mean() < 1.0
 
 
-def test_cup_read_as_llff_has_the_same_cameras():
-    path = scene_path("colmap_cup")
+def test_cup_read_as_llff_has_the_same_cameras(published_scene):
+    path = published_scene("colmap_cup")
     colmap, _ = poses_of(path)
     llff, _ = poses_of(path, layout="llff")
     np.testing.assert_allclose(llff, colmap, atol=1e-5)

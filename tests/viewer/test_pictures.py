@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,11 +103,9 @@ def test_a_capture_with_a_background(
     assert psnr(rendered(page, 0, 24)[..., :3], expected(load_run(config), 0, 24)["rgb"]) >= 38
 
 
-@pytest.mark.skipif("EUGEN_DATA" not in os.environ, reason="EUGEN_DATA names no folder of scenes")
-def test_lego(page: Page, train_run: Train, tmp_path: Path, serve: Serve) -> None:
-    scene = Path(os.environ["EUGEN_DATA"]) / "lego_small"
-    if not scene.is_dir():
-        pytest.skip(f"{scene} is not there")
-    config = train_run(scene, 150)
+def test_lego(
+    page: Page, train_run: Train, tmp_path: Path, serve: Serve, published_scene: Callable[[str], Path]
+) -> None:
+    config = train_run(published_scene("lego_small"), 150)
     export_web([config], tmp_path / "page", Options())
     check_pictures(page, config, serve(tmp_path / "page"), (0, 40, 80, 120, 160))
