@@ -161,6 +161,11 @@ class Gpu:
         return self._resident[key]
 
 
+def gpu_number(device: torch.device) -> int:
+    """torch's number of a CUDA device; "cuda" without one is the current device."""
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 @functools.cache
 def gpu(index: int) -> Gpu:
     """The GPU with torch's number ``index``.

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from eugen_nerf.ops import cpu, cuda
 from eugen_nerf.ops.checks import check_grid, check_network, check_rays, prepare
-from eugen_nerf.ops.cuda_driver import Gpu, gpu
+from eugen_nerf.ops.cuda_driver import Gpu, gpu, gpu_number
 
 F32 = torch.float32
 
 
 def _gpu(device: torch.device) -> Gpu:
-    return gpu(device.index if device.index is not None else torch.cuda.current_device())
+    return gpu(gpu_number(device))
 
 
 def _row_dtype(x: Tensor) -> torch.dtype:

@@ -21,7 +21,7 @@ from eugen_nerf.layers.merge import MergedChain
 from eugen_nerf.ops import cpu, reference
 from eugen_nerf.ops.build import BuildError, cpu_library
 from eugen_nerf.ops.checks import FEATURES_PER_LEVEL
-from eugen_nerf.ops.cuda_driver import CudaError, gpu
+from eugen_nerf.ops.cuda_driver import CudaError, gpu, gpu_number
 from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule
 from eugen_nerf.ops.packing import PackedChain, pack_chain, why_not_native
 from eugen_nerf.ops.tiles import MAX_LEVELS, OLDEST_ARCHITECTURE, plan, why_not_cuda
@@ -104,10 +104,7 @@ def uses_native(backend: Backend, *tensors: Tensor) -> bool:
         return False
     if torch.compiler.is_compiling():  # the library was built, or found missing, before anything is traced
         return True
-    if device.type == "cpu":
-        problem = _native_cpu_problem()
-    else:
-        problem = _native_cuda_problem(torch.cuda.current_device() if device.index is None else device.index)
+    problem = _native_cpu_problem() if device.type == "cpu" else _native_cuda_problem(gpu_number(device))
     if problem and backend != "auto":
         raise UserError(f"Backend {backend} was asked for, but {problem}.")
     return problem is None
@@ -136,7 +133,7 @@ def runs_network(packed: PackedChain, device: torch.device, backend: Backend) ->
     """
     if device.type != "cuda":
         return True
-    problem = _cuda_network_problem(packed.spec, torch.cuda.current_device() if device.index is None else device.index)
+    problem = _cuda_network_problem(packed.spec, gpu_number(device))
     if problem and requested_backend(backend) == "cuda":
         raise UserError(f"Backend cuda was asked for, but for this network there are no kernels: {problem}.")
     return problem is None

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from eugen_nerf.ops import cpu, reference
-from eugen_nerf.ops.cuda_driver import gpu
+from eugen_nerf.ops.cuda_driver import gpu, gpu_number
 from eugen_nerf.ops.dispatch import has_grid_code, runs_network, uses_native
 from eugen_nerf.ops.layout import Space, StepRule
 from eugen_nerf.ops.packing import PackedChain, pack_chain, why_not_native
@@ -73,7 +72,7 @@ def _packed_networks(field: RadianceField, *rays: Tensor) -> tuple[PackedChain, 
     if not all(runs_network(chain, device, field.backend) for chain in (density, color)):
         return None
     if device.type == "cuda":
-        shared = gpu(torch.cuda.current_device() if device.index is None else device.index).shared_memory
+        shared = gpu(gpu_number(device)).shared_memory
         if render_shared_bytes(density.spec, color.spec) > shared:
             return None  # op by op, each with its own kernels
     return density, color
