@@ -44,7 +44,7 @@ def build(network: Network, in_features: int, num_hidden_layers: int, out_featur
             layer: nn.Module = EUGen(
                 width,
                 network.width,
-                network.features,
+                max(network.features, network.candidates),
                 order=network.order,
                 norm=network.norm and index == 0,
                 feature_bias=network.feature_bias,
@@ -247,6 +247,7 @@ class Scene:
         field = pipeline.model.field
         field.density_network = build(network, field.encoding.layout.out_features, 1, 16)
         field.color_network = build(network, 31, 2, 3)
+        field.config.num_features, field.config.candidate_features = network.features, network.candidates
         field.set_initial_density(0.1 if pipeline.model.renderer.space.contracted else 1.0)
         return pipeline
 
@@ -279,10 +280,13 @@ class Scene:
         field = pipeline.model.field
         networks = nn.ModuleList([field.density_network, field.color_network])
         table = SparseAdam(field.encoding.parameters(), lr=1e-2 * trial.table_rate, eps=1e-15)
-        decay = Decay([table, torch.optim.Adam(parameter_groups(networks, trial), eps=1e-15, fused=True)], trial.steps)
+        adam = torch.optim.Adam(parameter_groups(networks, trial), eps=1e-15, fused=True)
+        decay = Decay([table, adam], trial.steps)
         pipeline.train()
         first = 0 if trial.teacher is None else trial.teacher.steps
         for step in range(first, first + trial.steps):
+            if trial.network.candidates and step == round(trial.selection_at * trial.steps):
+                pipeline.select_features(adam)
             pipeline.model.renderer.update_occupancy(step)
             _, losses, _ = pipeline.get_train_loss_dict(step)
             decay.step(sum(losses.values()))
@@ -335,6 +339,7 @@ def main() -> None:
     runs.add_argument("--scene", action="append", default=[], help="NAME=FOLDER of a scene to train on")
     runs.add_argument("--samples", type=int, default=1 << 14, help="samples of a training step on scenes")
     runs.add_argument("--threads", type=int, default=1)
+    runs.add_argument("--part", default="1/1", help="K/N: every N-th trial from the K-th, for N processes side by side")
     runs.add_argument("--output", type=Path, required=True)
     reports = commands.add_parser("report", help="print tables")
     reports.add_argument("results", type=Path)
@@ -350,7 +355,8 @@ def main() -> None:
     for given in arguments.scene:
         name, _, path = given.partition("=")
         tasks[name] = Scene(Path(path), arguments.samples)
-    run(plans.PLANS[arguments.plan](), tasks, arguments.output)
+    part, _, parts = arguments.part.partition("/")
+    run(plans.PLANS[arguments.plan]()[int(part) - 1 :: int(parts)], tasks, arguments.output)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ class Network:
     weight_gain: float = 1.0  # initial output weights, times those of the layer's own initialisation
     projection_gain: float = 1.0
     trained_projections: bool = True
+    candidates: int = 0  # features that training begins with, of which m are kept at the trial's selection_at
 
     def __str__(self) -> str:
         words = [f"{self.kind} {self.width}"]
@@ -33,6 +34,7 @@ class Network:
         if self.order > 1:
             words.append(f"order {self.order}{' shared' if self.shared else ''}")
         words.append(self.phi)
+        words += [f"of {self.candidates}"] if self.candidates else []
         words += ["norm"] if self.norm else []
         words += ["feature bias"] if self.feature_bias else []
         words += ["frozen G"] if not self.trained_projections else []
@@ -65,6 +67,7 @@ class Trial:
     projection_rate: float = 1.0  # learning rate of the projections, times the others'
     teacher: Teacher | None = None
     table_rate: float = 1.0  # learning rate of the hash grid, times the method's
+    selection_at: float = 0.5  # part of the steps after which features are selected
 
     @property
     def key(self) -> str:
@@ -187,4 +190,127 @@ def longer() -> list[Trial]:
     return trials + grid("lego", [EUGEN_16], (4e-3,), LONGER_STEPS)
 
 
-PLANS: dict[str, Callable[[], list[Trial]]] = {"rates": rates, "shapes": shapes, "confirm": confirm, "longer": longer}
+def screening() -> list[Trial]:
+    """lego, 2,000 steps: which of EUGen's choices tell at the cost of narrow MLPs, both sides with three rates."""
+    mlps = [mlp(width) for width in (16, 32, 64)]
+    second = [eugen(m, 64, order=2, shared=True, phi=phi) for m in (8, 16) for phi in ("relu", "identity")]
+    trials = []
+    for seed in (0, 1):
+        trials += grid("lego", mlps, SCENE_RATES["mlp"], LONGER_STEPS, (seed,))
+        trials += grid("lego", [EUGEN_16, EUGEN_32], SCENE_RATES["eugen"], LONGER_STEPS, (seed,))
+    trials += grid("lego", second, SCENE_RATES["eugen"], LONGER_STEPS)
+    for changed in ({"norm": True}, {"feature_bias": True}, {"weight_gain": 1.0}, {"weight_gain": 4.0}):
+        trials += grid("lego", [replace(EUGEN_32, **changed)], (4e-3,), LONGER_STEPS)
+    for factor in (0.25, 0.5, 2.0, 4.0):
+        trials.append(Trial("lego", EUGEN_32, 4e-3, LONGER_STEPS, 0, projection_rate=factor))
+    return trials
+
+
+def wide_first() -> list[Trial]:
+    """lego, 2,000 steps: a wide MLP for a part of them, fewer features for the rest, against that from scratch."""
+    trials = []
+    for first in (1000, 1400):
+        teacher = Teacher(64, 1e-2, first)
+        students = [mlp(16), mlp(32), eugen(16, 64, feature_bias=True), eugen(32, 64, feature_bias=True)]
+        for student in students:
+            rates = (5e-3, 1e-2) if student.kind == "mlp" else (2e-3, 4e-3)
+            trials += grid("lego", [student], rates, LONGER_STEPS - first, teacher=teacher)
+    return trials
+
+
+def phis() -> list[Trial]:
+    """Picture, one seed: Phi, for the MLP and for EUGen layers of the same cost."""
+    trials = []
+    for phi in ("gelu", "sin", "relu"):
+        trials += grid("photo", [mlp(64, phi)], (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), PICTURE_STEPS)
+        equal = eugen(64, 64, phi=phi, feature_bias=True)
+        trials += grid("photo", [equal], (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), PICTURE_STEPS)
+    for gain in (0.5, 2.0):
+        trials += grid("photo", [replace(mlp(64, "sin"), weight_gain=gain)], (4e-3, 8e-3), PICTURE_STEPS)
+        for gains in ({"projection_gain": gain}, {"weight_gain": gain}):
+            changed = replace(eugen(64, 64, phi="sin", feature_bias=True), **gains)
+            trials += grid("photo", [changed], (4e-3, 8e-3), PICTURE_STEPS)
+    # Powers grow from layer to layer: smaller weights at the start.
+    trials += grid("photo", [replace(mlp(64, "squared_relu"), weight_gain=0.5)], (1e-3, 4e-3), PICTURE_STEPS)
+    for width in (32, 44, 92):
+        trials += grid("photo", [mlp(width, "sin")], (8e-3, 1.6e-2), PICTURE_STEPS)
+    trials += grid("photo", [eugen(44, 64, phi="sin", feature_bias=True)], (4e-3, 8e-3), PICTURE_STEPS)
+    trials += grid("photo", [eugen(64, 128, phi="sin", feature_bias=True)], (2e-3, 4e-3, 8e-3), PICTURE_STEPS)
+    return trials
+
+
+def scene_phis() -> list[Trial]:
+    """lego, 2,000 steps, one seed: Phi in front of a hash grid."""
+    trials = []
+    for phi in ("sin", "gelu", "squared_relu"):
+        trials += grid("lego", [mlp(16, phi), mlp(32, phi)], (5e-3, 1e-2), LONGER_STEPS)
+        networks = [replace(EUGEN_16, phi=phi), replace(EUGEN_32, phi=phi)]
+        trials += grid("lego", networks, (2e-3, 4e-3), LONGER_STEPS)
+    return trials
+
+
+def factors() -> list[Trial]:
+    """Picture, one seed: learning rates of their own for projections and output weights."""
+    trials = []
+    for phi, slow in itertools.product(("sin", "relu"), (1e-3, 2e-3, 4e-3)):
+        network = eugen(64, 64, phi=phi, feature_bias=True)
+        for fast in (2.0, 4.0, 8.0):
+            trials.append(Trial("photo", network, slow, PICTURE_STEPS, 0, projection_rate=fast))
+            trials.append(Trial("photo", network, slow * fast, PICTURE_STEPS, 0, projection_rate=1 / fast))
+    trials += grid("photo", [mlp(64, "sin"), mlp(64, "gelu")], (3.2e-2,), PICTURE_STEPS)
+    return trials + grid("photo", [mlp(128)], (4e-3, 8e-3), PICTURE_STEPS)
+
+
+def control() -> list[Trial]:
+    """lego, 2,000 steps: what the restart of the learning rate in the middle does for itself."""
+    return [Trial("lego", mlp(width), 5e-3, 1000, 0, teacher=Teacher(width, 1e-2, 1000)) for width in (16, 64, 32)]
+
+
+FULL_STEPS = 4000
+SELECTED_32, SELECTED_16 = (replace(network, candidates=64) for network in (EUGEN_32, EUGEN_16))
+
+
+def full(task: str, seed: int) -> list[Trial]:
+    """A scene, one seed, the method's own number of steps: narrow MLPs, EUGen, and features selected in the middle."""
+    trials = grid(task, [mlp(16), mlp(32), mlp(64)], (1e-2,), FULL_STEPS, (seed,))
+    return trials + grid(task, [SELECTED_16, SELECTED_32, EUGEN_16, EUGEN_32], (4e-3,), FULL_STEPS, (seed,))
+
+
+def full_wide_first(task: str, seed: int) -> list[Trial]:
+    """The same for an MLP whose units are taken over in the middle, and the same MLPs with nothing but a restart."""
+    half = FULL_STEPS // 2
+    wide = Teacher(64, 1e-2, half)
+    trials = grid(task, [mlp(16), mlp(32), mlp(64)], (5e-3,), half, (seed,), wide)
+    for width in (16, 32):
+        trials += grid(task, [mlp(width)], (5e-3,), half, (seed,), replace(wide, width=width))
+    return trials
+
+
+def decided() -> list[Trial]:
+    """Both scenes, three seeds."""
+    return [trial for seed in range(3) for task in ("lego", "fox") for trial in full(task, seed)]
+
+
+def selecting() -> list[Trial]:
+    """lego, 2,000 steps: features selected from more of them, when, and from how many."""
+    some, few = (replace(network, candidates=64) for network in (EUGEN_32, EUGEN_16))
+    trials = grid("lego", [few, some], (4e-3,), LONGER_STEPS)
+    trials += [replace(trials[0], selection_at=at) for at in (0.25, 0.75)]
+    trials += grid("lego", [replace(few, candidates=128)], (4e-3,), LONGER_STEPS)
+    return trials + grid("lego", [few], (8e-3, 2e-3), LONGER_STEPS)
+
+
+PLANS: dict[str, Callable[[], list[Trial]]] = {
+    "rates": rates,
+    "shapes": shapes,
+    "confirm": confirm,
+    "longer": longer,
+    "screening": screening,
+    "wide-first": wide_first,
+    "phis": phis,
+    "scene-phis": scene_phis,
+    "factors": factors,
+    "control": control,
+    "decided": decided,
+    "selecting": selecting,
+}

@@ -45,6 +45,8 @@ def rows(results: Iterable[dict[str, Any]]) -> list[Row]:
             name += f" by {teacher['selection']}"
             name += f", then {result['steps']} steps" if result["steps"] else ""
         scratch = result["network"]["kind"] == "mlp" and not teacher
+        if result["network"]["candidates"]:
+            name += f", after {result['selection_at']:.0%} of the steps"
         rate = (result["rate"], result["projection_rate"], result["table_rate"])
         groups[result["task"], name, scratch, steps, result["multiply_adds"]][rate].append(result)
     found = []

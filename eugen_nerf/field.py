@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from eugen_nerf import ops
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers import ACTIVATIONS, EUGen, build_network, merge_chain
 from eugen_nerf.layers.merge import MergedChain
+from eugen_nerf.layers.selection import Kept, select_features
 from eugen_nerf.ops import Backend, HashGridLayout, RadianceField
 from eugen_nerf.ops.radiance_field import MAX_LOG_DENSITY
 
@@ -34,6 +35,9 @@ class FieldConfig:
     """Width of the hidden layers; for EUGen the nominal width, which merging removes at inference."""
     num_features: int = 32
     """Random features m of each EUGen or SNNK layer; rank of each low-rank layer. An MLP ignores it."""
+    candidate_features: int = 0
+    """Random features that EUGen layers begin their training with, num_features of which are kept at a point of the
+    training; no more than num_features, as 0, is for a network that stays as it is."""
     order: int = 1
     """Order k of the EUGen layers."""
     norm: bool = False
@@ -89,6 +93,8 @@ class FieldConfig:
             raise UserError(f"Field option phi must be one of {', '.join(ACTIVATIONS)}, not {self.phi!r}.")
         if self.network == "snnk" and self.phi != "relu":
             raise UserError(f"Only the ReLU features of snnk layers merge: use phi relu, not {self.phi}.")
+        if self.candidate_features > self.num_features and (self.network, self.order) != ("eugen", 1):
+            raise UserError("candidate_features are for EUGen layers of order 1; with others leave the option at 0.")
         if self.implementation == "tcnn" and (self.network, self.phi) != ("mlp", "relu"):
             raise UserError(
                 f"tiny-cuda-nn has no {self.network} layers with {self.phi}: implementation tcnn goes with "
@@ -149,6 +155,16 @@ class ChainNetwork(nn.Module):
         return ops.network(x, self.merged(), backend=self.backend)
 
 
+def _shrink_to_checkpoint(field: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A checkpoint from after the selection of features has fewer of them than the field begins with."""
+    assert isinstance(field, EugenField)
+    for path, layer in field.named_modules():
+        if isinstance(layer, EUGen) and layer.num_features > field.config.num_features:
+            stored = state.get(f"{prefix}{path}.projections")
+            if stored is not None and stored.shape[1] == field.config.num_features:
+                layer.keep(field.config.num_features)
+
+
 class EugenField(nn.Module):
     """Density and view-dependent colour at positions in the unit cube.
 
@@ -188,6 +204,7 @@ class EugenField(nn.Module):
             self.encoding = HashGrid(layout, self.backend)
             self.density_network = self._chain(layout.out_features, density_out, config.density_layers)
             self.color_network = self._chain(color_in, 3, config.color_layers)
+        self.register_load_state_dict_pre_hook(_shrink_to_checkpoint)
 
     def _chain(self, in_features: int, out_features: int, num_hidden_layers: int) -> ChainNetwork:
         config = self.config
@@ -197,7 +214,7 @@ class EugenField(nn.Module):
             config.hidden_features,
             num_hidden_layers,
             out_features,
-            config.num_features,
+            max(config.num_features, config.candidate_features if config.network == "eugen" else 0),
             order=config.order,
             norm_first=config.norm,
             phi=config.phi,
@@ -223,6 +240,41 @@ class EugenField(nn.Module):
             assert isinstance(last, nn.Linear)
             assert last.bias is not None
             last.bias[0] = math.log(density)
+
+    def has_candidates(self) -> bool:
+        """Whether EUGen layers have more features than the configuration wants in the end."""
+        return any(layer.num_features > self.config.num_features for layer in self._eugen_layers())
+
+    def _eugen_layers(self) -> list[EUGen]:
+        return [module for module in self.modules() if isinstance(module, EUGen)]
+
+    @torch.no_grad()
+    def select_features(self, num_features: int, samples: Sequence[tuple[Tensor, Tensor]]) -> list[Kept]:
+        """Keep the `num_features` of each EUGen layer that contribute most, see `layers.selection.select_features`.
+
+        Args:
+            num_features: m.
+            samples: positions [N, 3] in the unit cube and unit directions [N, 3] where the field is to stay as it is.
+
+        Returns:
+            What was kept, with which optimizers have to follow.
+
+        Raises:
+            ValueError: there are no samples, or the field is not finite there.
+        """
+        assert isinstance(self.density_network, ChainNetwork)
+        assert isinstance(self.color_network, ChainNetwork)
+        encoded = [self.encoding(x) for x, _ in samples]
+        harmonics = [ops.spherical_harmonics(directions, backend=self.backend) for _, directions in samples]
+
+        def seen() -> list[Tensor]:
+            geometry = [self._split(self.density_network(x))[1] for x in encoded]
+            return [torch.cat(parts, dim=-1) for parts in zip(harmonics, geometry, strict=True)]
+
+        before = seen()
+        kept = select_features(self.density_network.layers, num_features, [(x, x) for x in encoded])
+        pairs = list(zip(before, seen(), strict=True))
+        return kept + select_features(self.color_network.layers, num_features, pairs)
 
     def density(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Positions [N, 3] in the unit cube -> density [N] per world unit, geometry features [N, G]."""

@@ -242,3 +242,47 @@ def test_truncated_exp() -> None:
     y.sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, torch.exp(x.detach().clamp(max=15)))
+
+
+class TestCandidates:
+    """More features at the beginning of training than in the end."""
+
+    @staticmethod
+    def field(**options: Any) -> EugenField:
+        return small_field(candidate_features=20, **options)
+
+    @pytest.mark.parametrize("norm", [False, True])
+    def test_selection_keeps_the_field_and_its_cost_falls(self, norm: bool) -> None:
+        field = self.field(norm=norm)
+        x, directions = queries(400)
+        before = field(x, directions)
+        wide = field.multiply_adds()
+        kept = field.select_features(6, [(x[:150], directions[:150]), (x[150:], directions[150:])])
+        assert len(kept) == 3
+        assert field.multiply_adds() == small_field(norm=norm).multiply_adds() < wide
+        assert not field.has_candidates()
+        after = field(x, directions)
+        strangers = small_field(norm=norm)(x, directions)
+        for a, b, c in zip(after, before, strangers, strict=True):
+            assert (a - b).square().mean() < 0.5 * (c - b).square().mean()
+
+    def test_a_checkpoint_from_before_or_after_is_loaded_alike(self) -> None:
+        field = self.field()
+        x, directions = queries(100)
+        for selected in (False, True):
+            if selected:
+                field.select_features(6, [(x, directions)])
+            fresh = self.field()
+            fresh.load_state_dict(field.state_dict())
+            assert fresh.has_candidates() != selected
+            for a, b in zip(fresh(x, directions), field(x, directions), strict=True):
+                assert torch.equal(a, b)
+
+    def test_a_checkpoint_of_other_sizes_is_refused(self) -> None:
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            self.field().load_state_dict(small_field(num_features=5).state_dict())
+
+    @pytest.mark.parametrize("options", [{"network": "low-rank"}, {"order": 2}])
+    def test_only_eugen_layers_of_order_1_have_candidates(self, options: dict[str, Any]) -> None:
+        with pytest.raises(UserError, match="order 1"):
+            self.field(**options)

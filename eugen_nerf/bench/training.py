@@ -21,6 +21,7 @@ from eugen_nerf.bench.jobs import Progress, TrainingJob
 from eugen_nerf.bench.machine import peak_memory
 from eugen_nerf.bench.methods import row_config
 from eugen_nerf.plugin.compat import without_nerfstudio_lpips
+from eugen_nerf.plugin.pipeline import SampleBudgetPipeline
 
 # Shares of a row's time, for its progress bar.
 LOADING, TRAINING = 0.03, 0.85
@@ -158,6 +159,8 @@ def train_and_evaluate(job: TrainingJob, out: Path, report: Callable[[Progress],
         trainer.setup(test_mode="test")
     monitor = Monitor(job, trainer, report)
     monitor.attach()
+    if isinstance(trainer.pipeline, SampleBudgetPipeline):
+        trainer.pipeline.spent = lambda step: monitor.share
     if job.budget.seconds is not None and job.fit_schedules:
         follow_clock(trainer, monitor)
     trainer.train()

@@ -235,6 +235,26 @@ class EUGen(nn.Module):
             f"feature_bias={self.offsets is not None}, projection={self.projection}"
         )
 
+    @torch.no_grad()
+    def keep(self, features: Tensor | int) -> None:
+        """Cuts the layer down to some of its features, in place; parameters keep their identity.
+
+        Args:
+            features: positions [m] among those of each order, or m for the first ones.
+
+        Raises:
+            ValueError: the layer is of the kernel form, whose output weights are no matter of single features.
+        """
+        if self.psi is not None:
+            raise ValueError("EUGen: features can be taken away only where g(W) is learned itself")
+        index = torch.arange(features) if isinstance(features, int) else features
+        index = index.to(self.weight.device)
+        columns = torch.cat([index + order * self.num_features for order in range(self.order)])
+        for tensor, where in ((self.projections, index), (self.offsets, index), (self.weight, columns)):
+            if tensor is not None:
+                _resize(tensor, tensor.detach().index_select(1, where))
+        self.num_features = len(index)
+
     def _combine(self, projected: Tensor) -> Tensor:
         by_matrix = projected.unflatten(-1, (self.projections.shape[0], self.num_features))
         return combine_orders(by_matrix, self.order, self.shared)
@@ -245,6 +265,16 @@ class EUGen(nn.Module):
             return self.weight.new_zeros(())
         one = self.weight.new_ones(())
         return resolve(self.phi)(one) * resolve(self.psi)(one)
+
+
+def _resize(tensor: Tensor, values: Tensor) -> None:
+    """Gives a parameter or buffer values of another shape, in place."""
+    tensor.grad = None
+    # A graph of the step before may still hold the node that accumulates the parameter's gradient and knows its old
+    # shape. PyTorch makes a new one where the type changes.
+    other = torch.float32 if values.dtype == torch.float64 else torch.float64
+    tensor.data = values.to(other)
+    tensor.data = values
 
 
 def _expand_rows(rows: Tensor, shape: tuple[int, int, int], in_features: int) -> Tensor:

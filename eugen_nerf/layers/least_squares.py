@@ -71,13 +71,20 @@ class NormalEquations:
         m = self._num_features
         return covariance[:m, :m], covariance[:m, m:], covariance[m:, m:].diagonal(), means
 
-    def solve(self, ridge: float) -> Solution:
+    def solve(self, ridge: float, kept: Tensor | None = None) -> Solution:
         """The solution as the class states it.
+
+        Args:
+            ridge: see the class.
+            kept: indices of the features that there are; None for all.
 
         Raises:
             ValueError: nothing was added, or something added was not finite.
         """
         gram, cross, variances, means = self._moments()
+        if kept is not None:
+            means = torch.cat([means[: self._num_features][kept], means[self._num_features :]])
+            gram, cross = gram[kept][:, kept], cross[kept]
         if not gram.isfinite().all() or not cross.isfinite().all():
             raise ValueError("least squares: features or targets are not finite")
         scale = gram.diagonal().mean()
@@ -87,7 +94,7 @@ class NormalEquations:
         usable = values > values[-1].clamp_min(0) * len(values) * torch.finfo(values.dtype).eps
         inverse = torch.where(usable, 1 / torch.where(usable, damped, torch.ones_like(damped)), 0)
         weight = (vectors * inverse @ (vectors.T @ cross)).T
-        m = self._num_features
+        m = len(gram)
         bias = means[m:] - weight @ means[:m] if self.constant else torch.zeros_like(means[m:])
         error = variances - 2 * (weight * cross.T).sum(dim=1) + (weight @ gram * weight).sum(dim=1)
         total = variances.sum().item()

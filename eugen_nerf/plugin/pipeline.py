@@ -1,11 +1,22 @@
-"""Pipeline that keeps the number of samples per training step constant."""
+"""Pipeline that keeps the number of samples per training step constant, and selects features on the way."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+import torch
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.pipelines.dynamic_batch import DynamicBatchPipeline, DynamicBatchPipelineConfig
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch.nn.parallel import DistributedDataParallel
+
+from eugen_nerf.errors import UserError
+from eugen_nerf.layers.selection import follow
+from eugen_nerf.transfer.recording import record
 
 MIN_RAYS = 64
+SELECTION_RAYS = 1 << 16  # at most, where few of them meet anything
+SELECTION_AGAIN = 0.1  # later, as part of the training, where none of them does
 
 
 @dataclass
@@ -16,6 +27,10 @@ class SampleBudgetPipelineConfig(DynamicBatchPipelineConfig):
     """Class to instantiate."""
     max_rays_per_batch: int = 16384
     """Most rays of a step, however few samples each of them needs."""
+    selection_share: float = 0.5
+    """Part of the training after which features are selected, where the field has candidate_features."""
+    selection_samples: int = 1 << 17
+    """Samples on which they are compared."""
 
 
 class SampleBudgetPipeline(DynamicBatchPipeline):
@@ -26,6 +41,8 @@ class SampleBudgetPipeline(DynamicBatchPipeline):
     """
 
     config: SampleBudgetPipelineConfig
+    spent: Callable[[int], float] | None = None
+    """Which part of the training is done before a step; None to count steps up to the trainer's last one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -40,3 +57,51 @@ class SampleBudgetPipeline(DynamicBatchPipeline):
 
     def _set_rays(self, rays: float) -> None:
         self.dynamic_num_rays_per_batch = int(max(MIN_RAYS, min(rays, self.config.max_rays_per_batch)))
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> list[TrainingCallback]:
+        callbacks = super().get_training_callbacks(training_callback_attributes)
+        if not self.model.field.has_candidates():
+            return callbacks
+        trainer: Any = training_callback_attributes.trainer
+        optimizers: Any = training_callback_attributes.optimizers
+        share = self.config.selection_share
+
+        def select(step: int) -> None:
+            nonlocal share
+            spent = step / trainer.config.max_num_iterations if self.spent is None else self.spent(step)
+            if spent < share or not self.model.field.has_candidates():
+                return
+            try:
+                self.select_features(optimizers.optimizers["networks"])
+            except UserError as error:
+                share += SELECTION_AGAIN
+                CONSOLE.print(f"All features stay for now. {error}", style="bold yellow", markup=False)
+
+        return [*callbacks, TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], select, 1)]
+
+    def select_features(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the features that contribute most to the training views, num_features of each EUGen layer.
+
+        Args:
+            optimizer: of the networks; its state follows.
+
+        Raises:
+            UserError: the field shows nothing of the scene; nothing has changed then.
+        """
+        field = self.model.field
+        cameras = self.datamanager.train_dataset.cameras
+        share = min(1.0, SELECTION_RAYS / int((cameras.height * cameras.width).sum()))
+        recorded = record(self, ["field"], share, self.config.selection_samples, seed=0)
+        kept = field.select_features(field.config.num_features, recorded.fields["field"].calls)
+        follow(optimizer, kept)
+        if isinstance(self._model, DistributedDataParallel):
+            # It has laid out its buffers for the parameters as they were. A new one also gives all processes the same.
+            devices, self._model = self._model.device_ids, self.model
+            self._model = cast(Any, DistributedDataParallel(self.model, devices, find_unused_parameters=True))
+        shares = ", ".join(f"{100 * one.explained:.2f}" for one in kept)
+        CONSOLE.print(
+            f"Kept {field.config.num_features} of {field.config.candidate_features} features in each EUGen layer; they "
+            f"explain {shares} % of the variance of its outputs."
+        )

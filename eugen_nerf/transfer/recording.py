@@ -108,7 +108,7 @@ def record(
     if empty:
         raise UserError(
             f"No sample of {rays} rays of the training views adds anything to a pixel in {', '.join(empty)}: the run "
-            "shows nothing of this scene, or --pixels is too small."
+            "shows nothing of this scene, or these are too few rays (--pixels of eugen-transfer)."
         )
     return Recording(recorded, rays, len(cameras), rays / total)
 

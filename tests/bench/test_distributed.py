@@ -35,6 +35,9 @@ OPTIONS = {
     "pipeline.target_num_samples": 4096,
     # Above the mean of the cells, which is the limit then: some cells are empty from the first update on.
     "pipeline.model.occupancy_threshold": 100.0,
+    # Features are selected on the way.
+    "pipeline.model.field.num_features": 8,
+    "pipeline.model.field.candidate_features": 16,
 }
 
 
@@ -50,6 +53,7 @@ class Training:
         apply_overrides(config, OPTIONS)
         config.pipeline.datamanager.data = scene
         self.pipeline = config.pipeline.setup(device="cpu", test_mode="val")
+        self.pipeline.spent = lambda step: step / STEPS
         self.optimizers = Optimizers(config.optimizers, self.pipeline.get_param_groups())
         attributes = TrainingCallbackAttributes(self.optimizers, None, self.pipeline, None)
         self.callbacks: list[TrainingCallback] = self.pipeline.get_training_callbacks(attributes)
@@ -159,5 +163,6 @@ def test_ranks_hold_the_same_model_and_the_same_occupancy(ranks: list[dict[str, 
         assert not (one == 255).all()
     assert not torch.equal(first["cells"][0], first["cells"][-1])
     assert first["state"].keys() == second["state"].keys()
+    assert first["state"]["field.color_network.layers.0.weight"].shape[1] == 8  # features were selected
     for name, value in first["state"].items():
         assert torch.equal(value, second["state"][name]), name

@@ -97,6 +97,33 @@ class TestTraining:
             if tensor.is_floating_point() and tensor.numel():
                 assert (new["pipeline"][name] - tensor).abs().max() < 0.1, name
 
+    def test_features_are_selected_on_the_way(
+        self, command: Command, parse: Any, ball_scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = ["--data", ball_scene, "--output-dir", tmp_path]
+        options += [f"--pipeline.model.field.{name}" for name in ("num-features=8", "candidate-features=24")]
+        short = ["--max-num-iterations=40", "--steps-per-save=16", "--save-only-latest-checkpoint=False"]
+        ns_train.main(parse(*options, "--timestamp=a", *short))
+        assert "Kept 8 of 24 features" in " ".join(capsys.readouterr().out.split())
+        run = tmp_path / "ball" / "eugen-nerf" / "a"
+
+        def features(checkpoint: Path) -> set[int]:
+            state = torch.load(checkpoint)["pipeline"]
+            return {value.shape[1] for name, value in state.items() if name.endswith("projections")}
+
+        saved = run / "nerfstudio_models"
+        found = {file.name: features(file) for file in sorted(saved.iterdir())}
+        assert found == {"step-000000016.ckpt": {24}, "step-000000032.ckpt": {8}, "step-000000039.ckpt": {8}}
+        command(ns_eval, "--load-config", run / "config.yml", "--output-path", tmp_path / "metrics.json")
+        assert json.loads((tmp_path / "metrics.json").read_text())["results"]["psnr"] > 5
+        # Continued from before the selection and from after it.
+        for step in (16, 32):
+            name = f"from-{step}"
+            more = [f"--load-step={step}", "--max-num-iterations=16", f"--timestamp={name}"]
+            ns_train.main(parse(*options, "--load-dir", saved, *more))
+            (last,) = (tmp_path / "ball" / "eugen-nerf" / name / "nerfstudio_models").iterdir()
+            assert features(last) == {8}
+
     def test_with_a_scene_of_nerfstudios_own_parser(self, parse: Any, ball_scene: Path, tmp_path: Path) -> None:
         options = ["--output-dir", tmp_path, "--timestamp=t", "--max-num-iterations=2"]
         ns_train.main(parse(*options, "blender-data", "--data", ball_scene))

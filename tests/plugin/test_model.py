@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox, SceneBox
+from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 from nerfstudio.model_components.renderers import background_color_override_context
 from nerfstudio.utils.eval_utils import eval_setup
 from nerfstudio.viewer.utils import parse_object
@@ -202,6 +204,23 @@ class TestTraining:
             pipeline.dynamic_num_rays_per_batch = rays
             pipeline._update_dynamic_num_rays_per_batch(samples)
             assert pipeline.dynamic_num_rays_per_batch == expected
+
+    def test_features_stay_where_there_is_nothing_to_select_them_by(
+        self, parse: Any, ball_scene: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config = parse("--data", ball_scene, "--pipeline.model.field.candidate-features=24").pipeline
+        pipeline = config.setup(device="cpu", test_mode="val")
+        optimizers = SimpleNamespace(optimizers={"networks": torch.optim.Adam(pipeline.model.field.parameters())})
+        pipeline.spent = lambda step: step / 100
+        callbacks = pipeline.get_training_callbacks(TrainingCallbackAttributes(optimizers, None, pipeline, None))
+        pipeline.model.occupancy.bits.zero_()
+        for step in (49, 50, 59):
+            callbacks[-1].run_callback(step)
+            assert pipeline.model.field.has_candidates()
+        assert capsys.readouterr().out.count("All features stay") == 1
+        pipeline.model.occupancy.bits.fill_(255)
+        callbacks[-1].run_callback(60)
+        assert not pipeline.model.field.has_candidates()
 
     def test_a_budget_below_the_samples_of_one_ray_still_starts_with_rays(self, parse: Any, ball_scene: Path) -> None:
         config = parse("--pipeline.target-num-samples=8", "--pipeline.max-num-samples-per-ray=100").pipeline

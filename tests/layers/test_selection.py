@@ -1,0 +1,173 @@
+"""Features taken away from trained networks: which stay, what the outputs become, and training afterwards."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from eugen_nerf.layers import EUGen, LowRank, build_network
+from eugen_nerf.layers.selection import follow, select_features
+
+F64 = torch.float64
+
+
+def inputs(n: int = 500, d: int = 6, seed: int = 0) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def network(num_features: int, hidden_layers: int = 2, **options: Any) -> nn.Sequential:
+    torch.manual_seed(0)
+    return build_network("eugen", 6, 12, hidden_layers, 3, num_features, **options).double()
+
+
+def pairs(x: Tensor, parts: int = 3) -> list[tuple[Tensor, Tensor]]:
+    return [(part, part) for part in x.chunk(parts)]
+
+
+class TestKeep:
+    @pytest.mark.parametrize("order", [1, 2])
+    @pytest.mark.parametrize("shared", [False, True])
+    def test_what_stays_does_what_it_did(self, order: int, shared: bool) -> None:
+        torch.manual_seed(0)
+        layer = EUGen(6, 4, 5, order=order, shared=shared, feature_bias=True, dtype=F64)
+        nn.init.normal_(layer.offsets)  # type: ignore[arg-type]
+        index = torch.tensor([0, 2, 3])
+        columns = torch.cat([index + 5 * k for k in range(order)])
+        wanted = layer.features(inputs())[:, columns] @ layer.weight[:, columns].T + layer.bias
+        layer.keep(index)
+        assert layer.num_features == 3
+        torch.testing.assert_close(layer(inputs()), wanted)
+
+    def test_by_number_and_frozen(self) -> None:
+        layer = EUGen(6, 4, 5, trainable_projections=False)
+        rows = layer.projections[:, :2].clone()
+        layer.keep(2)
+        assert torch.equal(layer.projections, rows)
+        assert not isinstance(layer.projections, nn.Parameter)
+
+    def test_gradients_fit_while_a_graph_of_before_is_alive(self) -> None:
+        layer = EUGen(6, 4, 5)
+        loss = layer(inputs().float()).square().mean()
+        loss.backward()
+        parameters = list(layer.parameters())
+        layer.keep(3)
+        assert all(parameter.grad is None for parameter in (layer.projections, layer.weight))
+        layer(inputs().float()).square().mean().backward()
+        assert all(a is b and a.grad is not None and a.grad.shape == a.shape
+                   for a, b in zip(layer.parameters(), parameters, strict=True))  # fmt: skip
+        assert loss.grad_fn is not None
+
+    def test_kernel_form(self) -> None:
+        with pytest.raises(ValueError, match="learned itself"):
+            EUGen(6, 4, 5, psi="identity").keep(3)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_features_without_influence_are_the_ones_to_go(norm: bool) -> None:
+    net = network(10, hidden_layers=1, norm_first=norm)
+    used = [1, 4, 7, 8]
+    layer = net[0]
+    assert isinstance(layer, EUGen)
+    with torch.no_grad():
+        layer.weight[:, [i for i in range(10) if i not in used]] = 0
+    wanted = net(inputs())
+    (kept,) = select_features(net, 4, pairs(inputs()))
+    assert kept.layer is layer
+    assert kept.features.tolist() == used
+    assert kept.explained > 1 - 1e-9
+    # The ridge shrinks a little.
+    torch.testing.assert_close(net(inputs()), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_choice_is_about_the_best_there_is() -> None:
+    """Of all choices of 3 out of 8 features of one layer, with output weights fitted to each."""
+    net = network(8, hidden_layers=1)
+    x = inputs()
+    wanted = net(x).detach()
+
+    def error(index: tuple[int, ...]) -> float:
+        layer, last = net
+        features = layer.features(x)[:, list(index)]  # type: ignore[operator]
+        design = torch.cat([features, torch.ones_like(x[:, :1])], dim=1)
+        outputs = layer(x) @ last.weight.T  # type: ignore[operator]
+        solution = torch.linalg.lstsq(design, outputs).solution
+        return (design @ solution - outputs).square().mean().item()
+
+    with torch.no_grad():
+        errors = sorted(error(index) for index in itertools.combinations(range(8), 3))
+    select_features(net, 3, pairs(x))
+    reached = (net(x) - wanted).square().mean().item()
+    assert reached < 1.2 * errors[0]
+    assert reached < 0.7 * errors[len(errors) // 2]
+
+
+def test_later_layers_make_up_for_what_earlier_ones_lost() -> None:
+    net = network(10)
+    x = inputs()
+    wanted = net(x).detach()
+    alone = copy.deepcopy(net)
+    # As if the second layer still received what the first one gave before.
+    first = select_features(alone[:1], 4, pairs(x))  # type: ignore[arg-type]
+    middle = [(net[0](x), net[0](x))]
+    second = select_features(alone[1:], 4, middle)  # type: ignore[arg-type]
+    assert (len(first), len(second)) == (1, 1)
+    select_features(net, 4, pairs(x))
+    assert (net(x) - wanted).square().mean() < (alone(x) - wanted).square().mean()
+
+
+def test_layers_with_few_features_stay_as_they_are() -> None:
+    net = network(4)
+    before = copy.deepcopy(net.state_dict())
+    assert select_features(net, 4, pairs(inputs())) == []
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_adam_goes_on() -> None:
+    net = network(10, feature_bias=True)
+    x = inputs()
+    target = x[:, :3].sin()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+
+    def train(steps: int) -> float:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = (net(x) - target).square().mean()
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    train(200)
+    before = {name: optimizer.state[p]["exp_avg"].clone() for name, p in net.named_parameters()}
+    kept = select_features(net, 5, pairs(x))
+    follow(optimizer, kept)
+    for name, parameter in net.named_parameters():
+        state = optimizer.state[parameter]
+        assert state["exp_avg"].shape == state["exp_avg_sq"].shape == parameter.shape
+        index = kept[int(name[0])].features if int(name[0]) < 2 else None
+        cut = name.split(".")[1] in ("projections", "offsets", "weight") and index is not None
+        wanted = before[name].index_select(1, index) if cut and index is not None else before[name]
+        assert torch.equal(state["exp_avg"], wanted)
+        assert state["step"] == 200
+    at_first = (net(x) - target).square().mean().item()
+    assert train(100) < at_first
+
+
+@pytest.mark.parametrize(
+    ("net", "number", "batches", "message"),
+    [
+        (lambda: network(4), 0, pairs(inputs()), "at least 1"),
+        (lambda: network(4), 2, [], "no samples"),
+        (lambda: network(4), 2, pairs(inputs(0), 1), "no samples"),
+        (lambda: network(4, order=2), 2, pairs(inputs()), "order 1"),
+        (lambda: nn.Sequential(LowRank(6, 4, 2)), 2, pairs(inputs()), "LowRank"),
+        (lambda: network(4), 2, pairs(inputs() * torch.nan), "not finite"),
+    ],
+)
+def test_what_cannot_be(net: Any, number: int, batches: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        select_features(net(), number, batches)
