@@ -209,6 +209,7 @@ class TestTraining:
         self, parse: Any, ball_scene: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         config = parse("--data", ball_scene, "--pipeline.model.field.candidate-features=24").pipeline
+        config.datamanager.data = ball_scene
         pipeline = config.setup(device="cpu", test_mode="val")
         optimizers = SimpleNamespace(optimizers={"networks": torch.optim.Adam(pipeline.model.field.parameters())})
         pipeline.spent = lambda step: step / 100
