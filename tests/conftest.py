@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 
-
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """`-m gpu` opens no file without such a test: a machine that is lent for them has torch, and not all the rest."""
     if config.option.markexpr != "gpu":

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers.merge import MergedChain
-from eugen_nerf.ops import cpu, reference
+from eugen_nerf.ops import cpu, cuda_ops, reference  # noqa: F401
 from eugen_nerf.ops.build import BuildError, cpu_library
 from eugen_nerf.ops.checks import FEATURES_PER_LEVEL
 from eugen_nerf.ops.cuda_driver import CudaError, gpu, gpu_number
@@ -83,6 +83,11 @@ def _native_cuda_problem(index: int) -> str | None:
     return None
 
 
+@torch.compiler.assume_constant_result  # asked while torch.compile traces, not traced
+def _native_problem(device: torch.device) -> str | None:
+    return _native_cpu_problem() if device.type == "cpu" else _native_cuda_problem(gpu_number(device))
+
+
 def uses_native(backend: Backend, *tensors: Tensor) -> bool:
     """Whether the native runner of their device takes these tensors.
 
@@ -100,9 +105,7 @@ def uses_native(backend: Backend, *tensors: Tensor) -> bool:
         if backend == "cuda":
             raise UserError("Backend cuda takes float32 tensors on one NVIDIA GPU. Use backend auto or reference.")
         return False
-    if torch.compiler.is_compiling():  # the library was built, or found missing, before anything is traced
-        return True
-    problem = _native_cpu_problem() if device.type == "cpu" else _native_cuda_problem(gpu_number(device))
+    problem = _native_problem(device)
     if problem and backend != "auto":
         raise UserError(f"Backend {backend} was asked for, but {problem}.")
     return problem is None
@@ -123,6 +126,11 @@ def _cuda_network_problem(spec: tuple[int, ...], index: int) -> str | None:
     return problem
 
 
+@torch.compiler.assume_constant_result
+def _network_problem(spec: tuple[int, ...], index: int) -> str | None:
+    return _cuda_network_problem(spec, index)
+
+
 def runs_network(packed: PackedChain, device: torch.device, backend: Backend) -> bool:
     """Whether the native runner of the device, which `uses_native` has found, has code for a chain.
 
@@ -131,7 +139,7 @@ def runs_network(packed: PackedChain, device: torch.device, backend: Backend) ->
     """
     if device.type != "cuda":
         return True
-    problem = _cuda_network_problem(packed.spec, gpu_number(device))
+    problem = _network_problem(packed.spec, gpu_number(device))
     if problem and requested_backend(backend) == "cuda":
         raise UserError(f"Backend cuda was asked for, but for this network there are no kernels: {problem}.")
     return problem is None

@@ -181,9 +181,7 @@ def find_nvrtc() -> Nvrtc:
     raise BuildError("NVRTC was found neither in torch's CUDA wheels nor on the system")
 
 
-def compile_cached(
-    source: str, architecture: int, constants: tuple[str, ...] = (), portable: bool = False
-) -> Compiled:
+def compile_cached(source: str, architecture: int, constants: tuple[str, ...] = (), portable: bool = False) -> Compiled:
     """`Nvrtc.compile`, kept in the cache folder; processes may do this at the same time.
 
     Raises:

@@ -2,7 +2,8 @@
 
 The question is put in a process of its own, `python -m eugen_nerf.ops.self_check DEVICE`, since a kernel that
 touches what it must not would leave the asking process without a usable GPU. The answer is kept in the cache folder
-for as long as kernels, compiler, driver and GPU stay the same.
+for as long as kernels, compiler, driver, PyTorch and GPU stay the same. Where that process does not get as far as the
+kernels (a GPU that serves one process alone, or whose memory is full), this one asks itself, and nothing is kept.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +34,7 @@ from eugen_nerf.ops.render import render
 
 SWITCH = "EUGEN_CUDA_CHECK"  # environment variable; 0 uses the kernels unchecked
 SECONDS = 300  # that the check may take; it compiles each program once
+ARRIVED = "the GPU is ours"  # what the other process says before it runs the first kernel
 
 # Relative differences to eager PyTorch in float32. Coarse: networks compute in half precision, where a unit near zero
 # may pass a ReLU in one and not in the other.
@@ -60,7 +64,7 @@ def check_ops(device: torch.device, backend: Backend) -> list[str]:
     failed = []
     choices: tuple[Backend, Backend] = (backend, "reference")
     for name, tolerance, run in _trials(device):
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             results = []
             for which in choices:
                 torch.manual_seed(0)
@@ -175,18 +179,31 @@ def _adam(device: torch.device, backend: Backend, parameter: Tensor, grad: Tenso
     return [parameter, first, second]
 
 
+class NotChecked(Exception):
+    """The other process has not come to the kernels; the message says why."""
+
+
 def verdict(index: int, run: Callable[[int], Verdict] | None = None) -> Verdict:
     """What the check of GPU ``index`` has found, now or earlier.
 
     Args:
         run: does the check; by default `in_another_process`.
+
+    Raises:
+        NotChecked: ``run`` does.
     """
     path = cache_folder() / f"cuda-check-{_circumstances(index)}.json"
     try:
         kept = json.loads(path.read_text())
         return Verdict(tuple(kept["failed"]), kept["crash"])
     except (OSError, ValueError, KeyError):
+        pass
+    try:
         found = (run or in_another_process)(index)
+    except NotChecked:
+        with mock.patch.dict(os.environ, {SWITCH: "0"}):
+            os.environ.pop("EUGEN_BACKEND", None)
+            return Verdict(tuple(check_ops(torch.device("cuda", index), "cuda")))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
@@ -200,11 +217,10 @@ def verdict(index: int, run: Callable[[int], Verdict] | None = None) -> Verdict:
 def _circumstances(index: int) -> str:
     """A name for all that the answer depends on."""
     digest = hashlib.sha256()
-    for name, content in sorted(sources().items()):
+    code = {file.name: file.read_bytes() for file in Path(__file__).parent.glob("*.py")}
+    for name, content in sorted({**sources(), **code}.items()):
         digest.update(name.encode() + b"\0" + content + b"\0")
-    for file in ("cuda.py", "cuda_ops.py", "tiles.py"):
-        digest.update((Path(__file__).parent / file).read_bytes())
-    gpu = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index), torch.version.cuda
+    gpu = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index), torch.__version__
     precision = os.environ.get("EUGEN_PRECISION", "")
     digest.update(repr((OPTIONS, find_nvrtc().version, gpu, _driver_version(), precision)).encode())
     return digest.hexdigest()[:24]
@@ -218,26 +234,42 @@ def _driver_version() -> str:
 
 
 def in_another_process(index: int) -> Verdict:
-    """Run the check of GPU ``index`` in a fresh interpreter."""
+    """Run the check of GPU ``index`` in a fresh interpreter.
+
+    Raises:
+        NotChecked: it could not be started, or had no GPU or not enough of its memory.
+    """
     package = str(Path(__file__).parents[2])
-    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-    settings = {**os.environ, "PYTHONPATH": path, SWITCH: "0"}
+    settings = {**os.environ, "PYTHONPATH": os.pathsep.join([package, *filter(None, sys.path)]), SWITCH: "0"}
     settings.pop("EUGEN_BACKEND", None)
     command = [sys.executable, "-m", "eugen_nerf.ops.self_check", f"cuda:{index}"]
     try:
         result = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Verdict(crash=" ".join(str(error).split())[:200])
-    lines = result.stdout.strip().splitlines()
-    if result.returncode == 0 and lines:
-        return Verdict(tuple(json.loads(lines[-1])))
-    said = result.stderr.strip().splitlines()
-    return Verdict(crash=said[-1][:200] if said else f"exit status {result.returncode}")
+    except subprocess.TimeoutExpired:
+        return Verdict(crash=f"no answer after {SECONDS} seconds")
+    except OSError as error:
+        raise NotChecked(str(error)) from error
+    said = _last_error(result.stderr) or f"exit status {result.returncode}"
+    if ARRIVED not in result.stdout or "OutOfMemoryError" in said:
+        raise NotChecked(said)
+    try:
+        return Verdict(tuple(json.loads(result.stdout.splitlines()[-1])))
+    except ValueError:
+        return Verdict(crash=said)
+
+
+def _last_error(stderr: str) -> str:
+    """The last exception's first line: PyTorch's go on with advice. Without one, the last line."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
+    return next(iter([*errors[-1:], *lines[-1:]]), "")[:200]
 
 
 def main(device: str) -> None:
     """Print the names of the ops that disagree, as a JSON list."""
     place = torch.device(device)
+    torch.zeros(1, device=place)
+    print(ARRIVED, flush=True)
     failed = check_ops(place, "cuda" if place.type == "cuda" else "cpu")
     if place.type == "cuda":
         torch.cuda.synchronize(place)

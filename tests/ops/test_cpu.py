@@ -22,6 +22,7 @@ from eugen_nerf.ops import (
     Space,
     StepRule,
     composite,
+    dispatch,
     hash_encode,
     march,
     network,
@@ -440,3 +441,18 @@ def test_field_under_torch_compile() -> None:
     compiled = torch.compile(field.__call__, backend="aot_eager", fullgraph=True)
     for got, expected in zip(compiled(unit, directions), field(unit, directions), strict=True):
         torch.testing.assert_close(got, expected)
+
+
+def test_without_native_code_torch_compile_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EUGEN_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "_native_cpu_problem", lambda: "no C++ compiler was found")
+    field, unit = small_field(), torch.rand(50, 3)
+    targets: list[str] = []
+
+    def note(module: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        targets.extend(str(node.target) for node in module.graph.nodes)
+        return module
+
+    torch.compile(field.__call__, backend=note, fullgraph=True)(unit, unit)
+    assert targets
+    assert not any("eugen_nerf" in target for target in targets)
