@@ -18,13 +18,14 @@ from torch import Tensor
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers.merge import MergedChain
-from eugen_nerf.ops import cpu, cuda_ops, reference  # noqa: F401
+from eugen_nerf.ops import operators, reference
 from eugen_nerf.ops.build import BuildError, cpu_library
-from eugen_nerf.ops.checks import FEATURES_PER_LEVEL
+from eugen_nerf.ops.checks import why_not_grid
 from eugen_nerf.ops.cuda_driver import CudaError, gpu, gpu_number
 from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule
+from eugen_nerf.ops.operators import grid_arguments, rule_argument, space_arguments
 from eugen_nerf.ops.packing import PackedChain, pack_chain, why_not_native
-from eugen_nerf.ops.tiles import MAX_LEVELS, OLDEST_ARCHITECTURE, plan, why_not_cuda
+from eugen_nerf.ops.tiles import OLDEST_ARCHITECTURE, plan, why_not_cuda
 
 Backend = Literal["auto", "reference", "cpu", "cuda"]
 BACKENDS = ("auto", "reference", "cpu", "cuda")
@@ -84,7 +85,8 @@ def _native_cuda_problem(index: int) -> str | None:
 
 
 @torch.compiler.assume_constant_result  # asked while torch.compile traces, not traced
-def _native_problem(device: torch.device) -> str | None:
+def native_problem(device: torch.device) -> str | None:
+    """Why there are no native runners for a CPU's or GPU's tensors; None if there are."""
     return _native_cpu_problem() if device.type == "cpu" else _native_cuda_problem(gpu_number(device))
 
 
@@ -105,7 +107,7 @@ def uses_native(backend: Backend, *tensors: Tensor) -> bool:
         if backend == "cuda":
             raise UserError("Backend cuda takes float32 tensors on one NVIDIA GPU. Use backend auto or reference.")
         return False
-    problem = _native_problem(device)
+    problem = native_problem(device)
     if problem and backend != "auto":
         raise UserError(f"Backend {backend} was asked for, but {problem}.")
     return problem is None
@@ -145,22 +147,17 @@ def runs_network(packed: PackedChain, device: torch.device, backend: Backend) ->
     return problem is None
 
 
-def has_grid_code(layout: HashGridLayout) -> bool:
-    """Whether native runners have code for a hash grid."""
-    return layout.features_per_level in FEATURES_PER_LEVEL and layout.num_levels <= MAX_LEVELS
-
-
 def hash_encode(x: Tensor, table: Tensor, layout: HashGridLayout, *, backend: Backend = "auto") -> Tensor:
     """See `reference.hash_encode`."""
-    if has_grid_code(layout) and uses_native(backend, x, table):
-        return cpu.hash_encode(x, table, layout.resolutions, layout.offsets, layout.log2_table_size)
+    if why_not_grid(layout, x.device) is None and uses_native(backend, x, table):
+        return operators.hash_encode(x, table, *grid_arguments(layout))
     return reference.hash_encode(x, table, layout)
 
 
 def spherical_harmonics(directions: Tensor, *, backend: Backend = "auto") -> Tensor:
     """See `reference.spherical_harmonics`."""
     if not directions.requires_grad and uses_native(backend, directions):
-        return cpu.spherical_harmonics(directions)
+        return operators.spherical_harmonics(directions)
     return reference.spherical_harmonics(directions)
 
 
@@ -169,7 +166,7 @@ def network(x: Tensor, chain: MergedChain, *, backend: Backend = "auto") -> Tens
     if why_not_native(chain) is None and uses_native(backend, x, chain.weight):
         packed = pack_chain(chain)
         if runs_network(packed, x.device, backend):
-            return cpu.network(x, packed.parameters, packed.spec, packed.eps)
+            return operators.network(x, packed.parameters, packed.spec, packed.eps)
     return reference.network(x, chain)
 
 
@@ -189,11 +186,9 @@ def march(
     """See `reference.march`."""
     if uses_native(backend, origins, directions, near, far):
         shift = torch.full_like(near, 0.5) if jitter is None else jitter
-        box = [*space.box[0], *space.box[1]]
-        steps = [rule.step_size, rule.cone_angle]
-        return PackedSamples(
-            *cpu.march(origins, directions, near, far, shift, bits, resolution, box, space.contracted, steps)
-        )
+        rays = (origins, directions, near, far, shift)
+        where = (*space_arguments(space), rule_argument(rule))
+        return PackedSamples(*operators.march(*rays, bits, resolution, *where))
     return reference.march(origins, directions, near, far, bits, resolution, space, rule, jitter)
 
 
@@ -203,9 +198,8 @@ def sample_points(
     """See `reference.sample_points`."""
     needs_gradient = origins.requires_grad or directions.requires_grad
     if not needs_gradient and uses_native(backend, origins, directions, samples.t_starts):
-        box = [*space.box[0], *space.box[1]]
         ends = samples.t_starts, samples.t_ends
-        return cpu.sample_points(origins, directions, samples.ray_offsets, *ends, box, space.contracted)
+        return operators.sample_points(origins, directions, samples.ray_offsets, *ends, *space_arguments(space))
     return reference.sample_points(origins, directions, samples, space)
 
 
@@ -214,6 +208,6 @@ def composite(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.composite`."""
     if uses_native(backend, sigma, rgb, samples.t_starts):
-        out = cpu.composite(sigma, rgb, samples.t_starts, samples.t_ends, samples.ray_offsets)
+        out = operators.composite(sigma, rgb, samples.t_starts, samples.t_ends, samples.ray_offsets)
         return out[:, :3], out[:, 3], out[:, 4]
     return reference.composite(sigma, rgb, samples)

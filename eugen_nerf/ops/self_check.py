@@ -9,7 +9,6 @@ kernels (a GPU that serves one process alone, or whose memory is full), this one
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import re
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from eugen_nerf.layers import EUGen, build_network, merge_chain
-from eugen_nerf.ops import dispatch
+from eugen_nerf.ops import dispatch, operators
 from eugen_nerf.ops.build import cache_folder
 from eugen_nerf.ops.dispatch import Backend
 from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
@@ -164,18 +163,17 @@ def _trials(device: torch.device) -> Iterator[tuple[str, float, Callable[[Backen
 
     yield "render", NETWORK_TOLERANCE, rendered
     parameter, grad = numbers(1000, 2), (numbers(1000, 2) - 0.5) * (numbers(1000, 2) < 0.3)
-    yield "sparse_adam", TOLERANCE, lambda b: _adam(device, b, parameter, grad)
+    yield "sparse_adam", TOLERANCE, lambda b: _adam(b, parameter, grad)
 
 
-def _adam(device: torch.device, backend: Backend, parameter: Tensor, grad: Tensor) -> list[Tensor]:
+def _adam(backend: Backend, parameter: Tensor, grad: Tensor) -> list[Tensor]:
     """One step of SparseAdam, from moments that are not zero."""
     parameter, first, second = parameter.clone(), 0.5 * grad + 0.1, grad * grad + 0.1
     if backend == "reference":
         m, v = first.lerp(grad, 0.1), second.lerp(grad * grad, 0.01)
         step = torch.where(grad != 0, 0.1 * m / ((2 * v).sqrt() + 1e-8), torch.zeros_like(grad))
         return [parameter - step, torch.where(grad != 0, m, first), torch.where(grad != 0, v, second)]
-    runner = importlib.import_module(f"eugen_nerf.ops.{'cuda_ops' if device.type == 'cuda' else 'cpu'}")
-    runner.sparse_adam(parameter, grad, first, second, (0.9, 0.99), 1e-8, 0.1, 2.0)
+    operators.sparse_adam(parameter, grad, first, second, (0.9, 0.99), 1e-8, 0.1, 2.0)
     return [parameter, first, second]
 
 

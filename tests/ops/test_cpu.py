@@ -32,6 +32,7 @@ from eugen_nerf.ops import (
     spherical_harmonics,
 )
 from eugen_nerf.ops.build import BuildError, cpu_library
+from eugen_nerf.ops.checks import why_not_grid
 
 FORWARD, GRADIENT = 1e-5, 1e-4  # relative errors that single precision must keep
 
@@ -376,32 +377,41 @@ def test_render_stops_at_opaque_surfaces() -> None:
 
 
 def test_ops_refuse_what_would_crash() -> None:
-    from eugen_nerf.ops import cpu
+    from eugen_nerf.ops import operators
 
     grid = HashGridLayout.build(2, 2, 8, 2, 4)
     table = torch.zeros(grid.num_entries, 2)
     x = torch.rand(4, 3)
     arguments = (grid.resolutions, grid.offsets, grid.log2_table_size)
     with pytest.raises(TypeError, match="float32"):
-        cpu.hash_encode(x.double(), table, *arguments)
+        operators.hash_encode(x.double(), table, *arguments)
     with pytest.raises(ValueError, match="shape"):
-        cpu.hash_encode(x[:, :2], table, *arguments)
+        operators.hash_encode(x[:, :2], table, *arguments)
     with pytest.raises(ValueError, match="shape"):
-        cpu.hash_encode(x, table[:-1], *arguments)
+        operators.hash_encode(x, table[:-1], *arguments)
     with pytest.raises(ValueError, match="features per level"):
-        cpu.hash_encode(x, torch.zeros(grid.num_entries, 3), *arguments)
+        operators.hash_encode(x, torch.zeros(grid.num_entries, 3), *arguments)
     with pytest.raises(ValueError, match="shape"):
-        cpu.network(x, torch.zeros(5), [0, 2, 1, 3], [])
+        operators.network(x, torch.zeros(5), [0, 2, 1, 3], [])
     with pytest.raises(ValueError, match="fit together"):
-        cpu.network(x, torch.zeros(100), [1, 4, 2, 1, 0, 1, 0, 0, 2, 1, 3], [0.0])
+        operators.network(x, torch.zeros(100), [1, 4, 2, 1, 0, 1, 0, 0, 2, 1, 3], [0.0])
     with pytest.raises(ValueError, match="ray_offsets"):
-        cpu.composite(x[:, 0], x, x[:, 0], x[:, 0], torch.tensor([0, 9]))
+        operators.composite(x[:, 0], x, x[:, 0], x[:, 0], torch.tensor([0, 9]))
     with pytest.raises(ValueError, match="ray_offsets"):
-        cpu.composite(x[:, 0], x, x[:, 0], x[:, 0], torch.tensor([0, 3, 2, 4]))
+        operators.composite(x[:, 0], x, x[:, 0], x[:, 0], torch.tensor([0, 3, 2, 4]))
     with pytest.raises(ValueError, match="step size"):
         march(x, x, x[:, 0], x[:, 0], torch.zeros(1, dtype=torch.uint8), 2, BOUNDED, StepRule(0.0))
     with pytest.raises(ValueError, match="shape"):
         march(x, x, x[:, 0], x[:, 0], torch.zeros(1, dtype=torch.uint8), 4, BOUNDED, StepRule(0.1))
+
+
+def test_more_levels_than_a_gpu_takes() -> None:
+    grid = HashGridLayout.build(40, 2, 8, 2, 60)
+    x, table = torch.rand(20, 3), torch.randn(grid.num_entries, 2)
+    assert (
+        relative_error(hash_encode(x, table, grid), reference.hash_encode(x.double(), table.double(), grid)) < FORWARD
+    )
+    assert "at most 32 on a GPU" in (why_not_grid(grid, torch.device("cuda")) or "")
 
 
 def test_strided_inputs_are_accepted() -> None:
@@ -413,7 +423,7 @@ def test_strided_inputs_are_accepted() -> None:
 
 @pytest.mark.parametrize("op", ["hash_encode", "network", "composite"])
 def test_operators_pass_torchs_own_check(op: str) -> None:
-    from eugen_nerf.ops import cpu
+    from eugen_nerf.ops import operators
 
     torch.manual_seed(0)
     x = torch.rand(6, 3, requires_grad=True)
@@ -421,14 +431,14 @@ def test_operators_pass_torchs_own_check(op: str) -> None:
         grid = HashGridLayout.build(2, 2, 8, 2, 4)
         table = torch.randn(grid.num_entries, 2, requires_grad=True)
         arguments = (x, table, list(grid.resolutions), list(grid.offsets), grid.log2_table_size)
-        function = cpu.hash_encode
+        function = operators.hash_encode
     elif op == "network":
         arguments = (x, torch.randn(8, requires_grad=True), [0, 2, 1, 3], [])  # type: ignore[assignment]
-        function = cpu.network
+        function = operators.network
     else:
         t = torch.rand(6).cumsum(0)
         arguments = (torch.rand(6, requires_grad=True), x, t, t + 0.1, torch.tensor([0, 4, 4, 6]))  # type: ignore[assignment]
-        function = cpu.composite
+        function = operators.composite
     # Gradients are compared with the float64 reference above; finite differences in float32 would say less.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(function, arguments, test_utils=tests)

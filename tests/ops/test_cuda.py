@@ -19,9 +19,9 @@ from eugen_nerf.ops import (
     PackedSamples,
     RadianceField,
     composite,
-    cpu,
     hash_encode,
     march,
+    operators,
     reference,
     render,
     sample_points,
@@ -51,7 +51,7 @@ def run_network(name: str, n: int, half: torch.dtype) -> None:
     case = network_case(name, n, half)
     x = case.x.cuda().requires_grad_()
     parameters = case.parameters.cuda().requires_grad_()
-    y = cpu.network(x, parameters, list(case.spec), list(case.eps))
+    y = operators.network(x, parameters, list(case.spec), list(case.eps))
     y.backward(case.grad.cuda())
     assert x.grad is not None
     assert parameters.grad is not None
@@ -181,7 +181,7 @@ def test_kernels_follow_torchs_current_stream() -> None:
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)  # what is launched elsewhere would not wait for the next line
         x = 2 * x
-        y = cpu.network(0.5 * x, parameters, list(case.spec), list(case.eps))
+        y = operators.network(0.5 * x, parameters, list(case.spec), list(case.eps))
     stream.synchronize()
     assert relative_error(y, case.y) <= TOLERANCE[torch.float16]
 
@@ -196,7 +196,7 @@ def test_training_step_in_a_cuda_graph() -> None:
     parameters = case.parameters.cuda().requires_grad_()
 
     def step() -> tuple[Tensor, Tensor, Tensor]:
-        y = cpu.network(hash_encode(positions, table, layout), parameters, spec, eps)
+        y = operators.network(hash_encode(positions, table, layout), parameters, spec, eps)
         return y, *torch.autograd.grad(y.square().sum(), (table, parameters))
 
     side = torch.cuda.Stream()
@@ -218,7 +218,7 @@ def test_every_gpu_has_its_own_module() -> None:
     case = network_case("color", 333, torch.float16)
     for index in (1, 0):
         x, parameters = case.x.to(f"cuda:{index}"), case.parameters.to(f"cuda:{index}")
-        y = cpu.network(x, parameters, list(case.spec), list(case.eps))
+        y = operators.network(x, parameters, list(case.spec), list(case.eps))
         assert y.device == x.device
         assert relative_error(y, case.y) <= TOLERANCE[torch.float16]
 

@@ -22,7 +22,7 @@ def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return torch.zeros(x.shape[0], 3)
 
     monkeypatch.setattr(dispatch, "_native_cpu_problem", lambda: None)
-    monkeypatch.setattr(dispatch.cpu, "network", fake)
+    monkeypatch.setattr(dispatch.operators, "network", fake)
     return calls
 
 
@@ -102,7 +102,7 @@ def test_cuda_tensors_take_the_cuda_runner(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(dispatch, "_native_cuda_problem", lambda index: None)
     monkeypatch.setattr(dispatch, "_cuda_network_problem", lambda spec, index: None)
     calls: list[str] = []
-    monkeypatch.setattr(dispatch.cpu, "network", lambda x, *_: calls.append(x.device.type) or x)
+    monkeypatch.setattr(dispatch.operators, "network", lambda x, *_: calls.append(x.device.type) or x)
     layers = build_network("eugen", 4, 8, 1, 3, 6)
     with FakeTensorMode(allow_non_fake_inputs=True):
         (x,) = cuda_tensors((5, 4))

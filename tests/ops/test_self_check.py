@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from eugen_nerf.ops import cpu, dispatch, self_check
+from eugen_nerf.ops import dispatch, operators, self_check
 from eugen_nerf.ops.build import BuildError, cpu_library
 from eugen_nerf.ops.self_check import NotChecked, Verdict, check_ops
 
@@ -50,16 +50,16 @@ def wrong(value: Any) -> Any:
 
 @pytest.mark.parametrize("op", ["hash_encode", "spherical_harmonics", "network", "sample_points", "composite"])
 def test_a_runner_that_disagrees_is_named(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right: Callable[..., Any] = getattr(cpu, op)
-    monkeypatch.setattr(dispatch.cpu, op, lambda *arguments: wrong(right(*arguments)))
+    right: Callable[..., Any] = getattr(operators, op)
+    monkeypatch.setattr(dispatch.operators, op, lambda *arguments: wrong(right(*arguments)))
     failed = check_ops(CPU, "cpu")
     assert failed
     assert all(name.split(" ")[0] == op for name in failed)
 
 
 def test_what_is_not_finite_disagrees(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = cpu.spherical_harmonics
-    monkeypatch.setattr(dispatch.cpu, "spherical_harmonics", lambda d: right(d) * float("nan"))
+    right = operators.spherical_harmonics
+    monkeypatch.setattr(dispatch.operators, "spherical_harmonics", lambda d: right(d) * float("nan"))
     assert check_ops(CPU, "cpu") == ["spherical_harmonics"]
 
 
