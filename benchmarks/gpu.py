@@ -303,34 +303,35 @@ def training_rows(scene: Path, iterations: int, tcnn: ModuleType | None, deadlin
         "pipeline.model.implementation": "tcnn" if tcnn is not None else "torch",
     }
     ours = None
-    for method, overrides, steps, views in (
-        ("eugen-nerf", {}, iterations, 20),
-        ("eugen-nerf-mlp", {}, iterations, 20),
-        ("nerfacto", nerfacto, min(iterations, NERFACTO_STEPS), 3),
-    ):
-        job = TrainingJob(
-            scene="scene",
-            scene_path=str(scene),
-            name=method,
-            method=method,
-            dataparser="eugen-scene",
-            overrides=overrides,  # type: ignore[arg-type]
-            seed=0,
-            budget=Budget(iterations=steps),
-            fit_schedules=True,
-            curve_at=(),
-            curve_views=0,
-            curve_pixels=None,
-            eval_images=views,
-            pictures=0,
-        )
-        what = f"{method}, {steps} iterations"
+    # One folder for all, since nerfstudio's writers of events go on writing where the first training began.
+    with tempfile.TemporaryDirectory() as folder:
+        for method, overrides, steps, views in (
+            ("eugen-nerf", {}, iterations, 20),
+            ("eugen-nerf-mlp", {}, iterations, 20),
+            ("nerfacto", nerfacto, min(iterations, NERFACTO_STEPS), 3),
+        ):
+            job = TrainingJob(
+                scene="scene",
+                scene_path=str(scene),
+                name=method,
+                method=method,
+                dataparser="eugen-scene",
+                overrides=overrides,  # type: ignore[arg-type]
+                seed=0,
+                budget=Budget(iterations=steps),
+                fit_schedules=True,
+                curve_at=(),
+                curve_views=0,
+                curve_pixels=None,
+                eval_images=views,
+                pictures=0,
+            )
+            what = f"{method}, {steps} iterations"
 
-        def watch(progress: Progress) -> None:
-            if time.monotonic() > deadline:
-                raise TimeUp(f"the minutes were spent while {progress.phase}, after {progress.step} iterations")
+            def watch(progress: Progress) -> None:
+                if time.monotonic() > deadline:
+                    raise TimeUp(f"the minutes were spent while {progress.phase}, after {progress.step} iterations")
 
-        with tempfile.TemporaryDirectory() as folder:
             try:
                 values = train_and_evaluate(job, Path(folder), watch)
             except Exception as error:  # the other methods' numbers are worth having
@@ -342,7 +343,10 @@ def training_rows(scene: Path, iterations: int, tcnn: ModuleType | None, deadlin
             note = f"PSNR {values['psnr']:.2f} dB of {views} test views after {seconds:.0f} s"
             yield what, f"{1000 / ms:.1f} it/s", f"{ms:.2f}", f"{ms / ours:.2f}x", note
             if method != "nerfacto":
-                yield from frame_rows(method, Path(folder) / values["load_config"])
+                try:
+                    yield from frame_rows(method, Path(folder) / values["load_config"])
+                except Exception as error:
+                    yield f"{method}, frames", "", "", "", failure(error)
 
 
 def frame_rows(method: str, load_config: Path) -> Iterator[Row]:
