@@ -72,6 +72,19 @@ def _blocks(n: int, each: int) -> int:
     return -(-n // each)
 
 
+def load_network(device: Device, spec: Sequence[int]) -> None:
+    """Compile and load the kernels of a network for float32 rows.
+
+    Raises:
+        BuildError: they do not compile.
+        CudaError: the driver refuses them.
+    """
+    tiles = network_tiles(device, spec)
+    constants = network_constants(spec, tiles, half_rows=False)
+    device.resident_blocks("network.cu", constants, "network_forward", 32 * tiles.warps, tiles.shared_bytes)
+    device.resident_blocks("network.cu", constants, "network_backward", 32 * tiles.back_warps, tiles.back_shared_bytes)
+
+
 def network_forward(device: Device, x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Sequence[float]) -> Tensor:
     """[n, in] -> [n, out] of the dtype of ``x``: float32, or the precision's own half type."""
     n = x.shape[0]
@@ -321,6 +334,20 @@ def render_constants(
         f"EUGEN_SHARED_BYTES={render_shared_bytes(density_spec, color_spec)}",
         f"EUGEN_BF16={int(precision() == 'bf16')}",
     )
+
+
+def load_render(
+    device: Device, density_spec: Sequence[int], color_spec: Sequence[int], features: int, half_table: bool
+) -> None:
+    """Compile and load the kernel that renders a field.
+
+    Raises:
+        BuildError: it does not compile.
+        CudaError: the driver refuses it.
+    """
+    constants = render_constants(density_spec, color_spec, features, half_table)
+    shared = render_shared_bytes(density_spec, color_spec)
+    device.resident_blocks("render.cu", constants, "render", 32 * RENDER_WARPS, shared)
 
 
 def render(

@@ -153,7 +153,12 @@ class Gpu:
     def resident_blocks(
         self, source: str, constants: tuple[str, ...], kernel: str, threads: int, shared_bytes: int
     ) -> int:
-        """See `Device.resident_blocks`."""
+        """See `Device.resident_blocks`.
+
+        Raises:
+            BuildError: the program does not compile.
+            CudaError: the driver refuses, or not a single block fits.
+        """
         key = (source, constants, kernel, threads, shared_bytes)
         if key not in self._resident:
             with torch.cuda.device(self._index):
@@ -166,7 +171,9 @@ class Gpu:
                     ctypes.c_size_t(shared_bytes),
                 )
                 _check(status, f"counting the blocks of {kernel}")
-            self._resident[key] = max(1, blocks.value) * self.multiprocessors
+            if not blocks.value:
+                raise CudaError(f"{kernel} with {threads} threads and {shared_bytes} bytes a block does not fit")
+            self._resident[key] = blocks.value * self.multiprocessors
         return self._resident[key]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers.merge import MergedChain
-from eugen_nerf.ops import operators, reference
+from eugen_nerf.ops import cuda, operators, reference
 from eugen_nerf.ops.build import BuildError, cpu_library
 from eugen_nerf.ops.checks import why_not_grid
 from eugen_nerf.ops.cuda_driver import CudaError, gpu, gpu_number
@@ -115,10 +115,16 @@ def uses_native(backend: Backend, *tensors: Tensor) -> bool:
 
 @functools.cache
 def _cuda_network_problem(spec: tuple[int, ...], index: int) -> str | None:
-    """Why a GPU has no kernels for a packed chain; warns once."""
+    """Why a GPU has no kernels for a packed chain; warns once. Loads them, so that a compiler's complaint is a reason
+    too, and not the end of a training."""
     problem = why_not_cuda(spec)
     if problem is None and plan(spec, gpu(index).shared_memory) is None:
         problem = "it does not fit into the GPU's shared memory"
+    if problem is None:
+        try:
+            cuda.load_network(gpu(index), spec)
+        except (BuildError, CudaError) as error:
+            problem = str(error)
     if problem:
         warnings.warn(
             f"A network {spec} is evaluated by eager PyTorch, not by CUDA kernels: {problem}.",

@@ -237,6 +237,9 @@ def in_another_process(index: int) -> Verdict:
     Raises:
         NotChecked: it could not be started, or had no GPU or not enough of its memory.
     """
+    print(
+        "eugen-nerf compiles its kernels for this GPU and checks them, once; that may take a minute.", file=sys.stderr
+    )
     package = str(Path(__file__).parents[2])
     settings = {**os.environ, "PYTHONPATH": os.pathsep.join([package, *filter(None, sys.path)]), SWITCH: "0"}
     settings.pop("EUGEN_BACKEND", None)

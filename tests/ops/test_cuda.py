@@ -6,19 +6,22 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from eugen_nerf.field import EugenField, FieldConfig
 from eugen_nerf.layers import build_network, merge_chain
-from eugen_nerf.occupancy import pack_bits
+from eugen_nerf.occupancy import OccupancyGrid, pack_bits
 from eugen_nerf.ops import (
     HashGridLayout,
     PackedSamples,
     RadianceField,
     composite,
+    cuda,
     hash_encode,
     march,
     operators,
@@ -27,6 +30,10 @@ from eugen_nerf.ops import (
     sample_points,
     spherical_harmonics,
 )
+from eugen_nerf.ops.cuda_driver import Gpu
+from eugen_nerf.ops.nvrtc import find_nvrtc
+from eugen_nerf.ops.self_check import check_ops
+from eugen_nerf.ops.tiles import OLDEST_ARCHITECTURE
 from eugen_nerf.optim import SparseAdam
 from tests.emulator.device import KERNELS
 from tests.ops.comparisons import BOUNDED, CHAINS, TOLERANCE, UNBOUNDED, network_case, relative_error
@@ -151,11 +158,88 @@ def test_render(space: object, rule: object, kind: str, n: int, monkeypatch: pyt
     rays, bits = random_rays(n)[:4], random_bits(0.3)
     got = render(*rays, bits, RESOLUTION, space, rule, small_field(kind))  # type: ignore[arg-type]
     monkeypatch.setenv("EUGEN_BACKEND", "reference")
-    expected = reference.render(*rays, bits, RESOLUTION, space, rule, small_field(kind))  # type: ignore[arg-type]
+    expected = render(*rays, bits, RESOLUTION, space, rule, small_field(kind))  # type: ignore[arg-type]
     for mine, theirs in zip(got[:3], expected[:3], strict=True):
         difference = (mine - theirs).abs().flatten()
         assert (difference > 5e-3 * (1 + theirs.abs().flatten())).float().mean() <= 0.01
     assert (got[3] - expected[3]).abs().sum() <= 0.01 * expected[3].sum() + 1
+
+
+def test_the_check_before_the_first_use() -> None:
+    assert check_ops(torch.device("cuda", torch.cuda.current_device()), "cuda") == []
+
+
+def test_code_that_the_driver_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As GPUs get it that are newer than the compiler."""
+    oldest = max(OLDEST_ARCHITECTURE, min(find_nvrtc().architectures()))
+    monkeypatch.setattr(find_nvrtc(), "target", lambda architecture: (oldest, True))
+    case, device = network_case("color", 333, torch.float16), Gpu(torch.cuda.current_device())
+    y = cuda.network_forward(device, case.x.cuda(), case.parameters.cuda(), case.spec, case.eps)
+    assert relative_error(y, case.y) <= TOLERANCE[torch.float16]
+
+
+def test_strided_inputs_and_such_that_begin_anywhere() -> None:
+    grid = HashGridLayout.build(4, 2, 8, 2, 40)
+    x = torch.rand(334, 4, device="cuda")[1:, 1:]
+    table = torch.randn(2, grid.num_entries, device="cuda").T
+    unaligned = torch.rand(3 * 333 + 1, device="cuda")[1:].view(333, 3)
+    for positions in (x, unaligned, x[:0]):
+        got, expected = hash_encode(positions, table, grid), reference.hash_encode(positions, table, grid)
+        assert relative_error(got, expected) <= 1e-5
+
+
+def test_mixed_precision_training_step() -> None:
+    """As ns-train --mixed-precision True does it."""
+    torch.manual_seed(0)
+    field = EugenField(FieldConfig(num_levels=4, log2_hashmap_size=10, max_resolution=64)).cuda()
+    optimizer, scaler = SparseAdam(field.parameters(), lr=1e-3), torch.amp.GradScaler("cuda")
+    before = [parameter.detach().clone() for parameter in field.parameters()]
+    x = torch.rand(333, 3, device="cuda")
+    with torch.autocast("cuda", torch.float16):
+        sigma, rgb = field(x, torch.nn.functional.normalize(x - 0.5, dim=-1))
+        loss = rgb.square().mean() + sigma.square().mean()
+    assert sigma.dtype == rgb.dtype == torch.float32
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    changed = [not torch.equal(old, new) for old, new in zip(before, field.parameters(), strict=True)]
+    assert all(changed)
+    assert all(parameter.isfinite().all() for parameter in field.parameters())
+
+
+def test_occupancy_is_updated_on_the_device() -> None:
+    grids = [OccupancyGrid(16, interval=1, warmup_steps=4).cuda() for _ in range(2)]
+    for step in range(20):
+        for grid in grids:
+            grid.update(step, lambda positions: (positions - 0.5).norm(dim=-1).le(0.3).float())
+    assert torch.equal(grids[0].values, grids[1].values)
+    assert torch.equal(
+        grids[0].bits, pack_bits(grids[0].values > min(0.01, grids[0].values.clamp_min(0).mean().item()))
+    )
+    assert 0.08 < grids[0].occupied_fraction < 0.2  # the ball fills 0.11 of the cube
+
+
+def test_two_threads_on_streams_of_their_own() -> None:
+    """nerfstudio's viewer renders while training goes on."""
+    case = network_case("color", 333, torch.float16)
+    spec, eps = list(case.spec), list(case.eps)
+    errors: list[float] = []
+
+    def work() -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(50):
+                x, parameters = case.x.cuda().requires_grad_(), case.parameters.cuda()
+                y = operators.network(x, parameters, spec, eps)
+                y.backward(case.grad.cuda())
+                assert x.grad is not None
+                errors.append(max(relative_error(y, case.y), relative_error(x.grad, case.grad_x)))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(errors) == 100
+    assert max(errors) <= TOLERANCE[torch.float16]
 
 
 def test_sparse_adam(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ class FakeDriver:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.fails = ""
+        self.blocks = 3
         self.launches: list[tuple[Any, ...]] = []
         self.images: list[bytes] = []
 
@@ -39,7 +40,7 @@ class FakeDriver:
             if name == "cuDeviceGetAttribute":
                 arguments[0]._obj.value = ATTRIBUTES[arguments[1]]
             elif name == "cuOccupancyMaxActiveBlocksPerMultiprocessor":
-                arguments[0]._obj.value = 3
+                arguments[0]._obj.value = self.blocks
             elif name == "cuModuleLoadData":
                 self.images.append(arguments[1])
             elif name == "cuFuncGetAttribute":
@@ -150,6 +151,9 @@ def test_resident_blocks(driver: FakeDriver) -> None:
     device = gpu(0)
     assert [device.resident_blocks("program.cu", (), "kernel", 128, 4096) for _ in range(2)] == [3 * 84] * 2
     assert driver.calls.count("cuOccupancyMaxActiveBlocksPerMultiprocessor") == 1
+    driver.blocks = 0
+    with pytest.raises(CudaError, match="kernel with 128 threads and 9999 bytes a block does not fit"):
+        device.resident_blocks("program.cu", (), "kernel", 128, 9999)
 
 
 @pytest.mark.parametrize(
