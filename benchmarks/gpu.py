@@ -14,10 +14,12 @@ Every line is printed, and the file written anew, as soon as it is measured: wha
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import functools
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +32,8 @@ from typing import Any
 import torch
 from printing import print_table
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # on a machine that is lent, nothing may be installed
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers import build_network, merge_chain
@@ -391,7 +395,7 @@ class Report:
                 self._put(row)
         except Exception as error:
             self._put((section, "", "", "", failure(error)))
-        if torch.cuda.is_available():
+        with contextlib.suppress(RuntimeError):  # after a kernel's crash nothing works
             torch.cuda.empty_cache()
 
     def _put(self, row: Row) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,14 @@ from eugen_nerf.ops import (
     sample_points,
     spherical_harmonics,
 )
-from eugen_nerf.ops.cuda_driver import Gpu
-from eugen_nerf.ops.nvrtc import find_nvrtc
+from eugen_nerf.ops.cuda_driver import Gpu, gpu
+from eugen_nerf.ops.nvrtc import compile_cached, find_nvrtc
+from eugen_nerf.ops.packing import pack_chain
 from eugen_nerf.ops.self_check import check_ops
 from eugen_nerf.ops.tiles import OLDEST_ARCHITECTURE
 from eugen_nerf.optim import SparseAdam
 from tests.emulator.device import KERNELS
-from tests.ops.comparisons import BOUNDED, CHAINS, TOLERANCE, UNBOUNDED, network_case, relative_error
+from tests.ops.comparisons import BOUNDED, CHAINS, TOLERANCE, UNBOUNDED, chain_of, network_case, relative_error
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,6 +54,20 @@ RESOLUTION = 16
 def cuda_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """An op that silently fell back to the reference would prove nothing here."""
     monkeypatch.setenv("EUGEN_BACKEND", "cuda")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_side_by_side() -> None:
+    device = gpu(torch.cuda.current_device())
+    architecture, portable = find_nvrtc().target(device.architecture)
+
+    def compile_chain(name: str) -> None:
+        spec = pack_chain(chain_of(name)).spec
+        constants = cuda.network_constants(spec, cuda.network_tiles(device, spec), half_rows=False)
+        compile_cached("network.cu", architecture, constants, portable)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        list(pool.map(compile_chain, CHAINS))
 
 
 def run_network(name: str, n: int, half: torch.dtype) -> None:
@@ -311,12 +327,12 @@ def test_every_gpu_has_its_own_module() -> None:
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
 def test_compute_sanitizer(tool: str) -> None:
     """The tests of small batches once more, our kernels watched by NVIDIA's tool."""
-    tests = (
-        "test_network and (333 or bfloat16) or test_hash_encode and 333 or test_march and 333 or test_render and 333"
-        " or test_sparse_adam"
-    )
+    chains = ("density", "color", "order-2-twice", "offsets-and-norm", "width-256")
+    others = ("hash_encode", "march", "render")
+    tests = [f"test_network and {name}-333" for name in chains] + [f"test_{name} and 333" for name in others]
+    tests += ["bfloat16", "test_sparse_adam"]
     command = ["compute-sanitizer", "--tool", tool, "--kernel-regex", f"kns={'|'.join(sum(KERNELS.values(), ()))}",
-               "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", "-x", "-k", tests,
+               "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", "-x", "-k", " or ".join(tests),
                str(Path(__file__))]  # fmt: skip
     # Out of PyTorch's pool an access beyond an array would meet another array, and pass.
     settings = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "EUGEN_CUDA_CHECK": "0"}
