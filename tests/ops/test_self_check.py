@@ -38,7 +38,11 @@ def no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_runners_that_agree() -> None:
+    before = torch.get_rng_state()
     assert check_ops(CPU, "cpu") == []
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert check_ops(CPU, "cpu") == []
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def wrong(value: Any) -> Any:
