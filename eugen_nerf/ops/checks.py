@@ -78,6 +78,8 @@ def check_rays(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if not rule[0] > 0 or not rule[1] >= 0:
         raise ValueError(f"the step size must be positive and the cone angle not negative: {list(rule)}")
+    if resolution < 1 or resolution**3 % 8:
+        raise ValueError(f"the occupancy resolution must be even, so that the cells fill whole bytes, not {resolution}")
     rays = origins.shape[0]
     return (
         prepare("origins", origins, (rays, 3), torch.float32, device),

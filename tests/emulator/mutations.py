@@ -130,6 +130,8 @@ MUTATIONS = [
             ("optical <= opaque && next_sample", "next_sample"),
             ("const uint16* p = by_input(rows, ld);", "const uint16* p = by_output(rows, ld);"),
             ("optical = 0.f;\n          used = 0;", "used = 0;"),
+            ("store_halves(&mine.color_inputs[lane][c], 0);\n  sync_warp();",
+             "store_halves(&mine.color_inputs[lane ^ 1][c], 0);"),
         ],
     ),
 ]  # fmt: skip

@@ -21,6 +21,18 @@ EUGEN_KERNEL(64) right(const float* in, float* out) {
   sync_block();
   out[threadIdx.x] = shared[threadIdx.x];
 }
+EUGEN_KERNEL(64) right_within_warps(const float* in, float* out) {
+  EUGEN_SHARED(memory);
+  uint16* shared = reinterpret_cast<uint16*>(memory);
+  for (int round = 0; round < 2; round++) {
+    store_halves(shared + 2 * (threadIdx.x ^ 1), bits_of_float(in[threadIdx.x ^ 1]));
+    sync_warp();
+    out[threadIdx.x] = float_from_bits(load_halves(shared + 2 * threadIdx.x));
+    sync_warp();
+  }
+  sync_block();
+  store_halves(shared + 2 * (threadIdx.x ^ 32), 0);
+}
 EUGEN_KERNEL(64) no_barrier(const float* in, float* out) {
   EUGEN_SHARED(memory);
   float* shared = reinterpret_cast<float*>(memory);
@@ -46,6 +58,29 @@ EUGEN_KERNEL(64) beyond_shared(const float* in, float* out) {
 EUGEN_KERNEL(64) unwritten_shared(const float* in, float* out) {
   EUGEN_SHARED(memory);
   out[threadIdx.x] = reinterpret_cast<float*>(memory)[threadIdx.x] + in[threadIdx.x];
+}
+EUGEN_KERNEL(64) only_a_vote_between(const float* in, float* out) {
+  EUGEN_SHARED(memory);
+  uint16* shared = reinterpret_cast<uint16*>(memory);
+  store_halves(shared + 2 * (threadIdx.x ^ 1), bits_of_float(in[threadIdx.x ^ 1]));
+  votes(true);
+  out[threadIdx.x] = float_from_bits(load_halves(shared + 2 * threadIdx.x));
+}
+EUGEN_KERNEL(64) overwrites_what_others_read(const float* in, float* out) {
+  EUGEN_SHARED(memory);
+  uint16* shared = reinterpret_cast<uint16*>(memory);
+  store_halves(shared + 2 * (threadIdx.x ^ 1), bits_of_float(in[threadIdx.x ^ 1]));
+  sync_warp();
+  out[threadIdx.x] = float_from_bits(load_halves(shared + 2 * threadIdx.x));
+  votes(true);
+  store_halves(shared + 2 * (threadIdx.x ^ 1), 0);
+}
+EUGEN_KERNEL(64) only_a_warp_barrier_between(const float* in, float* out) {
+  EUGEN_SHARED(memory);
+  uint16* shared = reinterpret_cast<uint16*>(memory);
+  store_halves(shared + 2 * (threadIdx.x ^ 32), bits_of_float(in[threadIdx.x ^ 32]));
+  if (in[0] == 0.f) sync_warp(); else sync_block();
+  out[threadIdx.x] = float_from_bits(load_halves(shared + 2 * threadIdx.x));
 }
 EUGEN_KERNEL(64) misaligned(const float* in, float* out) {
   float a, b;
@@ -80,7 +115,8 @@ def run(kernel: str, order: str, sources: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_right(order: str, sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run("right", order, sources, monkeypatch)
+    for kernel in ("right", "right_within_warps"):
+        assert run(kernel, order, sources, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +128,9 @@ def test_right(order: str, sources: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("writes_beyond", "of array 1"),
         ("beyond_shared", "of array 2"),
         ("misaligned", "not aligned"),
+        ("only_a_vote_between", "reads shared memory that another thread has written"),
+        ("overwrites_what_others_read", "writes shared memory that another thread has read"),
+        ("only_a_warp_barrier_between", "without a barrier between"),
     ],
 )
 def test_stopped(kernel: str, message: str, sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -401,6 +401,8 @@ def test_ops_refuse_what_would_crash() -> None:
         march(x, x, x[:, 0], x[:, 0], torch.zeros(1, dtype=torch.uint8), 2, BOUNDED, StepRule(0.0))
     with pytest.raises(ValueError, match="shape"):
         march(x, x, x[:, 0], x[:, 0], torch.zeros(1, dtype=torch.uint8), 4, BOUNDED, StepRule(0.1))
+    with pytest.raises(ValueError, match="must be even"):
+        march(x, x, x[:, 0], x[:, 0], torch.zeros(3, dtype=torch.uint8), 3, BOUNDED, StepRule(0.1))
 
 
 def test_strided_inputs_are_accepted() -> None:

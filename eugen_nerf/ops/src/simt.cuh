@@ -73,6 +73,11 @@ EUGEN_FUNCTION void load_four(const float* p, float (&v)[4]) {
   const float4 r = *reinterpret_cast<const float4*>(p);
   v[0] = r.x, v[1] = r.y, v[2] = r.z, v[3] = r.w;
 }
+EUGEN_FUNCTION void store_four(float* p, const float (&v)[4]) {
+  *reinterpret_cast<float4*>(p) = make_float4(v[0], v[1], v[2], v[3]);
+}
+// A half or a number in shared memory that other lanes read.
+template <class T> EUGEN_FUNCTION void store_one(T* p, T v) { *p = v; }
 // Two halves; p is a multiple of 4 bytes.
 EUGEN_FUNCTION uint32 load_halves(const uint16* p) { return *reinterpret_cast<const uint32*>(p); }
 EUGEN_FUNCTION void store_halves(uint16* p, uint32 v) { *reinterpret_cast<uint32*>(p) = v; }
