@@ -57,7 +57,7 @@ def check_network(
         if in_features != width or order not in (1, 2) or features < 1:
             raise ValueError("the network's stages do not fit together")
         rows = features * (order if shared else order * (order + 1) // 2)
-        last += rows * (in_features + offsets + norm)
+        last += rows * (in_features + offsets + min(norm, 1)) + max(norm - 1, 0) * (in_features + 1)
         width = order * features
     last += spec[-3] * (width + spec[-2])
     return (

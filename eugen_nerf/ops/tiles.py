@@ -35,8 +35,12 @@ class Shape:
         in_blocks = [(1, self.inputs), *zip(self.orders, features, strict=True)]
         self.out_blocks = [*projections, 1]
         out_block = [*features, self.out]
+        norm_rows = [*(max(stage[6] - 1, 0) for stage in stages), 0]
         self.k = [blocks * padded(length) for blocks, length in in_blocks]
-        self.n = [blocks * padded(length) for blocks, length in zip(self.out_blocks, out_block, strict=True)]
+        self.n = [
+            blocks * padded(length) + padded(rows)
+            for blocks, length, rows in zip(self.out_blocks, out_block, norm_rows, strict=True)
+        ]
         self.row = [k + ROW_PADDING for k in self.k]
         self.has_norm = [*(bool(stage[6]) for stage in stages), False]
         self.has_vectors = [*(bool(stage[5] or stage[6]) for stage in stages), bool(has_bias)]

@@ -28,10 +28,11 @@ MUTATIONS = [
         "chain.cuh",
         "network",
         pairs=[
-            ("in_block * IN + in_feature];", "in_feature];"),
-            ("if (feature >= OUT || in_feature >= IN)", "if (feature > OUT || in_feature > IN)"),
-            ("offsets_at(i) + (has_offsets(i) ? rows(i) : 0)", "offsets_at(i)"),
+            ("column = c / in_padded(I) * IN + in_feature;", "column = in_feature;"),
+            ("if (in_feature >= IN) return -1;", "if (in_feature > IN) return -1;"),
             ("return feature < OUT ? parameters", "return feature <= OUT ? parameters"),
+            ("offsets_at(i) + (has_offsets(i) ? rows(i) : 0)", "offsets_at(i)"),
+            ("return feature < out_block(I) ? at", "return feature <= out_block(I) ? at"),
         ],
     ),
     *_of(
@@ -40,12 +41,11 @@ MUTATIONS = [
         pairs=[
             ("load_all<0>();\n    sync_block();", "load_all<0>();"),
             ("r < C::n(I); r += THREADS", "r < C::n(I) - 1; r += THREADS"),
-            ("pack(low, weight_at<C, I>(parameters, row + r, column + c + 1))", "pack(low, low)"),
+            ("weight_place<I>(row + r, column + c + 1)", "weight_place<I>(row + r, column + c)"),
             ("if (c + 1 < IN) high = row[c + 1];", "if (c < IN) high = row[c + 1];"),
             ("if (column + 1 < OUT) y[r * OUT + column + 1] = high;",
              "if (column < OUT) y[r * OUT + column + 1] = high;"),
-            ("sum += shuffle_xor(sum, 1);\n      sum += shuffle_xor(sum, 2);\n      norms",
-             "sum += shuffle_xor(sum, 1);\n      norms"),
+            ("mine += shuffle_xor(mine, 1);\n", ""),
             ("norms[m][q >> 1] * norm_column", "norms[m][q & 1] * norm_column"),
             ("multiply_add(c[m][0], a[m][k], b[0], b[1]);", "multiply_add(c[m][0], a[m][k], b[1], b[0]);"),
             ("load_matrices(b, p + k * 16);", "load_matrices(b, p + k * 8);"),
@@ -84,7 +84,6 @@ MUTATIONS = [
             ("gradient + tile / K_TILES * 16", "gradient + tile % K_TILES * 16"),
             ("sum[e >> 2][q] * inverse_scale", "sum[e >> 2][q]"),
             ("norm_at(I) + row, sum[2 * half + 1]", "norm_at(I) + row, sum[2 * half]"),
-            ("sum += shuffle_xor(sum, 2);\n        pull", "pull"),
             ("if (!(low_half(feature) > 0.f))", "if (!(high_half(feature) > 0.f))"),
             ("(SHARED ? first[m][e >> 2][e & 3] : 0.f)", "0.f"),
             ("= passed * l;", "= passed * r;"),
@@ -92,6 +91,44 @@ MUTATIONS = [
             ("(lane_index() & 15) * LD", "(lane_index() & 7) * LD"),
             ("base += int64(gridDim.x) * rows", "base += rows"),
             ("m * 16 + place.row + (i & 1) * 8;\n    return", "m * 16 + place.row + (i >> 1) * 8;\n    return"),
+        ],
+    ),
+    *_of(
+        "chain.cuh",
+        "inner_norm",
+        pairs=[
+            ("r - projected(I) < norm_rows(I) ? form_at", "r - projected(I) <= norm_rows(I) ? form_at"),
+            ("form_at(i) + norm_rows(i) * columns(i)", "form_at(i)"),
+            ("sum += norm_rows(j) * (columns(j) + 1);", "sum += norm_rows(j) * columns(j);"),
+        ],
+    ),
+    *_of(
+        "network_mma.cuh",
+        "inner_norm",
+        pairs=[
+            ("sums[m][e >> 1 & 1] +=", "sums[m][e & 1] +="),
+            ("offsets<I>() + C::projected(I) + tile * 16", "offsets<I>() + C::projected(I)"),
+            ("(C::projected(I) + tile * 16) * C::row(I)", "(C::projected(I)) * C::row(I)"),
+        ],
+    ),
+    *_of(
+        "network_backward.cuh",
+        "inner_norm",
+        pairs=[
+            ("const float factor = pull[m][i & 1];", "const float factor = pull[m][i >> 1];"),
+            ("g[m][FIRST + tile][i] = pack_word", "g[m][FIRST][i] = pack_word"),
+            ("n < C::projected(I) / 16; n++", "n < C::n(I) / 16; n++"),
+            ("has_norm(i) && C::norm_rows(i) == 0", "has_norm(i)"),
+        ],
+    ),
+    *_of(
+        "network_mma.cuh",
+        "inner_norm_streamed",
+        pairs=[
+            ("C::projected(I) + tile * 16, 16, 0, C::k(I));\n      sync_block();",
+             "C::projected(I) + tile * 16, 16, 0, C::k(I));"),
+            ("sync_block();\n      fill<I>(halves, C::row(I), C::projected(I)",
+             "fill<I>(halves, C::row(I), C::projected(I)"),
         ],
     ),
     *_of(

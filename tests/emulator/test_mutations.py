@@ -51,10 +51,18 @@ def even(device: EmulatedDevice) -> bool:
     return check_network(device, "order-2-even")
 
 
-def streamed(device: EmulatedDevice) -> bool:
+def inner_norm(device: EmulatedDevice) -> bool:
+    return check_network(device, "inner-norm")
+
+
+def streamed(device: EmulatedDevice, name: str = "order-2-even") -> bool:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "network_tiles", streamed_tiles)
-        return check_network(device, "order-2-even")
+        return check_network(device, name)
+
+
+def inner_norm_streamed(device: EmulatedDevice) -> bool:
+    return streamed(device, "inner-norm")
 
 
 def streamed_tiles(device: EmulatedDevice, spec: tuple[int, ...]) -> Tiles:
@@ -125,7 +133,16 @@ def rendering(device: EmulatedDevice) -> bool:
     )
 
 
-CASES = {"network": network, "even": even, "streamed": streamed, "grid": grid, "rays": rays, "render": rendering}
+CASES = {
+    "network": network,
+    "even": even,
+    "inner_norm": inner_norm,
+    "streamed": streamed,
+    "inner_norm_streamed": inner_norm_streamed,
+    "grid": grid,
+    "rays": rays,
+    "render": rendering,
+}
 
 
 def notices(mutation: Mutation, folder: Path) -> bool:

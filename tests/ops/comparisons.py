@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,11 @@ CHAINS: dict[str, Callable[[], nn.Sequential | MergedChain]] = {
     "order-2-even": lambda: nn.Sequential(
         EUGen(8, 20, 12, order=2), EUGen(20, 9, 20, norm=False, bias=False), nn.Linear(9, 4)
     ),
+    "inner-norm": lambda: nn.Sequential(EUGen(7, 20, 12), EUGen(20, 9, 18), nn.Linear(9, 3)),
+    "inner-norm-order-2": lambda: nn.Sequential(
+        EUGen(7, 40, 11, order=2), EUGen(40, 9, 16, order=2), EUGen(9, 8, 12, norm=False), nn.Linear(8, 3)
+    ),
+    "norm-of-affine": lambda: nn.Sequential(nn.Linear(5, 18), EUGen(18, 8, 6, order=2, shared=True), nn.Linear(8, 2)),
     "norm-after-dense": lambda: nn.Sequential(nn.Linear(5, 17), nn.ReLU(), EUGen(17, 8, 6), nn.Linear(8, 2)),
     "linear": lambda: nn.Sequential(nn.Linear(5, 33, bias=False)),
     "rank-3": lambda: nn.Sequential(LowRank(6, 40, 3), nn.Linear(40, 2)),
@@ -73,9 +79,8 @@ CHAINS: dict[str, Callable[[], nn.Sequential | MergedChain]] = {
 
 def chain_of(name: str) -> MergedChain:
     torch.manual_seed(0)
-    with torch.no_grad():
-        made = CHAINS[name]()
-        return made if isinstance(made, MergedChain) else merge_chain(made)
+    made = CHAINS[name]()  # merged as in training, where no norm has a constant
+    return convert(made if isinstance(made, MergedChain) else merge_chain(made), lambda _, t: t.detach())
 
 
 def convert(chain: MergedChain, change: Callable[[str, Tensor], Tensor]) -> MergedChain:
@@ -111,14 +116,14 @@ def network_case(name: str, n: int, half: torch.dtype, grad_size: float = 1.0) -
     """Outputs are those of the exact chain. Gradients are those at activations rounded to halves, where each ReLU lets
     through what the kernel's lets through: near zero a rounding decides, and a whole unit's gradient hangs on it."""
     chain = chain_of(name)
-    packed = pack_chain(convert(chain, lambda _, t: t.detach()))
+    packed = pack_chain(chain)
     generator = torch.Generator().manual_seed(n)
     x = torch.randn(n, chain.in_features, generator=generator)
     grad = grad_size * torch.randn(n, chain.out_features, generator=generator)
-    y = reference.network(x.double(), convert(chain, lambda _, t: t.detach().double()))
+    y = reference.network(x.double(), convert(chain, lambda _, t: t.double()))
 
-    exact = convert(chain, lambda _, t: t.detach().double().requires_grad_())
-    matrices = ("projections", "weight")
+    exact = convert(chain, lambda _, t: t.double().requires_grad_())
+    matrices = ("projections", "weight", "norm_factor")
     halved = convert(exact, lambda part, t: rounded(t, half) if part in matrices else t)
     x64 = x.double().requires_grad_()
     activations = rounded(x64, half)
@@ -126,7 +131,8 @@ def network_case(name: str, n: int, half: torch.dtype, grad_size: float = 1.0) -
         activations = rounded(stage.features(activations), half)
     out = torch.nn.functional.linear(activations, halved.weight, halved.bias)
     out.backward(grad.double())
-    tensors = [t for s in exact.stages for t in (s.projections, s.offsets, s.norm_column)] + [exact.weight, exact.bias]
+    parts = [(s.projections, s.offsets, s.norm_column, s.norm_factor, s.norm_offset) for s in exact.stages]
+    tensors = [*itertools.chain.from_iterable(parts), exact.weight, exact.bias]
     gradients = [t.grad for t in tensors if t is not None and t.grad is not None]
     assert x64.grad is not None
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
