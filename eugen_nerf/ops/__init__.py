@@ -1,5 +1,6 @@
 """What a radiance field is rendered with: each op has one eager definition and native runners that agree with it."""
 
+from eugen_nerf.ops import cuda_ops as cuda_ops  # registers the kernels for CUDA tensors, with a GPU or without
 from eugen_nerf.ops.dispatch import (
     Backend,
     composite,

@@ -61,8 +61,6 @@ def _native_cpu_problem() -> str | None:
 def _native_cuda_problem(index: int) -> str | None:
     """Why there are no native runners on the GPU of this number; warns once."""
     try:
-        # Registers the kernels. Not above: without a GPU nobody needs to wait for it.
-        importlib.import_module("eugen_nerf.ops.cuda_ops")
         device = gpu(index)
         if device.architecture < OLDEST_ARCHITECTURE:
             raise BuildError(
