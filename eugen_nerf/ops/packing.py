@@ -10,7 +10,7 @@ from torch import Tensor
 from eugen_nerf.layers.eugen import num_projections
 from eugen_nerf.layers.merge import FeatureStage, MergedChain
 
-# Numbers of the nonlinearities, as in src/network_simd.h.
+# Numbers of the nonlinearities, as in src/phi.h.
 PHI_NUMBERS = {"identity": 0, "relu": 1, "squared_relu": 2, "softplus": 3, "gelu": 4, "sin": 5}
 
 

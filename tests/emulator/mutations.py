@@ -29,7 +29,6 @@ MUTATIONS = [
         "network",
         pairs=[
             ("column = c / in_padded(I) * IN + in_feature;", "column = in_feature;"),
-            ("if (in_feature >= IN) return -1;", "if (in_feature > IN) return -1;"),
             ("return feature < OUT ? parameters", "return feature <= OUT ? parameters"),
             ("offsets_at(i) + (has_offsets(i) ? rows(i) : 0)", "offsets_at(i)"),
             ("return feature < out_block(I) ? at", "return feature <= out_block(I) ? at"),
@@ -85,12 +84,23 @@ MUTATIONS = [
             ("sum[e >> 2][q] * inverse_scale", "sum[e >> 2][q]"),
             ("grad_parameters + norm, sum[2 * half + 1]", "grad_parameters + norm, sum[2 * half]"),
             ("if (!(low_half(feature) > 0.f))", "if (!(high_half(feature) > 0.f))"),
-            ("(SHARED ? first[m][e >> 2][e & 3] : 0.f)", "0.f"),
+            ("first[m][e >> 2][e & 3] += passed * r;", "first[m][e >> 2][e & 3] = passed * r;"),
+            ("(SHARED ? 1 : 2) * BLOCK_TILES", "BLOCK_TILES"),
             ("= passed * l;", "= passed * r;"),
+            ("slope(PHI, l * r)", "slope(PHI, l)"),
             ("load_matrices_transposed(b, p + n * 16 * LD);", "load_matrices_transposed(b, p + n * 16);"),
             ("(lane_index() & 15) * LD", "(lane_index() & 7) * LD"),
             ("base += int64(gridDim.x) * rows", "base += rows"),
             ("m * 16 + place.row + (i & 1) * 8;\n    return", "m * 16 + place.row + (i >> 1) * 8;\n    return"),
+        ],
+    ),
+    *_of(
+        "network_backward.cuh",
+        "smooth",
+        pairs=[
+            ("(!SHOWN || SHARED) block(single, 0, tile);", "(SHARED) block(single, 0, tile);"),
+            ("slope(PHI, single[m][e >> 2][e & 3])", "slope(PHI, first[m][e >> 2][e & 3])"),
+            ("(!SHOWN || PRODUCTS) {\n      own_inputs<S>(a);", "(PRODUCTS) {\n      own_inputs<S>(a);"),
         ],
     ),
     *_of(
@@ -117,7 +127,6 @@ MUTATIONS = [
         pairs=[
             ("const float factor = pull[m][i & 1];", "const float factor = pull[m][i >> 1];"),
             ("g[m][FIRST + tile][i] = pack_word", "g[m][FIRST][i] = pack_word"),
-            ("n < C::projected(I) / 16; n++", "n < C::n(I) / 16; n++"),
             ("has_norm(i) && C::norm_rows(i) == 0", "has_norm(i)"),
         ],
     ),
@@ -136,7 +145,6 @@ MUTATIONS = [
         "grid",
         pairs=[
             ("if (i >= n) return;", "if (i > n) return;"),
-            ("if (l < count) interpolate", "if (l <= count) interpolate"),
             ("count == GROUP && levels.count * F % 4 == 0", "levels.count * F % 4 == 0"),
             ("if (f < count * F) to[f]", "to[f]"),
             ("if (number >= levels.count) break;", "if (number > levels.count) break;"),

@@ -51,6 +51,10 @@ def even(device: EmulatedDevice) -> bool:
     return check_network(device, "order-2-even")
 
 
+def smooth(device: EmulatedDevice) -> bool:
+    return check_network(device, "gelu")
+
+
 def inner_norm(device: EmulatedDevice) -> bool:
     return check_network(device, "inner-norm")
 
@@ -136,6 +140,7 @@ def rendering(device: EmulatedDevice) -> bool:
 CASES = {
     "network": network,
     "even": even,
+    "smooth": smooth,
     "inner_norm": inner_norm,
     "streamed": streamed,
     "inner_norm_streamed": inner_norm_streamed,

@@ -48,6 +48,13 @@ def offsets_and_norm() -> MergedChain:
     return dataclasses.replace(chain, stages=(first, *chain.stages[1:]))
 
 
+def inner_norm() -> nn.Sequential:
+    """The norm of what a matrix and a bias make of the features: of 19 numbers, more than fit into a tile."""
+    layers = nn.Sequential(EUGen(7, 30, 18), EUGen(30, 9, 20), nn.Linear(9, 3))
+    nn.init.normal_(layers[0].bias)
+    return layers
+
+
 # Networks by name, as functions since their parameters are random.
 CHAINS: dict[str, Callable[[], nn.Sequential | MergedChain]] = {
     "density": kind("eugen", 32, 64, 1, 16, 32, norm_first=False),
@@ -60,11 +67,14 @@ CHAINS: dict[str, Callable[[], nn.Sequential | MergedChain]] = {
     "order-2-shared": eugen_pair(order=2, shared=True, norm=False),
     "identity": eugen_pair(order=2, phi="identity"),
     "order-2-twice": eugen_pair_of_order_2,
+    "gelu": eugen_pair(phi="gelu"),
+    "squared-relu-order-2": eugen_pair(order=2, phi="squared_relu"),
+    "sin-order-2-shared": eugen_pair(order=2, shared=True, phi="sin"),
     "offsets-and-norm": offsets_and_norm,
     "order-2-even": lambda: nn.Sequential(
         EUGen(8, 20, 12, order=2), EUGen(20, 9, 20, norm=False, bias=False), nn.Linear(9, 4)
     ),
-    "inner-norm": lambda: nn.Sequential(EUGen(7, 20, 12), EUGen(20, 9, 18), nn.Linear(9, 3)),
+    "inner-norm": inner_norm,
     "inner-norm-order-2": lambda: nn.Sequential(
         EUGen(7, 40, 11, order=2), EUGen(40, 9, 16, order=2), EUGen(9, 8, 12, norm=False), nn.Linear(8, 3)
     ),

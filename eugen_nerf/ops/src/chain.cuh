@@ -4,11 +4,11 @@
 // blocks of m numbers (projection after projection, order after order). On tensor cores each block is padded to
 // a multiple of 16; padding holds zeros and stays zero, since phi(0) = 0 for every phi that is supported.
 #pragma once
+#include "phi.h"
 #include "simt.cuh"
 
 namespace eugen {
 
-enum { IDENTITY_PHI = 0, RELU_PHI = 1 };  // numbers as in packing.py
 enum { MAX_STAGES = 8 };
 enum { ROW_PADDING = 8 };  // halves after each row in shared memory: rows start in different banks
 
@@ -26,7 +26,7 @@ struct Chain {
   static constexpr int features(int stage) { return number(stage, 1); }
   static constexpr int order(int stage) { return number(stage, 2); }
   static constexpr bool is_shared(int stage) { return number(stage, 3) != 0; }
-  static constexpr int phi(int stage) { return number(stage, 4); }
+  static constexpr Phi phi(int stage) { return Phi(number(stage, 4)); }
   static constexpr int projections(int stage) {
     return is_shared(stage) ? order(stage) : order(stage) * (order(stage) + 1) / 2;
   }

@@ -306,7 +306,7 @@ struct Backward {
   }
 
   // Where ReLU let nothing through, no gradient passes: keeps c where the feature's word is positive.
-  template <int PHI>
+  template <Phi PHI>
   static EUGEN_MEMBER void mask(float (&c)[2][4], int i, uint32 feature) {
     if constexpr (PHI == RELU_PHI) {
       if (!(low_half(feature) > 0.f)) c[i >> 1][2 * (i & 1)] = 0.f;
@@ -318,60 +318,61 @@ struct Backward {
   template <int I>
   EUGEN_MEMBER void stage_gradient(const uint32 (&g)[TILES][C::n(I) / 16][4],
                                      uint32 (&du)[TILES][C::n(I - 1) / 16][4], const Epsilons& eps) {
-    constexpr int S = I - 1, BLOCK = C::out_padded(S), BLOCK_TILES = BLOCK / 16, PHI = C::phi(S);
+    constexpr int S = I - 1, BLOCK = C::out_padded(S), BLOCK_TILES = BLOCK / 16;
+    constexpr Phi PHI = C::phi(S);
+    // Features show the slope of identity and ReLU. Other slopes, and the factors of products, need the projections:
+    // they are made once more from the stage's inputs.
+    constexpr bool SHOWN = PHI == IDENTITY_PHI || PHI == RELU_PHI, PRODUCTS = C::order(S) == 2;
+    constexpr bool SHARED = PRODUCTS && C::is_shared(S);
     float pull[TILES][2];
     if constexpr (pulls(I)) norm_pull<I>(g, eps.value[I], pull);
-    if constexpr (C::order(S) == 1) {
-#pragma unroll
-      for (int tile = 0; tile < BLOCK_TILES; tile++) {
-        float c[TILES][2][4];
-        input_gradient<I>(c, g, tile, pull);
-#pragma unroll
-        for (int m = 0; m < TILES; m++)
-#pragma unroll
-          for (int i = 0; i < 4; i++) {
-            mask<PHI>(c[m], i, own_word<I>(m, tile, i));
-            du[m][tile][i] = pack_word(c[m], i);
-          }
-      }
-    } else {
-      // The factors of each product are needed: projected once more from the stage's inputs.
-      constexpr bool SHARED = C::is_shared(S);
-      constexpr int LEFT = SHARED ? 0 : 1, RIGHT = LEFT + 1;
-      uint32 a[TILES][C::k(S) / 16][4];
+    uint32 a[TILES][C::k(S) / 16][4];
+    float norms[TILES][2];
+    if constexpr (!SHOWN || PRODUCTS) {
       own_inputs<S>(a);
-      float norms[TILES][2];
       if constexpr (C::has_norm(S)) stage_norms<C, S, TILES>(a, weights, eps.value[S], norms);
-      const auto block = [&](float (&c)[TILES][2][4], int b, int tile) {
-        const int at = b * BLOCK + tile * 16;
-        const float* column = C::has_norm(S) ? weights.template norm_column<S>() + at : nullptr;
-        project<C, S, TILES>(c, a, weights.template rows<S>(b, tile), weights.template offsets<S>() + at, column, norms);
-      };
+    }
+    const auto block = [&](float (&c)[TILES][2][4], int b, int tile) {
+      const int at = b * BLOCK + tile * 16;
+      const float* column = C::has_norm(S) ? weights.template norm_column<S>() + at : nullptr;
+      project<C, S, TILES>(c, a, weights.template rows<S>(b, tile), weights.template offsets<S>() + at, column, norms);
+    };
 #pragma unroll
-      for (int tile = 0; tile < BLOCK_TILES; tile++) {
-        float first[TILES][2][4], second[TILES][2][4], left[TILES][2][4], right[TILES][2][4];
-        input_gradient<I>(first, g, tile, pull);
-        input_gradient<I>(second, g, BLOCK_TILES + tile, pull);
-        weights.template need_rows<S>(tile);
-        block(left, LEFT, tile);
-        block(right, RIGHT, tile);
+    for (int tile = 0; tile < BLOCK_TILES; tile++) {
+      float first[TILES][2][4], second[TILES][2][4];  // gradients of the features of order 1 and 2
+      input_gradient<I>(first, g, tile, pull);
+      if constexpr (PRODUCTS) input_gradient<I>(second, g, BLOCK_TILES + tile, pull);
+      if constexpr (!SHOWN || PRODUCTS) weights.template need_rows<S>(tile);
+      float single[TILES][2][4], left[TILES][2][4], right[TILES][2][4];
+      if constexpr (!SHOWN || SHARED) block(single, 0, tile);
+      if constexpr (PRODUCTS && !SHARED) block(left, 1, tile);
+      if constexpr (PRODUCTS) block(right, SHARED ? 1 : 2, tile);
 #pragma unroll
-        for (int m = 0; m < TILES; m++) {
+      for (int m = 0; m < TILES; m++) {
+        if constexpr (SHOWN) {
 #pragma unroll
           for (int i = 0; i < 4; i++) mask<PHI>(first[m], i, own_word<I>(m, tile, i));
+        } else {
+#pragma unroll
+          for (int e = 0; e < 8; e++) first[m][e >> 2][e & 3] *= slope(PHI, single[m][e >> 2][e & 3]);
+        }
+        if constexpr (PRODUCTS) {
 #pragma unroll
           for (int e = 0; e < 8; e++) {
-            const float l = left[m][e >> 2][e & 3], r = right[m][e >> 2][e & 3];
-            const float passed = PHI == RELU_PHI && !(l * r > 0.f) ? 0.f : second[m][e >> 2][e & 3];
-            left[m][e >> 2][e & 3] = passed * r + (SHARED ? first[m][e >> 2][e & 3] : 0.f);
+            const float l = SHARED ? single[m][e >> 2][e & 3] : left[m][e >> 2][e & 3], r = right[m][e >> 2][e & 3];
+            const float passed = second[m][e >> 2][e & 3] * slope(PHI, l * r);
+            if constexpr (SHARED)
+              first[m][e >> 2][e & 3] += passed * r;
+            else
+              left[m][e >> 2][e & 3] = passed * r;
             right[m][e >> 2][e & 3] = passed * l;
           }
+        }
 #pragma unroll
-          for (int i = 0; i < 4; i++) {
-            if constexpr (!SHARED) du[m][tile][i] = pack_word(first[m], i);
-            du[m][LEFT * BLOCK_TILES + tile][i] = pack_word(left[m], i);
-            du[m][RIGHT * BLOCK_TILES + tile][i] = pack_word(right[m], i);
-          }
+        for (int i = 0; i < 4; i++) {
+          du[m][tile][i] = pack_word(first[m], i);
+          if constexpr (PRODUCTS && !SHARED) du[m][BLOCK_TILES + tile][i] = pack_word(left[m], i);
+          if constexpr (PRODUCTS) du[m][(SHARED ? 1 : 2) * BLOCK_TILES + tile][i] = pack_word(right[m], i);
         }
       }
     }

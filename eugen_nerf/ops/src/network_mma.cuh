@@ -314,18 +314,19 @@ EUGEN_FUNCTION void stage_norms(const uint32 (&a)[TILES][C::k(I) / 16][4], W& we
 }
 
 // Word i of the fragment that a tile's sums become, after phi.
-template <int PHI = IDENTITY_PHI>
+template <Phi PHI = IDENTITY_PHI>
 EUGEN_FUNCTION uint32 pack_word(const float (&c)[2][4], int i) {
-  static_assert(PHI == IDENTITY_PHI || PHI == RELU_PHI, "no other phi has code for tensor cores");
+  static_assert(PHI != SOFTPLUS_PHI, "it would fill the padding with log 2");
   const float low = c[i >> 1][2 * (i & 1)], high = c[i >> 1][2 * (i & 1) + 1];
-  return PHI == RELU_PHI ? pack_relu(low, high) : pack_bounded(low, high);
+  return PHI == RELU_PHI ? pack_relu(low, high) : pack_bounded(apply(PHI, low), apply(PHI, high));
 }
 
 // Features f of stage I from its inputs a.
 template <class C, int I, int TILES, class W>
 EUGEN_FUNCTION void stage_features(const uint32 (&a)[TILES][C::k(I) / 16][4],
                                    uint32 (&f)[TILES][C::k(I + 1) / 16][4], W& weights, const float (&norms)[TILES][2]) {
-  constexpr int BLOCK = C::out_padded(I), BLOCK_TILES = BLOCK / 16, PHI = C::phi(I);
+  constexpr int BLOCK = C::out_padded(I), BLOCK_TILES = BLOCK / 16;
+  constexpr Phi PHI = C::phi(I);
   static_assert(C::order(I) == 1 || C::order(I) == 2, "orders above 2 have no code");
   const auto block = [&](float (&c)[TILES][2][4], int b, int tile) {
     const int at = b * BLOCK + tile * 16;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "gemm_simd.h"
+#include "phi.h"
 
 namespace eugen {
 
@@ -27,9 +28,6 @@ struct LineAllocator {
 typedef std::vector<float, LineAllocator<float>> Floats;
 
 enum { TILE = 96 };  // a multiple of the rows of every block in gemm_simd.h
-
-// Numbers as in packing.py.
-enum Phi { IDENTITY, RELU_PHI, SQUARED_RELU, SOFTPLUS, GELU, SINE };
 
 struct Stage {
   int in, features, order;
@@ -140,29 +138,6 @@ struct Scratch {
   }
 };
 
-EUGEN_FUNCTION float apply(Phi phi, float z) {
-  switch (phi) {
-    case RELU_PHI: return z > 0 ? z : 0.f;
-    case SQUARED_RELU: return z > 0 ? z * z : 0.f;
-    case SOFTPLUS: return z > 20 ? z : log1pf(expf(z));
-    case GELU: return 0.5f * z * (1 + erff(z * 0.70710678118654752f));
-    case SINE: return sinf(z);
-    default: return z;
-  }
-}
-
-EUGEN_FUNCTION float slope(Phi phi, float z) {
-  switch (phi) {
-    case RELU_PHI: return z > 0 ? 1.f : 0.f;
-    case SQUARED_RELU: return z > 0 ? 2 * z : 0.f;
-    case SOFTPLUS: return z > 20 ? 1.f : 1 / (1 + expf(-z));
-    case GELU:
-      return 0.5f * (1 + erff(z * 0.70710678118654752f)) + z * 0.39894228040143268f * expf(-0.5f * z * z);
-    case SINE: return cosf(z);
-    default: return 1.f;
-  }
-}
-
 // Features of a row of projections u: order 1 is phi(u_1); order 2 appends phi(u_2 u_3), or phi(u_1 u_2) if shared.
 template <Phi PHI>
 static void make_features(const Stage& s, const float* u, float* f) {
@@ -190,14 +165,14 @@ static void features_backward(const Stage& s, const float* u, const float* df, f
   }
 }
 
-#define EUGEN_FOR_PHI(phi, CALL)                      \
-  switch (phi) {                                      \
-    case RELU_PHI: CALL(RELU_PHI); break;             \
-    case SQUARED_RELU: CALL(SQUARED_RELU); break;     \
-    case SOFTPLUS: CALL(SOFTPLUS); break;             \
-    case GELU: CALL(GELU); break;                     \
-    case SINE: CALL(SINE); break;                     \
-    default: CALL(IDENTITY); break;                   \
+#define EUGEN_FOR_PHI(phi, CALL)                              \
+  switch (phi) {                                              \
+    case RELU_PHI: CALL(RELU_PHI); break;                     \
+    case SQUARED_RELU_PHI: CALL(SQUARED_RELU_PHI); break;     \
+    case SOFTPLUS_PHI: CALL(SOFTPLUS_PHI); break;             \
+    case GELU_PHI: CALL(GELU_PHI); break;                     \
+    case SINE_PHI: CALL(SINE_PHI); break;                     \
+    default: CALL(IDENTITY_PHI); break;                       \
   }
 
 static inline float row_norm(const float* row, int n, float eps) {
