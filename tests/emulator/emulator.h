@@ -15,7 +15,7 @@
 #define __restrict__ __restrict
 #define EUGEN_MEMBER inline
 #define EUGEN_KERNEL(threads) extern "C" void
-#define EUGEN_ROOMY_KERNEL(threads) extern "C" void
+#define EUGEN_ROOMY_KERNEL(threads, blocks) extern "C" void
 #define EUGEN_SHARED(name) unsigned char* name = emulator::shared
 
 namespace emulator {
@@ -192,6 +192,10 @@ EUGEN_FUNCTION uint32 pack_bounded(float low, float high) {
 EUGEN_FUNCTION uint32 pack_relu(float low, float high) { return pack_bounded(low < 0.f ? 0.f : low, high < 0.f ? 0.f : high); }
 EUGEN_FUNCTION float low_half(uint32 v) { return to_float(uint16(v & 0xffff)); }
 EUGEN_FUNCTION float high_half(uint32 v) { return to_float(uint16(v >> 16)); }
+
+EUGEN_FUNCTION uint32 where_positive(uint32 word, uint32 by) {
+  return (low_half(by) > 0.f ? word & 0xffffu : 0u) | (high_half(by) > 0.f ? word & 0xffff0000u : 0u);
+}
 
 struct MultiplyArgument {
   float* d;

@@ -83,7 +83,8 @@ MUTATIONS = [
             ("gradient + tile / K_TILES * 16", "gradient + tile % K_TILES * 16"),
             ("sum[e >> 2][q] * inverse_scale", "sum[e >> 2][q]"),
             ("grad_parameters + norm, sum[2 * half + 1]", "grad_parameters + norm, sum[2 * half]"),
-            ("if (!(low_half(feature) > 0.f))", "if (!(high_half(feature) > 0.f))"),
+            ("if constexpr (SHOWN && PHI == RELU_PHI)", "if constexpr (PHI == IDENTITY_PHI)"),
+            ("du[m][tile][i], own_word<I>(m, tile, i))", "du[m][tile][i], own_word<I>(m, tile, i ^ 1))"),
             ("first[m][e >> 2][e & 3] += passed * r;", "first[m][e >> 2][e & 3] = passed * r;"),
             ("(SHARED ? 1 : 2) * BLOCK_TILES", "BLOCK_TILES"),
             ("= passed * l;", "= passed * r;"),
@@ -98,7 +99,7 @@ MUTATIONS = [
         "network_backward.cuh",
         "smooth",
         pairs=[
-            ("(!SHOWN || SHARED) block(single, 0, tile);", "(SHARED) block(single, 0, tile);"),
+            ("(!SHOWN) block(single, 0, tile);", "(SHARED) block(single, 0, tile);"),
             ("slope(PHI, single[m][e >> 2][e & 3])", "slope(PHI, first[m][e >> 2][e & 3])"),
             ("(!SHOWN || PRODUCTS) {\n      own_inputs<S>(a);", "(PRODUCTS) {\n      own_inputs<S>(a);"),
         ],

@@ -138,6 +138,44 @@ def test_stopped(kernel: str, message: str, sources: Path, monkeypatch: pytest.M
         run(kernel, "forwards", sources, monkeypatch)
 
 
+# One product of 16 x 16 and 16 x 8 numbers. Which elements a lane holds is written as CUTLASS has it in
+# mma_traits_sm80.hpp (SM80_16x8x16): strides of lane and value, in matrices that begin with the rows of A, B and D.
+FRAGMENTS = """
+#include "simt.cuh"
+using namespace eugen;
+EUGEN_KERNEL(32) product(const float* a, const float* b, float* d) {
+  const int t = lane_index() % 4, g = lane_index() / 4;
+  uint32 left[4], right[2];
+  float sums[4] = {};
+  for (int v2 = 0; v2 < 2; v2++)
+    for (int v1 = 0; v1 < 2; v1++) {
+      const int at = 32 * t + g + 8 * v1 + 128 * v2;  // of (row, k) in 16 x 16
+      left[2 * v2 + v1] = pack(a[at], a[at + 16]);
+    }
+  for (int v1 = 0; v1 < 2; v1++) {
+    const int at = 16 * t + g + 64 * v1;  // of (column, k) in 8 x 16
+    right[v1] = pack(b[at], b[at + 8]);
+  }
+  multiply_add(sums, left, right[0], right[1]);
+  for (int v = 0; v < 4; v++) d[32 * t + g + 16 * (v & 1) + 8 * (v >> 1)] = sums[v];  // of (row, column) in 16 x 8
+}
+"""
+
+
+@pytest.mark.parametrize("architecture", [75, 80])
+def test_products_take_fragments_as_cutlass_describes_them(
+    architecture: int, sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (sources / "fragments.cu").write_text(FRAGMENTS)
+    monkeypatch.setitem(emulator.KERNELS, "fragments.cu", ("product",))
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(-8, 8, (16, n), generator=generator).float() for n in (16, 8))  # exact as halves
+    d = torch.empty(8, 16)
+    device = EmulatedDevice(architecture, sources=sources)
+    device.launch("fragments.cu", (), "product", (1, 1), 32, 0, (a.T.contiguous(), b, d))
+    assert torch.equal(d.T, a @ b)
+
+
 def test_seen_in_one_of_the_orders(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for kernel in ("no_barrier", "unwritten_shared"):
         assert not all(run(kernel, order, sources, monkeypatch) for order in ORDERS)

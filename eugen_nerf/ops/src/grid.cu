@@ -91,7 +91,7 @@ EUGEN_FUNCTION void scatter(const HashCell& cell, const float (&weights)[8], con
 }  // namespace eugen
 
 // grad [n, levels * F] is scattered to grad_table, which is added to.
-EUGEN_ROOMY_KERNEL(128)
+EUGEN_ROOMY_KERNEL(128, 1)
 hash_encode_backward(const float* __restrict__ x, const GridLevels levels, int64 n, const float* __restrict__ grad,
                      float* __restrict__ grad_table) {
   const int64 i = int64(blockIdx.x) * THREADS + threadIdx.x;

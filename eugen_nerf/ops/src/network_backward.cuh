@@ -305,25 +305,16 @@ struct Backward {
     }
   }
 
-  // Where ReLU let nothing through, no gradient passes: keeps c where the feature's word is positive.
-  template <Phi PHI>
-  static EUGEN_MEMBER void mask(float (&c)[2][4], int i, uint32 feature) {
-    if constexpr (PHI == RELU_PHI) {
-      if (!(low_half(feature) > 0.f)) c[i >> 1][2 * (i & 1)] = 0.f;
-      if (!(high_half(feature) > 0.f)) c[i >> 1][2 * (i & 1) + 1] = 0.f;
-    }
-  }
-
   // From the gradient g of matrix I's outputs to that of matrix I - 1's.
   template <int I>
   EUGEN_MEMBER void stage_gradient(const uint32 (&g)[TILES][C::n(I) / 16][4],
                                      uint32 (&du)[TILES][C::n(I - 1) / 16][4], const Epsilons& eps) {
     constexpr int S = I - 1, BLOCK = C::out_padded(S), BLOCK_TILES = BLOCK / 16;
     constexpr Phi PHI = C::phi(S);
-    // Features show the slope of identity and ReLU. Other slopes, and the factors of products, need the projections:
-    // they are made once more from the stage's inputs.
-    constexpr bool SHOWN = PHI == IDENTITY_PHI || PHI == RELU_PHI, PRODUCTS = C::order(S) == 2;
-    constexpr bool SHARED = PRODUCTS && C::is_shared(S);
+    // Features show the slope of identity and ReLU, which lets a gradient pass or not. Other slopes, and the factors of
+    // products, need the projections: they are made once more from the stage's inputs.
+    constexpr bool PRODUCTS = C::order(S) == 2, SHARED = PRODUCTS && C::is_shared(S);
+    constexpr bool SHOWN = (PHI == IDENTITY_PHI || PHI == RELU_PHI) && !SHARED;
     float pull[TILES][2];
     if constexpr (pulls(I)) norm_pull<I>(g, eps.value[I], pull);
     uint32 a[TILES][C::k(S) / 16][4];
@@ -344,15 +335,12 @@ struct Backward {
       if constexpr (PRODUCTS) input_gradient<I>(second, g, BLOCK_TILES + tile, pull);
       if constexpr (!SHOWN || PRODUCTS) weights.template need_rows<S>(tile);
       float single[TILES][2][4], left[TILES][2][4], right[TILES][2][4];
-      if constexpr (!SHOWN || SHARED) block(single, 0, tile);
+      if constexpr (!SHOWN) block(single, 0, tile);
       if constexpr (PRODUCTS && !SHARED) block(left, 1, tile);
       if constexpr (PRODUCTS) block(right, SHARED ? 1 : 2, tile);
 #pragma unroll
       for (int m = 0; m < TILES; m++) {
-        if constexpr (SHOWN) {
-#pragma unroll
-          for (int i = 0; i < 4; i++) mask<PHI>(first[m], i, own_word<I>(m, tile, i));
-        } else {
+        if constexpr (!SHOWN) {
 #pragma unroll
           for (int e = 0; e < 8; e++) first[m][e >> 2][e & 3] *= slope(PHI, single[m][e >> 2][e & 3]);
         }
@@ -371,6 +359,8 @@ struct Backward {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
           du[m][tile][i] = pack_word(first[m], i);
+          if constexpr (SHOWN && PHI == RELU_PHI)
+            du[m][tile][i] = where_positive(du[m][tile][i], own_word<I>(m, tile, i));
           if constexpr (PRODUCTS && !SHARED) du[m][BLOCK_TILES + tile][i] = pack_word(left[m], i);
           if constexpr (PRODUCTS) du[m][(SHARED ? 1 : 2) * BLOCK_TILES + tile][i] = pack_word(right[m], i);
         }

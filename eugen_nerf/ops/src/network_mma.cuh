@@ -252,8 +252,8 @@ EUGEN_FUNCTION void row_norms(const uint32 (&a)[TILES][K / 16][4], float eps, fl
     }
 }
 
-// Sums c of 16 outputs of matrix I for all rows: offsets + norm * column (if they have a NORM) + a rows^T.
-template <class C, int I, int TILES, bool NORM = C::has_norm(I)>
+// Sums c of 16 outputs of matrix I for all rows: offsets + norm * column (where there are OFFSETS and a NORM) + a rows^T.
+template <class C, int I, int TILES, bool OFFSETS = C::has_offsets(I), bool NORM = C::has_norm(I)>
 EUGEN_FUNCTION void project(float (&c)[TILES][2][4], const uint32 (&a)[TILES][C::k(I) / 16][4], const uint16* rows,
                             const float* offsets, const float* norm_column, const float (&norms)[TILES][2]) {
   const LanePlace place;
@@ -264,7 +264,7 @@ EUGEN_FUNCTION void project(float (&c)[TILES][2][4], const uint32 (&a)[TILES][C:
       const int column = half * 8 + place.column + (q & 1);
 #pragma unroll
       for (int m = 0; m < TILES; m++) {
-        c[m][half][q] = offsets[column];
+        c[m][half][q] = OFFSETS ? offsets[column] : 0.f;
         if constexpr (NORM) c[m][half][q] += norms[m][q >> 1] * norm_column[column];
       }
     }
@@ -294,7 +294,7 @@ EUGEN_FUNCTION void stage_norms(const uint32 (&a)[TILES][C::k(I) / 16][4], W& we
       weights.template need_norm_rows<I>(tile);
       float c[TILES][2][4];
       const float* offsets = weights.template offsets<I>() + C::projected(I) + tile * 16;
-      project<C, I, TILES, false>(c, a, weights.template norm_rows<I>(tile), offsets, nullptr, norms);
+      project<C, I, TILES, true, false>(c, a, weights.template norm_rows<I>(tile), offsets, nullptr, norms);
 #pragma unroll
       for (int m = 0; m < TILES; m++)
 #pragma unroll

@@ -114,7 +114,7 @@ composite_forward(const float* __restrict__ sigma, const float* __restrict__ rgb
 }
 
 // grad_sigma [n], grad_rgb [n, 3] from grad_out [rays, 5].
-EUGEN_ROOMY_KERNEL(128)
+EUGEN_ROOMY_KERNEL(128, 1)
 composite_backward(const float* __restrict__ sigma, const float* __restrict__ rgb, const float* __restrict__ t_start,
                    const float* __restrict__ t_end, int64 n, const int64* __restrict__ offsets, int64 rays,
                    const float* __restrict__ grad_out, float* __restrict__ grad_sigma, float* __restrict__ grad_rgb) {
