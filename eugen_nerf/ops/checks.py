@@ -77,7 +77,7 @@ def check_network(
         if in_features != width or order not in (1, 2) or features < 1:
             raise ValueError("the network's stages do not fit together")
         rows = features * (order if shared else order * (order + 1) // 2)
-        last += rows * (in_features + offsets + norm)
+        last += rows * (in_features + offsets + min(norm, 1)) + max(norm - 1, 0) * (in_features + 1)
         width = order * features
     last += spec[-3] * (width + spec[-2])
     return (
@@ -97,6 +97,8 @@ def check_rays(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if not rule[0] > 0 or not rule[1] >= 0:
         raise ValueError(f"the step size must be positive and the cone angle not negative: {list(rule)}")
+    if resolution < 1 or resolution**3 % 8:
+        raise ValueError(f"the occupancy resolution must be even, so that the cells fill whole bytes, not {resolution}")
     rays, device = origins.shape[0], origins.device
     return (
         prepare("origins", origins, (rays, 3), torch.float32, device),

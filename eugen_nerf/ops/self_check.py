@@ -116,10 +116,12 @@ def _trials(device: torch.device) -> Iterator[tuple[str, float, Callable[[Backen
             build_network("mlp", 16, 64, 2, 5, 0),
             build_network("eugen", 16, 64, 2, 5, 24, norm_first=True),
             nn.Sequential(EUGen(16, 32, 16, order=2), nn.Linear(32, 5)),
+            nn.Sequential(EUGen(16, 32, 16), EUGen(32, 24, 16), nn.Linear(24, 5)),
         ]
         density, color = build_network("eugen", 16, 32, 1, 16, 32), build_network("eugen", 31, 32, 2, 3, 32)
     for number, stack in enumerate(layers):
-        yield f"network ({('dense', 'order 1', 'order 2')[number]})", NETWORK_TOLERANCE, network(stack)
+        name = ("dense", "order 1", "order 2", "norm inside")[number]
+        yield f"network ({name})", NETWORK_TOLERANCE, network(stack)
 
     directions = nn.functional.normalize(numbers(RAYS, 3) - 0.5, dim=-1)
     origins = 0.5 - 2 * directions + 0.3 * (numbers(RAYS, 3) - 0.5)

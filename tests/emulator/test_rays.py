@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 
 import pytest
@@ -55,6 +56,25 @@ def test_march_and_sample_points(space: Space, rule: StepRule, share: float, ord
     samples = PackedSamples(got.ray_offsets, got.t_starts.double(), got.t_ends.double())
     for one, other in zip(points, reference.sample_points(exact[0], exact[1], samples, space), strict=True):
         assert relative_error(one, other) <= 1e-5
+
+
+def test_march_that_finds_less_than_was_counted() -> None:
+    """Where the second walk rounds differently: nothing may stay unwritten, and what stands in must weigh nothing."""
+    device, (space, rule) = EmulatedDevice(80), BOUNDED
+    rays, bits = random_rays(60), random_bits(0.3)
+    arguments = cuda._march(space, rule, RESOLUTION)
+    expected = PackedSamples(*cuda.march(device, *rays, bits, RESOLUTION, space, rule))
+    room = expected.ray_offsets + 2 * torch.arange(61)
+    starts, ends = torch.full((2, int(room[-1])), math.nan)
+    common = (*rays, ctypes.c_int64(60), arguments, bits, cuda._occupied_blocks(device, bits, RESOLUTION))
+    cuda._ray_kernel(device, "march_write", 60, *common, room, starts, ends)
+    assert starts.isfinite().all()
+    found = PackedSamples(room, starts, ends)
+    filled = torch.zeros(found.num_samples, dtype=torch.bool)
+    filled[torch.cat([room[1:] - 1, room[1:] - 2])] = True
+    assert torch.equal(starts[filled], ends[filled])
+    assert torch.equal(starts[~filled], expected.t_starts)
+    assert torch.equal(ends[~filled], expected.t_ends)
 
 
 def test_march_of_odd_rays() -> None:

@@ -33,6 +33,7 @@ from eugen_nerf.ops import (
 )
 from eugen_nerf.ops.build import BuildError, cpu_library
 from eugen_nerf.ops.checks import why_not_grid
+from eugen_nerf.ops.packing import why_not_native
 
 FORWARD, GRADIENT = 1e-5, 1e-4  # relative errors that single precision must keep
 
@@ -100,8 +101,8 @@ def tensors(chain: MergedChain) -> list[Tensor]:
 
 def check_network(layers: nn.Sequential, n: int, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        chain = merge_chain(layers)
+    chain = merge_chain(layers)
+    assert why_not_native(chain) is None
     ours, exact = single(chain), double(chain)
     x = torch.randn(n, chain.in_features, generator=generator)
     weight = torch.randn(n, chain.out_features, generator=generator)
@@ -144,17 +145,54 @@ def test_network_without_hidden_layers_and_norm_after_a_dense_layer() -> None:
     check_network(nn.Sequential(LowRank(6, 40, 3), nn.Linear(40, 2)), 50)
 
 
+@pytest.mark.parametrize("phi", ["relu", "gelu"])
+@pytest.mark.parametrize(("order", "shared"), [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("width", [9, 40])  # below and above the number of features
+def test_network_with_norms_inside(width: int, bias: bool, order: int, shared: bool, phi: str) -> None:
+    torch.manual_seed(1)
+    options = {"order": order, "shared": shared, "phi": phi, "bias": bias}
+    check_network(nn.Sequential(EUGen(7, width, 12, **options), EUGen(width, 9, 15, **options), nn.Linear(9, 3)), 130)
+
+
+def test_network_with_a_constant_in_its_norm() -> None:
+    """As merging leaves it where no gradients are needed; here large enough to matter."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        chain = merge_chain(nn.Sequential(EUGen(7, 40, 12), EUGen(40, 9, 15), nn.Linear(9, 3)))
+        stage = dataclasses.replace(chain.stages[1], norm_constant=torch.tensor(3.0))
+        chain = dataclasses.replace(chain, stages=(chain.stages[0], stage))
+        assert why_not_native(chain) is None
+        x = torch.randn(50, 7)
+        assert relative_error(network(x, chain, backend="cpu"), network(x, chain, backend="reference")) <= FORWARD
+
+
+def test_network_with_the_norm_of_an_affine_map_of_its_input() -> None:
+    torch.manual_seed(1)
+    layers = nn.Sequential(nn.Linear(5, 17), EUGen(17, 8, 16), nn.Linear(8, 2))
+    check_network(layers, 130)
+    x = torch.randn(130, 5)  # that needs no gradient, as opposed to the map before the norm
+    gradients = []
+    for backend in ("cpu", "reference"):
+        layers.zero_grad()
+        network(x, merge_chain(layers), backend=backend).square().sum().backward()  # type: ignore[arg-type]
+        gradients.append([p.grad.clone() for p in layers.parameters() if p.grad is not None])
+    for mine, theirs in zip(*gradients, strict=True):
+        assert relative_error(mine, theirs) <= GRADIENT
+
+
 @given(
     widths=st.lists(st.integers(1, 256), min_size=2, max_size=5),
     n=st.integers(0, 200),
     order=st.integers(1, 2),
     seed=st.integers(0, 10**6),
+    inner_norms=st.booleans(),
 )
 @settings(deadline=None, max_examples=25)
-def test_network_any_width(widths: list[int], n: int, order: int, seed: int) -> None:
+def test_network_any_width(widths: list[int], n: int, order: int, seed: int, inner_norms: bool) -> None:
     torch.manual_seed(seed)
     layers: list[nn.Module] = [
-        EUGen(a, b, max(1, b // 2), order=order, norm=i == 0, phi="gelu")
+        EUGen(a, b, max(1, b // 2), order=order, norm=i == 0 or inner_norms, phi="gelu")
         for i, (a, b) in enumerate(itertools.pairwise(widths))
     ]
     check_network(nn.Sequential(*layers, nn.Linear(widths[-1], 3)), n, seed)
@@ -403,14 +441,15 @@ def test_ops_refuse_what_would_crash() -> None:
         march(x, x, x[:, 0], x[:, 0], torch.zeros(1, dtype=torch.uint8), 2, BOUNDED, StepRule(0.0))
     with pytest.raises(ValueError, match="shape"):
         march(x, x, x[:, 0], x[:, 0], torch.zeros(1, dtype=torch.uint8), 4, BOUNDED, StepRule(0.1))
+    with pytest.raises(ValueError, match="must be even"):
+        march(x, x, x[:, 0], x[:, 0], torch.zeros(3, dtype=torch.uint8), 3, BOUNDED, StepRule(0.1))
 
 
 def test_more_levels_than_a_gpu_takes() -> None:
     grid = HashGridLayout.build(40, 2, 8, 2, 60)
     x, table = torch.rand(20, 3), torch.randn(grid.num_entries, 2)
-    assert (
-        relative_error(hash_encode(x, table, grid), reference.hash_encode(x.double(), table.double(), grid)) < FORWARD
-    )
+    expected = reference.hash_encode(x.double(), table.double(), grid)
+    assert relative_error(hash_encode(x, table, grid), expected) < FORWARD
     assert "at most 32 on a GPU" in (why_not_grid(grid, torch.device("cuda")) or "")
 
 

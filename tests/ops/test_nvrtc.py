@@ -72,7 +72,8 @@ def test_bfloat16_and_half_rows_compile(monkeypatch: pytest.MonkeyPatch) -> None
     assert tiles is not None
     for precision, half_rows in (("bf16", False), ("bf16", True), ("fp16", True)):
         monkeypatch.setenv("EUGEN_PRECISION", precision)
-        nvrtc.find_nvrtc().compile("network.cu", 80, cuda.network_constants(spec, tiles, half_rows))
+        for architecture in (80, 90):
+            nvrtc.find_nvrtc().compile("network.cu", architecture, cuda.network_constants(spec, tiles, half_rows))
     with pytest.raises(BuildError, match="bfloat16 needs compute capability"):
         nvrtc.find_nvrtc().compile("network.cu", 75, ("EUGEN_BF16=1",))
 

@@ -9,7 +9,7 @@ namespace eugen {
 
 // Networks so wide that their backward pass streams weights need all the registers there are.
 #if EUGEN_BACK_STREAMED
-#define EUGEN_NETWORK_KERNEL EUGEN_ROOMY_KERNEL
+#define EUGEN_NETWORK_KERNEL(threads) EUGEN_ROOMY_KERNEL(threads, 1)
 #else
 #define EUGEN_NETWORK_KERNEL EUGEN_KERNEL
 #endif

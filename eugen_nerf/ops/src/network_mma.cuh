@@ -65,8 +65,8 @@ struct Weights {
   EUGEN_MEMBER void load_all() {
     if constexpr (I <= C::stages) {
       for (int r = int(threadIdx.x); r < C::n(I); r += THREADS) {
-        offsets<I>()[r] = C::has_offsets(I) ? vector_at<C, I>(parameters, C::offsets_at(I), r) : 0.f;
-        if constexpr (C::has_norm(I)) norm_column<I>()[r] = vector_at<C, I>(parameters, C::norm_at(I), r);
+        offsets<I>()[r] = parameter_at(parameters, C::template offset_place<I>(r));
+        if constexpr (C::has_norm(I)) norm_column<I>()[r] = parameter_at(parameters, C::template norm_place<I>(r));
       }
       if constexpr (!STREAMED) fill<I>(halves + C::weights_before(I), C::row(I), 0, C::n(I), 0, C::k(I));
       load_all<I + 1>();
@@ -79,8 +79,9 @@ struct Weights {
     const int words = columns / 2;
     for (int i = int(threadIdx.x); i < rows * words; i += THREADS) {
       const int r = i / words, c = i % words * 2;
-      const float low = weight_at<C, I>(parameters, row + r, column + c);
-      store_halves(to + r * ld + c, pack(low, weight_at<C, I>(parameters, row + r, column + c + 1)));
+      const int left = C::template weight_place<I>(row + r, column + c);
+      const int right = C::template weight_place<I>(row + r, column + c + 1);
+      store_halves(to + r * ld + c, pack(parameter_at(parameters, left), parameter_at(parameters, right)));
     }
   }
 
@@ -98,6 +99,20 @@ struct Weights {
   EUGEN_MEMBER const uint16* rows(int block, int tile) const {
     if constexpr (STREAMED) return halves + block * 16 * C::row(I);
     return halves + C::weights_before(I) + (block * C::out_padded(I) + tile * 16) * C::row(I);
+  }
+
+  // The same for tile `tile` of the rows that lead to the norm.
+  template <int I>
+  EUGEN_MEMBER void need_norm_rows(int tile) {
+    if constexpr (STREAMED) {
+      sync_block();
+      fill<I>(halves, C::row(I), C::projected(I) + tile * 16, 16, 0, C::k(I));
+      sync_block();
+    }
+  }
+  template <int I>
+  EUGEN_MEMBER const uint16* norm_rows(int tile) const {
+    return STREAMED ? halves : halves + C::weights_before(I) + (C::projected(I) + tile * 16) * C::row(I);
   }
 
   // Makes the 16 columns of tile `tile` of matrix I ready for `columns`; its rows lie `columns_ld` halves apart.
@@ -211,6 +226,13 @@ EUGEN_FUNCTION void store_sums(const float (&c)[TILES][2][4], int tile, uint16* 
     }
 }
 
+// The sum over the four lanes that hold a row.
+EUGEN_FUNCTION float sum_of_row(float mine) {
+  mine += shuffle_xor(mine, 1);
+  mine += shuffle_xor(mine, 2);
+  return mine;
+}
+
 // sqrt(|x|^2 + eps) of the rows that a lane holds: [tile][row g or g + 8].
 template <int TILES, int K>
 EUGEN_FUNCTION void row_norms(const uint32 (&a)[TILES][K / 16][4], float eps, float (&norms)[TILES][2]) {
@@ -226,14 +248,12 @@ EUGEN_FUNCTION void row_norms(const uint32 (&a)[TILES][K / 16][4], float eps, fl
           const float low = low_half(a[m][k][i]), high = high_half(a[m][k][i]);
           sum += low * low + high * high;
         }
-      sum += shuffle_xor(sum, 1);
-      sum += shuffle_xor(sum, 2);
-      norms[m][half] = sqrt(sum + eps);
+      norms[m][half] = sqrt(sum_of_row(sum) + eps);
     }
 }
 
-// Sums c of 16 outputs of matrix I for all rows: offsets + norm * column + a rows^T.
-template <class C, int I, int TILES>
+// Sums c of 16 outputs of matrix I for all rows: offsets + norm * column (where there are OFFSETS and a NORM) + a rows^T.
+template <class C, int I, int TILES, bool OFFSETS = C::has_offsets(I), bool NORM = C::has_norm(I)>
 EUGEN_FUNCTION void project(float (&c)[TILES][2][4], const uint32 (&a)[TILES][C::k(I) / 16][4], const uint16* rows,
                             const float* offsets, const float* norm_column, const float (&norms)[TILES][2]) {
   const LanePlace place;
@@ -244,8 +264,8 @@ EUGEN_FUNCTION void project(float (&c)[TILES][2][4], const uint32 (&a)[TILES][C:
       const int column = half * 8 + place.column + (q & 1);
 #pragma unroll
       for (int m = 0; m < TILES; m++) {
-        c[m][half][q] = offsets[column];
-        if constexpr (C::has_norm(I)) c[m][half][q] += norms[m][q >> 1] * norm_column[column];
+        c[m][half][q] = OFFSETS ? offsets[column] : 0.f;
+        if constexpr (NORM) c[m][half][q] += norms[m][q >> 1] * norm_column[column];
       }
     }
   const uint16* p = by_output(rows, C::row(I));
@@ -261,19 +281,52 @@ EUGEN_FUNCTION void project(float (&c)[TILES][2][4], const uint32 (&a)[TILES][C:
   }
 }
 
+// The norms that stage I takes, from its inputs a: of these, or of the numbers R a + c, which `visit` sees tile by tile.
+template <class C, int I, int TILES, class W, class Visit>
+EUGEN_FUNCTION void stage_norms(const uint32 (&a)[TILES][C::k(I) / 16][4], W& weights, float eps,
+                                float (&norms)[TILES][2], const Visit& visit) {
+  if constexpr (C::norm_rows(I) == 0) {
+    row_norms<TILES, C::k(I)>(a, eps, norms);
+  } else {
+    float sums[TILES][2] = {};
+#pragma unroll
+    for (int tile = 0; tile < C::padded(C::norm_rows(I)) / 16; tile++) {
+      weights.template need_norm_rows<I>(tile);
+      float c[TILES][2][4];
+      const float* offsets = weights.template offsets<I>() + C::projected(I) + tile * 16;
+      project<C, I, TILES, true, false>(c, a, weights.template norm_rows<I>(tile), offsets, nullptr, norms);
+#pragma unroll
+      for (int m = 0; m < TILES; m++)
+#pragma unroll
+        for (int e = 0; e < 8; e++) sums[m][e >> 1 & 1] += c[m][e >> 2][e & 3] * c[m][e >> 2][e & 3];
+      visit(c, tile);
+    }
+#pragma unroll
+    for (int m = 0; m < TILES; m++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) norms[m][half] = sqrt(sum_of_row(sums[m][half]) + eps);
+  }
+}
+template <class C, int I, int TILES, class W>
+EUGEN_FUNCTION void stage_norms(const uint32 (&a)[TILES][C::k(I) / 16][4], W& weights, float eps,
+                                float (&norms)[TILES][2]) {
+  stage_norms<C, I, TILES>(a, weights, eps, norms, [](const float (&)[TILES][2][4], int) {});
+}
+
 // Word i of the fragment that a tile's sums become, after phi.
-template <int PHI = IDENTITY_PHI>
+template <Phi PHI = IDENTITY_PHI>
 EUGEN_FUNCTION uint32 pack_word(const float (&c)[2][4], int i) {
-  static_assert(PHI == IDENTITY_PHI || PHI == RELU_PHI, "no other phi has code for tensor cores");
+  static_assert(PHI != SOFTPLUS_PHI, "it would fill the padding with log 2");
   const float low = c[i >> 1][2 * (i & 1)], high = c[i >> 1][2 * (i & 1) + 1];
-  return PHI == RELU_PHI ? pack_relu(low, high) : pack_bounded(low, high);
+  return PHI == RELU_PHI ? pack_relu(low, high) : pack_bounded(apply(PHI, low), apply(PHI, high));
 }
 
 // Features f of stage I from its inputs a.
 template <class C, int I, int TILES, class W>
 EUGEN_FUNCTION void stage_features(const uint32 (&a)[TILES][C::k(I) / 16][4],
                                    uint32 (&f)[TILES][C::k(I + 1) / 16][4], W& weights, const float (&norms)[TILES][2]) {
-  constexpr int BLOCK = C::out_padded(I), BLOCK_TILES = BLOCK / 16, PHI = C::phi(I);
+  constexpr int BLOCK = C::out_padded(I), BLOCK_TILES = BLOCK / 16;
+  constexpr Phi PHI = C::phi(I);
   static_assert(C::order(I) == 1 || C::order(I) == 2, "orders above 2 have no code");
   const auto block = [&](float (&c)[TILES][2][4], int b, int tile) {
     const int at = b * BLOCK + tile * 16;
@@ -313,7 +366,7 @@ EUGEN_FUNCTION void stage_features(const uint32 (&a)[TILES][C::k(I) / 16][4],
 template <class C, int I, int TILES, class W, class Visitor>
 EUGEN_FUNCTION void evaluate(const uint32 (&a)[TILES][C::k(I) / 16][4], W& weights, const Epsilons& eps, Visitor& visit) {
   float norms[TILES][2];
-  if constexpr (C::has_norm(I)) row_norms<TILES, C::k(I)>(a, eps.value[I], norms);
+  if constexpr (C::has_norm(I)) stage_norms<C, I, TILES>(a, weights, eps.value[I], norms);
   visit.template inputs<I>(a, norms);
   if constexpr (I < C::stages) {
     uint32 f[TILES][C::k(I + 1) / 16][4];
