@@ -184,9 +184,6 @@ def verdict(index: int, run: Callable[[int], Verdict] | None = None) -> Verdict:
 
     Args:
         run: does the check; by default `in_another_process`.
-
-    Raises:
-        NotChecked: ``run`` does.
     """
     path = cache_folder() / f"cuda-check-{_circumstances(index)}.json"
     try:
