@@ -3,10 +3,11 @@
     python benchmarks/gpu.py [--scene DIR] [--iterations 5000] [--batch 1048576] [--minutes 8] [--markdown FILE]
 
 Times are CUDA events: after a warm-up, the median of 50 runs that take turns, each with cold caches and queued while
-the GPU is still busy, so that no time of the CPU is in them. "Against the machine" compares with matrix products and
-copies measured in the same run. tiny-cuda-nn is left out where it cannot be imported; its PyTorch modules take float32
-rows. ``--scene`` (a Blender scene, e.g. lego at 400 x 400) adds training with ns-train's own loop, PSNR, and frames per
-second at the scene's size and at twice that; the package need not be installed for it, nerfstudio must.
+the GPU is still busy, so that no time of the CPU is in them; frames are drawn as they come, the CPU's part included.
+"Against the machine" compares with matrix products and copies measured in the same run. tiny-cuda-nn is left out where
+it cannot be imported; its PyTorch modules take float32 rows. ``--scene`` (a Blender scene, e.g. lego at 400 x 400) adds
+training with ns-train's own loop, PSNR, and frames per second at the scene's size and at twice that; the package need
+not be installed for it, nerfstudio must.
 
 Every line is printed, and the file written anew, as soon as it is measured: what fails costs its own line alone.
 """
@@ -58,18 +59,25 @@ class TimeUp(Exception):
     """The minutes of the command are spent."""
 
 
-def times(*functions: Callable[[], object], rounds: int = ROUNDS, warm_up: int = WARM_UP) -> list[float]:
-    """Median milliseconds on the device of each function; they take turns."""
+def times(
+    *functions: Callable[[], object], rounds: int = ROUNDS, warm_up: int = WARM_UP, alone: bool = True
+) -> list[float]:
+    """Median milliseconds from the first to the last of a function's work on the device; functions take turns.
+
+    Args:
+        alone: the device's own time, with cold caches; else as it comes, gaps included in which it waits for the CPU.
+    """
     for function in functions:
         for _ in range(warm_up):
             function()
-    flushed = torch.empty(FLUSHED_BYTES // 4, device=DEVICE)
+    flushed = torch.zeros(FLUSHED_BYTES // 4, device=DEVICE)
     events: list[list[tuple[Any, Any]]] = [[] for _ in functions]
     for _ in range(rounds):
         for function, kept in zip(functions, events, strict=True):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            flushed.zero_()
-            torch.cuda._sleep(AHEAD)
+            if alone:
+                flushed.sum()  # reading: what is written would have to leave the cache while we measure
+                torch.cuda._sleep(AHEAD)
             start.record()
             function()
             end.record()
@@ -354,8 +362,8 @@ def training_rows(scene: Path, iterations: int, tcnn: ModuleType | None, deadlin
 
 
 def frame_rows(method: str, load_config: Path) -> Iterator[Row]:
-    """Test views of a trained run at their size and at twice that: from rays to pixels by our renderer, and from
-    camera to picture as nerfstudio asks for it, which waits for the GPU now and then."""
+    """Test views of a trained run, one after another, at their size and at twice that: from rays to pixels by our
+    renderer, and from camera to picture as nerfstudio asks for it. What a program gets, the CPU's part included."""
     from eugen_nerf.bench.evaluation import evaluating, render_view
     from eugen_nerf.plugin.runs import load_run
 
@@ -376,7 +384,7 @@ def frame_rows(method: str, load_config: Path) -> Iterator[Row]:
                 ],
             }
             for kind, views in kinds.items():
-                ms = statistics.mean(times(*views, rounds=rounds, warm_up=2))
+                ms = statistics.mean(times(*views, rounds=rounds, warm_up=2, alone=False))
                 yield f"{method}, {size}, {kind}", f"{1000 / ms:.0f} frames/s", f"{ms:.2f}", "", ""
 
 

@@ -34,7 +34,7 @@ def a_cpu_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "WARM_UP", 1)
     monkeypatch.setattr(gpu, "WIDTHS", (16,))
     monkeypatch.setattr(gpu, "FLUSHED_BYTES", 4)
-    monkeypatch.setattr(gpu.times, "__kwdefaults__", {"rounds": 2, "warm_up": 1})
+    monkeypatch.setattr(gpu.times, "__kwdefaults__", {"rounds": 2, "warm_up": 1, "alone": True})
     monkeypatch.setattr(gpu.Machine, "measure", lambda: gpu.Machine(100.0, 2.0))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "Event", Event)

@@ -48,6 +48,7 @@ class Verdict:
 
     failed: tuple[str, ...] = ()  # ops that disagree with eager PyTorch
     crash: str = ""  # the last that a process said which did not come to its end
+    lasts: bool = True  # False where another time may bring another answer
 
     def problem(self) -> str | None:
         """Why the kernels should not be used; None if they may."""
@@ -185,9 +186,6 @@ def verdict(index: int, run: Callable[[int], Verdict] | None = None) -> Verdict:
 
     Args:
         run: does the check; by default `in_another_process`.
-
-    Raises:
-        NotChecked: ``run`` does.
     """
     path = cache_folder() / f"cuda-check-{_circumstances(index)}.json"
     try:
@@ -201,6 +199,8 @@ def verdict(index: int, run: Callable[[int], Verdict] | None = None) -> Verdict:
         with mock.patch.dict(os.environ, {SWITCH: "0"}):
             os.environ.pop("EUGEN_BACKEND", None)
             return Verdict(tuple(check_ops(torch.device("cuda", index), "cuda")))
+    if not found.lasts:
+        return found
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
@@ -246,7 +246,8 @@ def in_another_process(index: int) -> Verdict:
     try:
         result = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return Verdict(crash=f"no answer after {SECONDS} seconds")
+        # A kernel that never ends, or a machine with so much else to do that compiling took too long.
+        return Verdict(crash=f"no answer after {SECONDS} seconds", lasts=False)
     except OSError as error:
         raise NotChecked(str(error)) from error
     said = _last_error(result.stderr) or f"exit status {result.returncode}"

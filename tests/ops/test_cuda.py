@@ -21,6 +21,8 @@ from eugen_nerf.ops import (
     HashGridLayout,
     PackedSamples,
     RadianceField,
+    Space,
+    StepRule,
     composite,
     cuda,
     hash_encode,
@@ -37,6 +39,7 @@ from eugen_nerf.ops.packing import pack_chain
 from eugen_nerf.ops.self_check import check_ops
 from eugen_nerf.ops.tiles import OLDEST_ARCHITECTURE
 from eugen_nerf.optim import SparseAdam
+from eugen_nerf.renderer import Renderer
 from tests.emulator.device import KERNELS
 from tests.ops.comparisons import BOUNDED, CHAINS, TOLERANCE, UNBOUNDED, chain_of, network_case, relative_error
 
@@ -202,6 +205,45 @@ def test_strided_inputs_and_such_that_begin_anywhere() -> None:
     for positions in (x, unaligned, x[:0]):
         got, expected = hash_encode(positions, table, grid), reference.hash_encode(positions, table, grid)
         assert relative_error(got, expected) <= 1e-5
+
+
+def test_operators_pass_torchs_own_check() -> None:
+    case, grid = network_case("color", 33, torch.float16), HashGridLayout.build(2, 2, 8, 2, 4)
+    x, parameters = case.x.cuda().requires_grad_(), case.parameters.cuda().requires_grad_()
+    positions = torch.rand(6, 3, device="cuda", requires_grad=True)
+    table = torch.randn(grid.num_entries, 2, device="cuda", requires_grad=True)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(operators.network, (x, parameters, case.spec, case.eps), test_utils=tests)
+    arguments = (positions, table, *operators.grid_arguments(grid))
+    torch.library.opcheck(operators.hash_encode, arguments, test_utils=tests)
+
+
+def test_field_under_torch_compile() -> None:
+    field, unit = small_field("eugen"), torch.rand(50, 3, device="cuda")
+    directions = torch.nn.functional.normalize(unit - 0.5, dim=-1)
+    compiled = torch.compile(field.__call__, backend="aot_eager", fullgraph=True)
+    for got, expected in zip(compiled(unit, directions), field(unit, directions), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@SPACES
+def test_a_training_step_from_rays_to_gradients(space: Space, rule: StepRule, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    field = EugenField(FieldConfig(num_levels=4, log2_hashmap_size=10, max_resolution=32)).cuda()
+    with torch.no_grad():
+        field.get_parameter("encoding.table").normal_()
+    renderer = Renderer(field, OccupancyGrid(8).cuda(), space, rule, 0.1, 8.0)
+    origins, directions, _, _, jitter = random_rays(333)
+    results = []
+    for backend in ("cuda", "reference"):
+        monkeypatch.setenv("EUGEN_BACKEND", backend)
+        field.zero_grad()
+        out = renderer.differentiable(origins, directions, jitter)
+        (out.rgb.square().sum() + out.depth.sum()).backward()
+        results.append([out.rgb, out.depth, *(p.grad.clone() for p in field.parameters() if p.grad is not None)])
+    assert len(results[0]) == 2 + len(list(field.parameters()))
+    for mine, theirs in zip(*results, strict=True):
+        assert relative_error(mine, theirs) <= 0.05  # halves, and ReLUs that let a unit through in one alone
 
 
 def test_mixed_precision_training_step() -> None:

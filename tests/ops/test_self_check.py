@@ -121,11 +121,6 @@ def test_a_process_without_a_gpu_gives_no_verdict(monkeypatch: pytest.MonkeyPatc
         self_check.in_another_process(0)
 
 
-def test_kernels_that_never_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(self_check, "SECONDS", 0.01)
-    assert "no answer after" in self_check.in_another_process(0).crash
-
-
 class FakeGpu:
     architecture = 90
 
@@ -149,6 +144,12 @@ def test_the_answer_is_kept(found: Verdict, answers: list[int]) -> None:
 
     assert [self_check.verdict(index, run) for index in (0, 0, 1, 0)] == [found] * 4
     assert answers == [0, 1]
+
+
+def test_no_answer_is_no_answer_to_keep(answers: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_check, "SECONDS", 0.01)
+    assert "no answer after" in str(self_check.verdict(0).problem())
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_without_another_process_this_one_asks_itself(
