@@ -19,7 +19,7 @@ from eugen_nerf.errors import UserError
 from eugen_nerf.ops.cuda_driver import Device
 from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
 from eugen_nerf.ops.packing import PackedChain
-from eugen_nerf.ops.tiles import MAX_LEVELS, MAX_STAGES, RENDER_WARPS, Tiles, plan, render_shared_bytes
+from eugen_nerf.ops.tiles import MAX_LEVELS, MAX_STAGES, RENDER_WARPS, Shape, Tiles, plan, render_shared_bytes
 
 PRECISIONS = ("fp16", "bf16")
 
@@ -85,16 +85,26 @@ def load_network(device: Device, spec: Sequence[int]) -> None:
     device.resident_blocks("network.cu", constants, "network_backward", 32 * tiles.back_warps, tiles.back_shared_bytes)
 
 
+def _rounded(device: Device, parameters: Tensor, spec: Sequence[int], constants: tuple[str, ...]) -> Tensor:
+    """The matrices as halves, as they would lie in shared memory; for networks whose weights are streamed."""
+    rounded = torch.empty(Shape(spec).weight_bytes // 2, dtype=torch.int16, device=parameters.device)
+    grid = min(_blocks(rounded.numel() // 2, 256), 8 * device.multiprocessors)
+    device.launch("network.cu", constants, "round_weights", (grid, 1), 256, 0, (parameters, rounded))
+    return rounded
+
+
 def network_forward(device: Device, x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Sequence[float]) -> Tensor:
     """[n, in] -> [n, out] of the dtype of ``x``: float32, or the precision's own half type."""
     n = x.shape[0]
     out = x.new_empty(n, spec[-3])
     tiles = network_tiles(device, spec)
-    kernel = "network.cu", network_constants(spec, tiles, x.dtype != torch.float32), "network_forward"
+    constants = network_constants(spec, tiles, x.dtype != torch.float32)
+    kernel = "network.cu", constants, "network_forward"
     size = 32 * tiles.warps, tiles.shared_bytes
     if n:
+        rounded = _rounded(device, parameters, spec, constants) if tiles.streamed else None
         grid = min(_blocks(n, tiles.rows), device.resident_blocks(*kernel, *size))
-        arguments = (x, parameters, _epsilons(eps), ctypes.c_int64(n), out)
+        arguments = (x, parameters, rounded, _epsilons(eps), ctypes.c_int64(n), out)
         device.launch(*kernel, (grid, 1), *size, arguments)
     return out
 
@@ -120,10 +130,11 @@ def network_backward(
         grid = min(_blocks(grad.numel(), 1024), device.multiprocessors * 8)
         arguments: tuple[Any, ...] = (grad, ctypes.c_int64(grad.numel()), largest)
         device.launch("network.cu", constants, "largest_magnitude", (grid, 1), 256, 0, arguments)
+        rounded = _rounded(device, parameters, spec, constants) if tiles.back_streamed else None
         kernel = "network.cu", constants, "network_backward"
         grid = min(_blocks(n, tiles.back_rows), device.resident_blocks(*kernel, *size))
-        arguments = (x, parameters, _epsilons(eps), ctypes.c_int64(n), grad, largest, grad_x if needs_x else None,
-                     grad_parameters)  # fmt: skip
+        arguments = (x, parameters, rounded, _epsilons(eps), ctypes.c_int64(n), grad, largest,
+                     grad_x if needs_x else None, grad_parameters)  # fmt: skip
         device.launch(*kernel, (grid, 1), *size, arguments)
     return grad_x, grad_parameters
 

@@ -55,12 +55,12 @@ class Shape:
         return 2 * sum(n * row for n, row in zip(self.n, self.row, strict=True))
 
     def weights_in_shared(self, streamed: bool) -> int:
-        """Bytes that the weights take: all of them, or the largest part."""
+        """Bytes that the weights take: all of them, or twice the largest part, since the next one comes meanwhile."""
         parts = [
             max(16 * blocks * row, n * (16 + ROW_PADDING))
             for blocks, row, n in zip(self.out_blocks, self.row, self.n, strict=True)
         ]
-        return self.vector_bytes + (2 * max(parts) if streamed else self.weight_bytes)
+        return self.vector_bytes + (2 * 2 * max(parts) if streamed else self.weight_bytes)
 
     def backward_bytes(self, warps: int, tiles: int, streamed: bool) -> int:
         """Shared memory of the backward kernel: weights, activations of a block's rows, one gradient."""

@@ -22,7 +22,7 @@ from eugen_nerf.ops.tiles import SHARED_MEMORY
 
 HERE = Path(__file__).parent
 KERNELS = {
-    "network.cu": ("network_forward", "network_backward", "largest_magnitude"),
+    "network.cu": ("network_forward", "network_backward", "largest_magnitude", "round_weights"),
     "grid.cu": ("hash_encode_forward", "hash_encode_backward", "hash_encode_position_gradient"),
     "adam.cu": ("sparse_adam",),
     "rays.cu": (

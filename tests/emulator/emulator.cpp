@@ -33,6 +33,7 @@ struct Fiber {
   bool fresh;
   int kind;
   void* argument;
+  std::vector<std::pair<void*, const void*>> copies;
 };
 
 // What differs between runs of the same launch: which warps and lanes go first, and which end of an array touches a
@@ -52,6 +53,7 @@ void switch_to_scheduler() {
 
 void run_fiber() {
   body();
+  if (!fibers[size_t(current)].copies.empty()) fail("ends with copies that it has not waited for");
   fibers[current].state = DONE;
   alive--;
   _longjmp(scheduler, 1);
@@ -163,6 +165,7 @@ void run_block(Order order, uint32_t& random) {
   for (Fiber& fiber : fibers) {
     fiber.state = READY;
     fiber.fresh = true;
+    fiber.copies.clear();
     memset(fiber.stack + STACK - POISONED_STACK, 0xff, POISONED_STACK);
   }
   arrived.assign(size_t(warps), 0);
@@ -250,6 +253,16 @@ void note_write(const void* p, int bytes) {
     if (races(cell->write)) fail("writes shared memory that another thread has written without a barrier between");
     remember(cell->write);
   }
+}
+
+void copy_later(void* to, const void* from) {
+  memset(to, 0xff, 16);
+  fibers[size_t(current)].copies.emplace_back(to, from);
+}
+
+void finish_copies() {
+  for (auto [to, from] : fibers[size_t(current)].copies) memcpy(to, from, 16);
+  fibers[size_t(current)].copies.clear();
 }
 
 void collective(int kind, void* argument, void (*all)(void**)) {

@@ -5,7 +5,8 @@
 // threads reach; missing barriers, since warps and lanes run as far as they can in one of several orders; lanes that
 // exchange data through shared memory without a barrier between them, whatever the order, where both sides use the
 // functions below; shared memory and stack that is read before it is written, since both are filled with NaN; accesses
-// beyond an array or beyond shared memory, since both end at a page that cannot be touched; misaligned vectors.
+// beyond an array or beyond shared memory, since both end at a page that cannot be touched; misaligned vectors; copies
+// that are used before they have been waited for, since they arrive no earlier, and destroy what was there at once.
 #pragma once
 #include <csetjmp>
 #include <cstdint>
@@ -38,6 +39,10 @@ void sync_block();
 // shuffles, mma and ldmatrix bring lanes together, but promise nothing about memory: sync_warp and sync_block do.
 void note_read(const void* p, int bytes);
 void note_write(const void* p, int bytes);
+
+// 16 bytes that arrive when the thread waits for all its copies.
+void copy_later(void* to, const void* from);
+void finish_copies();
 
 enum Kind { BALLOT, SHUFFLE, SYNC_WARP, MULTIPLY_ADD, LOAD_MATRICES, LOAD_TRANSPOSED, LOAD_TWO_TRANSPOSED };
 
@@ -239,6 +244,14 @@ static inline void multiply_add(float (&d)[4], const uint32 (&a)[4], uint32 b0, 
   emulator::collective(emulator::MULTIPLY_ADD, &second, multiply_all<8>);
 #endif
 }
+
+static inline void copy_async(uint16* to, const uint16* from) {
+  emulator::check_alignment(to, 16);
+  emulator::check_alignment(from, 16);
+  emulator::note_write(to, 16);
+  emulator::copy_later(to, from);
+}
+static inline void wait_for_copies() { emulator::finish_copies(); }
 
 // A row of each matrix, as it stands when the lane comes: that other lanes have written theirs by then is what
 // sync_warp is for.

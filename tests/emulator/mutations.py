@@ -38,9 +38,9 @@ MUTATIONS = [
         "network_mma.cuh",
         "network",
         pairs=[
-            ("load_all<0>();\n    sync_block();", "load_all<0>();"),
+            ("int(threadIdx.x), THREADS);\n    sync_block();", "int(threadIdx.x), THREADS);"),
             ("r < C::n(I); r += THREADS", "r < C::n(I) - 1; r += THREADS"),
-            ("weight_place<I>(row + r, column + c + 1)", "weight_place<I>(row + r, column + c)"),
+            ("weight_place<I>(r, c + 1)", "weight_place<I>(r, c)"),
             ("if (c + 1 < IN) high = row[c + 1];", "if (c < IN) high = row[c + 1];"),
             ("if (column + 1 < OUT) y[r * OUT + column + 1] = high;",
              "if (column < OUT) y[r * OUT + column + 1] = high;"),
@@ -65,10 +65,12 @@ MUTATIONS = [
         "network_mma.cuh",
         "streamed",
         pairs=[
-            ("sync_block();  // nobody reads the part before any longer", ""),
-            ("0, C::k(I));\n      sync_block();", "0, C::k(I));"),
-            ("fill<I>(halves, columns_row, 0, C::n(I), tile * 16, 16);\n      sync_block();",
-             "fill<I>(halves, columns_row, 0, C::n(I), tile * 16, 16);"),
+            ("wait_for_copies();", ""),
+            ("wait_for_copies();\n      sync_block();", "sync_block();\n      wait_for_copies();"),
+            ("sync_block();  // everybody's copies", "// everybody's copies"),
+            ("if (!on_its_way) fetch(part);", "fetch(part);"),
+            ("halves = spare;", ""),
+            ("16 * LD, C::out_padded(I) * LD, 16 * LD};", "16 * LD, 16 * LD, 16 * LD};"),
         ],
     ),
     *_of(
@@ -135,10 +137,8 @@ MUTATIONS = [
         "network_mma.cuh",
         "inner_norm_streamed",
         pairs=[
-            ("C::projected(I) + tile * 16, 16, 0, C::k(I));\n      sync_block();",
-             "C::projected(I) + tile * 16, 16, 0, C::k(I));"),
-            ("sync_block();\n      fill<I>(halves, C::row(I), C::projected(I)",
-             "fill<I>(halves, C::row(I), C::projected(I)"),
+            ("+ (C::projected(I) + tile * 16) * C::row(I), 1,", "+ tile * 16 * C::row(I), 1,"),
+            ("? weights.template norm_part<I>(tile + 1)", "? weights.template norm_part<I>(tile)"),
         ],
     ),
     *_of(

@@ -275,11 +275,11 @@ struct Backward {
       }
   }
 
-  // Gradient c of the inputs of matrix I in tile k, from the gradient g of its outputs.
+  // Gradient c of the inputs of matrix I in tile k, from the gradient g of its outputs; `next` as in Weights::need.
   template <int I>
   EUGEN_MEMBER void input_gradient(float (&c)[TILES][2][4], const uint32 (&g)[TILES][C::n(I) / 16][4], int k,
-                                     const float (&pull)[TILES][2]) {
-    weights.template need_columns<I>(k);
+                                     const float (&pull)[TILES][2], const typename ChainWeights::Part& next) {
+    weights.need(weights.template columns_part<I>(k), next);
 #pragma unroll
     for (int m = 0; m < TILES; m++)
 #pragma unroll
@@ -331,9 +331,12 @@ struct Backward {
 #pragma unroll
     for (int tile = 0; tile < BLOCK_TILES; tile++) {
       float first[TILES][2][4], second[TILES][2][4];  // gradients of the features of order 1 and 2
-      input_gradient<I>(first, g, tile, pull);
-      if constexpr (PRODUCTS) input_gradient<I>(second, g, BLOCK_TILES + tile, pull);
-      if constexpr (!SHOWN || PRODUCTS) weights.template need_rows<S>(tile);
+      const auto projections = weights.template rows_part<S>(tile);
+      const auto later = tile + 1 < BLOCK_TILES ? weights.template columns_part<I>(tile + 1) : ChainWeights::nothing();
+      const auto other = PRODUCTS ? weights.template columns_part<I>(BLOCK_TILES + tile) : SHOWN ? later : projections;
+      input_gradient<I>(first, g, tile, pull, other);
+      if constexpr (PRODUCTS) input_gradient<I>(second, g, BLOCK_TILES + tile, pull, projections);
+      if constexpr (!SHOWN || PRODUCTS) weights.need(projections, later);
       float single[TILES][2][4], left[TILES][2][4], right[TILES][2][4];
       if constexpr (!SHOWN) block(single, 0, tile);
       if constexpr (PRODUCTS && !SHARED) block(left, 1, tile);
@@ -384,10 +387,12 @@ struct Backward {
     } else if (grad_x) {
       float pull[TILES][2];
       if constexpr (pulls(I)) norm_pull<I>(g, eps.value[I], pull);
+      constexpr int IN_TILES = C::k(I) / 16;
 #pragma unroll
-      for (int k = 0; k < C::k(I) / 16; k++) {
+      for (int k = 0; k < IN_TILES; k++) {
         float c[TILES][2][4];
-        input_gradient<I>(c, g, k, pull);
+        const auto later = k + 1 < IN_TILES ? weights.template columns_part<I>(k + 1) : ChainWeights::nothing();
+        input_gradient<I>(c, g, k, pull, later);
         store_sums<TILES, C::in>(c, k, grad_x, first, n, inverse_scale);
       }
     }

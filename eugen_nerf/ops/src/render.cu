@@ -111,8 +111,8 @@ render(const float* __restrict__ origins, const float* __restrict__ directions, 
        const Epsilons density_eps, const float* __restrict__ color, const Epsilons color_eps, float min_transmittance,
        uint32* __restrict__ next_ray, float* __restrict__ out, int64* __restrict__ samples) {
   EUGEN_SHARED(memory);
-  DensityWeights density_weights(density, memory);
-  ColorWeights color_weights(color, memory + DensityWeights::bytes);
+  DensityWeights density_weights(density, nullptr, memory);
+  ColorWeights color_weights(color, nullptr, memory + DensityWeights::bytes);
   WarpMemory& mine = reinterpret_cast<WarpMemory*>(memory + WEIGHT_BYTES)[warp_index()];
   const int lane = lane_index();
   for (int c = 0; c < Density::row(0); c += 2) store_halves(&mine.encoded[lane][c], 0);  // padding stays so

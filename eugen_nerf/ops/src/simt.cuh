@@ -182,6 +182,22 @@ EUGEN_FUNCTION void multiply_add(float (&d)[4], const uint32 (&a)[4], uint32 b0,
 
 EUGEN_FUNCTION uint32 shared_address(const void* p) { return uint32(__cvta_generic_to_shared(p)); }
 
+// 16 bytes of global memory to shared memory, both at multiples of 16 bytes; there once the same thread has waited.
+EUGEN_FUNCTION void copy_async(uint16* to, const uint16* from) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+               ::"r"(shared_address(to)), "l"(__cvta_generic_to_global(from))
+               : "memory");
+#else
+  *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+#endif
+}
+EUGEN_FUNCTION void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 // Four 8 x 8 matrices of halves from shared memory; lane i hands over the address of row i % 8 of matrix i / 8.
 EUGEN_FUNCTION void load_matrices(uint32 (&r)[4], const uint16* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
