@@ -68,9 +68,9 @@ MUTATIONS = [
             ("wait_for_copies();", ""),
             ("wait_for_copies();\n      sync_block();", "sync_block();\n      wait_for_copies();"),
             ("sync_block();  // everybody's copies", "// everybody's copies"),
-            ("if (!on_its_way) fetch(part);", "fetch(part);"),
+            ("if (!on_its_way) fetch(part);", "if (on_its_way) fetch(part);"),
             ("halves = spare;", ""),
-            ("16 * LD, C::out_padded(I) * LD, 16 * LD};", "16 * LD, 16 * LD, 16 * LD};"),
+            ("tile * 16 * LD, C::out_blocks(I), 16 * LD", "tile * 16 * LD, 1, 16 * LD"),
         ],
     ),
     *_of(
