@@ -152,7 +152,9 @@ class ChainNetwork(nn.Module):
         return merge_chain(self.layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.network(x, self.merged(), backend=self.backend)
+        # Autocast would merge in half precision, for which native runners have no code; they choose their own.
+        with torch.autocast(x.device.type, enabled=False):
+            return ops.network(x, self.merged(), backend=self.backend)
 
 
 def _shrink_to_checkpoint(field: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

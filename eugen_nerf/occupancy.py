@@ -24,8 +24,8 @@ class OccupancyGrid(nn.Module):
     new evaluation at a random position inside of it. It counts as occupied while its value exceeds the smaller
     of ``threshold`` and the mean over the grid, or while it was never evaluated.
 
-    Random positions depend on the step and ``seed`` alone, so that replicas with equal fields keep equal
-    grids.
+    Random positions depend on the step, ``seed`` and the kind of device alone, so that replicas with equal fields
+    keep equal grids. Everything happens on the grid's device.
 
     Args:
         resolution: cells along each axis; even.
@@ -90,9 +90,9 @@ class OccupancyGrid(nn.Module):
             thickness: positions [M, 3] in the unit cube -> optical thickness of one step there [M].
         """
         device = self.values.device
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        cells = self._cells_to_evaluate(step, generator).to(device)
-        offsets = torch.rand(cells.shape[0], 3, generator=generator).to(device)
+        generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + step)
+        cells = self._cells_to_evaluate(step, generator)
+        offsets = torch.rand(cells.shape[0], 3, generator=generator, device=device)
         r = self.resolution
         corner = torch.stack([cells % r, cells // r % r, cells // (r * r)], dim=-1)
         positions = (corner + offsets) / r
@@ -102,18 +102,17 @@ class OccupancyGrid(nn.Module):
         self._renew_bits()
 
     def _cells_to_evaluate(self, step: int, generator: torch.Generator) -> Tensor:
-        total = self.values.numel()
+        total, device = self.values.numel(), self.values.device
         if step < self.warmup_steps:
-            return torch.arange(total)
+            return torch.arange(total, device=device)
         turn = step // self.interval % 4
-        in_turn = torch.arange(turn, total, 4)
-        occupied = (self.values > self._limit()).nonzero()[:, 0].cpu()
-        chosen = torch.randperm(occupied.numel(), generator=generator)[: total // 4]
+        in_turn = torch.arange(turn, total, 4, device=device)
+        occupied = (self.values > self._limit()).nonzero()[:, 0]
+        chosen = torch.randperm(occupied.numel(), generator=generator, device=device)[: total // 4]
         return torch.cat([in_turn, occupied[chosen]]).unique()
 
-    def _limit(self) -> float:
-        mean = self.values.clamp_min(0).mean().item()
-        return min(self.threshold, mean)
+    def _limit(self) -> Tensor:
+        return self.values.clamp_min(0).mean().clamp_max(self.threshold)
 
     def _renew_bits(self) -> None:
         self.bits.copy_(pack_bits((self.values > self._limit()) | (self.values < 0)))

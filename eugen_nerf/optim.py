@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from eugen_nerf.ops.dispatch import uses_native
+from eugen_nerf.ops.operators import sparse_adam
 
 
 class SparseAdam(torch.optim.Optimizer):
@@ -57,10 +58,6 @@ class SparseAdam(torch.optim.Optimizer):
         second_scale = 1 / (1 - beta2 ** state["step"])
         first, second = state["exp_avg"], state["exp_avg_sq"]
         if uses_native("auto", parameter, grad, first, second):
-            if parameter.is_cuda:
-                from eugen_nerf.ops.cuda_ops import sparse_adam
-            else:
-                from eugen_nerf.ops.cpu import sparse_adam
             sparse_adam(parameter, grad, first, second, group["betas"], group["eps"], step_size, second_scale)
             return
         touched = grad != 0

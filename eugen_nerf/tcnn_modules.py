@@ -32,7 +32,8 @@ def hash_grid(layout: HashGridLayout) -> nn.Module:
     growth = 1.0
     if layout.num_levels > 1:
         growth = (layout.resolutions[-1] / layout.resolutions[0]) ** (1 / (layout.num_levels - 1))
-    return load_tcnn().Encoding(
+    tcnn = load_tcnn()
+    encoding = tcnn.Encoding(
         n_input_dims=3,
         encoding_config={
             "otype": "HashGrid",
@@ -43,13 +44,11 @@ def hash_grid(layout: HashGridLayout) -> nn.Module:
             "per_level_scale": growth,
         },
     )
+    return _fused(tcnn, encoding)
 
 
 def mlp(in_features: int, out_features: int, hidden_features: int, num_hidden_layers: int) -> nn.Module:
-    """tiny-cuda-nn's ReLU MLP: fully fused where its widths allow, else its CUTLASS network.
-
-    Where the installed version can fuse encoding and network at run time ("JIT fusion"), that is switched on.
-    """
+    """tiny-cuda-nn's ReLU MLP: fully fused where its widths allow, else its CUTLASS network."""
     tcnn = load_tcnn()
     network = tcnn.Network(
         n_input_dims=in_features,
@@ -62,6 +61,11 @@ def mlp(in_features: int, out_features: int, hidden_features: int, num_hidden_la
             "n_hidden_layers": num_hidden_layers,
         },
     )
+    return _fused(tcnn, network)
+
+
+def _fused(tcnn: ModuleType, module: nn.Module) -> nn.Module:
+    """The module with its kernels compiled as one at run time ("JIT fusion"), where version and GPU allow it."""
     if hasattr(tcnn, "supports_jit_fusion"):
-        network.jit_fusion = tcnn.supports_jit_fusion()
-    return network
+        module.jit_fusion = tcnn.supports_jit_fusion()
+    return module

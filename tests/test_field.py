@@ -65,6 +65,18 @@ def test_field_shapes_and_ranges(kind: str, n: int) -> None:
 
 
 @every_kind
+def test_mixed_precision_leaves_the_networks_precision_to_them(kind: str) -> None:
+    """ns-train --mixed-precision True: half matrices would send every step to eager PyTorch."""
+    field = small_field(**KINDS[kind])
+    expected = field(*queries(50))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = field(*queries(50))
+    for mine, theirs in zip(got, expected, strict=True):
+        assert mine.dtype == torch.float32
+        assert torch.equal(mine, theirs)
+
+
+@every_kind
 def test_color_depends_on_the_direction_and_density_does_not(kind: str) -> None:
     field = small_field(**KINDS[kind]).double()
     x, directions = queries(20, torch.float64)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from eugen_nerf import occupancy
 from eugen_nerf.occupancy import OccupancyGrid, pack_bits
@@ -101,6 +103,22 @@ def test_equal_fields_give_equal_grids() -> None:
     other = OccupancyGrid(6, warmup_steps=3, seed=1)
     other.update(0, lambda p: torch.sin(20 * p).prod(dim=-1).abs())
     assert not torch.equal(other.values, grids[0].values)
+
+
+def test_an_update_stays_on_the_grids_device() -> None:
+    """A device that has no numbers shows where one was wanted on the host: a GPU would have had to be waited for."""
+    with FakeTensorMode():
+        grid = OccupancyGrid(4, warmup_steps=1)
+        grid.to("cuda:0")
+        places = []
+
+        def thickness(positions: Tensor) -> Tensor:
+            places.append(positions.device)
+            return positions[:, 0]
+
+        with mock.patch("torch.Generator", lambda device: mock.Mock(manual_seed=lambda seed: places.append(device))):
+            grid.update(0, thickness)
+    assert [place.type for place in places] == ["cuda", "cuda"]
 
 
 def test_after_the_warm_up_a_quarter_in_turn_and_as_many_occupied_cells() -> None:

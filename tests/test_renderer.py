@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eugen_nerf.field import EugenField, FieldConfig
 from eugen_nerf.occupancy import OccupancyGrid
-from eugen_nerf.ops import Space, StepRule
+from eugen_nerf.ops import Space, StepRule, dispatch
 from eugen_nerf.renderer import Renderer
 
 BOX = ((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))
@@ -226,3 +230,37 @@ def test_a_real_field_renders_alike_with_and_without_gradients() -> None:
             atol=1e-3,
             msg=lambda m, n=name: f"{n}: {m}",
         )
+
+
+class NativeOps(TorchDispatchMode):
+    """Notes which of the package's operators run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "eugen_nerf":
+            self.names.add(function.__name__.removesuffix(".default"))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("contracted", [False, True])
+@pytest.mark.parametrize("network", ["eugen", "mlp"])
+def test_on_a_gpu_every_op_is_native(network: str, contracted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors that only say where they are show what would run there, and that nothing comes from the host."""
+    monkeypatch.delenv("EUGEN_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "_native_cuda_problem", lambda index: None)
+    monkeypatch.setattr(dispatch, "_cuda_network_problem", lambda spec, index: None)
+    monkeypatch.setattr(importlib.import_module("eugen_nerf.ops.render"), "_has_kernel", lambda *_: True)
+    space, rule = Space(BOX, contracted), StepRule(1 / 64, 1 / 256 if contracted else 0.0)
+    with FakeTensorMode(shape_env=ShapeEnv()), NativeOps() as ops:
+        with torch.device("cuda:0"):
+            field = EugenField(FieldConfig(network=network, log2_hashmap_size=10))  # type: ignore[arg-type]
+            made = Renderer(field, OccupancyGrid(8), space, rule, 0.05, 100.0)
+            origins, directions, jitter = torch.empty(9, 3), torch.empty(9, 3), torch.empty(9)
+        trained, drawn = made.differentiable(origins, directions, jitter), made.render(origins, directions)
+        assert trained.rgb.device == drawn.rgb.device == origins.device
+        assert trained.rgb.requires_grad
+    assert ops.names == {"march", "sample_points", "hash_encode", "network", "spherical_harmonics", "composite",
+                         "render"}  # fmt: skip

@@ -94,10 +94,14 @@ def test_mlp_is_fused_where_its_width_allows(tcnn: ModuleType, width: int, otype
 
 
 @pytest.mark.parametrize("supported", [True, False])
-def test_jit_fusion_is_switched_on_where_there_is_one(tcnn: ModuleType, supported: bool) -> None:
-    assert not hasattr(tcnn_modules.mlp(8, 16, 64, 1), "jit_fusion")  # a version that has never heard of it
-    tcnn.supports_jit_fusion = lambda: supported  # type: ignore[attr-defined]
-    assert tcnn_modules.mlp(8, 16, 64, 1).jit_fusion is supported
+def test_jit_fusion_is_switched_on_where_there_is_one(
+    tcnn: ModuleType, supported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for make in (lambda: tcnn_modules.mlp(8, 16, 64, 1), lambda: tcnn_modules.hash_grid(LAYOUT)):
+        monkeypatch.delattr(tcnn, "supports_jit_fusion", raising=False)
+        assert not hasattr(make(), "jit_fusion")  # a version that has never heard of it
+        monkeypatch.setattr(tcnn, "supports_jit_fusion", lambda: supported, raising=False)
+        assert make().jit_fusion is supported
 
 
 def test_field_on_tiny_cuda_nn(tcnn: ModuleType) -> None:

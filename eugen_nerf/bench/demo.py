@@ -102,8 +102,8 @@ def film(job: TrainingJob, store: ResultStore, options: DemoOptions, console: Co
         What was written: a description and the path of each.
     """
     from eugen_nerf.bench.evaluation import render_view
-    from eugen_nerf.bench.frame_times import load_run
     from eugen_nerf.bench.orbit import orbit_cameras
+    from eugen_nerf.plugin.runs import load_run
 
     pipeline = load_run(_load_config(job, store))
     cameras = orbit_cameras(pipeline.datamanager.train_dataset.cameras, options.frames, options.size)

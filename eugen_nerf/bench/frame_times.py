@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nerfstudio.utils.eval_utils import eval_setup
 
 from eugen_nerf.bench import evaluation
 from eugen_nerf.bench.machine import describe_machine
@@ -16,28 +15,11 @@ from eugen_nerf.bench.notes import machine_line
 from eugen_nerf.bench.statistics import middle, paired_ratio
 from eugen_nerf.bench.tables import Table, seconds
 from eugen_nerf.bench.training import synchronize
-from eugen_nerf.errors import UserError
-from eugen_nerf.plugin.compat import without_nerfstudio_lpips
+from eugen_nerf.plugin.runs import load_run
 
 WARM_UP = 2
 # A first frame that takes longer is warm-up enough.
 SECONDS_OF_WARM_UP = 5.0
-
-
-def load_run(load_config: Path) -> Any:
-    """The pipeline of a finished run, with its test split.
-
-    Raises:
-        UserError: there is no such run, or it has no checkpoint.
-    """
-    if not load_config.is_file():
-        raise UserError(f"{load_config}: does not exist. Give the config.yml of a run, as ns-train leaves it.")
-    checkpoints = list((load_config.parent / "nerfstudio_models").glob("step-*.ckpt"))
-    if not checkpoints:
-        raise UserError(f"{load_config.parent}: holds no checkpoint (nerfstudio_models/step-*.ckpt).")
-    with without_nerfstudio_lpips():
-        _, pipeline, _, _ = eval_setup(load_config, test_mode="test")
-    return pipeline
 
 
 def time_frames(

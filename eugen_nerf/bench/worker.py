@@ -70,7 +70,8 @@ def _run(data: Any, report: Reporter) -> dict[str, Any]:
     machine = describe_machine(data["command"])
     out = Path(data["out"])
     if isinstance(job, FramesJob):
-        from eugen_nerf.bench.frame_times import load_run, time_frames
+        from eugen_nerf.bench.frame_times import time_frames
+        from eugen_nerf.plugin.runs import load_run
 
         report(Progress("loading"))
         pipelines = [load_run(out / path) for path in job.load_configs]

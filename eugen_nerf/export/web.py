@@ -16,7 +16,6 @@ import torch
 import yaml
 
 from eugen_nerf.bench import evaluation
-from eugen_nerf.bench.frame_times import load_run
 from eugen_nerf.errors import UserError
 from eugen_nerf.export import budget, views
 from eugen_nerf.export.folder import check_output, write_folder
@@ -24,6 +23,7 @@ from eugen_nerf.export.scene_file import FORMAT, VERSION, ExportedField
 from eugen_nerf.export.tables import StoredTable, half_precision
 from eugen_nerf.ops import RadianceField
 from eugen_nerf.plugin.model import EugenModel
+from eugen_nerf.plugin.runs import load_run
 
 VIEWER = Path(__file__).parent / "web"  # built from viewer/, see its README
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}

@@ -32,10 +32,17 @@ class BuildError(Exception):
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept: $EUGEN_CACHE, else eugen_nerf in the user's cache folder."""
+    """Where compiled code is kept: $EUGEN_CACHE, else eugen_nerf in the user's cache folder.
+
+    Raises:
+        BuildError: the user has no home.
+    """
     if "EUGEN_CACHE" in os.environ:
         return Path(os.environ["EUGEN_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eugen_nerf"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eugen_nerf"
+    except RuntimeError as error:  # a container's user who is in no list
+        raise BuildError(f"there is no folder for compiled code ({error}); EUGEN_CACHE may name one") from error
 
 
 def find_compiler() -> list[str]:
@@ -89,7 +96,8 @@ def compile_library(path: Path, compiler: list[str], flags: tuple[str, ...]) -> 
         handle, name = tempfile.mkstemp(dir=path.parent, suffix=".so")
         os.close(handle)
     except OSError as error:
-        raise BuildError(f"the folder {path.parent} cannot be written ({error.strerror})") from error
+        message = f"the folder {path.parent} cannot be written ({error.strerror}); EUGEN_CACHE may name another"
+        raise BuildError(message) from error
     temporary = Path(name)
     try:
         command = [*compiler, *flags, str(SOURCE / "cpu.cpp"), "-o", str(temporary)]

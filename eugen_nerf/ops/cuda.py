@@ -1,7 +1,8 @@
 """The ops on an NVIDIA GPU: which kernels run, on what, in which order.
 
-The functions here take a `cuda_driver.Device` and tensors that have been checked; `cuda_ops` registers them for CUDA
-tensors. Kernels of networks are compiled for their widths at first use, in a few seconds, and kept on disk.
+The functions here take a `cuda_driver.Device` and tensors that have been checked, are contiguous and begin at a
+multiple of 16 bytes; `operators` calls them. Kernels of networks are compiled for their widths at first use, in a few
+seconds, and kept on disk.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.ops.cuda_driver import Device
-from eugen_nerf.ops.tiles import MAX_LEVELS, MAX_STAGES, RENDER_WARPS, Tiles, plan, render_shared_bytes
+from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
+from eugen_nerf.ops.packing import PackedChain
+from eugen_nerf.ops.tiles import MAX_LEVELS, MAX_STAGES, RENDER_WARPS, Shape, Tiles, plan, render_shared_bytes
 
 PRECISIONS = ("fp16", "bf16")
 
@@ -34,6 +37,11 @@ def precision() -> str:
     if name not in PRECISIONS:
         raise UserError(f"EUGEN_PRECISION is {name!r}, but the precisions are {', '.join(PRECISIONS)}.")
     return name
+
+
+def half_dtype() -> torch.dtype:
+    """PyTorch's name of what tensor cores multiply."""
+    return torch.bfloat16 if precision() == "bf16" else torch.float16
 
 
 def network_tiles(device: Device, spec: Sequence[int]) -> Tiles:
@@ -64,16 +72,39 @@ def _blocks(n: int, each: int) -> int:
     return -(-n // each)
 
 
+def load_network(device: Device, spec: Sequence[int]) -> None:
+    """Compile and load the kernels of a network for float32 rows.
+
+    Raises:
+        BuildError: they do not compile.
+        CudaError: the driver refuses them.
+    """
+    tiles = network_tiles(device, spec)
+    constants = network_constants(spec, tiles, half_rows=False)
+    device.resident_blocks("network.cu", constants, "network_forward", 32 * tiles.warps, tiles.shared_bytes)
+    device.resident_blocks("network.cu", constants, "network_backward", 32 * tiles.back_warps, tiles.back_shared_bytes)
+
+
+def _rounded(device: Device, parameters: Tensor, spec: Sequence[int], constants: tuple[str, ...]) -> Tensor:
+    """The matrices as halves, as they would lie in shared memory; for networks whose weights are streamed."""
+    rounded = torch.empty(Shape(spec).weight_bytes // 2, dtype=torch.int16, device=parameters.device)
+    grid = min(_blocks(rounded.numel() // 2, 256), 8 * device.multiprocessors)
+    device.launch("network.cu", constants, "round_weights", (grid, 1), 256, 0, (parameters, rounded))
+    return rounded
+
+
 def network_forward(device: Device, x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Sequence[float]) -> Tensor:
     """[n, in] -> [n, out] of the dtype of ``x``: float32, or the precision's own half type."""
     n = x.shape[0]
     out = x.new_empty(n, spec[-3])
     tiles = network_tiles(device, spec)
-    kernel = "network.cu", network_constants(spec, tiles, x.dtype != torch.float32), "network_forward"
+    constants = network_constants(spec, tiles, x.dtype != torch.float32)
+    kernel = "network.cu", constants, "network_forward"
     size = 32 * tiles.warps, tiles.shared_bytes
     if n:
+        rounded = _rounded(device, parameters, spec, constants) if tiles.streamed else None
         grid = min(_blocks(n, tiles.rows), device.resident_blocks(*kernel, *size))
-        arguments = (x, parameters, _epsilons(eps), ctypes.c_int64(n), out)
+        arguments = (x, parameters, rounded, _epsilons(eps), ctypes.c_int64(n), out)
         device.launch(*kernel, (grid, 1), *size, arguments)
     return out
 
@@ -99,10 +130,11 @@ def network_backward(
         grid = min(_blocks(grad.numel(), 1024), device.multiprocessors * 8)
         arguments: tuple[Any, ...] = (grad, ctypes.c_int64(grad.numel()), largest)
         device.launch("network.cu", constants, "largest_magnitude", (grid, 1), 256, 0, arguments)
+        rounded = _rounded(device, parameters, spec, constants) if tiles.back_streamed else None
         kernel = "network.cu", constants, "network_backward"
         grid = min(_blocks(n, tiles.back_rows), device.resident_blocks(*kernel, *size))
-        arguments = (x, parameters, _epsilons(eps), ctypes.c_int64(n), grad, largest, grad_x if needs_x else None,
-                     grad_parameters)  # fmt: skip
+        arguments = (x, parameters, rounded, _epsilons(eps), ctypes.c_int64(n), grad, largest,
+                     grad_x if needs_x else None, grad_parameters)  # fmt: skip
         device.launch(*kernel, (grid, 1), *size, arguments)
     return grad_x, grad_parameters
 
@@ -119,15 +151,13 @@ class GridLevels(ctypes.Structure):
     )
 
 
-def _levels(resolutions: Sequence[int], offsets: Sequence[int], log2_table_size: int) -> GridLevels:
-    size = 1 << log2_table_size
-    dense = sum(1 << level for level, r in enumerate(resolutions) if (r + 1) ** 3 <= size)
+def _levels(layout: HashGridLayout) -> GridLevels:
     return GridLevels(
-        len(resolutions),
-        size - 1,
-        dense,
-        (ctypes.c_int * MAX_LEVELS)(*resolutions),
-        (ctypes.c_uint32 * MAX_LEVELS)(*offsets[:-1]),
+        layout.num_levels,
+        (1 << layout.log2_table_size) - 1,
+        sum(layout.is_dense(level) << level for level in range(layout.num_levels)),
+        (ctypes.c_int * MAX_LEVELS)(*layout.resolutions),
+        (ctypes.c_uint32 * MAX_LEVELS)(*layout.offsets[:-1]),
     )
 
 
@@ -136,51 +166,35 @@ def grid_constants(features: int, half_table: bool) -> tuple[str, ...]:
     return (f"EUGEN_FEATURES={features}", f"EUGEN_HALF_TABLE={int(half_table)}")
 
 
-def _level_groups(levels: int, features: int) -> int:
+def _level_groups(layout: HashGridLayout) -> int:
     """Blocks side by side for the levels, as in src/grid.cu."""
-    return _blocks(levels, max(1, 8 // features))
+    return _blocks(layout.num_levels, max(1, 8 // layout.features_per_level))
 
 
-def hash_encode_forward(
-    device: Device,
-    x: Tensor,
-    table: Tensor,
-    resolutions: Sequence[int],
-    offsets: Sequence[int],
-    log2_table_size: int,
-) -> Tensor:
+def hash_encode_forward(device: Device, x: Tensor, table: Tensor, layout: HashGridLayout) -> Tensor:
     """[n, 3], [entries, F] float32 or float16 -> [n, L * F] float32."""
-    n, features = x.shape[0], table.shape[1]
-    out = x.new_empty(n, len(resolutions) * features)
+    n = x.shape[0]
+    out = x.new_empty(n, layout.out_features)
     if n:
-        constants = grid_constants(features, table.dtype == torch.float16)
-        grid = _blocks(n, THREADS), _level_groups(len(resolutions), features)
-        levels = _levels(resolutions, offsets, log2_table_size)
-        arguments = (x, table, levels, ctypes.c_int64(n), out)
+        constants = grid_constants(layout.features_per_level, table.dtype == torch.float16)
+        arguments = (x, table, _levels(layout), ctypes.c_int64(n), out)
+        grid = _blocks(n, THREADS), _level_groups(layout)
         device.launch("grid.cu", constants, "hash_encode_forward", grid, THREADS, 0, arguments)
     return out
 
 
 def hash_encode_backward(
-    device: Device,
-    x: Tensor,
-    table: Tensor,
-    grad: Tensor,
-    resolutions: Sequence[int],
-    offsets: Sequence[int],
-    log2_table_size: int,
-    needs_table: bool,
-    needs_x: bool,
+    device: Device, x: Tensor, table: Tensor, grad: Tensor, layout: HashGridLayout, needs_table: bool, needs_x: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of table and x; an empty tensor stands for one that nobody needs."""
-    n, features = x.shape[0], table.shape[1]
+    n = x.shape[0]
     grad_table = torch.zeros_like(table) if needs_table else table.new_empty(0)
     grad_x = torch.empty_like(x) if needs_x else x.new_empty(0)
-    constants = grid_constants(features, half_table=False)
-    levels, count = _levels(resolutions, offsets, log2_table_size), ctypes.c_int64(n)
+    constants = grid_constants(layout.features_per_level, half_table=False)
+    levels, count = _levels(layout), ctypes.c_int64(n)
     if n and needs_table:
-        grid = _blocks(n, THREADS), _level_groups(len(resolutions), features)
         arguments: tuple[Any, ...] = (x, levels, count, grad, grad_table)
+        grid = _blocks(n, THREADS), _level_groups(layout)
         device.launch("grid.cu", constants, "hash_encode_backward", grid, THREADS, 0, arguments)
     if n and needs_x:
         arguments = (x, table, levels, count, grad, grad_x)
@@ -232,8 +246,9 @@ def _occupied_blocks(device: Device, bits: Tensor, resolution: int) -> Tensor:
     return blocks
 
 
-def _march(box: Sequence[float], contracted: bool, rule: Sequence[float], resolution: int) -> MarchArguments:
-    return MarchArguments((ctypes.c_float * 6)(*box), (ctypes.c_float * 2)(*rule), int(contracted), resolution)
+def _march(space: Space, rule: StepRule, resolution: int) -> MarchArguments:
+    box, steps = (*space.box[0], *space.box[1]), (rule.step_size, rule.cone_angle)
+    return MarchArguments((ctypes.c_float * 6)(*box), (ctypes.c_float * 2)(*steps), int(space.contracted), resolution)
 
 
 def _ray_kernel(device: Device, kernel: str, threads: int, *arguments: Any) -> None:
@@ -259,13 +274,12 @@ def march(
     jitter: Tensor,
     bits: Tensor,
     resolution: int,
-    box: Sequence[float],
-    contracted: bool,
-    rule: Sequence[float],
+    space: Space,
+    rule: StepRule,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rays -> ray_offsets [R + 1], t_starts [N], t_ends [N]. Waits for the device, to learn N."""
     rays = origins.shape[0]
-    arguments = _march(box, contracted, rule, resolution)
+    arguments = _march(space, rule, resolution)
     blocks = _occupied_blocks(device, bits, resolution) if rays else None
     common = (origins, directions, near, far, jitter, ctypes.c_int64(rays), arguments, bits, blocks)
     counts = torch.empty(rays, dtype=torch.int64, device=origins.device)
@@ -285,13 +299,12 @@ def sample_points(
     ray_offsets: Tensor,
     t_starts: Tensor,
     t_ends: Tensor,
-    box: Sequence[float],
-    contracted: bool,
+    space: Space,
 ) -> tuple[Tensor, Tensor]:
     """Packed samples -> positions in the unit cube [N, 3], directions [N, 3]."""
     rays, n = origins.shape[0], t_starts.shape[0]
     unit, view = t_starts.new_empty(n, 3), t_starts.new_empty(n, 3)
-    march = _march(box, contracted, (1.0, 0.0), 2)  # positions depend on neither step rule nor occupancy
+    march = _march(space, StepRule(1.0), 2)  # positions depend on neither step rule nor occupancy
     sizes = ctypes.c_int64(rays), ctypes.c_int64(n)
     _ray_kernel(device, "sample_points", 32 * rays, origins, directions, sizes[0], ray_offsets, t_starts, t_ends,
                 sizes[1], march, unit, view)  # fmt: skip
@@ -334,6 +347,20 @@ def render_constants(
     )
 
 
+def load_render(
+    device: Device, density_spec: Sequence[int], color_spec: Sequence[int], features: int, half_table: bool
+) -> None:
+    """Compile and load the kernel that renders a field.
+
+    Raises:
+        BuildError: it does not compile.
+        CudaError: the driver refuses it.
+    """
+    constants = render_constants(density_spec, color_spec, features, half_table)
+    shared = render_shared_bytes(density_spec, color_spec)
+    device.resident_blocks("render.cu", constants, "render", 32 * RENDER_WARPS, shared)
+
+
 def render(
     device: Device,
     origins: Tensor,
@@ -342,28 +369,22 @@ def render(
     far: Tensor,
     bits: Tensor,
     resolution: int,
-    box: Sequence[float],
-    contracted: bool,
-    rule: Sequence[float],
+    space: Space,
+    rule: StepRule,
     table: Tensor,
-    resolutions: Sequence[int],
-    offsets: Sequence[int],
-    log2_table_size: int,
-    density: Tensor,
-    density_spec: Sequence[int],
-    density_eps: Sequence[float],
-    color: Tensor,
-    color_spec: Sequence[int],
-    color_eps: Sequence[float],
+    layout: HashGridLayout,
+    density: PackedChain,
+    color: PackedChain,
     min_transmittance: float,
 ) -> tuple[Tensor, Tensor]:
     """Rays and a whole field -> [R, 5] rgb, alpha, depth, and samples [R]."""
     rays = origins.shape[0]
     out, samples = origins.new_empty(rays, 5), origins.new_empty(rays, dtype=torch.int64)
     if rays:
-        constants = render_constants(density_spec, color_spec, table.shape[1], table.dtype == torch.float16)
+        half_table = table.dtype == torch.float16
+        constants = render_constants(density.spec, color.spec, layout.features_per_level, half_table)
         kernel = "render.cu", constants, "render"
-        size = 32 * RENDER_WARPS, render_shared_bytes(density_spec, color_spec)
+        size = 32 * RENDER_WARPS, render_shared_bytes(density.spec, color.spec)
         grid = min(_blocks(rays, 32 * RENDER_WARPS), device.resident_blocks(*kernel, *size))
         next_ray = torch.zeros(1, dtype=torch.int32, device=origins.device)
         arguments = (
@@ -372,15 +393,15 @@ def render(
             near,
             far,
             ctypes.c_int64(rays),
-            _march(box, contracted, rule, resolution),
+            _march(space, rule, resolution),
             bits,
             _occupied_blocks(device, bits, resolution),
             table,
-            _levels(resolutions, offsets, log2_table_size),
-            density,
-            _epsilons(density_eps),
-            color,
-            _epsilons(color_eps),
+            _levels(layout),
+            density.parameters,
+            _epsilons(density.eps),
+            color.parameters,
+            _epsilons(color.eps),
             ctypes.c_float(min_transmittance),
             next_ray,
             out,

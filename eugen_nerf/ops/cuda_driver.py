@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import threading
 from typing import Any, Protocol
 
 import torch
@@ -16,8 +17,7 @@ from eugen_nerf.ops.nvrtc import compile_cached, find_nvrtc
 # CUdevice_attribute and CUfunction_attribute of the driver's interface.
 _SHARED_MEMORY_OPT_IN, _MULTIPROCESSORS = 97, 16
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
-_DYNAMIC_SHARED_MEMORY = 8
-_DEFAULT_SHARED_MEMORY = 48 * 1024
+_STATIC_SHARED_MEMORY, _MOST_DYNAMIC_SHARED_MEMORY = 1, 8
 
 
 class Device(Protocol):
@@ -68,11 +68,12 @@ class Gpu:
     """One NVIDIA GPU in its primary context, the one that torch uses.
 
     Launches neither wait nor allocate, so they may be captured in a CUDA graph once each kernel has run before: its
-    compilation and loading may not be part of a capture.
+    compilation and loading may not be part of a capture. Threads may launch at the same time.
     """
 
     def __init__(self, index: int) -> None:
         torch.cuda.init()
+        _check(_driver().cuInit(0), "cuInit")
         self._index = index
         device = ctypes.c_int()
         _check(_driver().cuDeviceGet(ctypes.byref(device), index), "cuDeviceGet")
@@ -87,6 +88,7 @@ class Gpu:
         self.architecture = 10 * attribute(_CAPABILITY_MAJOR) + attribute(_CAPABILITY_MINOR)
         self.shared_memory = attribute(_SHARED_MEMORY_OPT_IN)
         self.multiprocessors = attribute(_MULTIPROCESSORS)
+        self._loading = threading.Lock()
         self._modules: dict[tuple[str, tuple[str, ...]], ctypes.c_void_p] = {}
         self._functions: dict[tuple[str, tuple[str, ...], str], ctypes.c_void_p] = {}
         self._resident: dict[tuple[str, tuple[str, ...], str, int, int], int] = {}
@@ -94,24 +96,31 @@ class Gpu:
     def _function(self, source: str, constants: tuple[str, ...], kernel: str) -> ctypes.c_void_p:
         key = (source, constants, kernel)
         if key not in self._functions:
-            if key[:2] not in self._modules:
-                compiled = compile_cached(source, find_nvrtc().target(self.architecture), constants)
-                module = ctypes.c_void_p()
-                _check(_driver().cuModuleLoadData(ctypes.byref(module), compiled.cubin), "loading compiled kernels")
-                self._modules[key[:2]] = module
-            function = ctypes.c_void_p()
-            name = kernel.encode()
-            status = _driver().cuModuleGetFunction(ctypes.byref(function), self._modules[key[:2]], name)
-            _check(status, f"finding the kernel {kernel}")
-            status = _driver().cuFuncSetAttribute(function, _DYNAMIC_SHARED_MEMORY, self._most_shared(function))
-            _check(status, f"reserving shared memory for {kernel}")
-            self._functions[key] = function
+            with self._loading:
+                self._functions[key] = self._load(self._module(source, constants), kernel)
         return self._functions[key]
 
-    def _most_shared(self, function: ctypes.c_void_p) -> int:
-        static = ctypes.c_int()
-        _check(_driver().cuFuncGetAttribute(ctypes.byref(static), 1, function), "cuFuncGetAttribute")
-        return self.shared_memory - static.value
+    def _module(self, source: str, constants: tuple[str, ...]) -> ctypes.c_void_p:
+        key = (source, constants)
+        if key not in self._modules:
+            architecture, portable = find_nvrtc().target(self.architecture)
+            compiled = compile_cached(source, architecture, constants, portable)
+            module = ctypes.c_void_p()
+            _check(_driver().cuModuleLoadData(ctypes.byref(module), compiled.image), "loading compiled kernels")
+            self._modules[key] = module
+        return self._modules[key]
+
+    def _load(self, module: ctypes.c_void_p, kernel: str) -> ctypes.c_void_p:
+        """A kernel of a module, which may use all the shared memory that blocks of this GPU may have."""
+        function, static = ctypes.c_void_p(), ctypes.c_int()
+        status = _driver().cuModuleGetFunction(ctypes.byref(function), module, kernel.encode())
+        _check(status, f"finding the kernel {kernel}")
+        status = _driver().cuFuncGetAttribute(ctypes.byref(static), _STATIC_SHARED_MEMORY, function)
+        _check(status, f"asking for the shared memory of {kernel}")
+        most = self.shared_memory - static.value
+        status = _driver().cuFuncSetAttribute(function, _MOST_DYNAMIC_SHARED_MEMORY, most)
+        _check(status, f"reserving shared memory for {kernel}")
+        return function
 
     def launch(
         self,
@@ -144,7 +153,12 @@ class Gpu:
     def resident_blocks(
         self, source: str, constants: tuple[str, ...], kernel: str, threads: int, shared_bytes: int
     ) -> int:
-        """See `Device.resident_blocks`."""
+        """See `Device.resident_blocks`.
+
+        Raises:
+            BuildError: the program does not compile.
+            CudaError: the driver refuses, or not a single block fits.
+        """
         key = (source, constants, kernel, threads, shared_bytes)
         if key not in self._resident:
             with torch.cuda.device(self._index):
@@ -157,7 +171,9 @@ class Gpu:
                     ctypes.c_size_t(shared_bytes),
                 )
                 _check(status, f"counting the blocks of {kernel}")
-            self._resident[key] = max(1, blocks.value) * self.multiprocessors
+            if not blocks.value:
+                raise CudaError(f"{kernel} with {threads} threads and {shared_bytes} bytes a block does not fit")
+            self._resident[key] = blocks.value * self.multiprocessors
         return self._resident[key]
 
 
@@ -178,4 +194,5 @@ def gpu(index: int) -> Gpu:
 
 
 # A forked process has no part in its parent's context; torch refuses CUDA there, and handles must not survive.
-os.register_at_fork(after_in_child=gpu.cache_clear)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=gpu.cache_clear)

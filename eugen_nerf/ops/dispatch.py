@@ -18,13 +18,14 @@ from torch import Tensor
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers.merge import MergedChain
-from eugen_nerf.ops import cpu, reference
+from eugen_nerf.ops import cuda, operators, reference
 from eugen_nerf.ops.build import BuildError, cpu_library
-from eugen_nerf.ops.checks import FEATURES_PER_LEVEL
+from eugen_nerf.ops.checks import why_not_grid
 from eugen_nerf.ops.cuda_driver import CudaError, gpu, gpu_number
 from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule
+from eugen_nerf.ops.operators import grid_arguments, rule_argument, space_arguments
 from eugen_nerf.ops.packing import PackedChain, pack_chain, why_not_native
-from eugen_nerf.ops.tiles import MAX_LEVELS, OLDEST_ARCHITECTURE, plan, why_not_cuda
+from eugen_nerf.ops.tiles import OLDEST_ARCHITECTURE, plan, why_not_cuda
 
 Backend = Literal["auto", "reference", "cpu", "cuda"]
 BACKENDS = ("auto", "reference", "cpu", "cuda")
@@ -61,8 +62,6 @@ def _native_cpu_problem() -> str | None:
 def _native_cuda_problem(index: int) -> str | None:
     """Why there are no native runners on the GPU of this number; warns once."""
     try:
-        # Registers the kernels. Not above: without a GPU nobody needs to wait for it.
-        importlib.import_module("eugen_nerf.ops.cuda_ops")
         device = gpu(index)
         if device.architecture < OLDEST_ARCHITECTURE:
             raise BuildError(
@@ -85,6 +84,12 @@ def _native_cuda_problem(index: int) -> str | None:
     return None
 
 
+@torch.compiler.assume_constant_result  # asked while torch.compile traces, not traced
+def native_problem(device: torch.device) -> str | None:
+    """Why there are no native runners for a CPU's or GPU's tensors; None if there are."""
+    return _native_cpu_problem() if device.type == "cpu" else _native_cuda_problem(gpu_number(device))
+
+
 def uses_native(backend: Backend, *tensors: Tensor) -> bool:
     """Whether the native runner of their device takes these tensors.
 
@@ -102,9 +107,7 @@ def uses_native(backend: Backend, *tensors: Tensor) -> bool:
         if backend == "cuda":
             raise UserError("Backend cuda takes float32 tensors on one NVIDIA GPU. Use backend auto or reference.")
         return False
-    if torch.compiler.is_compiling():  # the library was built, or found missing, before anything is traced
-        return True
-    problem = _native_cpu_problem() if device.type == "cpu" else _native_cuda_problem(gpu_number(device))
+    problem = native_problem(device)
     if problem and backend != "auto":
         raise UserError(f"Backend {backend} was asked for, but {problem}.")
     return problem is None
@@ -112,10 +115,16 @@ def uses_native(backend: Backend, *tensors: Tensor) -> bool:
 
 @functools.cache
 def _cuda_network_problem(spec: tuple[int, ...], index: int) -> str | None:
-    """Why a GPU has no kernels for a packed chain; warns once."""
+    """Why a GPU has no kernels for a packed chain; warns once. Loads them, so that a compiler's complaint is a reason
+    too, and not the end of a training."""
     problem = why_not_cuda(spec)
     if problem is None and plan(spec, gpu(index).shared_memory) is None:
         problem = "it does not fit into the GPU's shared memory"
+    if problem is None:
+        try:
+            cuda.load_network(gpu(index), spec)
+        except (BuildError, CudaError) as error:
+            problem = str(error)
     if problem:
         warnings.warn(
             f"A network {spec} is evaluated by eager PyTorch, not by CUDA kernels: {problem}.",
@@ -123,6 +132,11 @@ def _cuda_network_problem(spec: tuple[int, ...], index: int) -> str | None:
             stacklevel=2,
         )
     return problem
+
+
+@torch.compiler.assume_constant_result
+def _network_problem(spec: tuple[int, ...], index: int) -> str | None:
+    return _cuda_network_problem(spec, index)
 
 
 def runs_network(packed: PackedChain, device: torch.device, backend: Backend) -> bool:
@@ -133,28 +147,23 @@ def runs_network(packed: PackedChain, device: torch.device, backend: Backend) ->
     """
     if device.type != "cuda":
         return True
-    problem = _cuda_network_problem(packed.spec, gpu_number(device))
+    problem = _network_problem(packed.spec, gpu_number(device))
     if problem and requested_backend(backend) == "cuda":
         raise UserError(f"Backend cuda was asked for, but for this network there are no kernels: {problem}.")
     return problem is None
 
 
-def has_grid_code(layout: HashGridLayout) -> bool:
-    """Whether native runners have code for a hash grid."""
-    return layout.features_per_level in FEATURES_PER_LEVEL and layout.num_levels <= MAX_LEVELS
-
-
 def hash_encode(x: Tensor, table: Tensor, layout: HashGridLayout, *, backend: Backend = "auto") -> Tensor:
     """See `reference.hash_encode`."""
-    if has_grid_code(layout) and uses_native(backend, x, table):
-        return cpu.hash_encode(x, table, layout.resolutions, layout.offsets, layout.log2_table_size)
+    if why_not_grid(layout, x.device) is None and uses_native(backend, x, table):
+        return operators.hash_encode(x, table, *grid_arguments(layout))
     return reference.hash_encode(x, table, layout)
 
 
 def spherical_harmonics(directions: Tensor, *, backend: Backend = "auto") -> Tensor:
     """See `reference.spherical_harmonics`."""
     if not directions.requires_grad and uses_native(backend, directions):
-        return cpu.spherical_harmonics(directions)
+        return operators.spherical_harmonics(directions)
     return reference.spherical_harmonics(directions)
 
 
@@ -163,7 +172,7 @@ def network(x: Tensor, chain: MergedChain, *, backend: Backend = "auto") -> Tens
     if why_not_native(chain) is None and uses_native(backend, x, chain.weight):
         packed = pack_chain(chain)
         if runs_network(packed, x.device, backend):
-            return cpu.network(x, packed.parameters, packed.spec, packed.eps)
+            return operators.network(x, packed.parameters, packed.spec, packed.eps)
     return reference.network(x, chain)
 
 
@@ -183,11 +192,9 @@ def march(
     """See `reference.march`."""
     if uses_native(backend, origins, directions, near, far):
         shift = torch.full_like(near, 0.5) if jitter is None else jitter
-        box = [*space.box[0], *space.box[1]]
-        steps = [rule.step_size, rule.cone_angle]
-        return PackedSamples(
-            *cpu.march(origins, directions, near, far, shift, bits, resolution, box, space.contracted, steps)
-        )
+        rays = (origins, directions, near, far, shift)
+        where = (*space_arguments(space), rule_argument(rule))
+        return PackedSamples(*operators.march(*rays, bits, resolution, *where))
     return reference.march(origins, directions, near, far, bits, resolution, space, rule, jitter)
 
 
@@ -197,9 +204,8 @@ def sample_points(
     """See `reference.sample_points`."""
     needs_gradient = origins.requires_grad or directions.requires_grad
     if not needs_gradient and uses_native(backend, origins, directions, samples.t_starts):
-        box = [*space.box[0], *space.box[1]]
         ends = samples.t_starts, samples.t_ends
-        return cpu.sample_points(origins, directions, samples.ray_offsets, *ends, box, space.contracted)
+        return operators.sample_points(origins, directions, samples.ray_offsets, *ends, *space_arguments(space))
     return reference.sample_points(origins, directions, samples, space)
 
 
@@ -208,6 +214,6 @@ def composite(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.composite`."""
     if uses_native(backend, sigma, rgb, samples.t_starts):
-        out = cpu.composite(sigma, rgb, samples.t_starts, samples.t_ends, samples.ray_offsets)
+        out = operators.composite(sigma, rgb, samples.t_starts, samples.t_ends, samples.ray_offsets)
         return out[:, :3], out[:, 3], out[:, 4]
     return reference.composite(sigma, rgb, samples)

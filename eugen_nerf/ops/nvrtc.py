@@ -1,4 +1,4 @@
-"""Compiling CUDA C++ with NVRTC, the run-time compiler that comes with torch's own CUDA wheels.
+"""Compiling CUDA C++ with NVRTC, the run-time compiler that comes with torch's own CUDA wheels. On Linux.
 
 Neither nvcc nor a host compiler nor CUDA's headers are needed, and no GPU: code can be compiled for one that is not
 there.
@@ -17,12 +17,16 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from eugen_nerf.ops.build import SOURCE, BuildError, cache_folder
 
 OPTIONS = ("--std=c++17", "--device-as-default-execution-space", "--ptxas-options=-v")
 
 # Where pip wheels of CUDA 13 and of CUDA 12 keep the library, below a folder of sys.path.
 WHEEL_FOLDERS = ("nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib", "nvidia/cu12/lib")
+# Toolkits that the system's linker need not know.
+TOOLKITS = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), sys.prefix, "/usr/local/cuda")
 MAJOR_VERSIONS = (13, 12)
 
 
@@ -30,7 +34,7 @@ MAJOR_VERSIONS = (13, 12)
 class Compiled:
     """A compiled program."""
 
-    cubin: bytes
+    image: bytes  # machine code (cubin), or PTX that the driver compiles on
     log: str  # what ptxas says about each kernel
 
     def resources(self) -> dict[str, tuple[int, int]]:
@@ -56,11 +60,11 @@ class Nvrtc:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        # Version 13.0 asks for its builtins by name, but does not look for them in its own folder.
-        for builtins in sorted(glob.glob(os.path.join(os.path.dirname(path), "libnvrtc-builtins.so.*"))):
-            if ".alt." not in builtins:
-                ctypes.CDLL(builtins, mode=ctypes.RTLD_GLOBAL)
+        folder = os.path.dirname(path)
         try:
+            # Version 13.0 asks for its builtins by name, but does not look for them in its own folder.
+            for builtins in _libraries(folder, "libnvrtc-builtins.so.*") if folder else ():
+                ctypes.CDLL(builtins, mode=ctypes.RTLD_GLOBAL)
             self._library = ctypes.CDLL(path)
         except OSError as error:
             raise BuildError(f"NVRTC does not load ({error})") from error
@@ -76,35 +80,42 @@ class Nvrtc:
         self._library.nvrtcGetSupportedArchs(values)
         return list(values)
 
-    def target(self, architecture: int) -> int:
-        """The architecture to compile for, given a GPU's: its own, or an older one of the same generation.
+    def target(self, architecture: int) -> tuple[int, bool]:
+        """What to compile for, given a GPU's architecture, and whether the driver has to compile that on.
+
+        Machine code runs on the architecture itself and later ones of the same generation. Generations that are newer
+        than this NVRTC get PTX.
 
         Raises:
-            BuildError: the GPU's generation is unknown to this NVRTC.
+            BuildError: the GPU is older than all that this NVRTC knows.
         """
-        known = [a for a in self.architectures() if a // 10 == architecture // 10 and a <= architecture]
+        known = [a for a in self.architectures() if a <= architecture]
         if not known:
             raise BuildError(
                 f"NVRTC {self.version[0]}.{self.version[1]} does not know compute capability {architecture / 10}"
             )
-        return max(known)
+        return max(known), max(known) // 10 != architecture // 10
 
-    def compile(self, source: str, architecture: int, constants: tuple[str, ...] = ()) -> Compiled:
+    def compile(
+        self, source: str, architecture: int, constants: tuple[str, ...] = (), portable: bool = False
+    ) -> Compiled:
         """Compile one of the sources in ops/src.
 
         Args:
             source: name of the file.
             architecture: 10 * major + minor compute capability.
             constants: preprocessor definitions NAME=VALUE.
+            portable: to PTX, for newer generations too; its log says nothing about registers.
 
         Raises:
             BuildError: NVRTC rejects the program; the message has its first error.
         """
         files = sources()
         names = sorted(name for name in files if name != source)
-        options = [f"--gpu-architecture=sm_{architecture}", *OPTIONS, *(f"-D{constant}" for constant in constants)]
+        machine = f"{'compute' if portable else 'sm'}_{architecture}"
+        options = [f"--gpu-architecture={machine}", *OPTIONS, *(f"-D{constant}" for constant in constants)]
         program = ctypes.c_void_p()
-        self._library.nvrtcCreateProgram(
+        status = self._library.nvrtcCreateProgram(
             ctypes.byref(program),
             files[source],
             source.encode(),
@@ -112,6 +123,8 @@ class Nvrtc:
             (ctypes.c_char_p * len(names))(*(files[name] for name in names)),
             (ctypes.c_char_p * len(names))(*(name.encode() for name in names)),
         )
+        if status:
+            raise BuildError(f"NVRTC {self.version[0]}.{self.version[1]} cannot begin with {source} (status {status})")
         try:
             encoded = [option.encode() for option in options]
             status = self._library.nvrtcCompileProgram(
@@ -122,7 +135,7 @@ class Nvrtc:
                 lines = log.strip().splitlines() or [f"status {status}"]
                 first = next((line for line in lines if "error" in line), lines[0])
                 raise BuildError(f"NVRTC {self.version[0]}.{self.version[1]} failed on {source}: {first}")
-            return Compiled(self._read(program, "CUBIN"), log)
+            return Compiled(self._read(program, "PTX" if portable else "CUBIN"), log)
         finally:
             self._library.nvrtcDestroyProgram(ctypes.byref(program))
 
@@ -140,27 +153,35 @@ def sources() -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in SOURCE.iterdir() if file.suffix in (".cu", ".cuh", ".h")}
 
 
+def _libraries(folder: str, pattern: str) -> list[str]:
+    return [path for path in sorted(glob.glob(os.path.join(folder, pattern))) if ".alt." not in path]
+
+
 @functools.cache
 def find_nvrtc() -> Nvrtc:
     """The NVRTC of torch's wheel, or of the system.
 
+    Of several, one of the CUDA version that torch was built for: a driver that runs torch need not load what a later
+    version makes.
+
     Raises:
         BuildError: there is none.
     """
-    for folder in sys.path:
-        for below in WHEEL_FOLDERS:
-            for path in sorted(glob.glob(os.path.join(folder, below, "libnvrtc.so.*"))):
-                if ".alt." not in path:
-                    return Nvrtc(path)
-    for version in MAJOR_VERSIONS:
-        try:
-            return Nvrtc(f"libnvrtc.so.{version}")
-        except BuildError:
-            continue
+    mine = (torch.version.cuda or "").split(".")[0]
+    versions = sorted(map(str, MAJOR_VERSIONS), key=lambda version: version != mine)
+    folders = [os.path.join(folder, below) for folder in sys.path for below in WHEEL_FOLDERS]
+    folders += [os.path.join(folder, below) for folder in TOOLKITS if folder for below in ("lib64", "lib")]
+    for version in versions:
+        found = [path for folder in folders for path in _libraries(folder, f"libnvrtc.so.{version}*")]
+        for path in [*found, f"libnvrtc.so.{version}"]:
+            try:
+                return Nvrtc(path)
+            except BuildError:
+                continue
     raise BuildError("NVRTC was found neither in torch's CUDA wheels nor on the system")
 
 
-def compile_cached(source: str, architecture: int, constants: tuple[str, ...] = ()) -> Compiled:
+def compile_cached(source: str, architecture: int, constants: tuple[str, ...] = (), portable: bool = False) -> Compiled:
     """`Nvrtc.compile`, kept in the cache folder; processes may do this at the same time.
 
     Raises:
@@ -170,19 +191,20 @@ def compile_cached(source: str, architecture: int, constants: tuple[str, ...] = 
     digest = hashlib.sha256()
     for name, content in sorted(sources().items()):
         digest.update(name.encode() + b"\0" + content + b"\0")
-    digest.update(repr((source, architecture, constants, OPTIONS, compiler.version)).encode())
+    digest.update(repr((source, architecture, constants, portable, OPTIONS, compiler.version)).encode())
     path = cache_folder() / f"cuda-{digest.hexdigest()[:24]}.cubin"
     log_path = path.with_suffix(".log")
     try:
         if path.exists() and log_path.exists():
             return Compiled(path.read_bytes(), log_path.read_text())
-        compiled = compiler.compile(source, architecture, constants)
+        compiled = compiler.compile(source, architecture, constants, portable)
         path.parent.mkdir(parents=True, exist_ok=True)
         # The program last: where it stands, its log stands too.
-        for target, content in ((log_path, compiled.log.encode()), (path, compiled.cubin)):
+        for target, content in ((log_path, compiled.log.encode()), (path, compiled.image)):
             _replace(target, content)
     except OSError as error:
-        raise BuildError(f"the folder {path.parent} cannot be used ({error.strerror})") from error
+        message = f"the folder {path.parent} cannot be used ({error.strerror}); EUGEN_CACHE may name another"
+        raise BuildError(message) from error
     return compiled
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from eugen_nerf.layers.eugen import num_projections
 from eugen_nerf.layers.merge import FeatureStage, MergedChain
 
-# Numbers of the nonlinearities, as in src/network_simd.h.
+# Numbers of the nonlinearities, as in src/phi.h.
 PHI_NUMBERS = {"identity": 0, "relu": 1, "squared_relu": 2, "softplus": 3, "gelu": 4, "sin": 5}
 
 
@@ -19,8 +19,10 @@ class PackedChain:
     """A chain for native runners.
 
     ``spec`` holds the number of stages; for each of them input width, features m, order, shared, phi, has
-    offsets, has norm; then output width and has bias; last, the input width. ``parameters`` holds for each
-    stage its projections [P * m, d], offsets [P * m] and norm column [P * m], then output matrix and bias.
+    offsets, norm; then output width and has bias; last, the input width. The norm is 0 where there is none, 1
+    where it is that of the stage's input x, 1 + r where it is that of r numbers R x + c. ``parameters`` holds for
+    each stage its projections [P * m, d], offsets [P * m], norm column [P * m], R [r, d] and c [r], then output
+    matrix and bias.
     """
 
     parameters: Tensor  # [K], differentiable
@@ -35,8 +37,8 @@ def why_not_native(chain: MergedChain) -> str | None:
             return f"order {stage.order} is above 2"
         if stage.phi not in PHI_NUMBERS:
             return f"phi {stage.phi} is unknown to them"
-        if stage.norm_factor is not None:
-            return "a norm inside a chain is not supported by them"
+        if stage.norm_constant is not None and stage.norm_constant.requires_grad:
+            return "the gradient of a norm's constant is unknown to them"  # merge_chain makes none that needs it
     return None
 
 
@@ -45,9 +47,11 @@ def pack_chain(chain: MergedChain) -> PackedChain:
     tensors: list[Tensor] = []
     spec = [len(chain.stages)]
     for stage in chain.stages:
-        spec += _stage_spec(stage)
+        form = _norm_form(stage)
+        spec += _stage_spec(stage, form[1].numel() if form else 0)
         tensors.append(stage.projections)
         tensors += [t for t in (stage.offsets, stage.norm_column) if t is not None]
+        tensors += form
     spec += [chain.out_features, int(chain.bias is not None), chain.in_features]
     tensors.append(chain.weight)
     if chain.bias is not None:
@@ -56,7 +60,19 @@ def pack_chain(chain: MergedChain) -> PackedChain:
     return PackedChain(parameters, tuple(spec), tuple(stage.eps for stage in chain.stages))
 
 
-def _stage_spec(stage: FeatureStage) -> list[int]:
+def _norm_form(stage: FeatureStage) -> list[Tensor]:
+    """R and c whose ||R x + c||^2 is what the stage's norm adds eps to; empty where that is ||x||^2."""
+    factor, offset, constant = stage.norm_factor, stage.norm_offset, stage.norm_constant
+    if factor is None:
+        return []
+    offset = factor.new_zeros(factor.shape[0]) if offset is None else offset
+    if constant is not None:  # one number more, which does not depend on x
+        factor = torch.cat([factor, factor.new_zeros(1, factor.shape[1])])
+        offset = torch.cat([offset, constant.sqrt().reshape(1)])
+    return [factor, offset]
+
+
+def _stage_spec(stage: FeatureStage, norm_rows: int) -> list[int]:
     features = stage.projections.shape[0] // num_projections(stage.order, stage.shared)
     return [
         stage.in_features,
@@ -65,5 +81,5 @@ def _stage_spec(stage: FeatureStage) -> list[int]:
         int(stage.shared),
         PHI_NUMBERS[stage.phi],
         int(stage.offsets is not None),
-        int(stage.norm_column is not None),
+        0 if stage.norm_column is None else 1 + norm_rows,
     ]

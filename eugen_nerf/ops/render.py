@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from eugen_nerf.ops import cpu, reference
-from eugen_nerf.ops.cuda_driver import gpu, gpu_number
-from eugen_nerf.ops.dispatch import has_grid_code, runs_network, uses_native
+from eugen_nerf.ops import cuda, operators, reference
+from eugen_nerf.ops.build import BuildError
+from eugen_nerf.ops.checks import why_not_grid
+from eugen_nerf.ops.cuda_driver import CudaError, gpu, gpu_number
+from eugen_nerf.ops.dispatch import uses_native
 from eugen_nerf.ops.layout import Space, StepRule
+from eugen_nerf.ops.operators import grid_arguments, rule_argument, space_arguments
 from eugen_nerf.ops.packing import PackedChain, pack_chain, why_not_native
 from eugen_nerf.ops.radiance_field import RadianceField
-from eugen_nerf.ops.tiles import render_shared_bytes
+from eugen_nerf.ops.tiles import render_shared_bytes, why_not_cuda
 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+# `reference.render` holds all samples of its rays at once, some kB for each ray.
+RAYS_AT_ONCE = 1 << 14
 
 
 def render(
@@ -34,22 +43,24 @@ def render(
         not isinstance(field, RadianceField)
         or (networks := _packed_networks(field, origins, directions, near, far)) is None
     ):
-        return reference.render(origins, directions, near, far, bits, resolution, space, rule, field, min_transmittance)
-    (density, color), layout = networks, field.layout
-    out, samples = cpu.render(
+        parts = [
+            reference.render(o, d, n, f, bits, resolution, space, rule, field, min_transmittance)
+            for o, d, n, f in zip(*(t.split(RAYS_AT_ONCE) for t in (origins, directions, near, far)), strict=True)
+        ]
+        colors, alphas, depths, counts = (torch.cat(part) for part in zip(*parts, strict=True))
+        return colors, alphas, depths, counts
+    density, color = networks
+    out, samples = operators.render(
         origins,
         directions,
         near,
         far,
         bits,
         resolution,
-        [*space.box[0], *space.box[1]],
-        space.contracted,
-        [rule.step_size, rule.cone_angle],
+        *space_arguments(space),
+        rule_argument(rule),
         field.table,
-        layout.resolutions,
-        layout.offsets,
-        layout.log2_table_size,
+        *grid_arguments(field.layout),
         density.parameters,
         density.spec,
         density.eps,
@@ -63,16 +74,27 @@ def render(
 
 def _packed_networks(field: RadianceField, *rays: Tensor) -> tuple[PackedChain, PackedChain] | None:
     """The field's networks for the native runner of its device; None if that cannot render the field in one pass."""
-    if why_not_native(field.density) or why_not_native(field.color) or not has_grid_code(field.layout):
+    device, layout = rays[0].device, field.layout
+    if why_not_native(field.density) or why_not_native(field.color) or why_not_grid(layout, device):
         return None
     if not uses_native(field.backend, *rays, field.table, field.density.weight):
         return None
-    device = rays[0].device
     density, color = pack_chain(field.density), pack_chain(field.color)
-    if not all(runs_network(chain, device, field.backend) for chain in (density, color)):
-        return None
-    if device.type == "cuda":
-        shared = gpu(gpu_number(device)).shared_memory
-        if render_shared_bytes(density.spec, color.spec) > shared:
-            return None  # op by op, each with its own kernels
+    if device.type == "cuda" and not _has_kernel(
+        density.spec, color.spec, layout.features_per_level, gpu_number(device)
+    ):
+        return None  # op by op, each with its own kernels
     return density, color
+
+
+@functools.cache
+def _has_kernel(density: tuple[int, ...], color: tuple[int, ...], features: int, index: int) -> bool:
+    """Whether a GPU renders a field of these networks in one pass; warns once where it should and cannot."""
+    if why_not_cuda(density) or why_not_cuda(color) or render_shared_bytes(density, color) > gpu(index).shared_memory:
+        return False
+    try:
+        cuda.load_render(gpu(index), density, color, features, half_table=False)
+    except (BuildError, CudaError) as error:
+        warnings.warn(f"A field is rendered op by op, not in one pass: {error}.", RuntimeWarning, stacklevel=2)
+        return False
+    return True

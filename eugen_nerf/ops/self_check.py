@@ -2,26 +2,28 @@
 
 The question is put in a process of its own, `python -m eugen_nerf.ops.self_check DEVICE`, since a kernel that
 touches what it must not would leave the asking process without a usable GPU. The answer is kept in the cache folder
-for as long as kernels, compiler, driver and GPU stay the same.
+for as long as kernels, compiler, driver, PyTorch and GPU stay the same. Where that process does not get as far as the
+kernels (a GPU that serves one process alone, or whose memory is full), this one asks itself, and nothing is kept.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from eugen_nerf.layers import EUGen, build_network, merge_chain
-from eugen_nerf.ops import dispatch
+from eugen_nerf.ops import dispatch, operators
 from eugen_nerf.ops.build import cache_folder
 from eugen_nerf.ops.dispatch import Backend
 from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
@@ -31,6 +33,7 @@ from eugen_nerf.ops.render import render
 
 SWITCH = "EUGEN_CUDA_CHECK"  # environment variable; 0 uses the kernels unchecked
 SECONDS = 300  # that the check may take; it compiles each program once
+ARRIVED = "the GPU is ours"  # what the other process says before it runs the first kernel
 
 # Relative differences to eager PyTorch in float32. Coarse: networks compute in half precision, where a unit near zero
 # may pass a ReLU in one and not in the other.
@@ -45,6 +48,7 @@ class Verdict:
 
     failed: tuple[str, ...] = ()  # ops that disagree with eager PyTorch
     crash: str = ""  # the last that a process said which did not come to its end
+    lasts: bool = True  # False where another time may bring another answer
 
     def problem(self) -> str | None:
         """Why the kernels should not be used; None if they may."""
@@ -59,15 +63,12 @@ def check_ops(device: torch.device, backend: Backend) -> list[str]:
     """The ops whose native runner on a device disagrees with eager PyTorch there."""
     failed = []
     choices: tuple[Backend, Backend] = (backend, "reference")
-    for name, tolerance, run in _trials(device):
-        with torch.random.fork_rng(devices=[]):
-            results = []
-            for which in choices:
-                torch.manual_seed(0)
-                results.append(run(which))
-        pairs = zip(*results, strict=True)
-        if not all(mine.shape == theirs.shape and _difference(mine, theirs) <= tolerance for mine, theirs in pairs):
-            failed.append(name)
+    # The caller may be anywhere, say in the middle of an evaluation without gradients.
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        for name, tolerance, run in _trials(device):
+            pairs = zip(*(run(which) for which in choices), strict=True)
+            if not all(mine.shape == theirs.shape and _difference(mine, theirs) <= tolerance for mine, theirs in pairs):
+                failed.append(name)
     return failed
 
 
@@ -111,15 +112,17 @@ def _trials(device: torch.device) -> Iterator[tuple[str, float, Callable[[Backen
         return run
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)  # the CPU's alone
         layers = [
             build_network("mlp", 16, 64, 2, 5, 0),
             build_network("eugen", 16, 64, 2, 5, 24, norm_first=True),
             nn.Sequential(EUGen(16, 32, 16, order=2), nn.Linear(32, 5)),
+            nn.Sequential(EUGen(16, 32, 16), EUGen(32, 24, 16), nn.Linear(24, 5)),
         ]
         density, color = build_network("eugen", 16, 32, 1, 16, 32), build_network("eugen", 31, 32, 2, 3, 32)
     for number, stack in enumerate(layers):
-        yield f"network ({('dense', 'order 1', 'order 2')[number]})", NETWORK_TOLERANCE, network(stack)
+        name = ("dense", "order 1", "order 2", "norm inside")[number]
+        yield f"network ({name})", NETWORK_TOLERANCE, network(stack)
 
     directions = nn.functional.normalize(numbers(RAYS, 3) - 0.5, dim=-1)
     origins = 0.5 - 2 * directions + 0.3 * (numbers(RAYS, 3) - 0.5)
@@ -160,19 +163,22 @@ def _trials(device: torch.device) -> Iterator[tuple[str, float, Callable[[Backen
 
     yield "render", NETWORK_TOLERANCE, rendered
     parameter, grad = numbers(1000, 2), (numbers(1000, 2) - 0.5) * (numbers(1000, 2) < 0.3)
-    yield "sparse_adam", TOLERANCE, lambda b: _adam(device, b, parameter, grad)
+    yield "sparse_adam", TOLERANCE, lambda b: _adam(b, parameter, grad)
 
 
-def _adam(device: torch.device, backend: Backend, parameter: Tensor, grad: Tensor) -> list[Tensor]:
+def _adam(backend: Backend, parameter: Tensor, grad: Tensor) -> list[Tensor]:
     """One step of SparseAdam, from moments that are not zero."""
     parameter, first, second = parameter.clone(), 0.5 * grad + 0.1, grad * grad + 0.1
     if backend == "reference":
         m, v = first.lerp(grad, 0.1), second.lerp(grad * grad, 0.01)
         step = torch.where(grad != 0, 0.1 * m / ((2 * v).sqrt() + 1e-8), torch.zeros_like(grad))
         return [parameter - step, torch.where(grad != 0, m, first), torch.where(grad != 0, v, second)]
-    runner = importlib.import_module(f"eugen_nerf.ops.{'cuda_ops' if device.type == 'cuda' else 'cpu'}")
-    runner.sparse_adam(parameter, grad, first, second, (0.9, 0.99), 1e-8, 0.1, 2.0)
+    operators.sparse_adam(parameter, grad, first, second, (0.9, 0.99), 1e-8, 0.1, 2.0)
     return [parameter, first, second]
+
+
+class NotChecked(Exception):
+    """The other process has not come to the kernels; the message says why."""
 
 
 def verdict(index: int, run: Callable[[int], Verdict] | None = None) -> Verdict:
@@ -186,7 +192,15 @@ def verdict(index: int, run: Callable[[int], Verdict] | None = None) -> Verdict:
         kept = json.loads(path.read_text())
         return Verdict(tuple(kept["failed"]), kept["crash"])
     except (OSError, ValueError, KeyError):
+        pass
+    try:
         found = (run or in_another_process)(index)
+    except NotChecked:
+        with mock.patch.dict(os.environ, {SWITCH: "0"}):
+            os.environ.pop("EUGEN_BACKEND", None)
+            return Verdict(tuple(check_ops(torch.device("cuda", index), "cuda")))
+    if not found.lasts:
+        return found
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
@@ -200,11 +214,10 @@ def verdict(index: int, run: Callable[[int], Verdict] | None = None) -> Verdict:
 def _circumstances(index: int) -> str:
     """A name for all that the answer depends on."""
     digest = hashlib.sha256()
-    for name, content in sorted(sources().items()):
+    code = {file.name: file.read_bytes() for file in Path(__file__).parent.glob("*.py")}
+    for name, content in sorted({**sources(), **code}.items()):
         digest.update(name.encode() + b"\0" + content + b"\0")
-    for file in ("cuda.py", "cuda_ops.py", "tiles.py"):
-        digest.update((Path(__file__).parent / file).read_bytes())
-    gpu = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index), torch.version.cuda
+    gpu = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index), torch.__version__
     precision = os.environ.get("EUGEN_PRECISION", "")
     digest.update(repr((OPTIONS, find_nvrtc().version, gpu, _driver_version(), precision)).encode())
     return digest.hexdigest()[:24]
@@ -218,26 +231,46 @@ def _driver_version() -> str:
 
 
 def in_another_process(index: int) -> Verdict:
-    """Run the check of GPU ``index`` in a fresh interpreter."""
+    """Run the check of GPU ``index`` in a fresh interpreter.
+
+    Raises:
+        NotChecked: it could not be started, or had no GPU or not enough of its memory.
+    """
+    print(
+        "eugen-nerf compiles its kernels for this GPU and checks them, once; that may take a minute.", file=sys.stderr
+    )
     package = str(Path(__file__).parents[2])
-    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-    settings = {**os.environ, "PYTHONPATH": path, SWITCH: "0"}
+    settings = {**os.environ, "PYTHONPATH": os.pathsep.join([package, *filter(None, sys.path)]), SWITCH: "0"}
     settings.pop("EUGEN_BACKEND", None)
     command = [sys.executable, "-m", "eugen_nerf.ops.self_check", f"cuda:{index}"]
     try:
         result = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Verdict(crash=" ".join(str(error).split())[:200])
-    lines = result.stdout.strip().splitlines()
-    if result.returncode == 0 and lines:
-        return Verdict(tuple(json.loads(lines[-1])))
-    said = result.stderr.strip().splitlines()
-    return Verdict(crash=said[-1][:200] if said else f"exit status {result.returncode}")
+    except subprocess.TimeoutExpired:
+        # A kernel that never ends, or a machine with so much else to do that compiling took too long.
+        return Verdict(crash=f"no answer after {SECONDS} seconds", lasts=False)
+    except OSError as error:
+        raise NotChecked(str(error)) from error
+    said = _last_error(result.stderr) or f"exit status {result.returncode}"
+    if ARRIVED not in result.stdout or "OutOfMemoryError" in said:
+        raise NotChecked(said)
+    try:
+        return Verdict(tuple(json.loads(result.stdout.splitlines()[-1])))
+    except ValueError:
+        return Verdict(crash=said)
+
+
+def _last_error(stderr: str) -> str:
+    """The last exception's first line: PyTorch's go on with advice. Without one, the last line."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
+    return next(iter([*errors[-1:], *lines[-1:]]), "")[:200]
 
 
 def main(device: str) -> None:
     """Print the names of the ops that disagree, as a JSON list."""
     place = torch.device(device)
+    torch.zeros(1, device=place)
+    print(ARRIVED, flush=True)
     failed = check_ops(place, "cuda" if place.type == "cuda" else "cpu")
     if place.type == "cuda":
         torch.cuda.synchronize(place)

@@ -17,7 +17,8 @@ WIDEST = 256  # padded inputs or outputs of a matrix
 ROW_PADDING = 8  # halves, as in src/chain.cuh
 RENDER_WARPS = 4  # of a block of src/render.cu
 
-IDENTITY, RELU = 0, 1  # the nonlinearities that have code
+# The nonlinearities that have code, by packing.PHI_NUMBERS. softplus(0) is not 0, as padded features have to be.
+IDENTITY, RELU, SQUARED_RELU, GELU, SINE = 0, 1, 2, 4, 5
 
 
 class Shape:
@@ -35,8 +36,12 @@ class Shape:
         in_blocks = [(1, self.inputs), *zip(self.orders, features, strict=True)]
         self.out_blocks = [*projections, 1]
         out_block = [*features, self.out]
+        norm_rows = [*(max(stage[6] - 1, 0) for stage in stages), 0]
         self.k = [blocks * padded(length) for blocks, length in in_blocks]
-        self.n = [blocks * padded(length) for blocks, length in zip(self.out_blocks, out_block, strict=True)]
+        self.n = [
+            blocks * padded(length) + padded(rows)
+            for blocks, length, rows in zip(self.out_blocks, out_block, norm_rows, strict=True)
+        ]
         self.row = [k + ROW_PADDING for k in self.k]
         self.has_norm = [*(bool(stage[6]) for stage in stages), False]
         self.has_vectors = [*(bool(stage[5] or stage[6]) for stage in stages), bool(has_bias)]
@@ -50,12 +55,12 @@ class Shape:
         return 2 * sum(n * row for n, row in zip(self.n, self.row, strict=True))
 
     def weights_in_shared(self, streamed: bool) -> int:
-        """Bytes that the weights take: all of them, or the largest part."""
+        """Bytes that the weights take: all of them, or twice the largest part, since the next one comes meanwhile."""
         parts = [
             max(16 * blocks * row, n * (16 + ROW_PADDING))
             for blocks, row, n in zip(self.out_blocks, self.row, self.n, strict=True)
         ]
-        return self.vector_bytes + (2 * max(parts) if streamed else self.weight_bytes)
+        return self.vector_bytes + (2 * 2 * max(parts) if streamed else self.weight_bytes)
 
     def backward_bytes(self, warps: int, tiles: int, streamed: bool) -> int:
         """Shared memory of the backward kernel: weights, activations of a block's rows, one gradient."""
@@ -78,7 +83,8 @@ class Shape:
         """Registers of a thread that hold gradients, and inputs where they are projected again."""
         most = max(self.n[-1] // 4, self.forward_registers(1))
         for i in range(1, self.stages + 1):
-            again = self.k[i - 1] if self.orders[i - 1] > 1 else 0
+            shown = self.orders[i - 1] == 1 and self.phis[i - 1] in (IDENTITY, RELU)
+            again = 0 if shown else self.k[i - 1]
             most = max(most, (self.n[i] + self.n[i - 1] + again) // 4)
         return tiles * most
 
@@ -161,8 +167,8 @@ def why_not_cuda(spec: Sequence[int]) -> str | None:
     shape = Shape(spec)
     if shape.stages > MAX_STAGES:
         return f"{shape.stages} stages are more than {MAX_STAGES}"
-    if any(phi not in (IDENTITY, RELU) for phi in shape.phis):
-        return "they know no phi but identity and relu"
+    if any(phi not in (IDENTITY, RELU, SQUARED_RELU, GELU, SINE) for phi in shape.phis):
+        return "they know no phi but identity, relu, squared_relu, gelu and sin"
     if max(shape.k) > WIDEST or max(shape.n[-1:]) > WIDEST:
         return f"a layer is wider than {WIDEST}"
     return None

@@ -178,6 +178,8 @@ def method_config(name: str, network: NetworkKind, device: Literal["cpu", "cuda"
             max_num_samples_per_ray=1024 if on_gpu else 256,
             datamanager=SceneDataManagerConfig(dataparser=SceneDataParserConfig()),
             model=EugenModelConfig(
+                # A GPU draws a whole picture at once; where it lacks kernels, rendering divides the rays itself.
+                eval_num_rays_per_chunk=1 << (20 if on_gpu else 14),
                 field=_field(network, on_gpu),
                 steps_per_diagonal=1024 if on_gpu else 384,
                 cone_angle=1 / 256 if on_gpu else 1 / 64,

@@ -11,8 +11,8 @@ from nerfstudio.fields.base_field import Field
 from torch import Tensor, nn
 
 from eugen_nerf.bench.counting import count
-from eugen_nerf.bench.frame_times import load_run
 from eugen_nerf.layers import EUGen, LayerStack
+from eugen_nerf.plugin.runs import load_run
 
 
 class HandField(Field):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +12,7 @@ from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 from eugen_nerf.bench import frame_times
-from eugen_nerf.bench.frame_times import WARM_UP, load_run, measure_runs, time_frames
-from eugen_nerf.errors import UserError
+from eugen_nerf.bench.frame_times import WARM_UP, measure_runs, time_frames
 
 
 class Scripted:
@@ -63,14 +61,6 @@ def test_slow_methods_are_warm_after_one_frame(monkeypatch: pytest.MonkeyPatch) 
     assert [name for name, _ in log].count("b") == 1 + 2
     assert [len(row) for row in frames] == [2, 2]
     assert reports[-1] == 1.0
-
-
-def test_load_run_names_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"config.yml: does not exist. Give the config.yml of a run"):
-        load_run(tmp_path / "config.yml")
-    (tmp_path / "config.yml").write_text("")
-    with pytest.raises(UserError, match="holds no checkpoint"):
-        load_run(tmp_path / "config.yml")
 
 
 def test_measure_runs(finished: Any) -> None:

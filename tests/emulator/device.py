@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from torch import Tensor
 
+from eugen_nerf.ops import operators
 from eugen_nerf.ops.build import SOURCE
 from eugen_nerf.ops.tiles import SHARED_MEMORY
 
 HERE = Path(__file__).parent
 KERNELS = {
-    "network.cu": ("network_forward", "network_backward", "largest_magnitude"),
+    "network.cu": ("network_forward", "network_backward", "largest_magnitude", "round_weights"),
     "grid.cu": ("hash_encode_forward", "hash_encode_backward", "hash_encode_position_gradient"),
     "adam.cu": ("sparse_adam",),
     "rays.cu": (
@@ -154,3 +158,10 @@ class EmulatedDevice:
         self, source: str, constants: tuple[str, ...], kernel: str, threads: int, shared_bytes: int
     ) -> int:
         return self.multiprocessors
+
+
+@contextlib.contextmanager
+def emulated(device: EmulatedDevice) -> Iterator[None]:
+    """Let the operators' CUDA kernels run there, on the tensors of a CPU."""
+    with mock.patch.object(operators, "_choose", lambda _, on_cpu, on_gpu: functools.partial(on_gpu, device)):
+        yield

@@ -33,6 +33,7 @@ struct Fiber {
   bool fresh;
   int kind;
   void* argument;
+  std::vector<std::pair<void*, const void*>> copies;
 };
 
 // What differs between runs of the same launch: which warps and lanes go first, and which end of an array touches a
@@ -52,6 +53,7 @@ void switch_to_scheduler() {
 
 void run_fiber() {
   body();
+  if (!fibers[size_t(current)].copies.empty()) fail("ends with copies that it has not waited for");
   fibers[current].state = DONE;
   alive--;
   _longjmp(scheduler, 1);
@@ -109,6 +111,47 @@ class Guarded {
 
 std::vector<Guarded*> arrays;  // those of the kernel's arguments, then shared memory
 
+// Who has read and written each two bytes of shared memory since the last barrier.
+enum { NOBODY = -1, SEVERAL = -2 };
+struct Access {
+  unsigned block_phase = 0, warp_phase = 0;
+  int warp = NOBODY, lane = NOBODY;
+};
+struct Cell {
+  Access read, write;
+};
+std::vector<Cell> cells;
+unsigned block_phase;               // barriers of the block
+std::vector<unsigned> warp_phases;  // sync_warp's of each warp
+
+// Whether no barrier lies between an access and the current thread, which is not the one (or the only one) behind it.
+bool races(const Access& access) {
+  const int warp = current / 32;
+  if (access.block_phase != block_phase || access.warp == NOBODY) return false;
+  if (access.warp != warp) return true;
+  return access.warp_phase == warp_phases[size_t(warp)] && access.lane != current % 32;
+}
+
+void remember(Access& access) {
+  const int warp = current / 32, lane = current % 32;
+  const unsigned warp_phase = warp_phases[size_t(warp)];
+  if (access.block_phase != block_phase || access.warp == NOBODY)
+    access = Access{block_phase, warp_phase, warp, lane};
+  else if (access.warp != warp)
+    access.warp = SEVERAL;
+  else if (access.warp_phase != warp_phase)
+    access.warp_phase = warp_phase, access.lane = lane;
+  else if (access.lane != lane)
+    access.lane = SEVERAL;
+}
+
+// The cells of [p, p + bytes), or none if that is not shared memory.
+std::pair<Cell*, Cell*> cells_of(const void* p, int bytes) {
+  const int64_t at = static_cast<const unsigned char*>(p) - shared;
+  if (at < 0 || size_t(at + bytes) > 2 * cells.size()) return {nullptr, nullptr};
+  return {cells.data() + at / 2, cells.data() + (at + bytes) / 2};
+}
+
 void on_bad_access(int, siginfo_t* info, void*) {
   for (size_t i = 0; i < arrays.size(); i++)
     if (arrays[i] && arrays[i]->contains(info->si_addr))
@@ -122,11 +165,14 @@ void run_block(Order order, uint32_t& random) {
   for (Fiber& fiber : fibers) {
     fiber.state = READY;
     fiber.fresh = true;
+    fiber.copies.clear();
     memset(fiber.stack + STACK - POISONED_STACK, 0xff, POISONED_STACK);
   }
   arrived.assign(size_t(warps), 0);
   alive = threads;
   at_barrier = 0;
+  cells.assign(cells.size(), Cell{});
+  warp_phases.assign(size_t(warps), 0);
   while (alive) {
     bool progress = false;
     random = random * 1664525u + 1013904223u;
@@ -189,8 +235,34 @@ void sync_block() {
   fiber.state = AT_BARRIER;
   if (++at_barrier < alive) return switch_to_scheduler();
   at_barrier = 0;
+  block_phase++;
   for (Fiber& other : fibers)
     if (other.state == AT_BARRIER) other.state = READY;
+}
+
+void note_read(const void* p, int bytes) {
+  for (auto [cell, end] = cells_of(p, bytes); cell != end; cell++) {
+    if (races(cell->write)) fail("reads shared memory that another thread has written without a barrier between");
+    remember(cell->read);
+  }
+}
+
+void note_write(const void* p, int bytes) {
+  for (auto [cell, end] = cells_of(p, bytes); cell != end; cell++) {
+    if (races(cell->read)) fail("writes shared memory that another thread has read without a barrier between");
+    if (races(cell->write)) fail("writes shared memory that another thread has written without a barrier between");
+    remember(cell->write);
+  }
+}
+
+void copy_later(void* to, const void* from) {
+  memset(to, 0xff, 16);
+  fibers[size_t(current)].copies.emplace_back(to, from);
+}
+
+void finish_copies() {
+  for (auto [to, from] : fibers[size_t(current)].copies) memcpy(to, from, 16);
+  fibers[size_t(current)].copies.clear();
 }
 
 void collective(int kind, void* argument, void (*all)(void**)) {
@@ -207,6 +279,7 @@ void collective(int kind, void* argument, void (*all)(void**)) {
     arguments[i] = lanes[i].argument;
   }
   all(arguments);
+  if (kind == SYNC_WARP) warp_phases[size_t(warp)]++;
   arrived[size_t(warp)] = 0;
   for (int i = 0; i < 32; i++) lanes[i].state = READY;
 }
@@ -248,6 +321,7 @@ extern "C" const char* emulate(const char* kernel, unsigned grid_x, unsigned gri
   block_size = Index{threads, 1, 1};
   uint32_t random = 12345;
   arrays.push_back(nullptr);
+  cells.resize(shared_bytes / 2);
   if (!_setjmp(end_of_launch)) {
     for (unsigned number = 0; number < grid_x * grid_y; number++) {
       const unsigned block = order == BACKWARDS ? grid_x * grid_y - 1 - number : number;

@@ -2,9 +2,11 @@
 // as a fiber. What needs several threads (mma, ldmatrix, shuffles, votes, barriers) waits until they have all come.
 //
 // What it finds, beyond wrong numbers: lanes of a warp that reach different collectives; barriers that not all
-// threads reach; missing barriers, since warps and lanes run as far as they can in one of several orders; shared
-// memory and stack that is read before it is written, since both are filled with NaN; accesses beyond an array or
-// beyond shared memory, since both end at a page that cannot be touched; misaligned vectors.
+// threads reach; missing barriers, since warps and lanes run as far as they can in one of several orders; lanes that
+// exchange data through shared memory without a barrier between them, whatever the order, where both sides use the
+// functions below; shared memory and stack that is read before it is written, since both are filled with NaN; accesses
+// beyond an array or beyond shared memory, since both end at a page that cannot be touched; misaligned vectors; copies
+// that are used before they have been waited for, since they arrive no earlier, and destroy what was there at once.
 #pragma once
 #include <csetjmp>
 #include <cstdint>
@@ -14,7 +16,7 @@
 #define __restrict__ __restrict
 #define EUGEN_MEMBER inline
 #define EUGEN_KERNEL(threads) extern "C" void
-#define EUGEN_ROOMY_KERNEL(threads) extern "C" void
+#define EUGEN_ROOMY_KERNEL(threads, blocks) extern "C" void
 #define EUGEN_SHARED(name) unsigned char* name = emulator::shared
 
 namespace emulator {
@@ -32,6 +34,15 @@ extern unsigned char* shared;
 // `all` on the arguments of all 32.
 void collective(int kind, void* argument, void (*all)(void** arguments));
 void sync_block();
+
+// Accesses to shared memory that a barrier has to separate from other threads' accesses, unless both only read. Votes,
+// shuffles, mma and ldmatrix bring lanes together, but promise nothing about memory: sync_warp and sync_block do.
+void note_read(const void* p, int bytes);
+void note_write(const void* p, int bytes);
+
+// 16 bytes that arrive when the thread waits for all its copies.
+void copy_later(void* to, const void* from);
+void finish_copies();
 
 enum Kind { BALLOT, SHUFFLE, SYNC_WARP, MULTIPLY_ADD, LOAD_MATRICES, LOAD_TRANSPOSED, LOAD_TWO_TRANSPOSED };
 
@@ -130,17 +141,28 @@ EUGEN_FUNCTION void add_to_pair(float* p, float a, float b) {
 }
 EUGEN_FUNCTION void load_four(const float* p, float (&v)[4]) {
   emulator::check_alignment(p, 16);
+  emulator::note_read(p, 16);
   std::memcpy(v, p, 16);
 }
 EUGEN_FUNCTION uint32 load_halves(const uint16* p) {
   emulator::check_alignment(p, 4);
+  emulator::note_read(p, 4);
   uint32 v;
   std::memcpy(&v, p, 4);
   return v;
 }
 EUGEN_FUNCTION void store_halves(uint16* p, uint32 v) {
   emulator::check_alignment(p, 4);
+  emulator::note_write(p, 4);
   std::memcpy(p, &v, 4);
+}
+EUGEN_FUNCTION void store_four(float* p, const float (&v)[4]) {
+  emulator::check_alignment(p, 16);
+  std::memcpy(p, v, 16);
+}
+template <class T> EUGEN_FUNCTION void store_one(T* p, T v) {
+  emulator::note_write(p, sizeof(T));
+  *p = v;
 }
 
 EUGEN_FUNCTION float to_float(uint16 h) {
@@ -175,6 +197,10 @@ EUGEN_FUNCTION uint32 pack_bounded(float low, float high) {
 EUGEN_FUNCTION uint32 pack_relu(float low, float high) { return pack_bounded(low < 0.f ? 0.f : low, high < 0.f ? 0.f : high); }
 EUGEN_FUNCTION float low_half(uint32 v) { return to_float(uint16(v & 0xffff)); }
 EUGEN_FUNCTION float high_half(uint32 v) { return to_float(uint16(v >> 16)); }
+
+EUGEN_FUNCTION uint32 where_positive(uint32 word, uint32 by) {
+  return (low_half(by) > 0.f ? word & 0xffffu : 0u) | (high_half(by) > 0.f ? word & 0xffff0000u : 0u);
+}
 
 struct MultiplyArgument {
   float* d;
@@ -219,6 +245,14 @@ static inline void multiply_add(float (&d)[4], const uint32 (&a)[4], uint32 b0, 
 #endif
 }
 
+static inline void copy_async(uint16* to, const uint16* from) {
+  emulator::check_alignment(to, 16);
+  emulator::check_alignment(from, 16);
+  emulator::note_write(to, 16);
+  emulator::copy_later(to, from);
+}
+static inline void wait_for_copies() { emulator::finish_copies(); }
+
 // A row of each matrix, as it stands when the lane comes: that other lanes have written theirs by then is what
 // sync_warp is for.
 struct LoadArgument {
@@ -227,6 +261,7 @@ struct LoadArgument {
 
   LoadArgument(uint32* r, const uint16* from) : r(r) {
     emulator::check_alignment(from, 16);
+    emulator::note_read(from, 16);
     std::memcpy(row, from, 16);
   }
 };

@@ -21,6 +21,18 @@ EUGEN_KERNEL(64) right(const float* in, float* out) {
   sync_block();
   out[threadIdx.x] = shared[threadIdx.x];
 }
+EUGEN_KERNEL(64) right_within_warps(const float* in, float* out) {
+  EUGEN_SHARED(memory);
+  uint16* shared = reinterpret_cast<uint16*>(memory);
+  for (int round = 0; round < 2; round++) {
+    store_halves(shared + 2 * (threadIdx.x ^ 1), bits_of_float(in[threadIdx.x ^ 1]));
+    sync_warp();
+    out[threadIdx.x] = float_from_bits(load_halves(shared + 2 * threadIdx.x));
+    sync_warp();
+  }
+  sync_block();
+  store_halves(shared + 2 * (threadIdx.x ^ 32), 0);
+}
 EUGEN_KERNEL(64) no_barrier(const float* in, float* out) {
   EUGEN_SHARED(memory);
   float* shared = reinterpret_cast<float*>(memory);
@@ -46,6 +58,29 @@ EUGEN_KERNEL(64) beyond_shared(const float* in, float* out) {
 EUGEN_KERNEL(64) unwritten_shared(const float* in, float* out) {
   EUGEN_SHARED(memory);
   out[threadIdx.x] = reinterpret_cast<float*>(memory)[threadIdx.x] + in[threadIdx.x];
+}
+EUGEN_KERNEL(64) only_a_vote_between(const float* in, float* out) {
+  EUGEN_SHARED(memory);
+  uint16* shared = reinterpret_cast<uint16*>(memory);
+  store_halves(shared + 2 * (threadIdx.x ^ 1), bits_of_float(in[threadIdx.x ^ 1]));
+  votes(true);
+  out[threadIdx.x] = float_from_bits(load_halves(shared + 2 * threadIdx.x));
+}
+EUGEN_KERNEL(64) overwrites_what_others_read(const float* in, float* out) {
+  EUGEN_SHARED(memory);
+  uint16* shared = reinterpret_cast<uint16*>(memory);
+  store_halves(shared + 2 * (threadIdx.x ^ 1), bits_of_float(in[threadIdx.x ^ 1]));
+  sync_warp();
+  out[threadIdx.x] = float_from_bits(load_halves(shared + 2 * threadIdx.x));
+  votes(true);
+  store_halves(shared + 2 * (threadIdx.x ^ 1), 0);
+}
+EUGEN_KERNEL(64) only_a_warp_barrier_between(const float* in, float* out) {
+  EUGEN_SHARED(memory);
+  uint16* shared = reinterpret_cast<uint16*>(memory);
+  store_halves(shared + 2 * (threadIdx.x ^ 32), bits_of_float(in[threadIdx.x ^ 32]));
+  if (in[0] == 0.f) sync_warp(); else sync_block();
+  out[threadIdx.x] = float_from_bits(load_halves(shared + 2 * threadIdx.x));
 }
 EUGEN_KERNEL(64) misaligned(const float* in, float* out) {
   float a, b;
@@ -80,7 +115,8 @@ def run(kernel: str, order: str, sources: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_right(order: str, sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run("right", order, sources, monkeypatch)
+    for kernel in ("right", "right_within_warps"):
+        assert run(kernel, order, sources, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +128,52 @@ def test_right(order: str, sources: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("writes_beyond", "of array 1"),
         ("beyond_shared", "of array 2"),
         ("misaligned", "not aligned"),
+        ("only_a_vote_between", "reads shared memory that another thread has written"),
+        ("overwrites_what_others_read", "writes shared memory that another thread has read"),
+        ("only_a_warp_barrier_between", "without a barrier between"),
     ],
 )
 def test_stopped(kernel: str, message: str, sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EmulationError, match=message):
         run(kernel, "forwards", sources, monkeypatch)
+
+
+# One product of 16 x 16 and 16 x 8 numbers. Which elements a lane holds is written as CUTLASS has it in
+# mma_traits_sm80.hpp (SM80_16x8x16): strides of lane and value, in matrices that begin with the rows of A, B and D.
+FRAGMENTS = """
+#include "simt.cuh"
+using namespace eugen;
+EUGEN_KERNEL(32) product(const float* a, const float* b, float* d) {
+  const int t = lane_index() % 4, g = lane_index() / 4;
+  uint32 left[4], right[2];
+  float sums[4] = {};
+  for (int v2 = 0; v2 < 2; v2++)
+    for (int v1 = 0; v1 < 2; v1++) {
+      const int at = 32 * t + g + 8 * v1 + 128 * v2;  // of (row, k) in 16 x 16
+      left[2 * v2 + v1] = pack(a[at], a[at + 16]);
+    }
+  for (int v1 = 0; v1 < 2; v1++) {
+    const int at = 16 * t + g + 64 * v1;  // of (column, k) in 8 x 16
+    right[v1] = pack(b[at], b[at + 8]);
+  }
+  multiply_add(sums, left, right[0], right[1]);
+  for (int v = 0; v < 4; v++) d[32 * t + g + 16 * (v & 1) + 8 * (v >> 1)] = sums[v];  // of (row, column) in 16 x 8
+}
+"""
+
+
+@pytest.mark.parametrize("architecture", [75, 80])
+def test_products_take_fragments_as_cutlass_describes_them(
+    architecture: int, sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (sources / "fragments.cu").write_text(FRAGMENTS)
+    monkeypatch.setitem(emulator.KERNELS, "fragments.cu", ("product",))
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(-8, 8, (16, n), generator=generator).float() for n in (16, 8))  # exact as halves
+    d = torch.empty(8, 16)
+    device = EmulatedDevice(architecture, sources=sources)
+    device.launch("fragments.cu", (), "product", (1, 1), 32, 0, (a.T.contiguous(), b, d))
+    assert torch.equal(d.T, a @ b)
 
 
 def test_seen_in_one_of_the_orders(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:

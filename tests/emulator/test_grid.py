@@ -33,15 +33,14 @@ def positions(n: int) -> Tensor:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_hash_encode(layout: tuple[int, int, int, int, int], order: str) -> None:
     grid = HashGridLayout.build(*layout)
-    arguments = (grid.resolutions, grid.offsets, grid.log2_table_size)
     device = EmulatedDevice(80, order)
     for n in (1, 301):
         generator = torch.Generator().manual_seed(0)
         x = positions(n)
         table = torch.randn(grid.num_entries, grid.features_per_level, generator=generator)
         weight = torch.randn(n, grid.out_features, generator=generator)
-        got = cuda.hash_encode_forward(device, x, table, *arguments)
-        grad_table, grad_x = cuda.hash_encode_backward(device, x, table, weight, *arguments, True, True)
+        got = cuda.hash_encode_forward(device, x, table, grid)
+        grad_table, grad_x = cuda.hash_encode_backward(device, x, table, weight, grid, True, True)
         x64, table64 = x.double().requires_grad_(), table.double().requires_grad_()
         expected = reference.hash_encode(x64, table64, grid)
         (expected * weight).sum().backward()
@@ -58,31 +57,28 @@ def test_hash_encode_with_a_table_of_halves() -> None:
         x = positions(40)
         shape = grid.num_entries, grid.features_per_level
         table = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).half()
-        arguments = (grid.resolutions, grid.offsets, grid.log2_table_size)
-        got = cuda.hash_encode_forward(EmulatedDevice(80), x, table, *arguments)
+        got = cuda.hash_encode_forward(EmulatedDevice(80), x, table, grid)
         assert relative_error(got, reference.hash_encode(x.double(), table.double(), grid)) <= TOLERANCE
 
 
 def test_hash_encode_of_what_is_no_position() -> None:
     grid = HashGridLayout.build(*LAYOUTS[0])
-    arguments = (grid.resolutions, grid.offsets, grid.log2_table_size)
     table = torch.randn(grid.num_entries, 2, generator=torch.Generator().manual_seed(0))
     device = EmulatedDevice(80)
     bad = torch.tensor([[math.nan, 0.5, 0.5], [math.inf, -math.inf, 0.2], [1e30, -1e30, 0.5]])
     good = torch.tensor([[0.0, 0.5, 0.5], [1.0, 0.0, 0.2], [1.0, 0.0, 0.5]])
-    out = cuda.hash_encode_forward(device, bad, table, *arguments)
-    assert torch.equal(out, cuda.hash_encode_forward(device, good, table, *arguments))
-    grads = cuda.hash_encode_backward(device, bad, table, torch.ones_like(out), *arguments, True, True)
+    out = cuda.hash_encode_forward(device, bad, table, grid)
+    assert torch.equal(out, cuda.hash_encode_forward(device, good, table, grid))
+    grads = cuda.hash_encode_backward(device, bad, table, torch.ones_like(out), grid, True, True)
     assert all(grad.isfinite().all() for grad in grads)
 
 
 def test_only_the_gradients_that_are_needed() -> None:
     grid = HashGridLayout.build(*LAYOUTS[0])
-    arguments = (grid.resolutions, grid.offsets, grid.log2_table_size)
     table = torch.zeros(grid.num_entries, 2)
     for n, needs in ((9, (True, False)), (9, (False, True)), (0, (True, True))):
         weight = torch.ones(n, grid.out_features)
-        grads = cuda.hash_encode_backward(EmulatedDevice(80), positions(n), table, weight, *arguments, *needs)
+        grads = cuda.hash_encode_backward(EmulatedDevice(80), positions(n), table, weight, grid, *needs)
         assert [grad.numel() > 0 for grad in grads] == [needs[0], needs[1] and n > 0]
 
 

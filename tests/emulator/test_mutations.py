@@ -24,7 +24,7 @@ from eugen_nerf.ops.tiles import Shape, Tiles, plan
 from tests.emulator.device import ORDERS, EmulatedDevice, EmulationError, library
 from tests.emulator.mutations import MUTATIONS, Mutation
 from tests.emulator.test_grid import positions
-from tests.emulator.test_rays import RESOLUTION, field, flat, random_bits, random_rays, render
+from tests.emulator.test_rays import RESOLUTION, field, random_bits, random_rays, render
 from tests.ops.comparisons import BOUNDED, TOLERANCE, network_case, relative_error
 
 PARTS = 3  # of all mutations, one of which is tried
@@ -51,10 +51,22 @@ def even(device: EmulatedDevice) -> bool:
     return check_network(device, "order-2-even")
 
 
-def streamed(device: EmulatedDevice) -> bool:
+def smooth(device: EmulatedDevice) -> bool:
+    return check_network(device, "gelu")
+
+
+def inner_norm(device: EmulatedDevice) -> bool:
+    return check_network(device, "inner-norm")
+
+
+def streamed(device: EmulatedDevice, name: str = "order-2-even") -> bool:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "network_tiles", streamed_tiles)
-        return check_network(device, "order-2-even")
+        return check_network(device, name)
+
+
+def inner_norm_streamed(device: EmulatedDevice) -> bool:
+    return streamed(device, "inner-norm")
 
 
 def streamed_tiles(device: EmulatedDevice, spec: tuple[int, ...]) -> Tiles:
@@ -73,15 +85,14 @@ def streamed_tiles(device: EmulatedDevice, spec: tuple[int, ...]) -> Tiles:
 
 def grid(device: EmulatedDevice) -> bool:
     layout = HashGridLayout.build(6, 2, 10, 4, 40)
-    arguments = (layout.resolutions, layout.offsets, layout.log2_table_size)
     x = positions(300)
     table = torch.randn(layout.num_entries, 2, generator=torch.Generator().manual_seed(0))
     weight = torch.randn(300, layout.out_features, generator=torch.Generator().manual_seed(1))
     x64, table64 = x.double().requires_grad_(), table.double().requires_grad_()
     expected = reference.hash_encode(x64, table64, layout)
     (expected * weight).sum().backward()
-    got = cuda.hash_encode_forward(device, x, table, *arguments)
-    grad_table, grad_x = cuda.hash_encode_backward(device, x, table, weight, *arguments, True, True)
+    got = cuda.hash_encode_forward(device, x, table, layout)
+    grad_table, grad_x = cuda.hash_encode_backward(device, x, table, weight, layout, True, True)
     assert table64.grad is not None
     assert x64.grad is not None
     return close(got, expected) and close(grad_table, table64.grad) and close(grad_x, x64.grad)
@@ -91,11 +102,11 @@ def rays(device: EmulatedDevice) -> bool:
     # Few cells, so that blocks are empty but for one; many, so that a ray has more samples than a warp lanes.
     for share in (0.02, 0.6):
         some, bits, (space, rule) = random_rays(150), random_bits(share), BOUNDED
-        got = PackedSamples(*cuda.march(device, *some, bits, RESOLUTION, *flat(space, rule)))
+        got = PackedSamples(*cuda.march(device, *some, bits, RESOLUTION, space, rule))
         expected = reference.march(*some[:4], bits, RESOLUTION, space, rule, some[4])
         if not torch.equal(got.ray_offsets, expected.ray_offsets) or not close(got.t_starts, expected.t_starts):
             return False
-        points = cuda.sample_points(device, some[0], some[1], *dataclasses.astuple(got), *flat(space, rule)[:2])
+        points = cuda.sample_points(device, some[0], some[1], *dataclasses.astuple(got), space)
         exact = reference.sample_points(some[0], some[1], got, space)
         if not all(close(mine, theirs) for mine, theirs in zip(points, exact, strict=True)):
             return False
@@ -119,13 +130,23 @@ def rendering(device: EmulatedDevice) -> bool:
         patch.setenv("EUGEN_BACKEND", "reference")
         expected = reference.render(*some, bits, RESOLUTION, *BOUNDED, of)
     assert expected[1].max() > 0.9999  # some ray stops early
-    got = render(device, of, some, bits, *flat(*BOUNDED))
+    got = render(device, of, some, bits, *BOUNDED)
     return torch.equal(got[3], expected[3]) and all(
         close(mine, theirs, 5e-3) for mine, theirs in zip(got[:3], expected[:3], strict=True)
     )
 
 
-CASES = {"network": network, "even": even, "streamed": streamed, "grid": grid, "rays": rays, "render": rendering}
+CASES = {
+    "network": network,
+    "even": even,
+    "smooth": smooth,
+    "inner_norm": inner_norm,
+    "streamed": streamed,
+    "inner_norm_streamed": inner_norm_streamed,
+    "grid": grid,
+    "rays": rays,
+    "render": rendering,
+}
 
 
 def notices(mutation: Mutation, folder: Path) -> bool:
@@ -150,7 +171,6 @@ def plant(mutation: Mutation, folder: Path) -> Path:
     """A copy of the sources with the bug in it."""
     shutil.copytree(SOURCE, folder)
     text = (folder / mutation.file).read_text()
-    assert text.count(mutation.right) >= 1, f"{mutation.name}: not in the source any longer"
     (folder / mutation.file).write_text(text.replace(mutation.right, mutation.wrong))
     return folder
 
@@ -194,6 +214,8 @@ def compile_all(mutations: list[Mutation], folders: list[Path]) -> None:
 def test_there_are_enough() -> None:
     assert len(MUTATIONS) >= 25
     assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS)
+    for mutation in MUTATIONS:
+        assert mutation.right in (SOURCE / mutation.file).read_text(), f"{mutation.name}: not in the source any longer"
 
 
 @pytest.mark.parametrize("case", CASES)

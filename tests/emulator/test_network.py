@@ -43,12 +43,12 @@ def test_network(name: str, order: str) -> None:
     check(name, 1, EmulatedDevice(80, order))
 
 
-@pytest.mark.parametrize("name", ["color", "norm", "order-2"])
+@pytest.mark.parametrize("name", ["color", "norm", "order-2", "inner-norm"])
 def test_network_on_turing(name: str) -> None:
     check(name, 100, EmulatedDevice(75, "shuffled"))
 
 
-@pytest.mark.parametrize("name", ["color", "norm", "order-2"])
+@pytest.mark.parametrize("name", ["color", "norm", "order-2", "inner-norm"])
 def test_network_in_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EUGEN_PRECISION", "bf16")
     check(name, 100, EmulatedDevice(90, "backwards"), torch.bfloat16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 
 import pytest
@@ -33,17 +34,13 @@ def random_bits(share: float) -> Tensor:
     return pack_bits(torch.rand(RESOLUTION**3, generator=torch.Generator().manual_seed(0)) < share)
 
 
-def flat(space: Space, rule: StepRule) -> tuple[list[float], bool, list[float]]:
-    return [*space.box[0], *space.box[1]], space.contracted, [rule.step_size, rule.cone_angle]
-
-
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("share", [0.02, 0.5])
 @SPACES
 def test_march_and_sample_points(space: Space, rule: StepRule, share: float, order: str) -> None:
     device = EmulatedDevice(80, order)
     rays, bits = random_rays(150), random_bits(share)
-    got = PackedSamples(*cuda.march(device, *rays, bits, RESOLUTION, *flat(space, rule)))
+    got = PackedSamples(*cuda.march(device, *rays, bits, RESOLUTION, space, rule))
     exact = [t.double() for t in rays]
     expected = reference.march(*exact[:4], bits, RESOLUTION, space, rule, exact[4])
     # A sample whose middle lies on a cell's face, to within rounding, may fall to either side of it.
@@ -55,16 +52,35 @@ def test_march_and_sample_points(space: Space, rule: StepRule, share: float, ord
     assert relative_error(got.t_ends[mine], expected.t_ends[theirs]) < 1e-3
 
     arrays = (got.ray_offsets, got.t_starts, got.t_ends)
-    points = cuda.sample_points(device, rays[0], rays[1], *arrays, *flat(space, rule)[:2])
+    points = cuda.sample_points(device, rays[0], rays[1], *arrays, space)
     samples = PackedSamples(got.ray_offsets, got.t_starts.double(), got.t_ends.double())
     for one, other in zip(points, reference.sample_points(exact[0], exact[1], samples, space), strict=True):
         assert relative_error(one, other) <= 1e-5
 
 
+def test_march_that_finds_less_than_was_counted() -> None:
+    """Where the second walk rounds differently: nothing may stay unwritten, and what stands in must weigh nothing."""
+    device, (space, rule) = EmulatedDevice(80), BOUNDED
+    rays, bits = random_rays(60), random_bits(0.3)
+    arguments = cuda._march(space, rule, RESOLUTION)
+    expected = PackedSamples(*cuda.march(device, *rays, bits, RESOLUTION, space, rule))
+    room = expected.ray_offsets + 2 * torch.arange(61)
+    starts, ends = torch.full((2, int(room[-1])), math.nan)
+    common = (*rays, ctypes.c_int64(60), arguments, bits, cuda._occupied_blocks(device, bits, RESOLUTION))
+    cuda._ray_kernel(device, "march_write", 60, *common, room, starts, ends)
+    assert starts.isfinite().all()
+    found = PackedSamples(room, starts, ends)
+    filled = torch.zeros(found.num_samples, dtype=torch.bool)
+    filled[torch.cat([room[1:] - 1, room[1:] - 2])] = True
+    assert torch.equal(starts[filled], ends[filled])
+    assert torch.equal(starts[~filled], expected.t_starts)
+    assert torch.equal(ends[~filled], expected.t_ends)
+
+
 def test_march_of_odd_rays() -> None:
     device = EmulatedDevice(80)
     none = torch.empty(0, 3)
-    arguments = (torch.full((1,), 255, dtype=torch.uint8), 2, *flat(BOUNDED[0], StepRule(0.1)))
+    arguments = (torch.full((1,), 255, dtype=torch.uint8), 2, BOUNDED[0], StepRule(0.1))
     offsets, *ends = cuda.march(device, none, none, *[none[:, 0]] * 3, *arguments)
     assert offsets.tolist() == [0]
     origins = torch.tensor([[math.nan, 0, 0], [0, 0, math.inf], [0, 0, -5.0], [5.0, 5, 5], [0, 0, 0]])
@@ -122,7 +138,7 @@ def test_offsets_that_lie_do_not_lead_outside_of_the_arrays() -> None:
         cuda.composite_forward(device, *arrays)
         cuda.composite_backward(device, *arrays, torch.ones(2, 5))
         rays = torch.ones(2, 3)
-        cuda.sample_points(device, rays, rays, arrays[4], ones, ones, *flat(*BOUNDED)[:2])
+        cuda.sample_points(device, rays, rays, arrays[4], ones, ones, BOUNDED[0])
 
 
 def field(kind: str, features: int = 2, geometry: int = 15, **options: object) -> RadianceField:
@@ -136,12 +152,9 @@ def field(kind: str, features: int = 2, geometry: int = 15, **options: object) -
 
 
 def render(device: EmulatedDevice, of: RadianceField, rays: list[Tensor], bits: Tensor, *where: object) -> list[Tensor]:
-    density, color, layout = pack_chain(of.density), pack_chain(of.color), of.layout
-    grid = (of.table, layout.resolutions, layout.offsets, layout.log2_table_size)
-    networks = [(chain.parameters, chain.spec, chain.eps) for chain in (density, color)]
-    out, samples = cuda.render(
-        device, *rays, bits, RESOLUTION, *where, *grid, *networks[0], *networks[1], reference.MIN_TRANSMITTANCE
-    )
+    networks = pack_chain(of.density), pack_chain(of.color)
+    field = (of.table, of.layout, *networks, reference.MIN_TRANSMITTANCE)
+    out, samples = cuda.render(device, *rays, bits, RESOLUTION, *where, *field)  # type: ignore[arg-type]
     return [out[:, :3], out[:, 3], out[:, 4], samples]
 
 
@@ -154,7 +167,7 @@ def test_render(space: Space, rule: StepRule, kind: str, order: str, monkeypatch
     expected = reference.render(*rays, bits, RESOLUTION, space, rule, of)
     assert expected[1].max() > 0.5  # the scene is not vacuous
     assert expected[3].sum() > 500
-    got = render(EmulatedDevice(80, order), of, list(rays), bits, *flat(space, rule))
+    got = render(EmulatedDevice(80, order), of, list(rays), bits, space, rule)
     for mine, theirs in zip(got[:3], expected[:3], strict=True):
         assert relative_error(mine, theirs) <= 5e-3
     assert torch.equal(got[3], expected[3])
@@ -168,7 +181,7 @@ def test_render_variants(options: dict[str, int], architecture: int, monkeypatch
     monkeypatch.setenv("EUGEN_BACKEND", "reference")
     of, rays, bits = field("eugen", **options), random_rays(40)[:4], random_bits(0.3)
     expected = reference.render(*rays, bits, RESOLUTION, *BOUNDED, of)
-    got = render(EmulatedDevice(architecture, "shuffled"), of, list(rays), bits, *flat(*BOUNDED))
+    got = render(EmulatedDevice(architecture, "shuffled"), of, list(rays), bits, *BOUNDED)
     for mine, theirs in zip(got[:3], expected[:3], strict=True):
         assert relative_error(mine, theirs) <= 5e-3
 
@@ -179,8 +192,8 @@ def test_render_stops_at_opaque_surfaces(monkeypatch: pytest.MonkeyPatch) -> Non
     assert of.density.bias is not None
     of.density.bias[0] = 30.0  # every sample is opaque
     bits = torch.full((RESOLUTION**3 // 8,), 255, dtype=torch.uint8)
-    _, alpha, _, samples = render(EmulatedDevice(80), of, list(random_rays(50)[:4]), bits, *flat(*BOUNDED))
+    _, alpha, _, samples = render(EmulatedDevice(80), of, list(random_rays(50)[:4]), bits, *BOUNDED)
     assert samples.max() == 1
     assert alpha[samples > 0].min() > 0.999
     nothing = [t[:0] for t in random_rays(1)[:4]]
-    assert [t.shape[0] for t in render(EmulatedDevice(80), of, nothing, bits, *flat(*BOUNDED))] == [0] * 4
+    assert [t.shape[0] for t in render(EmulatedDevice(80), of, nothing, bits, *BOUNDED)] == [0] * 4

@@ -17,13 +17,13 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from PIL import Image
 from safetensors.numpy import load_file
 
-from eugen_nerf.bench.frame_times import load_run
 from eugen_nerf.errors import UserError
 from eugen_nerf.export import views
 from eugen_nerf.export.cli import export_main, view_main
 from eugen_nerf.export.web import Options, export_web
 from eugen_nerf.ops import RadianceField
 from eugen_nerf.plugin.model import EugenModel
+from eugen_nerf.plugin.runs import load_run
 from tests.viewer.conftest import train_run  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.slow

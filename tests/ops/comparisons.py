@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,13 @@ def offsets_and_norm() -> MergedChain:
     return dataclasses.replace(chain, stages=(first, *chain.stages[1:]))
 
 
+def inner_norm() -> nn.Sequential:
+    """The norm of what a matrix and a bias make of the features: of 19 numbers, more than fit into a tile."""
+    layers = nn.Sequential(EUGen(7, 30, 18), EUGen(30, 9, 20), nn.Linear(9, 3))
+    nn.init.normal_(layers[0].bias)
+    return layers
+
+
 # Networks by name, as functions since their parameters are random.
 CHAINS: dict[str, Callable[[], nn.Sequential | MergedChain]] = {
     "density": kind("eugen", 32, 64, 1, 16, 32, norm_first=False),
@@ -59,10 +67,18 @@ CHAINS: dict[str, Callable[[], nn.Sequential | MergedChain]] = {
     "order-2-shared": eugen_pair(order=2, shared=True, norm=False),
     "identity": eugen_pair(order=2, phi="identity"),
     "order-2-twice": eugen_pair_of_order_2,
+    "gelu": eugen_pair(phi="gelu"),
+    "squared-relu-order-2": eugen_pair(order=2, phi="squared_relu"),
+    "sin-order-2-shared": eugen_pair(order=2, shared=True, phi="sin"),
     "offsets-and-norm": offsets_and_norm,
     "order-2-even": lambda: nn.Sequential(
         EUGen(8, 20, 12, order=2), EUGen(20, 9, 20, norm=False, bias=False), nn.Linear(9, 4)
     ),
+    "inner-norm": inner_norm,
+    "inner-norm-order-2": lambda: nn.Sequential(
+        EUGen(7, 40, 11, order=2), EUGen(40, 9, 16, order=2), EUGen(9, 8, 12, norm=False), nn.Linear(8, 3)
+    ),
+    "norm-of-affine": lambda: nn.Sequential(nn.Linear(5, 18), EUGen(18, 8, 6, order=2, shared=True), nn.Linear(8, 2)),
     "norm-after-dense": lambda: nn.Sequential(nn.Linear(5, 17), nn.ReLU(), EUGen(17, 8, 6), nn.Linear(8, 2)),
     "linear": lambda: nn.Sequential(nn.Linear(5, 33, bias=False)),
     "rank-3": lambda: nn.Sequential(LowRank(6, 40, 3), nn.Linear(40, 2)),
@@ -73,9 +89,8 @@ CHAINS: dict[str, Callable[[], nn.Sequential | MergedChain]] = {
 
 def chain_of(name: str) -> MergedChain:
     torch.manual_seed(0)
-    with torch.no_grad():
-        made = CHAINS[name]()
-        return made if isinstance(made, MergedChain) else merge_chain(made)
+    made = CHAINS[name]()  # merged as in training, where no norm has a constant
+    return convert(made if isinstance(made, MergedChain) else merge_chain(made), lambda _, t: t.detach())
 
 
 def convert(chain: MergedChain, change: Callable[[str, Tensor], Tensor]) -> MergedChain:
@@ -111,14 +126,14 @@ def network_case(name: str, n: int, half: torch.dtype, grad_size: float = 1.0) -
     """Outputs are those of the exact chain. Gradients are those at activations rounded to halves, where each ReLU lets
     through what the kernel's lets through: near zero a rounding decides, and a whole unit's gradient hangs on it."""
     chain = chain_of(name)
-    packed = pack_chain(convert(chain, lambda _, t: t.detach()))
+    packed = pack_chain(chain)
     generator = torch.Generator().manual_seed(n)
     x = torch.randn(n, chain.in_features, generator=generator)
     grad = grad_size * torch.randn(n, chain.out_features, generator=generator)
-    y = reference.network(x.double(), convert(chain, lambda _, t: t.detach().double()))
+    y = reference.network(x.double(), convert(chain, lambda _, t: t.double()))
 
-    exact = convert(chain, lambda _, t: t.detach().double().requires_grad_())
-    matrices = ("projections", "weight")
+    exact = convert(chain, lambda _, t: t.double().requires_grad_())
+    matrices = ("projections", "weight", "norm_factor")
     halved = convert(exact, lambda part, t: rounded(t, half) if part in matrices else t)
     x64 = x.double().requires_grad_()
     activations = rounded(x64, half)
@@ -126,7 +141,8 @@ def network_case(name: str, n: int, half: torch.dtype, grad_size: float = 1.0) -
         activations = rounded(stage.features(activations), half)
     out = torch.nn.functional.linear(activations, halved.weight, halved.bias)
     out.backward(grad.double())
-    tensors = [t for s in exact.stages for t in (s.projections, s.offsets, s.norm_column)] + [exact.weight, exact.bias]
+    parts = [(s.projections, s.offsets, s.norm_column, s.norm_factor, s.norm_offset) for s in exact.stages]
+    tensors = [*itertools.chain.from_iterable(parts), exact.weight, exact.bias]
     gradients = [t.grad for t in tensors if t is not None and t.grad is not None]
     assert x64.grad is not None
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])

@@ -22,6 +22,7 @@ from eugen_nerf.ops import (
     Space,
     StepRule,
     composite,
+    dispatch,
     hash_encode,
     march,
     network,
@@ -31,6 +32,8 @@ from eugen_nerf.ops import (
     spherical_harmonics,
 )
 from eugen_nerf.ops.build import BuildError, cpu_library
+from eugen_nerf.ops.checks import why_not_grid
+from eugen_nerf.ops.packing import why_not_native
 
 FORWARD, GRADIENT = 1e-5, 1e-4  # relative errors that single precision must keep
 
@@ -98,8 +101,8 @@ def tensors(chain: MergedChain) -> list[Tensor]:
 
 def check_network(layers: nn.Sequential, n: int, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        chain = merge_chain(layers)
+    chain = merge_chain(layers)
+    assert why_not_native(chain) is None
     ours, exact = single(chain), double(chain)
     x = torch.randn(n, chain.in_features, generator=generator)
     weight = torch.randn(n, chain.out_features, generator=generator)
@@ -142,17 +145,54 @@ def test_network_without_hidden_layers_and_norm_after_a_dense_layer() -> None:
     check_network(nn.Sequential(LowRank(6, 40, 3), nn.Linear(40, 2)), 50)
 
 
+@pytest.mark.parametrize("phi", ["relu", "gelu"])
+@pytest.mark.parametrize(("order", "shared"), [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("width", [9, 40])  # below and above the number of features
+def test_network_with_norms_inside(width: int, bias: bool, order: int, shared: bool, phi: str) -> None:
+    torch.manual_seed(1)
+    options = {"order": order, "shared": shared, "phi": phi, "bias": bias}
+    check_network(nn.Sequential(EUGen(7, width, 12, **options), EUGen(width, 9, 15, **options), nn.Linear(9, 3)), 130)
+
+
+def test_network_with_a_constant_in_its_norm() -> None:
+    """As merging leaves it where no gradients are needed; here large enough to matter."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        chain = merge_chain(nn.Sequential(EUGen(7, 40, 12), EUGen(40, 9, 15), nn.Linear(9, 3)))
+        stage = dataclasses.replace(chain.stages[1], norm_constant=torch.tensor(3.0))
+        chain = dataclasses.replace(chain, stages=(chain.stages[0], stage))
+        assert why_not_native(chain) is None
+        x = torch.randn(50, 7)
+        assert relative_error(network(x, chain, backend="cpu"), network(x, chain, backend="reference")) <= FORWARD
+
+
+def test_network_with_the_norm_of_an_affine_map_of_its_input() -> None:
+    torch.manual_seed(1)
+    layers = nn.Sequential(nn.Linear(5, 17), EUGen(17, 8, 16), nn.Linear(8, 2))
+    check_network(layers, 130)
+    x = torch.randn(130, 5)  # that needs no gradient, as opposed to the map before the norm
+    gradients = []
+    for backend in ("cpu", "reference"):
+        layers.zero_grad()
+        network(x, merge_chain(layers), backend=backend).square().sum().backward()  # type: ignore[arg-type]
+        gradients.append([p.grad.clone() for p in layers.parameters() if p.grad is not None])
+    for mine, theirs in zip(*gradients, strict=True):
+        assert relative_error(mine, theirs) <= GRADIENT
+
+
 @given(
     widths=st.lists(st.integers(1, 256), min_size=2, max_size=5),
     n=st.integers(0, 200),
     order=st.integers(1, 2),
     seed=st.integers(0, 10**6),
+    inner_norms=st.booleans(),
 )
 @settings(deadline=None, max_examples=25)
-def test_network_any_width(widths: list[int], n: int, order: int, seed: int) -> None:
+def test_network_any_width(widths: list[int], n: int, order: int, seed: int, inner_norms: bool) -> None:
     torch.manual_seed(seed)
     layers: list[nn.Module] = [
-        EUGen(a, b, max(1, b // 2), order=order, norm=i == 0, phi="gelu")
+        EUGen(a, b, max(1, b // 2), order=order, norm=i == 0 or inner_norms, phi="gelu")
         for i, (a, b) in enumerate(itertools.pairwise(widths))
     ]
     check_network(nn.Sequential(*layers, nn.Linear(widths[-1], 3)), n, seed)
@@ -375,32 +415,42 @@ def test_render_stops_at_opaque_surfaces() -> None:
 
 
 def test_ops_refuse_what_would_crash() -> None:
-    from eugen_nerf.ops import cpu
+    from eugen_nerf.ops import operators
 
     grid = HashGridLayout.build(2, 2, 8, 2, 4)
     table = torch.zeros(grid.num_entries, 2)
     x = torch.rand(4, 3)
     arguments = (grid.resolutions, grid.offsets, grid.log2_table_size)
     with pytest.raises(TypeError, match="float32"):
-        cpu.hash_encode(x.double(), table, *arguments)
+        operators.hash_encode(x.double(), table, *arguments)
     with pytest.raises(ValueError, match="shape"):
-        cpu.hash_encode(x[:, :2], table, *arguments)
+        operators.hash_encode(x[:, :2], table, *arguments)
     with pytest.raises(ValueError, match="shape"):
-        cpu.hash_encode(x, table[:-1], *arguments)
+        operators.hash_encode(x, table[:-1], *arguments)
     with pytest.raises(ValueError, match="features per level"):
-        cpu.hash_encode(x, torch.zeros(grid.num_entries, 3), *arguments)
+        operators.hash_encode(x, torch.zeros(grid.num_entries, 3), *arguments)
     with pytest.raises(ValueError, match="shape"):
-        cpu.network(x, torch.zeros(5), [0, 2, 1, 3], [])
+        operators.network(x, torch.zeros(5), [0, 2, 1, 3], [])
     with pytest.raises(ValueError, match="fit together"):
-        cpu.network(x, torch.zeros(100), [1, 4, 2, 1, 0, 1, 0, 0, 2, 1, 3], [0.0])
+        operators.network(x, torch.zeros(100), [1, 4, 2, 1, 0, 1, 0, 0, 2, 1, 3], [0.0])
     with pytest.raises(ValueError, match="ray_offsets"):
-        cpu.composite(x[:, 0], x, x[:, 0], x[:, 0], torch.tensor([0, 9]))
+        operators.composite(x[:, 0], x, x[:, 0], x[:, 0], torch.tensor([0, 9]))
     with pytest.raises(ValueError, match="ray_offsets"):
-        cpu.composite(x[:, 0], x, x[:, 0], x[:, 0], torch.tensor([0, 3, 2, 4]))
+        operators.composite(x[:, 0], x, x[:, 0], x[:, 0], torch.tensor([0, 3, 2, 4]))
     with pytest.raises(ValueError, match="step size"):
         march(x, x, x[:, 0], x[:, 0], torch.zeros(1, dtype=torch.uint8), 2, BOUNDED, StepRule(0.0))
     with pytest.raises(ValueError, match="shape"):
         march(x, x, x[:, 0], x[:, 0], torch.zeros(1, dtype=torch.uint8), 4, BOUNDED, StepRule(0.1))
+    with pytest.raises(ValueError, match="must be even"):
+        march(x, x, x[:, 0], x[:, 0], torch.zeros(3, dtype=torch.uint8), 3, BOUNDED, StepRule(0.1))
+
+
+def test_more_levels_than_a_gpu_takes() -> None:
+    grid = HashGridLayout.build(40, 2, 8, 2, 60)
+    x, table = torch.rand(20, 3), torch.randn(grid.num_entries, 2)
+    expected = reference.hash_encode(x.double(), table.double(), grid)
+    assert relative_error(hash_encode(x, table, grid), expected) < FORWARD
+    assert "at most 32 on a GPU" in (why_not_grid(grid, torch.device("cuda")) or "")
 
 
 def test_strided_inputs_are_accepted() -> None:
@@ -412,7 +462,7 @@ def test_strided_inputs_are_accepted() -> None:
 
 @pytest.mark.parametrize("op", ["hash_encode", "network", "composite"])
 def test_operators_pass_torchs_own_check(op: str) -> None:
-    from eugen_nerf.ops import cpu
+    from eugen_nerf.ops import operators
 
     torch.manual_seed(0)
     x = torch.rand(6, 3, requires_grad=True)
@@ -420,14 +470,14 @@ def test_operators_pass_torchs_own_check(op: str) -> None:
         grid = HashGridLayout.build(2, 2, 8, 2, 4)
         table = torch.randn(grid.num_entries, 2, requires_grad=True)
         arguments = (x, table, list(grid.resolutions), list(grid.offsets), grid.log2_table_size)
-        function = cpu.hash_encode
+        function = operators.hash_encode
     elif op == "network":
         arguments = (x, torch.randn(8, requires_grad=True), [0, 2, 1, 3], [])  # type: ignore[assignment]
-        function = cpu.network
+        function = operators.network
     else:
         t = torch.rand(6).cumsum(0)
         arguments = (torch.rand(6, requires_grad=True), x, t, t + 0.1, torch.tensor([0, 4, 4, 6]))  # type: ignore[assignment]
-        function = cpu.composite
+        function = operators.composite
     # Gradients are compared with the float64 reference above; finite differences in float32 would say less.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(function, arguments, test_utils=tests)
@@ -440,3 +490,18 @@ def test_field_under_torch_compile() -> None:
     compiled = torch.compile(field.__call__, backend="aot_eager", fullgraph=True)
     for got, expected in zip(compiled(unit, directions), field(unit, directions), strict=True):
         torch.testing.assert_close(got, expected)
+
+
+def test_without_native_code_torch_compile_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EUGEN_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "_native_cpu_problem", lambda: "no C++ compiler was found")
+    field, unit = small_field(), torch.rand(50, 3)
+    targets: list[str] = []
+
+    def note(module: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        targets.extend(str(node.target) for node in module.graph.nodes)
+        return module
+
+    torch.compile(field.__call__, backend=note, fullgraph=True)(unit, unit)
+    assert targets
+    assert not any("eugen_nerf" in target for target in targets)

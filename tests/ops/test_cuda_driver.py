@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +28,9 @@ class FakeDriver:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.fails = ""
+        self.blocks = 3
         self.launches: list[tuple[Any, ...]] = []
+        self.images: list[bytes] = []
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any) -> int:
@@ -36,7 +40,9 @@ class FakeDriver:
             if name == "cuDeviceGetAttribute":
                 arguments[0]._obj.value = ATTRIBUTES[arguments[1]]
             elif name == "cuOccupancyMaxActiveBlocksPerMultiprocessor":
-                arguments[0]._obj.value = 3
+                arguments[0]._obj.value = self.blocks
+            elif name == "cuModuleLoadData":
+                self.images.append(arguments[1])
             elif name == "cuFuncGetAttribute":
                 arguments[0]._obj.value = 1024
             elif name == "cuFuncSetAttribute":
@@ -64,15 +70,16 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
         cuda_stream = STREAM
 
     class Compiler:
-        def target(self, architecture: int) -> int:
-            return architecture
+        def target(self, architecture: int) -> tuple[int, bool]:
+            return architecture, False
 
     fake = FakeDriver()
     programs: list[tuple[str, int, tuple[str, ...]]] = []
 
-    def compile_cached(source: str, architecture: int, constants: tuple[str, ...]) -> Compiled:
+    def compile_cached(source: str, architecture: int, constants: tuple[str, ...], portable: bool) -> Compiled:
         programs.append((source, architecture, constants))
-        return Compiled(b"cubin", "")
+        time.sleep(0.01)  # other threads come by
+        return Compiled(b"PTX" if portable else b"cubin", "")
 
     fake.programs = programs  # type: ignore[attr-defined]
     monkeypatch.setattr(cuda_driver, "_driver", lambda: fake)
@@ -115,16 +122,45 @@ def test_launch(driver: FakeDriver) -> None:
     ]
 
 
+def test_threads_load_a_program_once(driver: FakeDriver) -> None:
+    """nerfstudio's viewer renders while training goes on."""
+    device = gpu(0)
+    threads = [threading.Thread(target=launch, args=(device, torch.zeros(4))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(driver.launches) == 8
+    assert driver.calls.count("cuCtxSetCurrent") == 8  # each thread has a current context of its own
+    assert driver.calls.count("cuModuleLoadData") == len(driver.programs) == 1  # type: ignore[attr-defined]
+
+
+def test_a_gpu_that_is_newer_than_the_compiler_is_given_ptx(
+    driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Old:
+        def target(self, architecture: int) -> tuple[int, bool]:
+            return 80, True
+
+    monkeypatch.setattr(cuda_driver, "find_nvrtc", Old)
+    launch(gpu(0), torch.zeros(4))
+    assert driver.images == [b"PTX"]
+
+
 def test_resident_blocks(driver: FakeDriver) -> None:
     device = gpu(0)
     assert [device.resident_blocks("program.cu", (), "kernel", 128, 4096) for _ in range(2)] == [3 * 84] * 2
     assert driver.calls.count("cuOccupancyMaxActiveBlocksPerMultiprocessor") == 1
+    driver.blocks = 0
+    with pytest.raises(CudaError, match="kernel with 128 threads and 9999 bytes a block does not fit"):
+        device.resident_blocks("program.cu", (), "kernel", 128, 9999)
 
 
 @pytest.mark.parametrize(
     ("call", "what"),
     [
         ("cuModuleLoadData", "loading compiled kernels"),
+        ("cuFuncSetAttribute", "reserving shared memory for kernel"),
         ("cuModuleGetFunction", "finding the kernel kernel"),
         ("cuLaunchKernel", "launching kernel"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -10,7 +12,7 @@ from eugen_nerf.errors import UserError
 from eugen_nerf.layers import EUGen, build_network, merge_chain
 from eugen_nerf.ops import dispatch, network, reference
 from eugen_nerf.ops.build import BuildError
-from eugen_nerf.ops.packing import pack_chain, why_not_native
+from eugen_nerf.ops.packing import PackedChain, pack_chain, why_not_native
 
 
 def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -22,7 +24,7 @@ def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return torch.zeros(x.shape[0], 3)
 
     monkeypatch.setattr(dispatch, "_native_cpu_problem", lambda: None)
-    monkeypatch.setattr(dispatch.cpu, "network", fake)
+    monkeypatch.setattr(dispatch.operators, "network", fake)
     return calls
 
 
@@ -36,8 +38,9 @@ def test_native_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     network(x, chain, backend="reference")
     network(x.double(), merge_chain(build_network("eugen", 4, 8, 1, 3, 6).double()))
     network(x, merge_chain([EUGen(4, 8, 6, order=3), torch.nn.Linear(8, 3)]))
-    network(x, merge_chain([EUGen(4, 8, 6), EUGen(8, 8, 6, norm=True), torch.nn.Linear(8, 3)]))
     assert calls == ["network"]
+    network(x, merge_chain([EUGen(4, 8, 6), EUGen(8, 8, 6, norm=True), torch.nn.Linear(8, 3)]))
+    assert calls == ["network"] * 2
 
 
 def test_environment_goes_before_the_argument(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +85,7 @@ def test_packed_chain_holds_every_number_in_order() -> None:
     ("layers", "reason"),
     [
         ([EUGen(4, 8, 6, order=3)], "order 3"),
-        ([EUGen(4, 8, 6), EUGen(8, 4, 3, norm=True)], "norm inside a chain"),
+        ([EUGen(4, 8, 6), EUGen(8, 4, 3)], None),
         ([EUGen(4, 8, 6, order=2), EUGen(8, 4, 3, norm=False)], None),
     ],
 )
@@ -90,6 +93,16 @@ def test_why_not_native(layers: list[torch.nn.Module], reason: str | None) -> No
     found = why_not_native(merge_chain(layers))
     assert (found is None) == (reason is None)
     assert reason is None or (found is not None and reason in found)
+
+
+def test_why_not_native_with_a_constant_that_needs_a_gradient() -> None:
+    with torch.no_grad():
+        chain = merge_chain([EUGen(4, 8, 2), EUGen(8, 4, 3)])
+    constant = chain.stages[1].norm_constant
+    assert constant is not None
+    assert why_not_native(chain) is None
+    constant.requires_grad_()
+    assert "norm's constant" in (why_not_native(chain) or "")
 
 
 def cuda_tensors(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
@@ -102,7 +115,7 @@ def test_cuda_tensors_take_the_cuda_runner(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(dispatch, "_native_cuda_problem", lambda index: None)
     monkeypatch.setattr(dispatch, "_cuda_network_problem", lambda spec, index: None)
     calls: list[str] = []
-    monkeypatch.setattr(dispatch.cpu, "network", lambda x, *_: calls.append(x.device.type) or x)
+    monkeypatch.setattr(dispatch.operators, "network", lambda x, *_: calls.append(x.device.type) or x)
     layers = build_network("eugen", 4, 8, 1, 3, 6)
     with FakeTensorMode(allow_non_fake_inputs=True):
         (x,) = cuda_tensors((5, 4))
@@ -133,20 +146,30 @@ def test_networks_without_cuda_kernels_are_named_once(monkeypatch: pytest.Monkey
     class Small:
         shared_memory = 16_000
 
+        def resident_blocks(self, source: str, constants: tuple[str, ...], kernel: str, *_: int) -> int:
+            if "EUGEN_SPEC=0,7,2,0,7" in constants[0]:
+                raise BuildError("NVRTC 13.0 failed on network.cu: error")
+            loaded.append(kernel)
+            return 1
+
+    loaded: list[str] = []
     monkeypatch.delenv("EUGEN_BACKEND", raising=False)
     monkeypatch.setattr(dispatch, "gpu", lambda index: Small())
     dispatch._cuda_network_problem.cache_clear()
     device = torch.device("cuda", 0)
-    sine = pack_chain(merge_chain(build_network("eugen", 4, 8, 1, 3, 6, phi="sin")))
+    soft = pack_chain(merge_chain(build_network("eugen", 4, 8, 1, 3, 6, phi="softplus")))
     wide = pack_chain(merge_chain(build_network("mlp", 32, 256, 2, 3, 6)))
     small = pack_chain(merge_chain(build_network("mlp", 4, 16, 1, 3, 6)))
+    odd = PackedChain(torch.zeros(0), (0, 7, 2, 0, 7), ())
     with pytest.warns(RuntimeWarning) as warned:
-        assert not any(dispatch.runs_network(packed, device, "auto") for packed in (sine, wide, sine, wide))
+        assert not any(dispatch.runs_network(packed, device, "auto") for packed in (soft, wide, odd) * 2)
     texts = [str(warning.message) for warning in warned]
-    assert len(texts) == 2
-    assert "no phi but identity and relu" in texts[0]
+    assert len(texts) == 3
+    assert "no phi but identity, relu, " in texts[0]
     assert "does not fit" in texts[1]
+    assert "NVRTC 13.0 failed" in texts[2]
     assert dispatch.runs_network(small, device, "auto")
+    assert loaded == ["network_forward", "network_backward"]
     with pytest.raises(UserError, match="there are no kernels"):
         dispatch.runs_network(wide, device, "cuda")
     assert dispatch.runs_network(wide, torch.device("cpu"), "auto")
@@ -167,3 +190,27 @@ def test_a_gpu_that_is_too_old_or_without_a_driver(monkeypatch: pytest.MonkeyPat
             assert dispatch._native_cuda_problem(0)
         dispatch._native_cuda_problem(0)  # says it once
     dispatch._native_cuda_problem.cache_clear()
+
+
+def test_fields_that_a_gpu_does_not_render_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        shared_memory = 100_000
+
+        def resident_blocks(self, source: str, constants: tuple[str, ...], *_: object) -> int:
+            if "EUGEN_FEATURES=1" in constants:
+                raise BuildError("NVRTC 13.0 failed on render.cu: error")
+            return 1
+
+    module = importlib.import_module("eugen_nerf.ops.render")
+    monkeypatch.setattr(module, "gpu", lambda index: Fake())
+    small, wide, soft = (
+        pack_chain(merge_chain(build_network("eugen", 8, 16, 2, 3, width, phi=phi))).spec
+        for width, phi in ((16, "relu"), (256, "relu"), (16, "softplus"))
+    )
+    module._has_kernel.cache_clear()
+    assert module._has_kernel(small, small, 2, 0)
+    for other in (wide, soft):
+        assert not module._has_kernel(small, other, 2, 0)
+    with pytest.warns(RuntimeWarning, match=r"op by op, not in one pass: NVRTC 13.0 failed on render.cu"):
+        assert not module._has_kernel(small, small, 1, 0)
+    module._has_kernel.cache_clear()

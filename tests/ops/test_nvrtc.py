@@ -30,7 +30,7 @@ def test_default_kernels_compile_for_every_architecture_without_spills() -> None
     programs = [program for architecture in SHARED_MEMORY for program in default_programs(architecture)]
     for program, compiled in zip(programs, compile_programs(programs), strict=True):
         resources = compiled.resources()
-        assert compiled.cubin.startswith(b"\x7fELF")
+        assert compiled.image.startswith(b"\x7fELF")
         assert resources
         for kernel, (registers, spilled) in resources.items():
             assert 0 < registers <= 255
@@ -72,7 +72,8 @@ def test_bfloat16_and_half_rows_compile(monkeypatch: pytest.MonkeyPatch) -> None
     assert tiles is not None
     for precision, half_rows in (("bf16", False), ("bf16", True), ("fp16", True)):
         monkeypatch.setenv("EUGEN_PRECISION", precision)
-        nvrtc.find_nvrtc().compile("network.cu", 80, cuda.network_constants(spec, tiles, half_rows))
+        for architecture in (80, 90):
+            nvrtc.find_nvrtc().compile("network.cu", architecture, cuda.network_constants(spec, tiles, half_rows))
     with pytest.raises(BuildError, match="bfloat16 needs compute capability"):
         nvrtc.find_nvrtc().compile("network.cu", 75, ("EUGEN_BF16=1",))
 
@@ -149,6 +150,44 @@ ptxas info    : Used 9 registers
 def test_a_gpu_between_two_architectures_runs_the_older_ones_code(monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = nvrtc.find_nvrtc()
     monkeypatch.setattr(compiler, "architectures", lambda: [75, 80, 86, 90])
-    assert [compiler.target(gpu) for gpu in (75, 80, 86, 89, 90)] == [75, 80, 86, 86, 90]
-    with pytest.raises(BuildError, match=r"does not know compute capability 12\.0"):
-        compiler.target(120)
+    assert [compiler.target(gpu) for gpu in (75, 80, 86, 89, 90)] == [(n, False) for n in (75, 80, 86, 86, 90)]
+    assert compiler.target(120) == (90, True)
+    with pytest.raises(BuildError, match=r"does not know compute capability 7\.0"):
+        compiler.target(70)
+
+
+@needs_nvrtc
+def test_ptx_for_gpus_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EUGEN_CACHE", str(tmp_path))
+    compiled = nvrtc.compile_cached("rays.cu", 90, portable=True)
+    assert b".target sm_90" in compiled.image
+    assert compiled.image.endswith(b"\0")  # the driver takes a string
+    assert nvrtc.compile_cached("rays.cu", 90, portable=True) == compiled
+
+
+def test_torchs_own_cuda_version_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment may have the compilers of several versions, and the driver may be as old as torch's."""
+    for folder, version in (("cu13/lib", 13), ("cuda_nvrtc/lib", 12)):
+        (tmp_path / "nvidia" / folder).mkdir(parents=True)
+        (tmp_path / "nvidia" / folder / f"libnvrtc.so.{version}").touch()
+    tried: list[str] = []
+
+    def load(path: str) -> object:
+        tried.append(path)
+        return object()
+
+    monkeypatch.setattr(nvrtc.sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(nvrtc, "Nvrtc", load)
+    for cuda, found in (("12.6", "libnvrtc.so.12"), ("13.0", "libnvrtc.so.13"), (None, "libnvrtc.so.13")):
+        monkeypatch.setattr(nvrtc.torch.version, "cuda", cuda)
+        nvrtc.find_nvrtc.cache_clear()
+        nvrtc.find_nvrtc()
+        assert Path(tried[-1]).name == found
+    nvrtc.find_nvrtc.cache_clear()
+
+
+def test_a_library_that_does_not_load_is_no_nvrtc(tmp_path: Path) -> None:
+    for name in ("libnvrtc.so.13", "libnvrtc-builtins.so.13.0"):
+        (tmp_path / name).write_text("no library")
+    with pytest.raises(BuildError, match=r"NVRTC does not load .*libnvrtc-builtins"):
+        nvrtc.Nvrtc(str(tmp_path / "libnvrtc.so.13"))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from eugen_nerf import ops
 from eugen_nerf.occupancy import pack_bits
 from eugen_nerf.ops import Space, StepRule, composite, march
 from eugen_nerf.ops.reference import MIN_TRANSMITTANCE, render
@@ -32,7 +35,7 @@ def rays(n: int = 60) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
     near = torch.rand(n, generator=generator, dtype=torch.float64)
     far = near + 8
-    far[3] = near[3] / 2  # nothing between the limits
+    far[3:4] = near[3:4] / 2  # nothing between the limits
     return origins, directions, near, far
 
 
@@ -119,3 +122,20 @@ def test_render_without_rays_and_of_rays_that_miss() -> None:
     near, far = torch.tensor([0.0, 3.0]), torch.tensor([10.0, 2.0])
     rgb, alpha, depth, evaluated = render(origins, directions, near, far, bits(), RESOLUTION, space, rule, unreachable)
     assert not torch.cat([rgb.flatten(), alpha, depth, evaluated]).any()
+
+
+def test_without_native_code_rays_are_rendered_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole picture's samples at once would not fit into a GPU's memory."""
+    whole = ops.render(*rays(), bits(), RESOLUTION, *BOUNDED, field)
+    sizes: list[int] = []
+
+    def watched(origins: Tensor, *rest: Any) -> Any:
+        sizes.append(origins.shape[0])
+        return render(origins, *rest)
+
+    monkeypatch.setattr("eugen_nerf.ops.reference.render", watched)
+    monkeypatch.setattr(importlib.import_module("eugen_nerf.ops.render"), "RAYS_AT_ONCE", 25)
+    for part, expected in zip(ops.render(*rays(), bits(), RESOLUTION, *BOUNDED, field), whole, strict=True):
+        torch.testing.assert_close(part, expected)
+    assert sizes == [25, 25, 10]
+    assert [len(out) for out in ops.render(*rays(0), bits(), RESOLUTION, *BOUNDED, field)] == [0] * 4

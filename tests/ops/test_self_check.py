@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from eugen_nerf.ops import cpu, dispatch, self_check
+from eugen_nerf.ops import dispatch, operators, self_check
 from eugen_nerf.ops.build import BuildError, cpu_library
-from eugen_nerf.ops.self_check import Verdict, check_ops
+from eugen_nerf.ops.self_check import NotChecked, Verdict, check_ops
 
 CPU = torch.device("cpu")
 
@@ -38,7 +38,11 @@ def no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_runners_that_agree() -> None:
+    before = torch.get_rng_state()
     assert check_ops(CPU, "cpu") == []
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert check_ops(CPU, "cpu") == []
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def wrong(value: Any) -> Any:
@@ -50,16 +54,16 @@ def wrong(value: Any) -> Any:
 
 @pytest.mark.parametrize("op", ["hash_encode", "spherical_harmonics", "network", "sample_points", "composite"])
 def test_a_runner_that_disagrees_is_named(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right: Callable[..., Any] = getattr(cpu, op)
-    monkeypatch.setattr(dispatch.cpu, op, lambda *arguments: wrong(right(*arguments)))
+    right: Callable[..., Any] = getattr(operators, op)
+    monkeypatch.setattr(dispatch.operators, op, lambda *arguments: wrong(right(*arguments)))
     failed = check_ops(CPU, "cpu")
     assert failed
     assert all(name.split(" ")[0] == op for name in failed)
 
 
 def test_what_is_not_finite_disagrees(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = cpu.spherical_harmonics
-    monkeypatch.setattr(dispatch.cpu, "spherical_harmonics", lambda d: right(d) * float("nan"))
+    right = operators.spherical_harmonics
+    monkeypatch.setattr(dispatch.operators, "spherical_harmonics", lambda d: right(d) * float("nan"))
     assert check_ops(CPU, "cpu") == ["spherical_harmonics"]
 
 
@@ -67,16 +71,61 @@ def test_in_a_process_of_its_own() -> None:
     command = [sys.executable, "-m", "eugen_nerf.ops.self_check", "cpu"]
     root = Path(self_check.__file__).parents[2]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-    assert json.loads(result.stdout) == []
+    arrived, failed = result.stdout.splitlines()
+    assert arrived == self_check.ARRIVED
+    assert json.loads(failed) == []
 
 
-def test_a_crash_is_told_by_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no such GPU: the other process fails, this one goes on."""
-    crash = self_check.in_another_process(99).crash
-    assert crash
-    assert "\n" not in crash
+TORCHS_ERROR = """Traceback (most recent call last):
+  File "self_check.py", line 1, in <module>
+torch.AcceleratorError: CUDA error: an illegal memory access was encountered
+CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace may be incorrect.
+Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.
+
+"""
+ACCESS = "torch.AcceleratorError: CUDA error: an illegal memory access was encountered"
+FULL = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB."
+
+
+@pytest.mark.parametrize(
+    ("stdout", "stderr", "status", "expected"),
+    [
+        (f'{self_check.ARRIVED}\n["march"]\n', "a warning", 0, Verdict(("march",))),
+        (f"{self_check.ARRIVED}\n", TORCHS_ERROR, 1, Verdict(crash=ACCESS)),
+        (f"{self_check.ARRIVED}\n", "", -11, Verdict(crash="exit status -11")),
+        (f"{self_check.ARRIVED}\n", FULL, 1, FULL),
+        ("", "RuntimeError: all CUDA-capable devices are busy", 1, "RuntimeError: all CUDA-capable devices are busy"),
+        ("", "", 1, "exit status 1"),
+    ],
+)
+def test_what_the_other_process_says(
+    stdout: str, stderr: str, status: int, expected: Verdict | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A verdict where it reached the kernels; else, as text, why there is none."""
+    done = subprocess.CompletedProcess([], status, stdout, stderr)
+    monkeypatch.setattr(self_check.subprocess, "run", lambda *_, **__: done)
+    if isinstance(expected, Verdict):
+        assert self_check.in_another_process(0) == expected
+    else:
+        with pytest.raises(NotChecked) as caught:
+            self_check.in_another_process(0)
+        assert str(caught.value) == expected
+
+
+def test_a_process_without_a_gpu_gives_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no such GPU."""
+    with pytest.raises(NotChecked, match=r"^\w.*"):
+        self_check.in_another_process(99)
     monkeypatch.setattr(self_check.sys, "executable", "/nowhere/python")
-    assert "/nowhere/python" in self_check.in_another_process(0).crash
+    with pytest.raises(NotChecked, match="/nowhere/python"):
+        self_check.in_another_process(0)
+
+
+class FakeGpu:
+    architecture = 90
+
+    def resident_blocks(self, *_: object) -> int:
+        return 1
 
 
 @pytest.fixture
@@ -97,6 +146,38 @@ def test_the_answer_is_kept(found: Verdict, answers: list[int]) -> None:
     assert answers == [0, 1]
 
 
+def test_no_answer_is_no_answer_to_keep(answers: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_check, "SECONDS", 0.01)
+    assert "no answer after" in str(self_check.verdict(0).problem())
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_without_another_process_this_one_asks_itself(
+    answers: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU in exclusive mode, or full: true today, perhaps not tomorrow, and no reason to do without kernels."""
+
+    def busy(index: int) -> Verdict:
+        raise NotChecked("busy")
+
+    def check(device: torch.device, backend: str) -> list[str]:
+        assert dispatch._native_cuda_problem(1) is None  # the kernels are there to be checked
+        assert dispatch.requested_backend("reference") == "reference"
+        return [f"march on {device}"]
+
+    monkeypatch.setattr(dispatch, "gpu", lambda index: FakeGpu())
+    monkeypatch.setattr(self_check, "in_another_process", busy)
+    monkeypatch.setattr(self_check, "check_ops", check)
+    monkeypatch.setenv("EUGEN_BACKEND", "cuda")
+    monkeypatch.delenv(self_check.SWITCH, raising=False)
+    dispatch._native_cuda_problem.cache_clear()
+    with pytest.warns(RuntimeWarning, match="disagree with PyTorch in march on cuda:1"):
+        assert "march" in str(dispatch._native_cuda_problem(1))
+    assert "march" in str(dispatch._native_cuda_problem(1))
+    dispatch._native_cuda_problem.cache_clear()
+    assert not list(tmp_path.rglob("*.json"))
+
+
 def test_a_cache_that_cannot_be_written_or_read_is_no_obstacle(tmp_path: Path, answers: list[int]) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "cuda-check-gpu-0.json").write_text("half a fi")
@@ -114,12 +195,6 @@ def test_a_cache_that_cannot_be_written_or_read_is_no_obstacle(tmp_path: Path, a
     ],
 )
 def test_kernels_that_fail_are_not_used(found: Verdict, message: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    class FakeGpu:
-        architecture = 90
-
-        def resident_blocks(self, *_: object) -> int:
-            return 1
-
     monkeypatch.setattr(dispatch, "gpu", lambda index: FakeGpu())
     monkeypatch.setattr(importlib.import_module("eugen_nerf.ops.self_check"), "verdict", lambda index: found)
     monkeypatch.delenv(self_check.SWITCH, raising=False)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eugen_nerf.bench.frame_times import load_run
 from eugen_nerf.export.web import Options, export_web
+from eugen_nerf.plugin.runs import load_run
 from tests.viewer.chromium import Page
 from tests.viewer.conftest import Train, expected, psnr, rendered
 

@@ -4,11 +4,11 @@
 // blocks of m numbers (projection after projection, order after order). On tensor cores each block is padded to
 // a multiple of 16; padding holds zeros and stays zero, since phi(0) = 0 for every phi that is supported.
 #pragma once
+#include "phi.h"
 #include "simt.cuh"
 
 namespace eugen {
 
-enum { IDENTITY_PHI = 0, RELU_PHI = 1 };  // numbers as in packing.py
 enum { MAX_STAGES = 8 };
 enum { ROW_PADDING = 8 };  // halves after each row in shared memory: rows start in different banks
 
@@ -26,7 +26,7 @@ struct Chain {
   static constexpr int features(int stage) { return number(stage, 1); }
   static constexpr int order(int stage) { return number(stage, 2); }
   static constexpr bool is_shared(int stage) { return number(stage, 3) != 0; }
-  static constexpr int phi(int stage) { return number(stage, 4); }
+  static constexpr Phi phi(int stage) { return Phi(number(stage, 4)); }
   static constexpr int projections(int stage) {
     return is_shared(stage) ? order(stage) : order(stage) * (order(stage) + 1) / 2;
   }
@@ -42,22 +42,59 @@ struct Chain {
     return i == stages ? Spec::numbers[2 + 7 * stages] != 0 : number(i, 5) != 0;
   }
   static constexpr bool has_norm(int i) { return i < stages && number(i, 6) != 0; }
+  // Where the norm is that of r numbers R x + c, they are r more outputs of the stage's matrix; 0 where it is that of
+  // the stage's input.
+  static constexpr int norm_rows(int i) { return i < stages && number(i, 6) > 1 ? number(i, 6) - 1 : 0; }
 
   static constexpr int padded(int n) { return (n + 15) / 16 * 16; }
   static constexpr int in_padded(int i) { return padded(in_block(i)); }
   static constexpr int out_padded(int i) { return padded(out_block(i)); }
   static constexpr int k(int i) { return in_blocks(i) * in_padded(i); }
-  static constexpr int n(int i) { return out_blocks(i) * out_padded(i); }
+  static constexpr int projected(int i) { return out_blocks(i) * out_padded(i); }
+  static constexpr int n(int i) { return projected(i) + padded(norm_rows(i)); }
 
-  // In the packed parameters: projections, offsets, norm column of each matrix.
+  // In the packed parameters: projections, offsets, norm column, R and c of each matrix.
   static constexpr int columns(int i) { return in_blocks(i) * in_block(i); }
   static constexpr int rows(int i) { return out_blocks(i) * out_block(i); }
   static constexpr int offsets_at(int i) { return parameters_before(i) + rows(i) * columns(i); }
   static constexpr int norm_at(int i) { return offsets_at(i) + (has_offsets(i) ? rows(i) : 0); }
+  static constexpr int form_at(int i) { return norm_at(i) + (has_norm(i) ? rows(i) : 0); }
+  static constexpr int form_offsets_at(int i) { return form_at(i) + norm_rows(i) * columns(i); }
   static constexpr int parameters_before(int i) {
     int sum = 0;
-    for (int j = 0; j < i; j++) sum += rows(j) * (columns(j) + (has_offsets(j) ? 1 : 0) + (has_norm(j) ? 1 : 0));
+    for (int j = 0; j < i; j++) {
+      sum += rows(j) * (columns(j) + (has_offsets(j) ? 1 : 0) + (has_norm(j) ? 1 : 0));
+      sum += norm_rows(j) * (columns(j) + 1);
+    }
     return sum;
+  }
+
+  // Where the number of padded row r and column c of matrix I lies in the packed parameters; -1 in the padding.
+  template <int I>
+  static EUGEN_MEMBER int weight_place(int r, int c) {
+    constexpr int OUT = out_block(I), IN = in_block(I), COLUMNS = columns(I);
+    const int feature = r % out_padded(I), in_feature = c % in_padded(I);
+    const int column = c / in_padded(I) * IN + in_feature;
+    if (in_feature >= IN) return -1;
+    if constexpr (norm_rows(I) != 0)
+      if (r >= projected(I)) return r - projected(I) < norm_rows(I) ? form_at(I) + (r - projected(I)) * COLUMNS + column : -1;
+    return feature < OUT ? parameters_before(I) + (r / out_padded(I) * OUT + feature) * COLUMNS + column : -1;
+  }
+  // The same of padded row r's offset, and of its number in the norm column.
+  template <int I>
+  static EUGEN_MEMBER int offset_place(int r) {
+    if constexpr (norm_rows(I) != 0)
+      if (r >= projected(I)) return r - projected(I) < norm_rows(I) ? form_offsets_at(I) + r - projected(I) : -1;
+    return has_offsets(I) ? vector_place<I>(offsets_at(I), r) : -1;
+  }
+  template <int I>
+  static EUGEN_MEMBER int norm_place(int r) {
+    return has_norm(I) && r < projected(I) ? vector_place<I>(norm_at(I), r) : -1;
+  }
+  template <int I>
+  static EUGEN_MEMBER int vector_place(int at, int r) {
+    const int feature = r % out_padded(I);
+    return feature < out_block(I) ? at + r / out_padded(I) * out_block(I) + feature : -1;
   }
 
   // In shared memory: floats [n] of offsets and [n] of norm columns, then halves [n][row(i)] of weights.
@@ -83,22 +120,7 @@ struct Chain {
   }
 };
 
-// Element r, c of the padded matrix; zero in the padding.
-template <class C, int I>
-EUGEN_FUNCTION float weight_at(const float* parameters, int r, int c) {
-  constexpr int OUT = C::out_block(I), OUT_PADDED = C::out_padded(I), IN = C::in_block(I), IN_PADDED = C::in_padded(I);
-  constexpr int BEGIN = C::parameters_before(I), COLUMNS = C::columns(I);
-  const int block = r / OUT_PADDED, feature = r % OUT_PADDED, in_block = c / IN_PADDED, in_feature = c % IN_PADDED;
-  if (feature >= OUT || in_feature >= IN) return 0.f;
-  return parameters[BEGIN + (block * OUT + feature) * COLUMNS + in_block * IN + in_feature];
-}
-
-// Element r of a padded vector of matrix I that begins at `at` in the parameters.
-template <class C, int I>
-EUGEN_FUNCTION float vector_at(const float* parameters, int at, int r) {
-  constexpr int OUT = C::out_block(I), OUT_PADDED = C::out_padded(I);
-  const int block = r / OUT_PADDED, feature = r % OUT_PADDED;
-  return feature < OUT ? parameters[at + block * OUT + feature] : 0.f;
-}
+// The parameter at a place, or the zero that stands in the padding.
+EUGEN_FUNCTION float parameter_at(const float* parameters, int place) { return place < 0 ? 0.f : parameters[place]; }
 
 }  // namespace eugen

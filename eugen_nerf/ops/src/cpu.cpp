@@ -348,25 +348,34 @@ int eugen_network_backward(const float* x, const float* parameters, const int64*
     }
   }
   float* p = grad_parameters;
+  // `of` picks a matrix's gradient from a thread's sums.
+  const auto write_block = [&](const auto& of, int ld, int rows, int begin, int end) {
+    for (int r = 0; r < rows; r++)
+      for (int c = begin; c < end; c++, p++) {
+        *p = 0;
+        for (const Gradients& g : sums) *p += of(g).weights[size_t(r) * ld + c];
+      }
+  };
+  const auto write_offsets = [&](const auto& of, int rows) {
+    for (int r = 0; r < rows; r++, p++) {
+      *p = 0;
+      for (const Gradients& g : sums) *p += of(g).offsets[r];
+    }
+  };
   const int stages = int(net.stages.size());
   for (int i = 0; i <= stages; i++) {
     const Matrix& m = net.matrices[i];
+    const auto matrix = [i](const Gradients& g) -> const MatrixGradient& { return g.matrices[i]; };
+    const auto form = [i](const Gradients& g) -> const MatrixGradient& { return g.forms[i]; };
     const bool has_norm = i < stages && net.stages[i].has_norm;
     const int plain = m.columns - (has_norm ? 1 : 0), ld = padded(m.columns);
-    const auto sum = [&](int r, int c) {
-      float total = 0;
-      for (const Gradients& g : sums) total += g.weights[i][size_t(r) * ld + c];
-      return total;
-    };
-    for (int r = 0; r < m.rows; r++)
-      for (int c = 0; c < plain; c++) *p++ = sum(r, c);
-    if (i < stages ? net.stages[i].has_offsets : net.has_bias)
-      for (int r = 0; r < m.rows; r++, p++) {
-        *p = 0;
-        for (const Gradients& g : sums) *p += g.offsets[i][r];
-      }
-    if (has_norm)
-      for (int r = 0; r < m.rows; r++) *p++ = sum(r, plain);
+    write_block(matrix, ld, m.rows, 0, plain);
+    if (i < stages ? net.stages[i].has_offsets : net.has_bias) write_offsets(matrix, m.rows);
+    if (has_norm) {
+      write_block(matrix, ld, m.rows, plain, m.columns);
+      write_block(form, padded(plain), net.forms[i].rows, 0, plain);
+      write_offsets(form, net.forms[i].rows);
+    }
   }
   return 0;
 }

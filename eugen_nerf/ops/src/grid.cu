@@ -22,14 +22,23 @@ hash_encode_forward(const float* __restrict__ x, const TableValue* __restrict__ 
   const int64 i = int64(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= n) return;
   const Vec3 unit = load3(x + 3 * i);
+  const int first = int(blockIdx.y) * GROUP, count = levels.count - first < GROUP ? levels.count - first : GROUP;
+  float sums[GROUP * F];
 #pragma unroll
   for (int l = 0; l < GROUP; l++) {
-    const int level = int(blockIdx.y) * GROUP + l;
-    if (level >= levels.count) break;
     float sum[F];
-    interpolate<F>(unit, levels.level(level), table, sum);
-    float* to = out + (i * levels.count + level) * F;
-    for (int f = 0; f < F; f++) to[f] = sum[f];
+    if (l < count) interpolate<F>(unit, levels.level(first + l), table, sum);
+#pragma unroll
+    for (int f = 0; f < F; f++) sums[l * F + f] = sum[f];
+  }
+  float* to = out + (i * levels.count + first) * F;
+  if (count == GROUP && levels.count * F % 4 == 0) {
+#pragma unroll
+    for (int f = 0; f < GROUP * F; f += 4) store_four(to + f, {sums[f], sums[f + 1], sums[f + 2], sums[f + 3]});
+  } else {
+#pragma unroll
+    for (int f = 0; f < GROUP * F; f++)
+      if (f < count * F) to[f] = sums[f];
   }
 }
 
@@ -82,7 +91,7 @@ EUGEN_FUNCTION void scatter(const HashCell& cell, const float (&weights)[8], con
 }  // namespace eugen
 
 // grad [n, levels * F] is scattered to grad_table, which is added to.
-EUGEN_ROOMY_KERNEL(128)
+EUGEN_ROOMY_KERNEL(128, 1)
 hash_encode_backward(const float* __restrict__ x, const GridLevels levels, int64 n, const float* __restrict__ grad,
                      float* __restrict__ grad_table) {
   const int64 i = int64(blockIdx.x) * THREADS + threadIdx.x;

@@ -9,7 +9,7 @@ namespace eugen {
 
 // Networks so wide that their backward pass streams weights need all the registers there are.
 #if EUGEN_BACK_STREAMED
-#define EUGEN_NETWORK_KERNEL EUGEN_ROOMY_KERNEL
+#define EUGEN_NETWORK_KERNEL(threads) EUGEN_ROOMY_KERNEL(threads, 1)
 #else
 #define EUGEN_NETWORK_KERNEL EUGEN_KERNEL
 #endif
@@ -47,12 +47,17 @@ struct Outputs {
 
 using namespace eugen;
 
-// x [n, in] -> y [n, out].
+// The parameters' matrices in halves, for networks whose weights are streamed: rounded [weights_before(matrices)].
+EUGEN_KERNEL(256) round_weights(const float* __restrict__ parameters, uint16* __restrict__ rounded) {
+  round_matrices<Network>(rounded, parameters, int(blockIdx.x * 256 + threadIdx.x), int(gridDim.x) * 256);
+}
+
+// x [n, in] -> y [n, out]. rounded comes from round_weights; it may be null where weights are not streamed.
 EUGEN_NETWORK_KERNEL(EUGEN_WARPS * WARP)
-network_forward(const Io* __restrict__ x, const float* __restrict__ parameters, const Epsilons eps, int64 n,
-                Io* __restrict__ y) {
+network_forward(const Io* __restrict__ x, const float* __restrict__ parameters, const uint16* __restrict__ rounded,
+                const Epsilons eps, int64 n, Io* __restrict__ y) {
   EUGEN_SHARED(memory);
-  ForwardWeights weights(parameters, memory);
+  ForwardWeights weights(parameters, rounded, memory);
   constexpr int ROWS = EUGEN_WARPS * EUGEN_TILES * 16;
   for (int64 base = int64(blockIdx.x) * ROWS; base < n; base += int64(gridDim.x) * ROWS) {
     const int64 first = base + warp_index() * 16 * EUGEN_TILES;
@@ -66,13 +71,13 @@ network_forward(const Io* __restrict__ x, const float* __restrict__ parameters, 
 // grad_parameters, zero before, is added to; grad_x is written unless it is null. `largest` comes from
 // largest_magnitude.
 EUGEN_NETWORK_KERNEL(EUGEN_BACK_WARPS * WARP)
-network_backward(const Io* __restrict__ x, const float* __restrict__ parameters, const Epsilons eps, int64 n,
-                 const Io* __restrict__ grad_out, const uint32* __restrict__ largest, Io* __restrict__ grad_x,
-                 float* __restrict__ grad_parameters) {
+network_backward(const Io* __restrict__ x, const float* __restrict__ parameters, const uint16* __restrict__ rounded,
+                 const Epsilons eps, int64 n, const Io* __restrict__ grad_out, const uint32* __restrict__ largest,
+                 Io* __restrict__ grad_x, float* __restrict__ grad_parameters) {
   EUGEN_SHARED(memory);
   uint16* activations = reinterpret_cast<uint16*>(memory + NetworkBackward::ChainWeights::bytes);
   const float scale = gradient_scale(*largest);
-  NetworkBackward backward{NetworkBackward::ChainWeights(parameters, memory), activations,
+  NetworkBackward backward{NetworkBackward::ChainWeights(parameters, rounded, memory), activations,
                            activations + NetworkBackward::activations_before(Network::matrices), 1.f, grad_parameters};
   backward.run(x, eps, n, grad_out, scale, grad_x);
 }

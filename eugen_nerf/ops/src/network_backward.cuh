@@ -77,6 +77,9 @@ struct Backward {
     return sum;
   }
 
+  // Whether the norm of matrix I's inputs has a part in its outputs.
+  static constexpr bool pulls(int i) { return C::has_norm(i) && C::norm_rows(i) == 0; }
+
   ChainWeights weights;
   uint16* activations;
   uint16* gradient;  // of the outputs of the matrix at hand
@@ -190,46 +193,71 @@ struct Backward {
   // Add a tile's sums to grad_parameters, in the packed order.
   template <int I>
   EUGEN_MEMBER void flush_weights(const float (&sum)[2][4], int tile) {
-    constexpr int K_TILES = C::k(I) / 16, OUT = C::out_block(I), OUT_PADDED = C::out_padded(I);
-    constexpr int IN = C::in_block(I), IN_PADDED = C::in_padded(I);
+    constexpr int K_TILES = C::k(I) / 16;
     const LanePlace place;
 #pragma unroll
     for (int e = 0; e < 8; e++) {
       const int q = e & 3, r = tile / K_TILES * 16 + place.row + (q >> 1) * 8;
       const int c = tile % K_TILES * 16 + (e >> 2) * 8 + place.column + (q & 1);
-      const int feature = r % OUT_PADDED, in_feature = c % IN_PADDED;
-      if (feature < OUT && in_feature < IN) {
-        const int row = r / OUT_PADDED * OUT + feature, column = c / IN_PADDED * IN + in_feature;
-        add_to(grad_parameters + C::parameters_before(I) + row * C::columns(I) + column, sum[e >> 2][q] * inverse_scale);
-      }
+      const int to = C::template weight_place<I>(r, c);
+      if (to >= 0) add_to(grad_parameters + to, sum[e >> 2][q] * inverse_scale);
     }
   }
   template <int I>
   EUGEN_MEMBER void flush_vectors(const float (&sum)[4], int tile) {
-    constexpr int OUT = C::out_block(I), OUT_PADDED = C::out_padded(I);
     const LanePlace place;
     if (place.column != 0) return;  // its columns are 0, the 1's, and 1, the norm's
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const int r = tile * 16 + place.row + half * 8, feature = r % OUT_PADDED;
-      const int row = r / OUT_PADDED * OUT + feature;
-      if (feature < OUT) {
-        if constexpr (C::has_offsets(I)) add_to(grad_parameters + C::offsets_at(I) + row, sum[2 * half] * inverse_scale);
-        if constexpr (C::has_norm(I)) add_to(grad_parameters + C::norm_at(I) + row, sum[2 * half + 1] * inverse_scale);
-      }
+      const int r = tile * 16 + place.row + half * 8;
+      const int offset = C::template offset_place<I>(r), norm = C::template norm_place<I>(r);
+      if (offset >= 0) add_to(grad_parameters + offset, sum[2 * half] * inverse_scale);
+      if (norm >= 0) add_to(grad_parameters + norm, sum[2 * half + 1] * inverse_scale);
     }
   }
 
-  // What the norm adds to the gradient of an input x: dn/dx = x / n. pull = (g . column) / n for each row.
+  // What the norm n of numbers v adds to their gradient is v (g . column) / n. This is the factor of v for each row,
+  // where v are the inputs of matrix I.
   template <int I>
   EUGEN_MEMBER void norm_pull(const uint32 (&g)[TILES][C::n(I) / 16][4], float eps, float (&pull)[TILES][2]) {
-    const LanePlace place;
     float norms[TILES][2];
     {
       uint32 a[TILES][C::k(I) / 16][4];
       own_inputs<I>(a);
       row_norms<TILES, C::k(I)>(a, eps, norms);
     }
+    norm_pull<I>(g, norms, pull);
+  }
+  // Where v are the numbers that stand among the matrix's outputs: their gradient, to g.
+  template <int I>
+  EUGEN_MEMBER void norm_gradient(uint32 (&g)[TILES][C::n(I) / 16][4], float eps) {
+    constexpr int FIRST = C::projected(I) / 16;
+    float norms[TILES][2], pull[TILES][2];
+    {
+      uint32 a[TILES][C::k(I) / 16][4];
+      own_inputs<I>(a);
+      stage_norms<C, I, TILES>(a, weights, eps, norms, [&](const float (&c)[TILES][2][4], int tile) {
+#pragma unroll
+        for (int m = 0; m < TILES; m++)
+#pragma unroll
+          for (int i = 0; i < 4; i++) g[m][FIRST + tile][i] = pack_word(c[m], i);
+      });
+    }
+    norm_pull<I>(g, norms, pull);
+#pragma unroll
+    for (int m = 0; m < TILES; m++)
+#pragma unroll
+      for (int n = FIRST; n < C::n(I) / 16; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const float factor = pull[m][i & 1];
+          g[m][n][i] = pack_bounded(factor * low_half(g[m][n][i]), factor * high_half(g[m][n][i]));
+        }
+  }
+  template <int I>
+  EUGEN_MEMBER void norm_pull(const uint32 (&g)[TILES][C::n(I) / 16][4], const float (&norms)[TILES][2],
+                              float (&pull)[TILES][2]) {
+    const LanePlace place;
     const float* column = weights.template norm_column<I>();
 #pragma unroll
     for (int m = 0; m < TILES; m++)
@@ -237,29 +265,27 @@ struct Backward {
       for (int half = 0; half < 2; half++) {
         float sum = 0.f;
 #pragma unroll
-        for (int n = 0; n < C::n(I) / 16; n++)
+        for (int n = 0; n < C::projected(I) / 16; n++)
 #pragma unroll
           for (int i = half; i < 4; i += 2) {
             const int at = n * 16 + (i >> 1) * 8 + place.column;
             sum += low_half(g[m][n][i]) * column[at] + high_half(g[m][n][i]) * column[at + 1];
           }
-        sum += shuffle_xor(sum, 1);
-        sum += shuffle_xor(sum, 2);
-        pull[m][half] = sum / norms[m][half];
+        pull[m][half] = sum_of_row(sum) / norms[m][half];
       }
   }
 
-  // Gradient c of the inputs of matrix I in tile k, from the gradient g of its outputs.
+  // Gradient c of the inputs of matrix I in tile k, from the gradient g of its outputs; `next` as in Weights::need.
   template <int I>
   EUGEN_MEMBER void input_gradient(float (&c)[TILES][2][4], const uint32 (&g)[TILES][C::n(I) / 16][4], int k,
-                                     const float (&pull)[TILES][2]) {
-    weights.template need_columns<I>(k);
+                                     const float (&pull)[TILES][2], const typename ChainWeights::Part& next) {
+    weights.need(weights.template columns_part<I>(k), next);
 #pragma unroll
     for (int m = 0; m < TILES; m++)
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         float low = 0.f, high = 0.f;
-        if constexpr (C::has_norm(I)) {
+        if constexpr (pulls(I)) {
           const uint32 word = own_word<I>(m, k, i);
           low = pull[m][i & 1] * low_half(word), high = pull[m][i & 1] * high_half(word);
         }
@@ -279,76 +305,71 @@ struct Backward {
     }
   }
 
-  // Where ReLU let nothing through, no gradient passes: keeps c where the feature's word is positive.
-  template <int PHI>
-  static EUGEN_MEMBER void mask(float (&c)[2][4], int i, uint32 feature) {
-    if constexpr (PHI == RELU_PHI) {
-      if (!(low_half(feature) > 0.f)) c[i >> 1][2 * (i & 1)] = 0.f;
-      if (!(high_half(feature) > 0.f)) c[i >> 1][2 * (i & 1) + 1] = 0.f;
-    }
-  }
-
-  // From the gradient g of matrix I's outputs to that of stage I - 1's projections.
+  // From the gradient g of matrix I's outputs to that of matrix I - 1's.
   template <int I>
   EUGEN_MEMBER void stage_gradient(const uint32 (&g)[TILES][C::n(I) / 16][4],
                                      uint32 (&du)[TILES][C::n(I - 1) / 16][4], const Epsilons& eps) {
-    constexpr int S = I - 1, BLOCK = C::out_padded(S), BLOCK_TILES = BLOCK / 16, PHI = C::phi(S);
+    constexpr int S = I - 1, BLOCK = C::out_padded(S), BLOCK_TILES = BLOCK / 16;
+    constexpr Phi PHI = C::phi(S);
+    // Features show the slope of identity and ReLU, which lets a gradient pass or not. Other slopes, and the factors of
+    // products, need the projections: they are made once more from the stage's inputs.
+    constexpr bool PRODUCTS = C::order(S) == 2, SHARED = PRODUCTS && C::is_shared(S);
+    constexpr bool SHOWN = (PHI == IDENTITY_PHI || PHI == RELU_PHI) && !SHARED;
     float pull[TILES][2];
-    if constexpr (C::has_norm(I)) norm_pull<I>(g, eps.value[I], pull);
-    if constexpr (C::order(S) == 1) {
-#pragma unroll
-      for (int tile = 0; tile < BLOCK_TILES; tile++) {
-        float c[TILES][2][4];
-        input_gradient<I>(c, g, tile, pull);
-#pragma unroll
-        for (int m = 0; m < TILES; m++)
-#pragma unroll
-          for (int i = 0; i < 4; i++) {
-            mask<PHI>(c[m], i, own_word<I>(m, tile, i));
-            du[m][tile][i] = pack_word(c[m], i);
-          }
-      }
-    } else {
-      // The factors of each product are needed: projected once more from the stage's inputs.
-      constexpr bool SHARED = C::is_shared(S);
-      constexpr int LEFT = SHARED ? 0 : 1, RIGHT = LEFT + 1;
-      uint32 a[TILES][C::k(S) / 16][4];
+    if constexpr (pulls(I)) norm_pull<I>(g, eps.value[I], pull);
+    uint32 a[TILES][C::k(S) / 16][4];
+    float norms[TILES][2];
+    if constexpr (!SHOWN || PRODUCTS) {
       own_inputs<S>(a);
-      float norms[TILES][2];
-      if constexpr (C::has_norm(S)) row_norms<TILES, C::k(S)>(a, eps.value[S], norms);
-      const auto block = [&](float (&c)[TILES][2][4], int b, int tile) {
-        const int at = b * BLOCK + tile * 16;
-        const float* column = C::has_norm(S) ? weights.template norm_column<S>() + at : nullptr;
-        project<C, S, TILES>(c, a, weights.template rows<S>(b, tile), weights.template offsets<S>() + at, column, norms);
-      };
+      if constexpr (C::has_norm(S)) stage_norms<C, S, TILES>(a, weights, eps.value[S], norms);
+    }
+    const auto block = [&](float (&c)[TILES][2][4], int b, int tile) {
+      const int at = b * BLOCK + tile * 16;
+      const float* column = C::has_norm(S) ? weights.template norm_column<S>() + at : nullptr;
+      project<C, S, TILES>(c, a, weights.template rows<S>(b, tile), weights.template offsets<S>() + at, column, norms);
+    };
 #pragma unroll
-      for (int tile = 0; tile < BLOCK_TILES; tile++) {
-        float first[TILES][2][4], second[TILES][2][4], left[TILES][2][4], right[TILES][2][4];
-        input_gradient<I>(first, g, tile, pull);
-        input_gradient<I>(second, g, BLOCK_TILES + tile, pull);
-        weights.template need_rows<S>(tile);
-        block(left, LEFT, tile);
-        block(right, RIGHT, tile);
+    for (int tile = 0; tile < BLOCK_TILES; tile++) {
+      float first[TILES][2][4], second[TILES][2][4];  // gradients of the features of order 1 and 2
+      const auto projections = weights.template rows_part<S>(tile);
+      const auto later = tile + 1 < BLOCK_TILES ? weights.template columns_part<I>(tile + 1) : ChainWeights::nothing();
+      const auto other = PRODUCTS ? weights.template columns_part<I>(BLOCK_TILES + tile) : SHOWN ? later : projections;
+      input_gradient<I>(first, g, tile, pull, other);
+      if constexpr (PRODUCTS) input_gradient<I>(second, g, BLOCK_TILES + tile, pull, projections);
+      if constexpr (!SHOWN || PRODUCTS) weights.need(projections, later);
+      float single[TILES][2][4], left[TILES][2][4], right[TILES][2][4];
+      if constexpr (!SHOWN) block(single, 0, tile);
+      if constexpr (PRODUCTS && !SHARED) block(left, 1, tile);
+      if constexpr (PRODUCTS) block(right, SHARED ? 1 : 2, tile);
 #pragma unroll
-        for (int m = 0; m < TILES; m++) {
+      for (int m = 0; m < TILES; m++) {
+        if constexpr (!SHOWN) {
 #pragma unroll
-          for (int i = 0; i < 4; i++) mask<PHI>(first[m], i, own_word<I>(m, tile, i));
+          for (int e = 0; e < 8; e++) first[m][e >> 2][e & 3] *= slope(PHI, single[m][e >> 2][e & 3]);
+        }
+        if constexpr (PRODUCTS) {
 #pragma unroll
           for (int e = 0; e < 8; e++) {
-            const float l = left[m][e >> 2][e & 3], r = right[m][e >> 2][e & 3];
-            const float passed = PHI == RELU_PHI && !(l * r > 0.f) ? 0.f : second[m][e >> 2][e & 3];
-            left[m][e >> 2][e & 3] = passed * r + (SHARED ? first[m][e >> 2][e & 3] : 0.f);
+            const float l = SHARED ? single[m][e >> 2][e & 3] : left[m][e >> 2][e & 3], r = right[m][e >> 2][e & 3];
+            const float passed = second[m][e >> 2][e & 3] * slope(PHI, l * r);
+            if constexpr (SHARED)
+              first[m][e >> 2][e & 3] += passed * r;
+            else
+              left[m][e >> 2][e & 3] = passed * r;
             right[m][e >> 2][e & 3] = passed * l;
           }
+        }
 #pragma unroll
-          for (int i = 0; i < 4; i++) {
-            if constexpr (!SHARED) du[m][tile][i] = pack_word(first[m], i);
-            du[m][LEFT * BLOCK_TILES + tile][i] = pack_word(left[m], i);
-            du[m][RIGHT * BLOCK_TILES + tile][i] = pack_word(right[m], i);
-          }
+        for (int i = 0; i < 4; i++) {
+          du[m][tile][i] = pack_word(first[m], i);
+          if constexpr (SHOWN && PHI == RELU_PHI)
+            du[m][tile][i] = where_positive(du[m][tile][i], own_word<I>(m, tile, i));
+          if constexpr (PRODUCTS && !SHARED) du[m][BLOCK_TILES + tile][i] = pack_word(left[m], i);
+          if constexpr (PRODUCTS) du[m][(SHARED ? 1 : 2) * BLOCK_TILES + tile][i] = pack_word(right[m], i);
         }
       }
     }
+    if constexpr (C::norm_rows(S) != 0) norm_gradient<S>(du, eps.value[S]);
   }
 
   // Matrices I to 0; g is the gradient of matrix I's outputs, not yet in shared memory.
@@ -365,11 +386,13 @@ struct Backward {
       descend<I - 1>(du, eps, grad_x, first, n, rest_of(sums));
     } else if (grad_x) {
       float pull[TILES][2];
-      if constexpr (C::has_norm(I)) norm_pull<I>(g, eps.value[I], pull);
+      if constexpr (pulls(I)) norm_pull<I>(g, eps.value[I], pull);
+      constexpr int IN_TILES = C::k(I) / 16;
 #pragma unroll
-      for (int k = 0; k < C::k(I) / 16; k++) {
+      for (int k = 0; k < IN_TILES; k++) {
         float c[TILES][2][4];
-        input_gradient<I>(c, g, k, pull);
+        const auto later = k + 1 < IN_TILES ? weights.template columns_part<I>(k + 1) : ChainWeights::nothing();
+        input_gradient<I>(c, g, k, pull, later);
         store_sums<TILES, C::in>(c, k, grad_x, first, n, inverse_scale);
       }
     }

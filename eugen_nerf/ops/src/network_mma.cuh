@@ -32,13 +32,37 @@ EUGEN_FUNCTION const uint16* by_input(const uint16* tile, int ld) {
   return tile + ((lane & 7) + (lane >> 3 & 1) * 8) * ld + (lane >> 4 << 3);
 }
 
-// The weights of a chain in shared memory: all of them, or (STREAMED, for networks too wide) the part in use.
-// A part is brought by all threads of the block, which have to walk through the network in step.
+// Matrices I and later as they lie in shared memory, by threads `thread`, `thread` + `threads`, ...
+template <class C, int I = 0>
+EUGEN_FUNCTION void round_matrices(uint16* to, const float* parameters, int thread, int threads) {
+  if constexpr (I <= C::stages) {
+    constexpr int WORDS = C::k(I) / 2;
+    for (int i = thread; i < C::n(I) * WORDS; i += threads) {
+      const int r = i / WORDS, c = i % WORDS * 2;
+      const float low = parameter_at(parameters, C::template weight_place<I>(r, c));
+      const float high = parameter_at(parameters, C::template weight_place<I>(r, c + 1));
+      store_halves(to + C::weights_before(I) + r * C::row(I) + c, pack(low, high));
+    }
+    round_matrices<C, I + 1>(to, parameters, thread, threads);
+  }
+}
+
+// The weights of a chain in shared memory: all of them, or (STREAMED, for networks too wide) the part in use, while the
+// next one comes. Parts are brought by all threads of the block, which have to walk through the network in step, from
+// `rounded`: the matrices as round_matrices leaves them.
 template <class C, bool STREAMED, int THREADS>
 struct Weights {
-  const float* parameters;
+  // Rows of `length` halves.
+  struct Part {
+    const uint16* from;
+    int rows, length, from_ld, to_ld;
+  };
+
+  const uint16* rounded;
   float* vectors;
   uint16* halves;
+  uint16* spare;
+  bool on_its_way = false;
 
   static constexpr int columns_row = 16 + ROW_PADDING;
   static constexpr int part() {
@@ -47,13 +71,15 @@ struct Weights {
       most = C::largest(most, C::largest(C::out_blocks(i) * 16 * C::row(i), C::n(i) * columns_row));
     return most;
   }
-  static constexpr int bytes = C::vector_bytes + (STREAMED ? 2 * part() : C::weight_bytes);
+  static constexpr int bytes = C::vector_bytes + (STREAMED ? 2 * 2 * part() : C::weight_bytes);
 
-  EUGEN_MEMBER Weights(const float* parameters, unsigned char* shared)
-      : parameters(parameters),
+  EUGEN_MEMBER Weights(const float* parameters, const uint16* rounded, unsigned char* shared)
+      : rounded(rounded),
         vectors(reinterpret_cast<float*>(shared)),
-        halves(reinterpret_cast<uint16*>(shared + C::vector_bytes)) {
-    load_all<0>();
+        halves(reinterpret_cast<uint16*>(shared + C::vector_bytes)),
+        spare(halves + (STREAMED ? part() : 0)) {
+    load_vectors<0>(parameters);
+    if constexpr (!STREAMED) round_matrices<C>(halves, parameters, int(threadIdx.x), THREADS);
     sync_block();
   }
 
@@ -62,53 +88,64 @@ struct Weights {
   template <int I> EUGEN_MEMBER float* norm_column() const { return offsets<I>() + C::n(I); }
 
   template <int I>
-  EUGEN_MEMBER void load_all() {
+  EUGEN_MEMBER void load_vectors(const float* parameters) {
     if constexpr (I <= C::stages) {
       for (int r = int(threadIdx.x); r < C::n(I); r += THREADS) {
-        offsets<I>()[r] = C::has_offsets(I) ? vector_at<C, I>(parameters, C::offsets_at(I), r) : 0.f;
-        if constexpr (C::has_norm(I)) norm_column<I>()[r] = vector_at<C, I>(parameters, C::norm_at(I), r);
+        offsets<I>()[r] = parameter_at(parameters, C::template offset_place<I>(r));
+        if constexpr (C::has_norm(I)) norm_column<I>()[r] = parameter_at(parameters, C::template norm_place<I>(r));
       }
-      if constexpr (!STREAMED) fill<I>(halves + C::weights_before(I), C::row(I), 0, C::n(I), 0, C::k(I));
-      load_all<I + 1>();
+      load_vectors<I + 1>(parameters);
     }
   }
 
-  // Rows and columns of matrix I to shared memory.
+  // The rows of feature tile `tile`, of every block of matrix I's outputs, for `rows`; those of tile `tile` that lead to
+  // the norm, for `norm_rows`; the columns of tile `tile`, for `columns`; and nothing.
   template <int I>
-  EUGEN_MEMBER void fill(uint16* to, int ld, int row, int rows, int column, int columns) {
-    const int words = columns / 2;
-    for (int i = int(threadIdx.x); i < rows * words; i += THREADS) {
-      const int r = i / words, c = i % words * 2;
-      const float low = weight_at<C, I>(parameters, row + r, column + c);
-      store_halves(to + r * ld + c, pack(low, weight_at<C, I>(parameters, row + r, column + c + 1)));
-    }
+  EUGEN_MEMBER Part rows_part(int tile) const {
+    constexpr int LD = C::row(I);
+    return {rounded + C::weights_before(I) + tile * 16 * LD, C::out_blocks(I), 16 * LD, C::out_padded(I) * LD, 16 * LD};
   }
-
-  // Makes the rows of feature tile `tile`, of every block of matrix I's outputs, ready for `rows`.
   template <int I>
-  EUGEN_MEMBER void need_rows(int tile) {
+  EUGEN_MEMBER Part norm_part(int tile) const {
+    return {rounded + C::weights_before(I) + (C::projected(I) + tile * 16) * C::row(I), 1, 16 * C::row(I), 0, 0};
+  }
+  template <int I>
+  EUGEN_MEMBER Part columns_part(int tile) const {
+    return {rounded + C::weights_before(I) + tile * 16, C::n(I), 16, C::row(I), columns_row};
+  }
+  static EUGEN_MEMBER Part nothing() { return {nullptr, 0, 8, 0, 0}; }
+
+  // Makes a part ready; `next` is the one that will be needed next, if that is known.
+  EUGEN_MEMBER void need(const Part& part, const Part& next) {
     if constexpr (STREAMED) {
-      sync_block();  // nobody reads the part before any longer
-      for (int b = 0; b < C::out_blocks(I); b++)
-        fill<I>(halves + b * 16 * C::row(I), C::row(I), b * C::out_padded(I) + tile * 16, 16, 0, C::k(I));
-      sync_block();
+      if (!on_its_way) fetch(part);
+      wait_for_copies();
+      sync_block();  // everybody's copies are there, and nobody reads the part before any longer
+      uint16* const before = halves;
+      halves = spare;
+      spare = before;
+      on_its_way = next.rows > 0;
+      if (on_its_way) fetch(next);
     }
   }
+  EUGEN_MEMBER void fetch(const Part& part) {
+    const int chunks = part.length / 8;
+    for (int i = int(threadIdx.x); i < part.rows * chunks; i += THREADS) {
+      const int r = i / chunks, c = i % chunks * 8;
+      copy_async(spare + r * part.to_ld + c, part.from + r * part.from_ld + c);
+    }
+  }
+
   template <int I>
   EUGEN_MEMBER const uint16* rows(int block, int tile) const {
     if constexpr (STREAMED) return halves + block * 16 * C::row(I);
     return halves + C::weights_before(I) + (block * C::out_padded(I) + tile * 16) * C::row(I);
   }
-
-  // Makes the 16 columns of tile `tile` of matrix I ready for `columns`; its rows lie `columns_ld` halves apart.
   template <int I>
-  EUGEN_MEMBER void need_columns(int tile) {
-    if constexpr (STREAMED) {
-      sync_block();
-      fill<I>(halves, columns_row, 0, C::n(I), tile * 16, 16);
-      sync_block();
-    }
+  EUGEN_MEMBER const uint16* norm_rows(int tile) const {
+    return STREAMED ? halves : halves + C::weights_before(I) + (C::projected(I) + tile * 16) * C::row(I);
   }
+  // Columns lie columns_ld halves apart.
   template <int I>
   EUGEN_MEMBER const uint16* columns(int tile) const {
     return STREAMED ? halves : halves + C::weights_before(I) + tile * 16;
@@ -211,6 +248,13 @@ EUGEN_FUNCTION void store_sums(const float (&c)[TILES][2][4], int tile, uint16* 
     }
 }
 
+// The sum over the four lanes that hold a row.
+EUGEN_FUNCTION float sum_of_row(float mine) {
+  mine += shuffle_xor(mine, 1);
+  mine += shuffle_xor(mine, 2);
+  return mine;
+}
+
 // sqrt(|x|^2 + eps) of the rows that a lane holds: [tile][row g or g + 8].
 template <int TILES, int K>
 EUGEN_FUNCTION void row_norms(const uint32 (&a)[TILES][K / 16][4], float eps, float (&norms)[TILES][2]) {
@@ -226,14 +270,12 @@ EUGEN_FUNCTION void row_norms(const uint32 (&a)[TILES][K / 16][4], float eps, fl
           const float low = low_half(a[m][k][i]), high = high_half(a[m][k][i]);
           sum += low * low + high * high;
         }
-      sum += shuffle_xor(sum, 1);
-      sum += shuffle_xor(sum, 2);
-      norms[m][half] = sqrt(sum + eps);
+      norms[m][half] = sqrt(sum_of_row(sum) + eps);
     }
 }
 
-// Sums c of 16 outputs of matrix I for all rows: offsets + norm * column + a rows^T.
-template <class C, int I, int TILES>
+// Sums c of 16 outputs of matrix I for all rows: offsets + norm * column (where there are OFFSETS and a NORM) + a rows^T.
+template <class C, int I, int TILES, bool OFFSETS = C::has_offsets(I), bool NORM = C::has_norm(I)>
 EUGEN_FUNCTION void project(float (&c)[TILES][2][4], const uint32 (&a)[TILES][C::k(I) / 16][4], const uint16* rows,
                             const float* offsets, const float* norm_column, const float (&norms)[TILES][2]) {
   const LanePlace place;
@@ -244,8 +286,8 @@ EUGEN_FUNCTION void project(float (&c)[TILES][2][4], const uint32 (&a)[TILES][C:
       const int column = half * 8 + place.column + (q & 1);
 #pragma unroll
       for (int m = 0; m < TILES; m++) {
-        c[m][half][q] = offsets[column];
-        if constexpr (C::has_norm(I)) c[m][half][q] += norms[m][q >> 1] * norm_column[column];
+        c[m][half][q] = OFFSETS ? offsets[column] : 0.f;
+        if constexpr (NORM) c[m][half][q] += norms[m][q >> 1] * norm_column[column];
       }
     }
   const uint16* p = by_output(rows, C::row(I));
@@ -261,19 +303,54 @@ EUGEN_FUNCTION void project(float (&c)[TILES][2][4], const uint32 (&a)[TILES][C:
   }
 }
 
+// The norms that stage I takes, from its inputs a: of these, or of the numbers R a + c, which `visit` sees tile by tile.
+template <class C, int I, int TILES, class W, class Visit>
+EUGEN_FUNCTION void stage_norms(const uint32 (&a)[TILES][C::k(I) / 16][4], W& weights, float eps,
+                                float (&norms)[TILES][2], const Visit& visit) {
+  if constexpr (C::norm_rows(I) == 0) {
+    row_norms<TILES, C::k(I)>(a, eps, norms);
+  } else {
+    float sums[TILES][2] = {};
+    constexpr int NORM_TILES = C::padded(C::norm_rows(I)) / 16;
+#pragma unroll
+    for (int tile = 0; tile < NORM_TILES; tile++) {
+      weights.need(weights.template norm_part<I>(tile),
+                   tile + 1 < NORM_TILES ? weights.template norm_part<I>(tile + 1) : W::nothing());
+      float c[TILES][2][4];
+      const float* offsets = weights.template offsets<I>() + C::projected(I) + tile * 16;
+      project<C, I, TILES, true, false>(c, a, weights.template norm_rows<I>(tile), offsets, nullptr, norms);
+#pragma unroll
+      for (int m = 0; m < TILES; m++)
+#pragma unroll
+        for (int e = 0; e < 8; e++) sums[m][e >> 1 & 1] += c[m][e >> 2][e & 3] * c[m][e >> 2][e & 3];
+      visit(c, tile);
+    }
+#pragma unroll
+    for (int m = 0; m < TILES; m++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) norms[m][half] = sqrt(sum_of_row(sums[m][half]) + eps);
+  }
+}
+template <class C, int I, int TILES, class W>
+EUGEN_FUNCTION void stage_norms(const uint32 (&a)[TILES][C::k(I) / 16][4], W& weights, float eps,
+                                float (&norms)[TILES][2]) {
+  stage_norms<C, I, TILES>(a, weights, eps, norms, [](const float (&)[TILES][2][4], int) {});
+}
+
 // Word i of the fragment that a tile's sums become, after phi.
-template <int PHI = IDENTITY_PHI>
+template <Phi PHI = IDENTITY_PHI>
 EUGEN_FUNCTION uint32 pack_word(const float (&c)[2][4], int i) {
-  static_assert(PHI == IDENTITY_PHI || PHI == RELU_PHI, "no other phi has code for tensor cores");
+  static_assert(PHI != SOFTPLUS_PHI, "it would fill the padding with log 2");
   const float low = c[i >> 1][2 * (i & 1)], high = c[i >> 1][2 * (i & 1) + 1];
-  return PHI == RELU_PHI ? pack_relu(low, high) : pack_bounded(low, high);
+  return PHI == RELU_PHI ? pack_relu(low, high) : pack_bounded(apply(PHI, low), apply(PHI, high));
 }
 
 // Features f of stage I from its inputs a.
 template <class C, int I, int TILES, class W>
 EUGEN_FUNCTION void stage_features(const uint32 (&a)[TILES][C::k(I) / 16][4],
                                    uint32 (&f)[TILES][C::k(I + 1) / 16][4], W& weights, const float (&norms)[TILES][2]) {
-  constexpr int BLOCK = C::out_padded(I), BLOCK_TILES = BLOCK / 16, PHI = C::phi(I);
+  constexpr int BLOCK = C::out_padded(I), BLOCK_TILES = BLOCK / 16;
+  constexpr Phi PHI = C::phi(I);
   static_assert(C::order(I) == 1 || C::order(I) == 2, "orders above 2 have no code");
   const auto block = [&](float (&c)[TILES][2][4], int b, int tile) {
     const int at = b * BLOCK + tile * 16;
@@ -282,7 +359,8 @@ EUGEN_FUNCTION void stage_features(const uint32 (&a)[TILES][C::k(I) / 16][4],
   };
 #pragma unroll
   for (int tile = 0; tile < BLOCK_TILES; tile++) {
-    weights.template need_rows<I>(tile);
+    weights.need(weights.template rows_part<I>(tile),
+                 tile + 1 < BLOCK_TILES ? weights.template rows_part<I>(tile + 1) : W::nothing());
     float first[TILES][2][4];
     block(first, 0, tile);
     if constexpr (C::order(I) == 2) {
@@ -313,16 +391,18 @@ EUGEN_FUNCTION void stage_features(const uint32 (&a)[TILES][C::k(I) / 16][4],
 template <class C, int I, int TILES, class W, class Visitor>
 EUGEN_FUNCTION void evaluate(const uint32 (&a)[TILES][C::k(I) / 16][4], W& weights, const Epsilons& eps, Visitor& visit) {
   float norms[TILES][2];
-  if constexpr (C::has_norm(I)) row_norms<TILES, C::k(I)>(a, eps.value[I], norms);
+  if constexpr (C::has_norm(I)) stage_norms<C, I, TILES>(a, weights, eps.value[I], norms);
   visit.template inputs<I>(a, norms);
   if constexpr (I < C::stages) {
     uint32 f[TILES][C::k(I + 1) / 16][4];
     stage_features<C, I, TILES>(a, f, weights, norms);
     evaluate<C, I + 1, TILES>(f, weights, eps, visit);
   } else if constexpr (Visitor::OUTPUTS) {
+    constexpr int OUT_TILES = C::n(I) / 16;
 #pragma unroll
-    for (int tile = 0; tile < C::n(I) / 16; tile++) {
-      weights.template need_rows<I>(tile);
+    for (int tile = 0; tile < OUT_TILES; tile++) {
+      weights.need(weights.template rows_part<I>(tile),
+                   tile + 1 < OUT_TILES ? weights.template rows_part<I>(tile + 1) : W::nothing());
       float c[TILES][2][4];
       project<C, I, TILES>(c, a, weights.template rows<I>(0, tile), weights.template offsets<I>() + tile * 16, nullptr,
                            norms);

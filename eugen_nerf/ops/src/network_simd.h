@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "gemm_simd.h"
+#include "phi.h"
 
 namespace eugen {
 
@@ -28,12 +29,10 @@ typedef std::vector<float, LineAllocator<float>> Floats;
 
 enum { TILE = 96 };  // a multiple of the rows of every block in gemm_simd.h
 
-// Numbers as in packing.py.
-enum Phi { IDENTITY, RELU_PHI, SQUARED_RELU, SOFTPLUS, GELU, SINE };
-
 struct Stage {
   int in, features, order;
   bool shared, has_offsets, has_norm;
+  int norm_rows;  // r, where the norm is that of r numbers R x + c; 0 where it is that of the input x
   Phi phi;
   float eps;
 
@@ -70,19 +69,29 @@ struct Matrix {
 struct Network {
   std::vector<Stage> stages;
   std::vector<Matrix> matrices;  // one for each stage, then the output's
+  std::vector<Matrix> forms;     // R and c of each stage, without rows where it has none
   int out;
   bool has_bias;
 
-  // spec: stages; per stage in, features, order, shared, phi, has_offsets, has_norm; out, has_bias.
+  // spec: packing.PackedChain.spec.
   Network(const int64* spec, const float* eps, const float* parameters) {
     const int count = int(*spec++);
     stages.resize(count);
     matrices.resize(count + 1);
+    forms.resize(count);
     const float* p = parameters;
     int width = 0;
     for (int i = 0; i < count; i++, spec += 7) {
       Stage& s = stages[i];
-      s = Stage{int(spec[0]), int(spec[1]), int(spec[2]), spec[3] != 0, spec[5] != 0, spec[6] != 0, Phi(spec[4]), eps[i]};
+      s = Stage{int(spec[0]),
+                int(spec[1]),
+                int(spec[2]),
+                spec[3] != 0,
+                spec[5] != 0,
+                spec[6] != 0,
+                spec[6] > 1 ? int(spec[6]) - 1 : 0,
+                Phi(spec[4]),
+                eps[i]};
       const float* weights = p;
       p += size_t(s.projected()) * s.in;
       const float* offsets = s.has_offsets ? p : nullptr;
@@ -90,6 +99,8 @@ struct Network {
       const float* norm = s.has_norm ? p : nullptr;
       p += s.has_norm ? s.projected() : 0;
       matrices[i].pack(weights, norm, offsets, s.projected(), s.in);
+      forms[i].pack(p, nullptr, p + size_t(s.norm_rows) * s.in, s.norm_rows, s.in);
+      p += size_t(s.norm_rows) * (s.in + 1);
       width = s.out();
     }
     if (count == 0) width = int(spec[2]);
@@ -105,6 +116,7 @@ struct Network {
 struct Scratch {
   std::vector<Floats> input;      // of each matrix [TILE, padded(columns)], the norm in its column
   std::vector<Floats> projected;  // of each stage [TILE, padded(projected)], before products and phi
+  std::vector<Floats> normed;     // of each stage [TILE, padded(norm_rows)], the numbers whose norm it takes
   Floats output;                  // [TILE, padded(out)]
   const float* first;                         // input of the first matrix: input[0], or the caller's rows
   Floats grad, grad_projected;    // widest of the above
@@ -116,35 +128,15 @@ struct Scratch {
       widest = widest > padded(m.columns) ? widest : padded(m.columns);
       widest = widest > padded(m.rows) ? widest : padded(m.rows);
     }
-    for (const Stage& s : net.stages) projected.emplace_back(size_t(TILE) * padded(s.projected()), 0.f);
+    for (const Stage& s : net.stages) {
+      projected.emplace_back(size_t(TILE) * padded(s.projected()), 0.f);
+      normed.emplace_back(size_t(TILE) * padded(s.norm_rows), 0.f);
+    }
     output.assign(size_t(TILE) * padded(net.out), 0.f);
     grad.assign(size_t(TILE) * widest, 0.f);
     grad_projected.assign(size_t(TILE) * widest, 0.f);
   }
 };
-
-EUGEN_FUNCTION float apply(Phi phi, float z) {
-  switch (phi) {
-    case RELU_PHI: return z > 0 ? z : 0.f;
-    case SQUARED_RELU: return z > 0 ? z * z : 0.f;
-    case SOFTPLUS: return z > 20 ? z : log1pf(expf(z));
-    case GELU: return 0.5f * z * (1 + erff(z * 0.70710678118654752f));
-    case SINE: return sinf(z);
-    default: return z;
-  }
-}
-
-EUGEN_FUNCTION float slope(Phi phi, float z) {
-  switch (phi) {
-    case RELU_PHI: return z > 0 ? 1.f : 0.f;
-    case SQUARED_RELU: return z > 0 ? 2 * z : 0.f;
-    case SOFTPLUS: return z > 20 ? 1.f : 1 / (1 + expf(-z));
-    case GELU:
-      return 0.5f * (1 + erff(z * 0.70710678118654752f)) + z * 0.39894228040143268f * expf(-0.5f * z * z);
-    case SINE: return cosf(z);
-    default: return 1.f;
-  }
-}
 
 // Features of a row of projections u: order 1 is phi(u_1); order 2 appends phi(u_2 u_3), or phi(u_1 u_2) if shared.
 template <Phi PHI>
@@ -173,14 +165,14 @@ static void features_backward(const Stage& s, const float* u, const float* df, f
   }
 }
 
-#define EUGEN_FOR_PHI(phi, CALL)                      \
-  switch (phi) {                                      \
-    case RELU_PHI: CALL(RELU_PHI); break;             \
-    case SQUARED_RELU: CALL(SQUARED_RELU); break;     \
-    case SOFTPLUS: CALL(SOFTPLUS); break;             \
-    case GELU: CALL(GELU); break;                     \
-    case SINE: CALL(SINE); break;                     \
-    default: CALL(IDENTITY); break;                   \
+#define EUGEN_FOR_PHI(phi, CALL)                              \
+  switch (phi) {                                              \
+    case RELU_PHI: CALL(RELU_PHI); break;                     \
+    case SQUARED_RELU_PHI: CALL(SQUARED_RELU_PHI); break;     \
+    case SOFTPLUS_PHI: CALL(SOFTPLUS_PHI); break;             \
+    case GELU_PHI: CALL(GELU_PHI); break;                     \
+    case SINE_PHI: CALL(SINE_PHI); break;                     \
+    default: CALL(IDENTITY_PHI); break;                       \
   }
 
 static inline float row_norm(const float* row, int n, float eps) {
@@ -212,8 +204,18 @@ static inline void tile_forward(const Network& net, Scratch& t, const float* x, 
       return;
     }
     const Stage& s = net.stages[i];
-    if (s.has_norm)
-      for (int r = 0; r < rows; r++) t.input[i][size_t(r) * ld + s.in] = row_norm(in + r * ld, s.in, s.eps);
+    if (s.has_norm) {
+      const float* of = in;
+      int length = s.in, ldn = ld;
+      if (s.norm_rows) {
+        const Matrix& form = net.forms[i];
+        length = s.norm_rows, ldn = padded(length);
+        gemm(t.normed[i].data(), ldn, Strided{in, ld, 1}, form.by_input.data(), ldn, rows, ldn, s.in, ROW,
+             form.offsets.data());
+        of = t.normed[i].data();
+      }
+      for (int r = 0; r < rows; r++) t.input[i][size_t(r) * ld + s.in] = row_norm(of + r * ldn, length, s.eps);
+    }
     float *u = t.projected[i].data(), *f = t.input[i + 1].data();
     const int ldf = padded(net.matrices[i + 1].columns);
     if (s.order == 1 && s.phi == RELU_PHI && ldo == ldf) {
@@ -232,17 +234,55 @@ static inline void tile_forward(const Network& net, Scratch& t, const float* x, 
 }
 
 // One thread's sums of parameter gradients.
-struct Gradients {
-  std::vector<Floats> weights;  // like by_output
-  std::vector<Floats> offsets;  // [padded(rows)]
+struct MatrixGradient {
+  Floats weights;  // like by_output
+  Floats offsets;  // [padded(rows)]
 
-  explicit Gradients(const Network& net) {
-    for (const Matrix& m : net.matrices) {
-      weights.emplace_back(size_t(m.rows) * padded(m.columns), 0.f);
-      offsets.emplace_back(padded(m.rows), 0.f);
+  explicit MatrixGradient(const Matrix& m)
+      : weights(size_t(m.rows) * padded(m.columns), 0.f), offsets(padded(m.rows), 0.f) {}
+
+  // Add those of y = matrix x, for so many rows of x [rows, ld] and dy [rows, ldy].
+  void add(const Matrix& m, const float* x, int ld, const float* dy, int ldy, int rows) {
+    const int columns = padded(m.columns);
+    gemm(weights.data(), columns, Strided{dy, 1, ldy}, x, ld, m.rows, columns, rows, ACCUMULATE);
+    for (size_t c = 0; c < offsets.size(); c += LANES) {
+      Vector sum = load(&offsets[c]);
+      for (int r = 0; r < rows; r++) sum += load(dy + r * ldy + c);
+      store(&offsets[c], sum);
     }
   }
 };
+
+struct Gradients {
+  std::vector<MatrixGradient> matrices, forms;
+
+  explicit Gradients(const Network& net)
+      : matrices(net.matrices.begin(), net.matrices.end()), forms(net.forms.begin(), net.forms.end()) {}
+};
+
+// What the norm of stage i adds to the gradient din [rows, ld] of its inputs, which has the norm's own gradient in the
+// norm's column; adds to the gradients of R and c.
+static inline void norm_backward(const Network& net, Scratch& t, Gradients& sums, int i, int rows, float* din, int ld) {
+  const Stage& s = net.stages[i];
+  const float* in = i ? t.input[i].data() : t.first;
+  const int n = s.in;
+  if (!s.norm_rows) {
+    for (int r = 0; r < rows; r++) {
+      const float factor = din[r * ld + n] / in[r * ld + n];
+      for (int c = 0; c < n; c++) din[r * ld + c] += factor * in[r * ld + c];
+    }
+    return;
+  }
+  const Matrix& form = net.forms[i];
+  const int ldv = padded(s.norm_rows), width = padded(n);
+  float* v = t.normed[i].data();
+  for (int r = 0; r < rows; r++) {
+    const float factor = din[r * ld + n] / in[r * ld + n];
+    for (int c = 0; c < s.norm_rows; c++) v[r * ldv + c] *= factor;  // now the gradient
+  }
+  sums.forms[i].add(form, in, ld, v, ldv, rows);
+  gemm(din, ld, Strided{v, ldv, 1}, form.by_output.data(), width, rows, width, s.norm_rows, ACCUMULATE);
+}
 
 // After tile_forward on the same rows: add to the gradients, write dx [rows, in] (stride lddx) unless it is null.
 static inline void tile_backward(const Network& net, Scratch& t, Gradients& sums, const float* grad_out, int64 ldg,
@@ -264,16 +304,10 @@ static inline void tile_backward(const Network& net, Scratch& t, Gradients& sums
     const Matrix& matrix = net.matrices[i];
     const int ld = padded(matrix.columns);
     const float* in = i ? t.input[i].data() : t.first;
-    gemm(sums.weights[i].data(), ld, Strided{dy, 1, ldy}, in, ld, matrix.rows, ld, rows, ACCUMULATE);
-    float* column_sums = sums.offsets[i].data();
-    for (int c = 0; c < ldy; c += LANES) {
-      Vector sum = load(column_sums + c);
-      for (int r = 0; r < rows; r++) sum += load(dy + r * ldy + c);
-      store(column_sums + c, sum);
-    }
-    if (i == 0 && !dx) return;
-    const Strided grad{dy, ldy, 1};
+    sums.matrices[i].add(matrix, in, ld, dy, ldy, rows);
     const bool has_norm = i < stages && net.stages[i].has_norm;
+    if (i == 0 && !dx && !(has_norm && net.stages[0].norm_rows)) return;
+    const Strided grad{dy, ldy, 1};
     if (i == 0 && !has_norm && lddx == ld) {
       gemm(dx, ld, grad, matrix.by_output.data(), ld, rows, ld, matrix.rows, ZERO);
       return;
@@ -285,15 +319,9 @@ static inline void tile_backward(const Network& net, Scratch& t, Gradients& sums
     float* din = other;
     gemm(din, ld, grad, matrix.by_output.data(), ld, rows, ld, matrix.rows, ZERO, nullptr,
          at_once ? WHERE_POSITIVE : PLAIN, at_once ? in : nullptr);
-    if (has_norm) {
-      const int n = net.stages[i].in;
-      for (int r = 0; r < rows; r++) {
-        const float factor = din[r * ld + n] / in[r * ld + n];
-        for (int c = 0; c < n; c++) din[r * ld + c] += factor * in[r * ld + c];
-      }
-    }
+    if (has_norm) norm_backward(net, t, sums, i, rows, din, ld);
     if (i == 0) {
-      for (int r = 0; r < rows; r++) memcpy(dx + r * lddx, din + r * ld, sizeof(float) * net.in());
+      for (int r = 0; dx && r < rows; r++) memcpy(dx + r * lddx, din + r * ld, sizeof(float) * net.in());
       return;
     }
     ldy = ld;

@@ -60,7 +60,8 @@ march_count(const float* __restrict__ origins, const float* __restrict__ directi
   counts[r] = count;
 }
 
-// The same walk once more: t_start, t_end [n] at the offsets that the counts led to.
+// The same walk once more: t_start, t_end [n] at the offsets that the counts led to. A compiler may round differently in
+// this kernel and in march_count, so that it comes by one sample less; an empty one stands in its place.
 EUGEN_KERNEL(128)
 march_write(const float* __restrict__ origins, const float* __restrict__ directions, const float* __restrict__ near,
             const float* __restrict__ far, const float* __restrict__ jitter, int64 rays, const MarchArguments arguments,
@@ -78,6 +79,8 @@ march_write(const float* __restrict__ origins, const float* __restrict__ directi
     t_end[i] = step.t_end;
     i++;
   }
+  const float stop = i > offsets[r] ? step.t_end : near[r];
+  for (; i < end; i++) t_start[i] = t_end[i] = stop;
 }
 
 // unit [n, 3] positions in the unit cube, view [n, 3] directions; one warp for each ray.
@@ -111,7 +114,7 @@ composite_forward(const float* __restrict__ sigma, const float* __restrict__ rgb
 }
 
 // grad_sigma [n], grad_rgb [n, 3] from grad_out [rays, 5].
-EUGEN_ROOMY_KERNEL(128)
+EUGEN_ROOMY_KERNEL(128, 1)
 composite_backward(const float* __restrict__ sigma, const float* __restrict__ rgb, const float* __restrict__ t_start,
                    const float* __restrict__ t_end, int64 n, const int64* __restrict__ offsets, int64 rays,
                    const float* __restrict__ grad_out, float* __restrict__ grad_sigma, float* __restrict__ grad_rgb) {

@@ -34,7 +34,7 @@ typedef Weights<Color, false, THREADS> ColorWeights;
 struct WarpMemory {
   uint16 encoded[WARP][Density::row(0)];
   uint16 color_inputs[WARP][Color::row(0)];  // harmonics of the direction, then the density network's other outputs
-  float results[WARP][4];                    // log density; colour before the sigmoid
+  alignas(16) float results[WARP][4];        // log density; colour before the sigmoid
 };
 constexpr int WEIGHT_BYTES = DensityWeights::bytes + ColorWeights::bytes;
 static_assert(WEIGHT_BYTES + EUGEN_WARPS * int(sizeof(WarpMemory)) == EUGEN_SHARED_BYTES, "shared memory");
@@ -62,9 +62,9 @@ struct DensityOutputs {
         const int row = m * 16 + place.row + (e & 2) * 4, column = tile * 16 + (e >> 2) * 8 + place.column + (e & 1);
         const float value = c[m][e >> 2][e & 3];
         if (column == 0)
-          memory.results[row][0] = value;
+          store_one(&memory.results[row][0], value);
         else if (column < Density::out)
-          memory.color_inputs[row][HARMONICS - 1 + column] = uint16(pack_bounded(value, 0.f) & 0xffff);
+          store_one(&memory.color_inputs[row][HARMONICS - 1 + column], uint16(pack_bounded(value, 0.f) & 0xffff));
       }
   }
 };
@@ -80,7 +80,7 @@ struct ColorOutputs {
 #pragma unroll
       for (int e = 0; e < 8; e++) {
         const int row = m * 16 + place.row + (e & 2) * 4, column = tile * 16 + (e >> 2) * 8 + place.column + (e & 1);
-        if (column < Color::out) memory.results[row][1 + column] = c[m][e >> 2][e & 3];
+        if (column < Color::out) store_one(&memory.results[row][1 + column], c[m][e >> 2][e & 3]);
       }
   }
 };
@@ -94,7 +94,7 @@ EUGEN_FUNCTION void encode(Vec3 unit, const GridLevels& levels, const TableValue
 #pragma unroll
       for (int f = 0; f < F; f += 2) store_halves(row + l * F + f, pack_bounded(sum[f], sum[f + 1]));
     } else {
-      row[l] = uint16(pack_bounded(sum[0], 0.f) & 0xffff);
+      store_one(row + l, uint16(pack_bounded(sum[0], 0.f) & 0xffff));
     }
   }
 }
@@ -104,19 +104,20 @@ EUGEN_FUNCTION void encode(Vec3 unit, const GridLevels& levels, const TableValue
 using namespace eugen;
 
 // out [rays, 5]: rgb, alpha, depth; samples [rays]. next_ray is 0 before.
-EUGEN_KERNEL(EUGEN_WARPS * WARP)
+EUGEN_ROOMY_KERNEL(EUGEN_WARPS * WARP, 3)
 render(const float* __restrict__ origins, const float* __restrict__ directions, const float* __restrict__ near,
        const float* __restrict__ far, int64 rays, const MarchArguments march, const uint8* __restrict__ bits,
        const uint8* __restrict__ blocks, const TableValue* __restrict__ table, const GridLevels levels, const float* __restrict__ density,
        const Epsilons density_eps, const float* __restrict__ color, const Epsilons color_eps, float min_transmittance,
        uint32* __restrict__ next_ray, float* __restrict__ out, int64* __restrict__ samples) {
   EUGEN_SHARED(memory);
-  DensityWeights density_weights(density, memory);
-  ColorWeights color_weights(color, memory + DensityWeights::bytes);
+  DensityWeights density_weights(density, nullptr, memory);
+  ColorWeights color_weights(color, nullptr, memory + DensityWeights::bytes);
   WarpMemory& mine = reinterpret_cast<WarpMemory*>(memory + WEIGHT_BYTES)[warp_index()];
   const int lane = lane_index();
-  for (int c = 0; c < Density::row(0); c++) mine.encoded[lane][c] = 0;  // padding stays so
-  for (int c = 0; c < Color::row(0); c++) mine.color_inputs[lane][c] = 0;
+  for (int c = 0; c < Density::row(0); c += 2) store_halves(&mine.encoded[lane][c], 0);  // padding stays so
+  for (int c = 0; c < Color::row(0); c += 2) store_halves(&mine.color_inputs[lane][c], 0);
+  sync_warp();
 
   const March m = march.march(bits, blocks);
   const float opaque = -log(maximum(min_transmittance, 1e-30f));
@@ -181,7 +182,8 @@ render(const float* __restrict__ origins, const float* __restrict__ directions, 
     }
     sync_warp();
     if (sampled) {
-      const float* result = mine.results[lane];
+      float result[4];
+      load_four(mine.results[lane], result);
       const float thickness = exp(minimum(result[0], 80.f)) * (step.t_end - step.t_start);
       const float weight = exp(-optical) * -expm1f(-thickness);
       for (int c = 0; c < 3; c++) total[c] += weight / (1.f + exp(-result[1 + c]));

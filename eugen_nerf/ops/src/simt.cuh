@@ -23,8 +23,9 @@ enum { WARP = 32, ALL_LANES = 0xffffffff };
 
 #define EUGEN_MEMBER __device__ __forceinline__
 #define EUGEN_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
-// For kernels that some ptxas would rather let spill than use one more register.
-#define EUGEN_ROOMY_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
+// For kernels that some ptxas would rather let spill than use one more register: it may use as many as leave room for
+// so many blocks on a multiprocessor.
+#define EUGEN_ROOMY_KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define EUGEN_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
 #if __CUDA_ARCH__ < 750
@@ -73,6 +74,11 @@ EUGEN_FUNCTION void load_four(const float* p, float (&v)[4]) {
   const float4 r = *reinterpret_cast<const float4*>(p);
   v[0] = r.x, v[1] = r.y, v[2] = r.z, v[3] = r.w;
 }
+EUGEN_FUNCTION void store_four(float* p, const float (&v)[4]) {
+  *reinterpret_cast<float4*>(p) = make_float4(v[0], v[1], v[2], v[3]);
+}
+// A half or a number in shared memory that other lanes read.
+template <class T> EUGEN_FUNCTION void store_one(T* p, T v) { *p = v; }
 // Two halves; p is a multiple of 4 bytes.
 EUGEN_FUNCTION uint32 load_halves(const uint16* p) { return *reinterpret_cast<const uint32*>(p); }
 EUGEN_FUNCTION void store_halves(uint16* p, uint32 v) { *reinterpret_cast<uint32*>(p) = v; }
@@ -98,9 +104,8 @@ EUGEN_FUNCTION uint32 pack_bounded(float low, float high) {
 #if EUGEN_BF16
   return pack(low, high);
 #elif __CUDA_ARCH__ >= 800
-  uint32 r = pack(low, high);
-  asm("min.NaN.f16x2 %0, %0, %1;" : "+r"(r) : "r"(0x7bff7bff));
-  asm("max.NaN.f16x2 %0, %0, %1;" : "+r"(r) : "r"(0xfbfffbff));
+  uint32 r;
+  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 #else
   const float most = 65504.f;
@@ -113,13 +118,12 @@ EUGEN_FUNCTION uint32 pack_bounded(float low, float high) {
 // pack_bounded() of max(v, 0), where what is not a number stays so.
 EUGEN_FUNCTION uint32 pack_relu(float low, float high) {
 #if EUGEN_BF16
-  uint32 r = pack(low, high);
-  asm("max.NaN.bf16x2 %0, %0, %1;" : "+r"(r) : "r"(0));
+  uint32 r;
+  asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 #elif __CUDA_ARCH__ >= 800
-  uint32 r = pack(low, high);
-  asm("min.NaN.f16x2 %0, %0, %1;" : "+r"(r) : "r"(0x7bff7bff));
-  asm("max.NaN.f16x2 %0, %0, %1;" : "+r"(r) : "r"(0));
+  uint32 r;
+  asm("cvt.rn.relu.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 #else
   return pack_bounded(low < 0.f ? 0.f : low, high < 0.f ? 0.f : high);
@@ -137,6 +141,20 @@ EUGEN_FUNCTION float to_float(uint16 h) {
 }
 EUGEN_FUNCTION float low_half(uint32 v) { return to_float(uint16(v & 0xffff)); }
 EUGEN_FUNCTION float high_half(uint32 v) { return to_float(uint16(v >> 16)); }
+// The halves of a word where those of `by` are positive; else, and where they are not numbers, zero.
+EUGEN_FUNCTION uint32 where_positive(uint32 word, uint32 by) {
+#if !EUGEN_BF16 || __CUDA_ARCH__ >= 900
+  uint32 mask;
+#if EUGEN_BF16
+  asm("set.gt.u32.bf16x2 %0, %1, %2;" : "=r"(mask) : "r"(by), "r"(0));
+#else
+  asm("set.gt.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(by), "r"(0));
+#endif
+  return word & mask;
+#else
+  return (low_half(by) > 0.f ? word & 0xffffu : 0u) | (high_half(by) > 0.f ? word & 0xffff0000u : 0u);
+#endif
+}
 EUGEN_FUNCTION uint16 to_half(float v) { return uint16(pack(v, 0.f) & 0xffff); }
 
 // d += a b for one 16 x 16 tile a and one 16 x 8 tile b, in the fragment layout of mma.m16n8k16 (PTX ISA, 9.7.15).
@@ -163,6 +181,22 @@ EUGEN_FUNCTION void multiply_add(float (&d)[4], const uint32 (&a)[4], uint32 b0,
 }
 
 EUGEN_FUNCTION uint32 shared_address(const void* p) { return uint32(__cvta_generic_to_shared(p)); }
+
+// 16 bytes of global memory to shared memory, both at multiples of 16 bytes; there once the same thread has waited.
+EUGEN_FUNCTION void copy_async(uint16* to, const uint16* from) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+               ::"r"(shared_address(to)), "l"(__cvta_generic_to_global(from))
+               : "memory");
+#else
+  *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+#endif
+}
+EUGEN_FUNCTION void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
 
 // Four 8 x 8 matrices of halves from shared memory; lane i hands over the address of row i % 8 of matrix i / 8.
 EUGEN_FUNCTION void load_matrices(uint32 (&r)[4], const uint16* row) {

@@ -1,0 +1,94 @@
+"""benchmarks/gpu.py from its first line to its last, with a CPU in the GPU's place: what it measures is nonsense here,
+that nothing of it is lost is not."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gpu
+import pytest
+import torch
+
+
+class Event:
+    """A point in a stream of a device that does everything at once."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.time = time.perf_counter()
+
+    def elapsed_time(self, end: Event) -> float:
+        return 1000 * (end.time - self.time)
+
+
+@pytest.fixture(autouse=True)
+def a_cpu_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu, "ROUNDS", 2)
+    monkeypatch.setattr(gpu, "WARM_UP", 1)
+    monkeypatch.setattr(gpu, "WIDTHS", (16,))
+    monkeypatch.setattr(gpu, "FLUSHED_BYTES", 4)
+    monkeypatch.setattr(gpu.times, "__kwdefaults__", {"rounds": 2, "warm_up": 1, "alone": True})
+    monkeypatch.setattr(gpu.Machine, "measure", lambda: gpu.Machine(100.0, 2.0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a CPU")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: module)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--batch", "64", *arguments])
+    gpu.main()
+
+
+def test_all_rows_come_and_who_cannot_costs_his_own_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "folder" / "table.md"
+    run(monkeypatch, "--markdown", str(file))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in file.read_text().splitlines()[4:]]
+    told = {(what, who): (ms, note) for what, who, ms, _, note in rows}
+    for work in ("forward", "forward + backward"):
+        what = f"network 32-16-16-16, {work}"
+        assert told[what, "ours, fp16 rows"][1].startswith("failed: TypeError")  # a CPU's networks take no halves
+        for who in ("ours, float32 rows", "torch fp16", "torch.compile fp16"):
+            assert float(told[what, who][0]) > 0
+            assert "TFLOP/s" in told[what, who][1]
+        assert float(told[f"hash_encode, {work.split()[-1]}", "ours"][0]) > 0
+    assert told["hash_encode, forward", "ours, fp16 table"][1].startswith("failed: TypeError")
+
+
+def test_a_section_that_fails_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def networks(*_: Any, **__: Any) -> Iterator[gpu.Row]:
+        yield "network", "ours", "1.0", "1.00x", ""
+        raise RuntimeError("CUDA error: an illegal\nmemory access")
+
+    monkeypatch.setattr(gpu, "network_rows", networks)
+    file = tmp_path / "table.md"
+    run(monkeypatch, "--markdown", str(file))
+    text = file.read_text()
+    assert "| network | ours | 1.0 | 1.00x |  |" in text
+    assert "| networks |  |  |  | failed: RuntimeError: CUDA error: an illegal memory access |" in text
+    assert "| hash_encode, backward | ours |" in text
+
+
+def test_a_scene_that_is_not_there_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EUGEN_DATA", str(tmp_path))
+    with pytest.raises(SystemExit, match="there is no such scene"):
+        run(monkeypatch, "--scene", "lego_400")
+    (tmp_path / "lego_400").mkdir()
+    assert gpu.scene_folder(Path("lego_400")) == tmp_path / "lego_400"
+
+
+def test_training_ends_with_the_minutes(ball_scene: Path) -> None:
+    rows = list(gpu.training_rows(ball_scene, 5, None, deadline=time.monotonic()))
+    assert [row[0] for row in rows] == [f"{method}, 5 iterations" for method in ("eugen-nerf", "eugen-nerf-mlp",
+                                                                                 "nerfacto")]  # fmt: skip
+    assert all("failed: TimeUp: the minutes were spent while loading" in row[-1] for row in rows)
