@@ -91,7 +91,7 @@ def test_network(name: str, n: int) -> None:
     run_network(name, n, torch.float16)
 
 
-@pytest.mark.parametrize("name", ["color", "norm", "order-2"])
+@pytest.mark.parametrize("name", ["color", "norm", "order-2", "inner-norm"])
 def test_network_in_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("bfloat16 needs compute capability 8.0")
