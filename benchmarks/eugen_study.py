@@ -130,6 +130,12 @@ class Decay:
             schedule.step()
 
 
+def restart(optimizer: torch.optim.Optimizer, part: float) -> None:
+    """Set learning rates to a part of their first values."""
+    for group in optimizer.param_groups:
+        group["lr"] = part * group.pop("initial_lr")
+
+
 # Regime (a): a network on Fourier features
 
 
@@ -281,12 +287,17 @@ class Scene:
         networks = nn.ModuleList([field.density_network, field.color_network])
         table = SparseAdam(field.encoding.parameters(), lr=1e-2 * trial.table_rate, eps=1e-15)
         adam = torch.optim.Adam(parameter_groups(networks, trial), eps=1e-15, fused=True)
-        decay = Decay([table, adam], trial.steps)
+        selection = round(trial.selection_at * trial.steps) if trial.network.candidates else None
+        decay = Decay([table, adam], selection if selection and trial.restart else trial.steps)
         pipeline.train()
         first = 0 if trial.teacher is None else trial.teacher.steps
         for step in range(first, first + trial.steps):
-            if trial.network.candidates and step == round(trial.selection_at * trial.steps):
+            if step == selection:
                 pipeline.select_features(adam)
+                if trial.restart:
+                    restart(table, 1.0)
+                    restart(adam, trial.restart)
+                    decay = Decay([table, adam], trial.steps - step)
             pipeline.model.renderer.update_occupancy(step)
             _, losses, _ = pipeline.get_train_loss_dict(step)
             decay.step(sum(losses.values()))

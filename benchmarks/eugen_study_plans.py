@@ -68,6 +68,7 @@ class Trial:
     teacher: Teacher | None = None
     table_rate: float = 1.0  # learning rate of the hash grid, times the method's
     selection_at: float = 0.5  # part of the steps after which features are selected
+    restart: float = 0.0  # learning rate of the networks after the selection, times that at first; 0 to go on decaying
 
     @property
     def key(self) -> str:
@@ -291,6 +292,25 @@ def decided() -> list[Trial]:
     return [trial for seed in range(3) for task in ("lego", "fox") for trial in full(task, seed)]
 
 
+def restarted(task: str, seed: int) -> list[Trial]:
+    """A scene, one seed: learning rates decay once before the selection of features and once after it."""
+    trials = grid(task, [SELECTED_16, SELECTED_32], (4e-3,), FULL_STEPS, (seed,))
+    return [replace(trial, restart=0.5) for trial in trials]
+
+
+def restarts() -> list[Trial]:
+    """Both scenes, three seeds."""
+    return [trial for seed in range(3) for task in ("lego", "fox") for trial in restarted(task, seed)]
+
+
+def slower() -> list[Trial]:
+    """lego, 4,000 steps, three seeds: half of the learning rates."""
+    trials = []
+    for seed in range(3):
+        trials += grid("lego", [SELECTED_16, SELECTED_32], (2e-3,), FULL_STEPS, (seed,))
+    return trials + grid("lego", [mlp(16), mlp(32)], (5e-3,), FULL_STEPS, range(3))
+
+
 def selecting() -> list[Trial]:
     """lego, 2,000 steps: features selected from more of them, when, and from how many."""
     some, few = (replace(network, candidates=64) for network in (EUGEN_32, EUGEN_16))
@@ -312,5 +332,7 @@ PLANS: dict[str, Callable[[], list[Trial]]] = {
     "factors": factors,
     "control": control,
     "decided": decided,
+    "restarts": restarts,
+    "slower": slower,
     "selecting": selecting,
 }

@@ -21,7 +21,8 @@ class Row:
 
     task: str
     name: str
-    from_scratch_mlp: bool
+    phi: str
+    plain_mlp: bool  # from scratch, with the usual initial weights
     steps: int  # those of a teacher included
     multiply_adds: int
     rate: float
@@ -38,17 +39,19 @@ def rows(results: Iterable[dict[str, Any]]) -> list[Row]:
     groups: dict[tuple, dict[tuple, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
         teacher = result["teacher"]
-        name = str(Network(**result["network"]))
+        network = Network(**result["network"])
+        name = str(network)
         steps = result["steps"] + (teacher["steps"] if teacher else 0)
         if teacher:
             name += f" <- MLP {teacher['width']} (rate {teacher['rate']:g}), {teacher['rows']} rows"
             name += f" by {teacher['selection']}"
             name += f", then {result['steps']} steps" if result["steps"] else ""
-        scratch = result["network"]["kind"] == "mlp" and not teacher
+        plain = network == Network("mlp", network.width, phi=network.phi) and not teacher
         if result["network"]["candidates"]:
             name += f", after {result['selection_at']:.0%} of the steps"
+            name += ", restart" if result["restart"] else ""
         rate = (result["rate"], result["projection_rate"], result["table_rate"])
-        groups[result["task"], name, scratch, steps, result["multiply_adds"]][rate].append(result)
+        groups[result["task"], name, network.phi, plain, steps, result["multiply_adds"]][rate].append(result)
     found = []
     for key, by_rate in groups.items():
         most = max(len(group) for group in by_rate.values())
@@ -61,13 +64,15 @@ def rows(results: Iterable[dict[str, Any]]) -> list[Row]:
 def equal_mlp(row: Row, curve: list[Row]) -> str:
     """How many times the multiply-adds an MLP from scratch needs for the same PSNR, after as many steps.
 
-    MLPs are taken with the row's seeds. Between two measured widths the logarithm of the cost is interpolated; beyond
-    them there is a bound.
+    MLPs are taken with the row's seeds and its Phi as activation, or ReLU where none of that kind were trained. Between
+    two measured widths the logarithm of the cost is interpolated; beyond them there is a bound.
     """
+    rivals = [
+        mlp for mlp in curve if (mlp.task, mlp.steps) == (row.task, row.steps) and mlp.psnr.keys() >= row.psnr.keys()
+    ]
+    phi = row.phi if any(mlp.phi == row.phi for mlp in rivals) else "relu"
     points = sorted(
-        (mlp.multiply_adds, statistics.mean(mlp.psnr[seed] for seed in row.psnr))
-        for mlp in curve
-        if (mlp.task, mlp.steps) == (row.task, row.steps) and mlp.psnr.keys() >= row.psnr.keys()
+        (mlp.multiply_adds, statistics.mean(mlp.psnr[seed] for seed in row.psnr)) for mlp in rivals if mlp.phi == phi
     )
     if not points:
         return "-"
@@ -83,7 +88,7 @@ def equal_mlp(row: Row, curve: list[Row]) -> str:
 def report(path: Path) -> None:
     """Print one Markdown table for each task and number of steps."""
     found = rows(json.loads(line) for line in path.read_text().splitlines())
-    curve = [row for row in found if row.from_scratch_mlp]
+    curve = [row for row in found if row.plain_mlp]
     for task, steps in sorted({(row.task, row.steps) for row in found}):
         print(f"\n{task}, {steps} steps\n")
         print("| network | multiply-adds | learning rate (tried) | PSNR (dB) | seeds | cost of an equal MLP |")
@@ -93,7 +98,7 @@ def report(path: Path) -> None:
                 continue
             low, high = min(row.psnr.values()), max(row.psnr.values())
             spread = f", {low:.2f}-{high:.2f}" if len(row.psnr) > 1 else ""
-            equal = "" if row.from_scratch_mlp else equal_mlp(row, curve)
+            equal = "" if row.plain_mlp else equal_mlp(row, curve)
             rate = f"{row.rate:g} ({row.rates})" if row.rate else "none"
             print(
                 f"| {row.name} | {row.multiply_adds:,} | {rate} | {row.mean:.2f}{spread} | {len(row.psnr)} | {equal} |"

@@ -27,7 +27,7 @@ NetworkKind = Literal["eugen", "mlp", "low-rank", "snnk"]
 
 @dataclass
 class FieldConfig:
-    """Shape of an `EugenField`; of all this only ``network`` differs between the methods that are compared."""
+    """Shape of an `EugenField`; only ``network``, and for EUGen ``candidate_features``, differ between compared methods."""
 
     network: NetworkKind = "eugen"
     """Kind of the hidden layers of both networks."""

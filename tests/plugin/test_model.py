@@ -164,7 +164,7 @@ class TestSpace:
 class TestTraining:
     def test_the_loss_falls_and_the_ball_is_learned(self, parse: Any, ball_scene: Path) -> None:
         torch.manual_seed(0)
-        pipeline = parse("--data", ball_scene).pipeline
+        pipeline = parse("--data", ball_scene, "--pipeline.model.field.candidate-features=0").pipeline
         pipeline.datamanager.data = ball_scene
         pipeline = pipeline.setup(device="cpu")
         groups = pipeline.get_param_groups()
