@@ -27,7 +27,7 @@ NetworkKind = Literal["eugen", "mlp", "low-rank", "snnk"]
 
 @dataclass
 class FieldConfig:
-    """Shape of an `EugenField`; only ``network``, and for EUGen ``candidate_features``, differ between compared methods."""
+    """Shape of an `EugenField`; compared methods differ in ``network`` and ``candidate_features`` alone."""
 
     network: NetworkKind = "eugen"
     """Kind of the hidden layers of both networks."""

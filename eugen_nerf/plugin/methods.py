@@ -165,7 +165,8 @@ def method_config(name: str, network: NetworkKind, device: Literal["cpu", "cuda"
 
     Args:
         name: how ns-train lists it.
-        network: kind of the field's networks; nothing else differs between methods but the networks' learning rate.
+        network: kind of the field's networks; nothing else differs between methods but the networks' learning rate
+            and EUGen's selection of features.
         device: whose defaults to take; None for a GPU if there is one.
     """
     on_gpu = (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda"
