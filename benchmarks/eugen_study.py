@@ -23,7 +23,7 @@ import eugen_study_plans as plans
 import numpy as np
 import torch
 from eugen_study_plans import Network, Teacher, Trial
-from eugen_study_report import report
+from eugen_study_report import put_into, tables
 from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
@@ -330,13 +330,17 @@ def run(trials: list[Trial], tasks: dict[str, Picture | Scene], output: Path) ->
     for number, trial in enumerate(trials, start=1):
         if trial.task not in tasks or trial.key in done:
             continue
-        result = tasks[trial.task].run(trial)
+        result: dict[str, Any] = tasks[trial.task].run(trial)
         done.add(trial.key)
+        diverged = not math.isfinite(result["psnr"])
+        psnr = "diverged" if diverged else f"{result['psnr']:.2f} dB"
+        if diverged:
+            result["psnr"] = None
         with output.open("a") as file:
             file.write(json.dumps({"key": trial.key, **dataclasses.asdict(trial), **result}) + "\n")
         console.print(
             f"{number}/{len(trials)} {trial.task} {trial.network} lr={trial.rate:g} seed {trial.seed}: "
-            f"{result['psnr']:.2f} dB at {result['multiply_adds']}",
+            f"{psnr} at {result['multiply_adds']}",
             highlight=False,
         )
 
@@ -354,9 +358,14 @@ def main() -> None:
     runs.add_argument("--output", type=Path, required=True)
     reports = commands.add_parser("report", help="print tables")
     reports.add_argument("results", type=Path)
+    reports.add_argument("--into", type=Path, help="document whose tables are replaced, instead of printing them")
     arguments = parser.parse_args()
     if arguments.command == "report":
-        report(arguments.results)
+        text = tables(arguments.results)
+        if arguments.into is None:
+            print(text)
+        else:
+            put_into(arguments.into, text)
         return
     torch.set_num_threads(arguments.threads)
     tasks: dict[str, Picture | Scene] = {}

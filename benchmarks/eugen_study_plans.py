@@ -311,6 +311,11 @@ def slower() -> list[Trial]:
     return trials + grid("lego", [mlp(16), mlp(32)], (5e-3,), FULL_STEPS, range(3))
 
 
+def fox_rates() -> list[Trial]:
+    """fox, 4,000 steps, one seed: half of the MLPs' learning rate."""
+    return grid("fox", [mlp(16), mlp(64), mlp(32)], (5e-3,), FULL_STEPS)
+
+
 def selecting() -> list[Trial]:
     """lego, 2,000 steps: features selected from more of them, when, and from how many."""
     some, few = (replace(network, candidates=64) for network in (EUGEN_32, EUGEN_16))
@@ -334,5 +339,6 @@ PLANS: dict[str, Callable[[], list[Trial]]] = {
     "decided": decided,
     "restarts": restarts,
     "slower": slower,
+    "fox-rates": fox_rates,
     "selecting": selecting,
 }

@@ -35,9 +35,11 @@ class Row:
 
 
 def rows(results: Iterable[dict[str, Any]]) -> list[Row]:
-    """Results with learning rates and seeds gathered."""
+    """Results with learning rates and seeds gathered, but for those that diverged."""
     groups: dict[tuple, dict[tuple, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
+        if result["psnr"] is None:
+            continue
         teacher = result["teacher"]
         network = Network(**result["network"])
         name = str(network)
@@ -85,14 +87,18 @@ def equal_mlp(row: Row, curve: list[Row]) -> str:
     return f"< {points[0][0] / row.multiply_adds:.1f}x"
 
 
-def report(path: Path) -> None:
-    """Print one Markdown table for each task and number of steps."""
+BEGIN, END = "<!-- study:begin -->", "<!-- study:end -->"
+
+
+def tables(path: Path) -> str:
+    """One Markdown table for each task and number of steps."""
     found = rows(json.loads(line) for line in path.read_text().splitlines())
     curve = [row for row in found if row.plain_mlp]
+    lines = []
     for task, steps in sorted({(row.task, row.steps) for row in found}):
-        print(f"\n{task}, {steps} steps\n")
-        print("| network | multiply-adds | learning rate (tried) | PSNR (dB) | seeds | cost of an equal MLP |")
-        print("|---|---|---|---|---|---|")
+        lines += [f"### {task}, {steps:,} steps", ""]
+        lines += ["| network | multiply-adds | learning rate (tried) | PSNR (dB) | seeds | cost of an equal MLP |"]
+        lines += ["|---|---|---|---|---|---|"]
         for row in found:
             if (row.task, row.steps) != (task, steps):
                 continue
@@ -100,6 +106,16 @@ def report(path: Path) -> None:
             spread = f", {low:.2f}-{high:.2f}" if len(row.psnr) > 1 else ""
             equal = "" if row.plain_mlp else equal_mlp(row, curve)
             rate = f"{row.rate:g} ({row.rates})" if row.rate else "none"
-            print(
-                f"| {row.name} | {row.multiply_adds:,} | {rate} | {row.mean:.2f}{spread} | {len(row.psnr)} | {equal} |"
-            )
+            cells = [row.name, f"{row.multiply_adds:,}", rate, f"{row.mean:.2f}{spread}", str(len(row.psnr)), equal]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def put_into(document: Path, text: str) -> None:
+    """Replace what stands between the marks in a document."""
+    before, _, rest = document.read_text("utf8").partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise SystemExit(f"{document}: has no lines {BEGIN} and {END}")
+    document.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", "utf8")

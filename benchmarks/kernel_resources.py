@@ -8,6 +8,7 @@ Each program is compiled by NVRTC. A spill is a register that did not fit and go
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,13 @@ from eugen_nerf.ops.nvrtc import Compiled, compile_cached, find_nvrtc
 from eugen_nerf.ops.packing import pack_chain
 from eugen_nerf.ops.tiles import SHARED_MEMORY, plan, render_shared_bytes
 
-KINDS = ("eugen", "mlp", "low-rank", "snnk")
+KINDS = {
+    "eugen": FieldConfig(network="eugen"),
+    "eugen, 64 candidates": FieldConfig(network="eugen", candidate_features=64),
+    "mlp": FieldConfig(network="mlp"),
+    "low-rank": FieldConfig(network="low-rank"),
+    "snnk": FieldConfig(network="snnk"),
+}
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,8 @@ class Program:
 
 
 def default_specs(kind: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Density and colour network of a method with its defaults on a GPU."""
-    field = EugenField(FieldConfig(network=kind, log2_hashmap_size=4))  # type: ignore[arg-type]
+    """Density and colour network of a method with its defaults on a GPU, for EUGen before and after the selection."""
+    field = EugenField(dataclasses.replace(KINDS[kind], log2_hashmap_size=4))
     assert isinstance(field.density_network, ChainNetwork)
     assert isinstance(field.color_network, ChainNetwork)
     with torch.no_grad():

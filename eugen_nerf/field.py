@@ -27,7 +27,7 @@ NetworkKind = Literal["eugen", "mlp", "low-rank", "snnk"]
 
 @dataclass
 class FieldConfig:
-    """Shape of an `EugenField`; compared methods differ in ``network`` and ``candidate_features`` alone."""
+    """Shape of an `EugenField`; of all this only ``network`` differs between the methods that are compared."""
 
     network: NetworkKind = "eugen"
     """Kind of the hidden layers of both networks."""
@@ -36,8 +36,8 @@ class FieldConfig:
     num_features: int = 32
     """Random features m of each EUGen or SNNK layer; rank of each low-rank layer. An MLP ignores it."""
     candidate_features: int = 0
-    """Random features that EUGen layers begin their training with, num_features of which are kept at a point of the
-    training; no more than num_features, as 0, is for a network that stays as it is."""
+    """Random features that EUGen layers of order 1 begin their training with, num_features of which are kept at a point
+    of the training; no more than num_features, as 0, is for layers that stay as they are. Others ignore it."""
     order: int = 1
     """Order k of the EUGen layers."""
     norm: bool = False
@@ -68,6 +68,12 @@ class FieldConfig:
     """Who does the work: our compiled code where there is some for the device, eager PyTorch, or tiny-cuda-nn
     for the hash grid and MLP networks (needs it installed, and an NVIDIA GPU)."""
 
+    @property
+    def first_features(self) -> int:
+        """Features of each layer at the beginning of training."""
+        selects = self.network == "eugen" and self.order == 1
+        return max(self.num_features, self.candidate_features if selects else 0)
+
     def validate(self) -> None:
         """Raises UserError that names the option which cannot work."""
         for name in (
@@ -93,8 +99,6 @@ class FieldConfig:
             raise UserError(f"Field option phi must be one of {', '.join(ACTIVATIONS)}, not {self.phi!r}.")
         if self.network == "snnk" and self.phi != "relu":
             raise UserError(f"Only the ReLU features of snnk layers merge: use phi relu, not {self.phi}.")
-        if self.candidate_features > self.num_features and (self.network, self.order) != ("eugen", 1):
-            raise UserError("candidate_features are for EUGen layers of order 1; with others leave the option at 0.")
         if self.implementation == "tcnn" and (self.network, self.phi) != ("mlp", "relu"):
             raise UserError(
                 f"tiny-cuda-nn has no {self.network} layers with {self.phi}: implementation tcnn goes with "
@@ -216,7 +220,7 @@ class EugenField(nn.Module):
             config.hidden_features,
             num_hidden_layers,
             out_features,
-            max(config.num_features, config.candidate_features if config.network == "eugen" else 0),
+            config.first_features,
             order=config.order,
             norm_first=config.norm,
             phi=config.phi,

@@ -294,7 +294,8 @@ class TestCandidates:
         with pytest.raises(RuntimeError, match="size mismatch"):
             self.field().load_state_dict(small_field(num_features=5).state_dict())
 
-    @pytest.mark.parametrize("options", [{"network": "low-rank"}, {"order": 2}])
-    def test_only_eugen_layers_of_order_1_have_candidates(self, options: dict[str, Any]) -> None:
-        with pytest.raises(UserError, match="order 1"):
-            self.field(**options)
+    @pytest.mark.parametrize("options", [{"network": "mlp"}, {"network": "low-rank"}, {"order": 2}])
+    def test_other_layers_than_eugen_of_order_1_have_none(self, options: dict[str, Any]) -> None:
+        field = self.field(**options)
+        assert not field.has_candidates()
+        assert field.multiply_adds() == small_field(**options).multiply_adds()

@@ -36,9 +36,6 @@ compat.apply()
 # Learning rates of the networks, each kind at its own best: factored layers want smaller ones than an MLP.
 NETWORK_RATES: dict[NetworkKind, float] = {"eugen": 2e-3, "mlp": 5e-3, "low-rank": 5e-3, "snnk": 5e-3}
 
-# EUGen layers begin with this many features; docs/eugen-study.md has what it is worth.
-CANDIDATE_FEATURES = 64
-
 
 def busy_machine_hint(load: float) -> str | None:
     """What to tell about training beside other work; None where there is nothing to tell.
@@ -136,12 +133,9 @@ class ConvertedTrainerConfig(EugenTrainerConfig):
 
 
 def _field(network: NetworkKind, on_gpu: bool) -> FieldConfig:
-    config = FieldConfig(network=network)
-    if network == "eugen":
-        config.candidate_features = CANDIDATE_FEATURES
-    if not on_gpu:
-        config.num_levels, config.features_per_level, config.log2_hashmap_size, config.max_resolution = 8, 4, 17, 512
-    return config
+    if on_gpu:
+        return FieldConfig(network=network)
+    return FieldConfig(network=network, num_levels=8, features_per_level=4, log2_hashmap_size=17, max_resolution=512)
 
 
 @dataclass
@@ -165,8 +159,7 @@ def method_config(name: str, network: NetworkKind, device: Literal["cpu", "cuda"
 
     Args:
         name: how ns-train lists it.
-        network: kind of the field's networks; nothing else differs between methods but the networks' learning rate
-            and EUGen's selection of features.
+        network: kind of the field's networks; nothing else differs between methods but the networks' learning rate.
         device: whose defaults to take; None for a GPU if there is one.
     """
     on_gpu = (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda"

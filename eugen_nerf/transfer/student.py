@@ -39,6 +39,7 @@ def student_config(teacher: Teacher, plan: ConversionPlan) -> Any:
         field.network = "eugen"
         for name in ("num_features", "order", "norm", "phi", "trainable_projections", "feature_bias"):
             setattr(field, name, getattr(plan, name))
+        field.candidate_features = 0  # the features are chosen here
         field.validate()
         config.optimizers["networks"] = copy.deepcopy(default.optimizers["networks"])
     else:

@@ -40,12 +40,6 @@ def test_methods_differ_in_their_networks_alone(network: Any, device: Any) -> No
     second = flat(method_config(f"eugen-nerf-{network}", network, device))
     assert set(first) == set(second)
     different = {name for name in first if first[name] != second[name]}
-    # EUGen layers select features on the way; there is nothing like it in the others.
-    different -= {"pipeline.model.field.candidate_features"}
-    assert (first["pipeline.model.field.candidate_features"], second["pipeline.model.field.candidate_features"]) == (
-        64,
-        0,
-    )
     # Each kind of network trains at a rate of its own, which decays by the same factor.
     rates = {"optimizers.networks.optimizer.lr", "optimizers.networks.scheduler.lr_final"}
     assert different - rates == {"method_name", "pipeline.model.field.network"}
