@@ -184,13 +184,6 @@ def confirm() -> list[Trial]:
 LONGER_STEPS = 2000
 
 
-def longer() -> list[Trial]:
-    """lego, one seed, trained longer: does the order of the networks stay?"""
-    trials = grid("lego", [mlp(32)], (1e-2,), LONGER_STEPS) + grid("lego", [EUGEN_32], (2e-3,), LONGER_STEPS)
-    trials += grid("lego", [mlp(64)], (1e-2,), LONGER_STEPS) + grid("lego", [EUGEN_32], (4e-3,), LONGER_STEPS)
-    return trials + grid("lego", [EUGEN_16], (4e-3,), LONGER_STEPS)
-
-
 def screening() -> list[Trial]:
     """lego, 2,000 steps: which of EUGen's choices tell at the cost of narrow MLPs, both sides with three rates."""
     mlps = [mlp(width) for width in (16, 32, 64)]
@@ -222,15 +215,15 @@ def wide_first() -> list[Trial]:
 def phis() -> list[Trial]:
     """Picture, one seed: Phi, for the MLP and for EUGen layers of the same cost."""
     trials = []
-    for phi in ("gelu", "sin", "relu"):
+    for phi in ("gelu", "sin", "relu", "squared_relu"):
         trials += grid("photo", [mlp(64, phi)], (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), PICTURE_STEPS)
         equal = eugen(64, 64, phi=phi, feature_bias=True)
         trials += grid("photo", [equal], (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), PICTURE_STEPS)
-    for gain in (0.5, 2.0):
-        trials += grid("photo", [replace(mlp(64, "sin"), weight_gain=gain)], (4e-3, 8e-3), PICTURE_STEPS)
+    for gain, rates in ((0.5, (4e-3, 8e-3)), (2.0, (5e-4, 1e-3, 2e-3, 4e-3, 8e-3))):
+        trials += grid("photo", [replace(mlp(64, "sin"), weight_gain=gain)], rates, PICTURE_STEPS)
         for gains in ({"projection_gain": gain}, {"weight_gain": gain}):
             changed = replace(eugen(64, 64, phi="sin", feature_bias=True), **gains)
-            trials += grid("photo", [changed], (4e-3, 8e-3), PICTURE_STEPS)
+            trials += grid("photo", [changed], rates, PICTURE_STEPS)
     # Powers grow from layer to layer: smaller weights at the start.
     trials += grid("photo", [replace(mlp(64, "squared_relu"), weight_gain=0.5)], (1e-3, 4e-3), PICTURE_STEPS)
     for width in (32, 44, 92):
@@ -287,9 +280,9 @@ def full_wide_first(task: str, seed: int) -> list[Trial]:
     return trials
 
 
-def decided() -> list[Trial]:
-    """Both scenes, three seeds."""
-    return [trial for seed in range(3) for task in ("lego", "fox") for trial in full(task, seed)]
+def on_both_scenes(trials: Callable[[str, int], list[Trial]]) -> list[Trial]:
+    """With three seeds."""
+    return [trial for seed in range(3) for task in ("lego", "fox") for trial in trials(task, seed)]
 
 
 def restarted(task: str, seed: int) -> list[Trial]:
@@ -298,47 +291,36 @@ def restarted(task: str, seed: int) -> list[Trial]:
     return [replace(trial, restart=0.5) for trial in trials]
 
 
-def restarts() -> list[Trial]:
-    """Both scenes, three seeds."""
-    return [trial for seed in range(3) for task in ("lego", "fox") for trial in restarted(task, seed)]
-
-
 def slower() -> list[Trial]:
-    """lego, 4,000 steps, three seeds: half of the learning rates."""
+    """4,000 steps, half of the learning rates: lego with three seeds, the MLPs on fox with one."""
     trials = []
     for seed in range(3):
         trials += grid("lego", [SELECTED_16, SELECTED_32], (2e-3,), FULL_STEPS, (seed,))
+    trials += grid("fox", [mlp(16), mlp(64), mlp(32)], (5e-3,), FULL_STEPS)
     return trials + grid("lego", [mlp(16), mlp(32)], (5e-3,), FULL_STEPS, range(3))
-
-
-def fox_rates() -> list[Trial]:
-    """fox, 4,000 steps, one seed: half of the MLPs' learning rate."""
-    return grid("fox", [mlp(16), mlp(64), mlp(32)], (5e-3,), FULL_STEPS)
 
 
 def selecting() -> list[Trial]:
     """lego, 2,000 steps: features selected from more of them, when, and from how many."""
-    some, few = (replace(network, candidates=64) for network in (EUGEN_32, EUGEN_16))
-    trials = grid("lego", [few, some], (4e-3,), LONGER_STEPS)
+    trials = grid("lego", [SELECTED_16, SELECTED_32], (4e-3,), LONGER_STEPS)
     trials += [replace(trials[0], selection_at=at) for at in (0.25, 0.75)]
-    trials += grid("lego", [replace(few, candidates=128)], (4e-3,), LONGER_STEPS)
-    return trials + grid("lego", [few], (8e-3, 2e-3), LONGER_STEPS)
+    trials += grid("lego", [replace(SELECTED_16, candidates=128)], (4e-3,), LONGER_STEPS)
+    return trials + grid("lego", [SELECTED_16], (8e-3, 2e-3), LONGER_STEPS)
 
 
 PLANS: dict[str, Callable[[], list[Trial]]] = {
     "rates": rates,
     "shapes": shapes,
     "confirm": confirm,
-    "longer": longer,
     "screening": screening,
     "wide-first": wide_first,
     "phis": phis,
     "scene-phis": scene_phis,
     "factors": factors,
     "control": control,
-    "decided": decided,
-    "restarts": restarts,
+    "full": lambda: on_both_scenes(full),
+    "full-wide-first": lambda: on_both_scenes(full_wide_first),
+    "restarts": lambda: on_both_scenes(restarted),
     "slower": slower,
-    "fox-rates": fox_rates,
     "selecting": selecting,
 }

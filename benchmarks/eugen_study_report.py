@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eugen_study_plans import Network
+from printing import markdown_table
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def equal_mlp(row: Row, curve: list[Row]) -> str:
     return f"< {points[0][0] / row.multiply_adds:.1f}x"
 
 
+HEADS = ("network", "multiply-adds", "learning rate (tried)", "PSNR (dB)", "seeds", "cost of an equal MLP")
 BEGIN, END = "<!-- study:begin -->", "<!-- study:end -->"
 
 
@@ -96,9 +98,7 @@ def tables(path: Path) -> str:
     curve = [row for row in found if row.plain_mlp]
     lines = []
     for task, steps in sorted({(row.task, row.steps) for row in found}):
-        lines += [f"### {task}, {steps:,} steps", ""]
-        lines += ["| network | multiply-adds | learning rate (tried) | PSNR (dB) | seeds | cost of an equal MLP |"]
-        lines += ["|---|---|---|---|---|---|"]
+        cells = []
         for row in found:
             if (row.task, row.steps) != (task, steps):
                 continue
@@ -106,9 +106,9 @@ def tables(path: Path) -> str:
             spread = f", {low:.2f}-{high:.2f}" if len(row.psnr) > 1 else ""
             equal = "" if row.plain_mlp else equal_mlp(row, curve)
             rate = f"{row.rate:g} ({row.rates})" if row.rate else "none"
-            cells = [row.name, f"{row.multiply_adds:,}", rate, f"{row.mean:.2f}{spread}", str(len(row.psnr)), equal]
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
+            psnr, seeds = f"{row.mean:.2f}{spread}", str(len(row.psnr))
+            cells.append((row.name, f"{row.multiply_adds:,}", rate, psnr, seeds, equal))
+        lines += [f"### {task}, {steps:,} steps", "", *markdown_table(HEADS, cells), ""]
     return "\n".join(lines)
 
 

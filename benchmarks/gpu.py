@@ -31,7 +31,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from printing import print_table
+from printing import markdown_table, print_table
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # on a machine that is lent, nothing may be installed
@@ -411,8 +411,7 @@ class Report:
         self.rows.append(row)
         if self.markdown:
             self.markdown.parent.mkdir(parents=True, exist_ok=True)
-            lines = [self.title(), "", f"| {' | '.join(HEADS)} |", "|" + "---|" * len(HEADS)]
-            self.markdown.write_text("\n".join([*lines, *(f"| {' | '.join(row)} |" for row in self.rows)]) + "\n")
+            self.markdown.write_text("\n".join([self.title(), "", *markdown_table(HEADS, self.rows)]) + "\n")
 
 
 def scene_folder(name: Path) -> Path:

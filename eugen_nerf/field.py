@@ -249,10 +249,7 @@ class EugenField(nn.Module):
 
     def has_candidates(self) -> bool:
         """Whether EUGen layers have more features than the configuration wants in the end."""
-        return any(layer.num_features > self.config.num_features for layer in self._eugen_layers())
-
-    def _eugen_layers(self) -> list[EUGen]:
-        return [module for module in self.modules() if isinstance(module, EUGen)]
+        return any(isinstance(m, EUGen) and m.num_features > self.config.num_features for m in self.modules())
 
     @torch.no_grad()
     def select_features(self, num_features: int, samples: Sequence[tuple[Tensor, Tensor]]) -> list[Kept]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import eugen_study_report as report
 import pytest
-from eugen_study_plans import Network, Trial
+from eugen_study_plans import PLANS, Network, Trial
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,6 +20,12 @@ def test_tables_are_those_of_the_results(tmp_path: Path) -> None:
     document.write_text(written, "utf8")
     report.put_into(document, report.tables(ROOT / "docs" / "results" / "eugen_study" / "study.jsonl"))
     assert document.read_text("utf8") == written
+
+
+def test_every_result_belongs_to_a_plan() -> None:
+    lines = (ROOT / "docs" / "results" / "eugen_study" / "study.jsonl").read_text("utf8").splitlines()
+    planned = {trial.key for plan in PLANS.values() for trial in plan()}
+    assert {json.loads(line)["key"] for line in lines} <= planned
 
 
 def result(kind: str, width: int, seed: int, psnr: float | None, rate: float = 1e-2, **network: Any) -> dict[str, Any]:

@@ -236,6 +236,13 @@ class EUGen(nn.Module):
         )
 
     @torch.no_grad()
+    def set_output(self, weight: Tensor, bias: Tensor) -> None:
+        """Copies a learned g(W), [out, k * m], and a bias, [out], which a layer without one has no place for."""
+        self.weight.copy_(weight)
+        if self.bias is not None:
+            self.bias.copy_(bias)
+
+    @torch.no_grad()
     def keep(self, features: Tensor | int) -> None:
         """Cuts the layer down to some of its features, in place; parameters keep their identity.
 

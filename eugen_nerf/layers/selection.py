@@ -90,9 +90,7 @@ def _select(
     index = equations.choose(num_features, "contribution", ridge, view)
     solution = equations.solve(ridge, index)
     layer.keep(index)
-    layer.weight.copy_(solution.weight)
-    if layer.bias is not None:
-        layer.bias.copy_(solution.bias)
+    layer.set_output(solution.weight, solution.bias)
     return Kept(layer, index, solution.explained)
 
 
@@ -102,11 +100,14 @@ def follow(optimizer: torch.optim.Optimizer, kept: Sequence[Kept]) -> None:
     Values with the shape of a parameter, as Adam's moments, lose what the parameter lost; others stay.
     """
     for one in kept:
-        for parameter, dim in ((one.layer.projections, 1), (one.layer.offsets, 1), (one.layer.weight, 1)):
+        for parameter in (
+            one.layer.projections,
+            one.layer.offsets,
+            one.layer.weight,
+        ):  # features are dimension 1 of all
             if parameter is None or parameter not in optimizer.state:
                 continue
-            parameter.grad = None
             state = optimizer.state[parameter]
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.dim() == parameter.dim():
-                    state[name] = value.index_select(dim, one.features.to(value.device))
+                    state[name] = value.index_select(1, one.features.to(value.device))

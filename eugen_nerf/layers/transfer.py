@@ -225,9 +225,7 @@ def _solve(layer: EUGen, pairs: Sequence[tuple[Tensor, Tensor]], ridge: float) -
     for x, y in pairs:
         equations.add(layer.features(x), y)
     solution = equations.solve(ridge)
-    layer.weight.copy_(solution.weight)
-    if layer.bias is not None:
-        layer.bias.copy_(solution.bias)
+    layer.set_output(solution.weight, solution.bias)
     return solution.explained
 
 
