@@ -95,15 +95,17 @@ def transfer_options(trial: Trial) -> TransferOptions:
 
 @torch.no_grad()
 def narrow(network: ChainNetwork) -> ChainNetwork:
-    """EUGen layers of order 1 with feature biases as the narrow MLP that they merge into."""
+    """EUGen layers of order 1 as the narrow MLP that they merge into."""
     chain = network.merged()
     layers: list[nn.Module] = []
     for stage in chain.stages:
         layer = Dense(stage.in_features, stage.out_features, stage.phi)
-        assert stage.offsets is not None
         assert layer.bias is not None
         layer.weight.copy_(stage.projections)
-        layer.bias.copy_(stage.offsets)
+        if stage.offsets is None:
+            layer.bias.zero_()
+        else:
+            layer.bias.copy_(stage.offsets)
         layers.append(layer)
     last = nn.Linear(chain.weight.shape[1], chain.out_features)
     last.weight.copy_(chain.weight)
@@ -117,9 +119,14 @@ class Decay:
 
     def __init__(self, optimizers: list[torch.optim.Optimizer], steps: int) -> None:
         self.optimizers = optimizers
+        self.steps = steps
         self.schedules = [
             torch.optim.lr_scheduler.ExponentialLR(optimizer, FINAL_RATE ** (1 / steps)) for optimizer in optimizers
         ]
+
+    def followed_by(self, optimizers: list[torch.optim.Optimizer]) -> Decay:
+        """Other optimizers, whose learning rates decay on as fast."""
+        return Decay(optimizers, self.steps)
 
     def step(self, loss: Tensor) -> None:
         for optimizer in self.optimizers:
@@ -213,6 +220,7 @@ class Scene:
     """Train the method on a scene and measure test views."""
 
     views = 10
+    hidden_layers = (1, 2)  # of the density and of the colour network
 
     def __init__(self, data: Path, samples: int) -> None:
         self.data = data
@@ -251,11 +259,20 @@ class Scene:
         config.target_num_samples = self.samples
         pipeline = config.setup(device="cpu", test_mode="test")
         field = pipeline.model.field
-        field.density_network = build(network, field.encoding.layout.out_features, 1, 16)
-        field.color_network = build(network, 31, 2, 3)
+        encoded = self._encode(pipeline)
+        density_layers, color_layers = self.hidden_layers
+        field.density_network = build(network, encoded, density_layers, 16)
+        field.color_network = build(network, 31, color_layers, 3)
         field.config.num_features, field.config.candidate_features = network.features, network.candidates
         field.set_initial_density(0.1 if pipeline.model.renderer.space.contracted else 1.0)
         return pipeline
+
+    def _encode(self, pipeline: Any) -> int:
+        """Choose the encoding of positions; returns its width."""
+        return pipeline.model.field.encoding.layout.out_features
+
+    def _update_occupancy(self, pipeline: Any, step: int) -> None:
+        pipeline.model.renderer.update_occupancy(step)
 
     def _teacher(self, teacher: Teacher, trial: Trial) -> Any:
         training = Trial(trial.task, Network("mlp", teacher.width), teacher.rate, teacher.steps, trial.seed)
@@ -285,20 +302,28 @@ class Scene:
 
         field = pipeline.model.field
         networks = nn.ModuleList([field.density_network, field.color_network])
-        table = SparseAdam(field.encoding.parameters(), lr=1e-2 * trial.table_rate, eps=1e-15)
         adam = torch.optim.Adam(parameter_groups(networks, trial), eps=1e-15, fused=True)
+        optimizers: list[torch.optim.Optimizer] = [adam]
+        if table := list(field.encoding.parameters()):
+            optimizers.append(SparseAdam(table, lr=1e-2 * trial.table_rate, eps=1e-15))
         selection = round(trial.selection_at * trial.steps) if trial.network.candidates else None
-        decay = Decay([table, adam], selection if selection and trial.restart else trial.steps)
+        decay = Decay(optimizers, selection if selection and trial.restart else trial.steps)
         pipeline.train()
         first = 0 if trial.teacher is None else trial.teacher.steps
         for step in range(first, first + trial.steps):
             if step == selection:
                 pipeline.select_features(adam)
+                if trial.dense_after:
+                    rate = adam.param_groups[0]["lr"]
+                    field.density_network, field.color_network = map(narrow, networks)
+                    networks = nn.ModuleList([field.density_network, field.color_network])
+                    optimizers[0] = torch.optim.Adam(networks.parameters(), lr=rate, eps=1e-15, fused=True)
+                    decay = decay.followed_by(optimizers)
                 if trial.restart:
-                    restart(table, 1.0)
-                    restart(adam, trial.restart)
-                    decay = Decay([table, adam], trial.steps - step)
-            pipeline.model.renderer.update_occupancy(step)
+                    for optimizer in optimizers:
+                        restart(optimizer, trial.restart if optimizer is adam else 1.0)
+                    decay = Decay(optimizers, trial.steps - step)
+            self._update_occupancy(pipeline, step)
             _, losses, _ = pipeline.get_train_loss_dict(step)
             decay.step(sum(losses.values()))
 
@@ -310,6 +335,51 @@ class Scene:
         value = evaluation.mean(evaluation.evaluate(pipeline, order), "psnr")
         assert value is not None
         return value
+
+
+# Regime (a) on rays of a scene
+
+
+class FourierFeatures(nn.Module):
+    """Positions [N, 3] in the unit cube -> [N, 6 * octaves]."""
+
+    def __init__(self, octaves: int) -> None:
+        super().__init__()
+        self.octaves = octaves
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fourier_features(x, self.octaves)
+
+
+class FourierScene(Scene):
+    """A density network of eight hidden layers on Fourier features in place of the hash grid, as NeRF's.
+
+    To train such a network on a CPU, empty space is known from the start: the occupancy grid is that of a hash grid
+    trained for a short time, and stays.
+    """
+
+    hidden_layers = (8, 1)
+    octaves = 8
+    guide = Trial("guide", Network("mlp", 64), 1e-2, 600, 0)
+
+    def __init__(self, data: Path, samples: int) -> None:
+        super().__init__(data, samples)
+        self._bits: Tensor | None = None
+
+    def _encode(self, pipeline: Any) -> int:
+        if self._bits is None:
+            scene = Scene(self.data, 1 << 14)
+            seed_everything(self.guide.seed)
+            guide = scene._pipeline(self.guide.network)
+            scene._train(guide, self.guide)
+            self._bits = guide.model.renderer.occupancy.bits.clone()
+            del guide
+        pipeline.model.renderer.occupancy.bits.copy_(self._bits)
+        pipeline.model.field.encoding = FourierFeatures(self.octaves)
+        return 6 * self.octaves
+
+    def _update_occupancy(self, pipeline: Any, step: int) -> None:
+        """It stays."""
 
 
 def seed_everything(seed: int) -> None:
@@ -352,6 +422,12 @@ def main() -> None:
     runs.add_argument("plan", choices=sorted(plans.PLANS))
     runs.add_argument("--picture", action="append", default=[], help="NAME=FILE of a photo to fit")
     runs.add_argument("--scene", action="append", default=[], help="NAME=FOLDER of a scene to train on")
+    runs.add_argument(
+        "--fourier",
+        action="append",
+        default=[],
+        help="NAME=FOLDER of a scene to train on with Fourier features, a quarter of the samples",
+    )
     runs.add_argument("--samples", type=int, default=1 << 14, help="samples of a training step on scenes")
     runs.add_argument("--threads", type=int, default=1)
     runs.add_argument("--part", default="1/1", help="K/N: every N-th trial from the K-th, for N processes side by side")
@@ -375,6 +451,9 @@ def main() -> None:
     for given in arguments.scene:
         name, _, path = given.partition("=")
         tasks[name] = Scene(Path(path), arguments.samples)
+    for given in arguments.fourier:
+        name, _, path = given.partition("=")
+        tasks[name] = FourierScene(Path(path), arguments.samples // 4)
     part, _, parts = arguments.part.partition("/")
     run(plans.PLANS[arguments.plan]()[int(part) - 1 :: int(parts)], tasks, arguments.output)
 

@@ -69,6 +69,7 @@ class Trial:
     table_rate: float = 1.0  # learning rate of the hash grid, times the method's
     selection_at: float = 0.5  # part of the steps after which features are selected
     restart: float = 0.0  # learning rate of the networks after the selection, times that at first; 0 to go on decaying
+    dense_after: bool = False  # after the selection merged layers are trained on as a narrow MLP, without their factors
 
     @property
     def key(self) -> str:
@@ -189,9 +190,8 @@ def screening() -> list[Trial]:
     mlps = [mlp(width) for width in (16, 32, 64)]
     second = [eugen(m, 64, order=2, shared=True, phi=phi) for m in (8, 16) for phi in ("relu", "identity")]
     trials = []
-    for seed in (0, 1):
-        trials += grid("lego", mlps, SCENE_RATES["mlp"], LONGER_STEPS, (seed,))
-        trials += grid("lego", [EUGEN_16, EUGEN_32], SCENE_RATES["eugen"], LONGER_STEPS, (seed,))
+    trials += grid("lego", mlps, SCENE_RATES["mlp"], LONGER_STEPS)
+    trials += grid("lego", [EUGEN_16, EUGEN_32], SCENE_RATES["eugen"], LONGER_STEPS)
     trials += grid("lego", second, SCENE_RATES["eugen"], LONGER_STEPS)
     for changed in ({"norm": True}, {"feature_bias": True}, {"weight_gain": 1.0}, {"weight_gain": 4.0}):
         trials += grid("lego", [replace(EUGEN_32, **changed)], (4e-3,), LONGER_STEPS)
@@ -233,16 +233,6 @@ def phis() -> list[Trial]:
     return trials
 
 
-def scene_phis() -> list[Trial]:
-    """lego, 2,000 steps, one seed: Phi in front of a hash grid."""
-    trials = []
-    for phi in ("sin", "gelu", "squared_relu"):
-        trials += grid("lego", [mlp(16, phi), mlp(32, phi)], (5e-3, 1e-2), LONGER_STEPS)
-        networks = [replace(EUGEN_16, phi=phi), replace(EUGEN_32, phi=phi)]
-        trials += grid("lego", networks, (2e-3, 4e-3), LONGER_STEPS)
-    return trials
-
-
 def factors() -> list[Trial]:
     """Picture, one seed: learning rates of their own for projections and output weights."""
     trials = []
@@ -271,13 +261,32 @@ def full(task: str, seed: int) -> list[Trial]:
 
 
 def full_wide_first(task: str, seed: int) -> list[Trial]:
-    """The same for an MLP whose units are taken over in the middle, and the same MLPs with nothing but a restart."""
+    """The same for an MLP whose units are taken over in the middle; lego, one seed: MLPs with nothing but a restart."""
     half = FULL_STEPS // 2
     wide = Teacher(64, 1e-2, half)
     trials = grid(task, [mlp(16), mlp(32), mlp(64)], (5e-3,), half, (seed,), wide)
-    for width in (16, 32):
+    for width in (16, 32) if (task, seed) == ("lego", 0) else ():
         trials += grid(task, [mlp(width)], (5e-3,), half, (seed,), replace(wide, width=width))
     return trials
+
+
+def full_choices() -> list[Trial]:
+    """lego, 4,000 steps, one seed: what else could bring EUGen layers ahead of the MLP of their cost."""
+    trials = []
+    for selected, width in ((SELECTED_16, 16), (SELECTED_32, 32)):
+        trials += grid("lego", [replace(selected, feature_bias=True)], (4e-3,), FULL_STEPS)
+        trials += [replace(trial, dense_after=True) for trial in grid("lego", [selected], (4e-3,), FULL_STEPS)]
+        for phi in ("gelu", "sin", "squared_relu"):
+            trials += grid("lego", [replace(selected, phi=phi)], (4e-3,), FULL_STEPS)
+            trials += grid("lego", [mlp(width, phi)], (1e-2,), FULL_STEPS)
+        products = eugen(width // 2, 64, order=2, shared=True, phi="identity")
+        trials += grid("lego", [products], (8e-3, 4e-3), FULL_STEPS)
+    trials += grid("lego", [eugen(64, 64, weight_gain=2.0)], (4e-3,), FULL_STEPS)
+    for factor in (0.5, 2.0):
+        trials += [replace(trial, projection_rate=factor) for trial in grid("lego", [SELECTED_16], (4e-3,), FULL_STEPS)]
+    wide = Teacher(64, 1e-2, FULL_STEPS // 2)
+    students = [eugen(m, 64, feature_bias=True) for m in (16, 32)]
+    return trials + grid("lego", students, (4e-3, 2e-3), FULL_STEPS // 2, teacher=wide)
 
 
 def on_both_scenes(trials: Callable[[str, int], list[Trial]]) -> list[Trial]:
@@ -300,6 +309,33 @@ def slower() -> list[Trial]:
     return trials + grid("lego", [mlp(16), mlp(32)], (5e-3,), FULL_STEPS, range(3))
 
 
+def faster() -> list[Trial]:
+    """fox, 4,000 steps, one seed: twice and four times the learning rates."""
+    trials = grid("fox", [mlp(16), mlp(32), mlp(64)], (2e-2, 4e-2), FULL_STEPS)
+    trials += grid("fox", [SELECTED_16, SELECTED_32], (8e-3,), FULL_STEPS)
+    wide = Teacher(64, 1e-2, FULL_STEPS // 2)
+    return trials + grid("fox", [mlp(16), mlp(32)], (1e-2,), FULL_STEPS // 2, teacher=wide)
+
+
+FOURIER_STEPS = 2000
+
+
+def fourier() -> list[Trial]:
+    """Rays of lego through eight hidden layers on Fourier features: EUGen layers, their selection, a wide MLP first."""
+    trials = grid("fourier", [mlp(256)], (5e-4, 1e-3), FOURIER_STEPS)
+    trials += grid("fourier", [mlp(128)], (1e-3, 5e-4, 2e-3), FOURIER_STEPS)
+    equal = eugen(128, 256, feature_bias=True)
+    trials += grid("fourier", [equal], (5e-4, 2.5e-4, 1e-3), FOURIER_STEPS)
+    trials += grid("fourier", [replace(equal, candidates=256)], (5e-4,), FOURIER_STEPS)
+    half = FOURIER_STEPS // 2
+    wide = Teacher(256, 5e-4, half)
+    trials += grid("fourier", [mlp(128)], (5e-4,), half, teacher=wide)
+    trials += grid("fourier", [equal], (2.5e-4,), half, teacher=wide)
+    trials += grid("fourier", [eugen(128, 128, feature_bias=True)], (1e-3, 5e-4), FOURIER_STEPS)
+    trials += grid("fourier", [mlp(181), mlp(64)], (1e-3,), FOURIER_STEPS)
+    return trials + grid("fourier", [Network("low-rank", 256, 64)], (1e-3,), FOURIER_STEPS)
+
+
 def selecting() -> list[Trial]:
     """lego, 2,000 steps: features selected from more of them, when, and from how many."""
     trials = grid("lego", [SELECTED_16, SELECTED_32], (4e-3,), LONGER_STEPS)
@@ -315,12 +351,14 @@ PLANS: dict[str, Callable[[], list[Trial]]] = {
     "screening": screening,
     "wide-first": wide_first,
     "phis": phis,
-    "scene-phis": scene_phis,
     "factors": factors,
     "control": control,
     "full": lambda: on_both_scenes(full),
     "full-wide-first": lambda: on_both_scenes(full_wide_first),
+    "full-choices": full_choices,
     "restarts": lambda: on_both_scenes(restarted),
     "slower": slower,
+    "faster": faster,
+    "fourier": fourier,
     "selecting": selecting,
 }

@@ -53,6 +53,7 @@ def rows(results: Iterable[dict[str, Any]]) -> list[Row]:
         if result["network"]["candidates"]:
             name += f", after {result['selection_at']:.0%} of the steps"
             name += ", restart" if result["restart"] else ""
+            name += ", then dense" if result["dense_after"] else ""
         rate = (result["rate"], result["projection_rate"], result["table_rate"])
         groups[result["task"], name, network.phi, plain, steps, result["multiply_adds"]][rate].append(result)
     found = []
@@ -64,19 +65,26 @@ def rows(results: Iterable[dict[str, Any]]) -> list[Row]:
     return sorted(found, key=lambda row: (row.task, row.steps, row.multiply_adds, -row.mean))
 
 
-def equal_mlp(row: Row, curve: list[Row]) -> str:
-    """How many times the multiply-adds an MLP from scratch needs for the same PSNR, after as many steps.
+def mlp_curve(row: Row, curve: list[Row]) -> list[tuple[int, float]]:
+    """(multiply-adds, PSNR) of MLPs trained from scratch for as many steps, by cost.
 
-    MLPs are taken with the row's seeds and its Phi as activation, or ReLU where none of that kind were trained. Between
-    two measured widths the logarithm of the cost is interpolated; beyond them there is a bound.
+    They are taken with the row's seeds and its Phi as activation, or ReLU where none of that kind were trained.
     """
     rivals = [
         mlp for mlp in curve if (mlp.task, mlp.steps) == (row.task, row.steps) and mlp.psnr.keys() >= row.psnr.keys()
     ]
     phi = row.phi if any(mlp.phi == row.phi for mlp in rivals) else "relu"
-    points = sorted(
+    return sorted(
         (mlp.multiply_adds, statistics.mean(mlp.psnr[seed] for seed in row.psnr)) for mlp in rivals if mlp.phi == phi
     )
+
+
+def equal_mlp(row: Row, curve: list[Row]) -> str:
+    """How many times the multiply-adds such an MLP needs for the same PSNR.
+
+    Between two measured widths the logarithm of the cost is interpolated; beyond them there is a bound.
+    """
+    points = mlp_curve(row, curve)
     if not points:
         return "-"
     if row.mean > max(psnr for _, psnr in points):
@@ -88,7 +96,24 @@ def equal_mlp(row: Row, curve: list[Row]) -> str:
     return f"< {points[0][0] / row.multiply_adds:.1f}x"
 
 
-HEADS = ("network", "multiply-adds", "learning rate (tried)", "PSNR (dB)", "seeds", "cost of an equal MLP")
+def against_twice(row: Row, curve: list[Row]) -> str:
+    """PSNR against that of such an MLP of twice the cost, interpolated likewise."""
+    cost = 2 * row.multiply_adds
+    for (low, below), (high, above) in itertools.pairwise(mlp_curve(row, curve)):
+        if low <= cost <= high:
+            return f"{row.mean - below - (above - below) * math.log(cost / low) / math.log(high / low):+.2f}"
+    return "-"
+
+
+HEADS = (
+    "network",
+    "multiply-adds",
+    "learning rate (tried)",
+    "PSNR (dB)",
+    "seeds",
+    "cost of an equal MLP",
+    "against MLP of twice the cost",
+)
 BEGIN, END = "<!-- study:begin -->", "<!-- study:end -->"
 
 
@@ -104,10 +129,10 @@ def tables(path: Path) -> str:
                 continue
             low, high = min(row.psnr.values()), max(row.psnr.values())
             spread = f", {low:.2f}-{high:.2f}" if len(row.psnr) > 1 else ""
-            equal = "" if row.plain_mlp else equal_mlp(row, curve)
+            compared = ("", "") if row.plain_mlp else (equal_mlp(row, curve), against_twice(row, curve))
             rate = f"{row.rate:g} ({row.rates})" if row.rate else "none"
             psnr, seeds = f"{row.mean:.2f}{spread}", str(len(row.psnr))
-            cells.append((row.name, f"{row.multiply_adds:,}", rate, psnr, seeds, equal))
+            cells.append((row.name, f"{row.multiply_adds:,}", rate, psnr, seeds, *compared))
         lines += [f"### {task}, {steps:,} steps", "", *markdown_table(HEADS, cells), ""]
     return "\n".join(lines)
 

@@ -46,10 +46,14 @@ def test_best_rate_and_cost_of_an_equal_mlp() -> None:
     ]
     rows = report.rows(results)
     curve = [row for row in rows if row.plain_mlp]
-    found = {row.name: (row.rate, row.mean, report.equal_mlp(row, curve)) for row in rows if not row.plain_mlp}
+    found = {
+        row.name: (row.rate, row.mean, report.equal_mlp(row, curve), report.against_twice(row, curve))
+        for row in rows
+        if not row.plain_mlp
+    }
     assert found == {
-        "eugen 64, m=16, relu": (1e-2, 21.5, "2.00x"),  # half way between 16 and 64 in the logarithm is 32
-        "eugen 64, m=32, relu": (1e-2, 25.0, "> 2.0x"),
+        "eugen 64, m=16, relu": (1e-2, 21.5, "2.00x", "+0.00"),  # half way between 16 and 64 in the logarithm is 32
+        "eugen 64, m=32, relu": (1e-2, 25.0, "> 2.0x", "+2.00"),
     }
     assert [(row.multiply_adds, row.mean) for row in curve] == [(1600, 20.5), (6400, 22.5)]
 

@@ -32,6 +32,13 @@ METHODS: dict[str, tuple[list[str], int, int, str, dict[str, int]]] = {
         "eugen-vanilla-nerf",
         {"field_coarse.mlp_base": 3, "field_fine.mlp_base": 3},
     ),
+    "mipnerf": (
+        ["--pipeline.model.num-coarse-samples=8", "--pipeline.model.num-importance-samples=8"],
+        25,
+        128,
+        "eugen-mipnerf",
+        {"field.mlp_base": 3},
+    ),
     "nerfacto": (
         [
             "--pipeline.model.implementation=torch",
