@@ -272,21 +272,21 @@ def full_wide_first(task: str, seed: int) -> list[Trial]:
 
 def full_choices() -> list[Trial]:
     """lego, 4,000 steps, one seed: what else could bring EUGen layers ahead of the MLP of their cost."""
-    trials = []
+    wide = Teacher(64, 1e-2, FULL_STEPS // 2)
+    students = [eugen(m, 64, feature_bias=True) for m in (16, 32)]
+    trials = grid("lego", students, (4e-3, 2e-3), FULL_STEPS // 2, teacher=wide)
+    products = [eugen(m, 64, order=2, shared=True, phi="identity") for m in (8, 16)]
+    trials += grid("lego", products, (8e-3, 4e-3), FULL_STEPS)
+    trials += grid("lego", [eugen(64, 64, weight_gain=2.0)], (4e-3,), FULL_STEPS)
+    for factor in (0.5, 2.0):
+        trials += [replace(trial, projection_rate=factor) for trial in grid("lego", [SELECTED_16], (4e-3,), FULL_STEPS)]
     for selected, width in ((SELECTED_16, 16), (SELECTED_32, 32)):
         trials += grid("lego", [replace(selected, feature_bias=True)], (4e-3,), FULL_STEPS)
         trials += [replace(trial, dense_after=True) for trial in grid("lego", [selected], (4e-3,), FULL_STEPS)]
         for phi in ("gelu", "sin", "squared_relu"):
             trials += grid("lego", [replace(selected, phi=phi)], (4e-3,), FULL_STEPS)
             trials += grid("lego", [mlp(width, phi)], (1e-2,), FULL_STEPS)
-        products = eugen(width // 2, 64, order=2, shared=True, phi="identity")
-        trials += grid("lego", [products], (8e-3, 4e-3), FULL_STEPS)
-    trials += grid("lego", [eugen(64, 64, weight_gain=2.0)], (4e-3,), FULL_STEPS)
-    for factor in (0.5, 2.0):
-        trials += [replace(trial, projection_rate=factor) for trial in grid("lego", [SELECTED_16], (4e-3,), FULL_STEPS)]
-    wide = Teacher(64, 1e-2, FULL_STEPS // 2)
-    students = [eugen(m, 64, feature_bias=True) for m in (16, 32)]
-    return trials + grid("lego", students, (4e-3, 2e-3), FULL_STEPS // 2, teacher=wide)
+    return trials
 
 
 def on_both_scenes(trials: Callable[[str, int], list[Trial]]) -> list[Trial]:
@@ -307,6 +307,52 @@ def slower() -> list[Trial]:
         trials += grid("lego", [SELECTED_16, SELECTED_32], (2e-3,), FULL_STEPS, (seed,))
     trials += grid("fox", [mlp(16), mlp(64), mlp(32)], (5e-3,), FULL_STEPS)
     return trials + grid("lego", [mlp(16), mlp(32)], (5e-3,), FULL_STEPS, range(3))
+
+
+PRODUCTS = eugen(8, 64, order=2, shared=True, phi="identity", feature_bias=True, weight_gain=2.0)
+
+
+def products() -> list[Trial]:
+    """lego, 2,000 steps, one seed: layers of order 2 and 3 whose features are the products themselves."""
+    base = eugen(8, 64, order=2, shared=True, phi="identity")
+    trials = grid("lego", [base], (1.6e-2,), LONGER_STEPS)
+    changes: tuple[dict[str, object], ...] = (
+        {"weight_gain": 2.0},
+        {"feature_bias": True},
+        {"feature_bias": True, "weight_gain": 2.0},
+        {"width": 32},
+        {"width": 128},
+        {"phi": "gelu"},
+        {"norm": True},
+        {"projection_gain": 2.0},
+    )
+    for changed in changes:
+        trials += grid("lego", [replace(base, **changed)], (8e-3,), LONGER_STEPS)  # type: ignore[arg-type]
+    trials += grid("lego", [replace(base, weight_gain=2.0)], (4e-3,), LONGER_STEPS)
+    return trials + grid("lego", [replace(base, features=5, order=3)], (8e-3, 4e-3), LONGER_STEPS)
+
+
+def projection_rates() -> list[Trial]:
+    """lego, 4,000 steps, one seed: projections that learn faster than output weights, selected ones and products."""
+    trials = []
+    for network in (SELECTED_16, SELECTED_32):
+        at_once = grid("lego", [network], (4e-3,), FULL_STEPS)
+        trials += [replace(trial, projection_rate=factor) for trial in at_once for factor in (4.0, 2.0, 8.0)]
+    for features in (8, 16):
+        for network in (replace(PRODUCTS, features=features), replace(PRODUCTS, features=features, width=128)):
+            for rate, factor in ((4e-3, 2.0), (8e-3, 1.0)):
+                trials.append(Trial("lego", network, rate, FULL_STEPS, 0, projection_rate=factor))
+    return trials
+
+
+def selected_products() -> list[Trial]:
+    """lego, 4,000 steps, one seed: products selected from more of them."""
+    trials = []
+    for features in (8, 16):
+        network = replace(PRODUCTS, features=features, candidates=32)
+        for rate, factor in ((4e-3, 2.0), (8e-3, 1.0), (4e-3, 1.0)):
+            trials.append(Trial("lego", network, rate, FULL_STEPS, 0, projection_rate=factor))
+    return trials
 
 
 def faster() -> list[Trial]:
@@ -359,6 +405,9 @@ PLANS: dict[str, Callable[[], list[Trial]]] = {
     "restarts": lambda: on_both_scenes(restarted),
     "slower": slower,
     "faster": faster,
+    "products": products,
+    "projection-rates": projection_rates,
+    "selected-products": selected_products,
     "fourier": fourier,
     "selecting": selecting,
 }

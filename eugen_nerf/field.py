@@ -36,10 +36,12 @@ class FieldConfig:
     num_features: int = 32
     """Random features m of each EUGen or SNNK layer; rank of each low-rank layer. An MLP ignores it."""
     candidate_features: int = 0
-    """Random features that EUGen layers of order 1 begin their training with, num_features of which are kept at a point
-    of the training; no more than num_features, as 0, is for layers that stay as they are. Others ignore it."""
+    """Random features that EUGen layers begin their training with, num_features of which are kept at a point of the
+    training; no more than num_features, as 0, is for layers that stay as they are. Other kinds ignore it."""
     order: int = 1
-    """Order k of the EUGen layers."""
+    """Order k of the EUGen layers: num_features products of 1, 2, ..., k projections each."""
+    shared: bool = False
+    """Whether the products of all orders have their projections in common: k matrices instead of k (k + 1) / 2."""
     norm: bool = False
     """Whether the first EUGen layer of each network sees the norm of its input, in front of a hash grid a loss."""
     phi: str = "relu"
@@ -71,8 +73,7 @@ class FieldConfig:
     @property
     def first_features(self) -> int:
         """Features of each layer at the beginning of training."""
-        selects = self.network == "eugen" and self.order == 1
-        return max(self.num_features, self.candidate_features if selects else 0)
+        return max(self.num_features, self.candidate_features if self.network == "eugen" else 0)
 
     def validate(self) -> None:
         """Raises UserError that names the option which cannot work."""
@@ -222,6 +223,7 @@ class EugenField(nn.Module):
             out_features,
             config.first_features,
             order=config.order,
+            shared=config.shared,
             norm_first=config.norm,
             phi=config.phi,
             trainable_projections=config.trainable_projections,

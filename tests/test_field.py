@@ -263,18 +263,18 @@ class TestCandidates:
     def field(**options: Any) -> EugenField:
         return small_field(candidate_features=20, **options)
 
-    @pytest.mark.parametrize("norm", [False, True])
-    def test_selection_keeps_the_field_and_its_cost_falls(self, norm: bool) -> None:
-        field = self.field(norm=norm)
+    @pytest.mark.parametrize("options", [{}, {"norm": True}, {"order": 2, "shared": True, "phi": "identity"}], ids=str)
+    def test_selection_keeps_the_field_and_its_cost_falls(self, options: dict[str, Any]) -> None:
+        field = self.field(**options)
         x, directions = queries(400)
         before = field(x, directions)
         wide = field.multiply_adds()
         kept = field.select_features(6, [(x[:150], directions[:150]), (x[150:], directions[150:])])
         assert len(kept) == 3
-        assert field.multiply_adds() == small_field(norm=norm).multiply_adds() < wide
+        assert field.multiply_adds() == small_field(**options).multiply_adds() < wide
         assert not field.has_candidates()
         after = field(x, directions)
-        strangers = small_field(norm=norm)(x, directions)
+        strangers = small_field(**options)(x, directions)
         for a, b, c in zip(after, before, strangers, strict=True):
             assert (a - b).square().mean() < 0.5 * (c - b).square().mean()
 
@@ -294,8 +294,8 @@ class TestCandidates:
         with pytest.raises(RuntimeError, match="size mismatch"):
             self.field().load_state_dict(small_field(num_features=5).state_dict())
 
-    @pytest.mark.parametrize("options", [{"network": "mlp"}, {"network": "low-rank"}, {"order": 2}])
-    def test_other_layers_than_eugen_of_order_1_have_none(self, options: dict[str, Any]) -> None:
+    @pytest.mark.parametrize("options", [{"network": "mlp"}, {"network": "low-rank"}, {"network": "snnk"}])
+    def test_other_layers_than_eugen_have_none(self, options: dict[str, Any]) -> None:
         field = self.field(**options)
         assert not field.has_candidates()
         assert field.multiply_adds() == small_field(**options).multiply_adds()

@@ -150,6 +150,7 @@ def build_network(
     num_features: int,
     *,
     order: int = 1,
+    shared: bool = False,
     norm_first: bool = True,
     phi: str = "relu",
     trainable_projections: bool = True,
@@ -169,6 +170,7 @@ def build_network(
         num_features: features per layer: m of EUGen (per order) and SNNK, the rank of low-rank layers; "mlp"
             has no use for it.
         order: order k of EUGen layers.
+        shared: whether their orders have projections in common.
         norm_first: gives the first EUGen layer the norm of its input; inside a chain a norm costs a quadratic
             form in the features and is left out.
         phi: Phi of EUGen layers.
@@ -197,6 +199,7 @@ def build_network(
                 order=order,
                 norm=norm_first and index == 0,
                 phi=phi,
+                shared=shared,
                 trainable_projections=trainable_projections,
                 feature_bias=feature_bias,
                 projection=projection,

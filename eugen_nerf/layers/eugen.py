@@ -242,6 +242,10 @@ class EUGen(nn.Module):
         if self.bias is not None:
             self.bias.copy_(bias)
 
+    def columns(self, features: Tensor) -> Tensor:
+        """Columns of g(W), and of F(x), that belong to some of the features of each order: [m] -> [k * m]."""
+        return torch.cat([features + order * self.num_features for order in range(self.order)])
+
     @torch.no_grad()
     def keep(self, features: Tensor | int) -> None:
         """Cuts the layer down to some of its features, in place; parameters keep their identity.
@@ -256,8 +260,7 @@ class EUGen(nn.Module):
             raise ValueError("EUGen: features can be taken away only where g(W) is learned itself")
         index = torch.arange(features) if isinstance(features, int) else features
         index = index.to(self.weight.device)
-        columns = torch.cat([index + order * self.num_features for order in range(self.order)])
-        for tensor, where in ((self.projections, index), (self.offsets, index), (self.weight, columns)):
+        for tensor, where in ((self.projections, index), (self.offsets, index), (self.weight, self.columns(index))):
             if tensor is not None:
                 _resize(tensor, tensor.detach().index_select(1, where))
         self.num_features = len(index)

@@ -112,7 +112,9 @@ class NormalEquations:
         shares = values / (values + max(ridge, 1e-12) * gram.diagonal().mean()).clamp_min(1e-300)
         return vectors.square() @ shares
 
-    def choose(self, number: int, method: str, ridge: float, consumer: Tensor | None = None) -> Tensor:
+    def choose(
+        self, number: int, method: str, ridge: float, consumer: Tensor | None = None, columns_each: int = 1
+    ) -> Tensor:
         """Which features to keep, [number] sorted indices.
 
         Args:
@@ -122,25 +124,31 @@ class NormalEquations:
                 1991), on what the features chosen before have left.
             ridge: as for `solve`.
             consumer: [r, out], a matrix through which errors of the targets count.
+            columns_each: k, for "contribution": columns i, i + M / k, i + 2 M / k, ... make up feature i, as those of
+                an EUGen layer of order k do, and are kept together.
         """
         if method == "leverage":
             return self.leverage_scores(ridge).topk(number).indices.sort().values
         gram, cross, *_ = self._moments()
         gram, cross = gram.clone(), cross if consumer is None else cross @ consumer.double().T
-        floor = (ridge + 1e-12) * gram.diagonal().mean()
+        floor = ((ridge + 1e-12) * gram.diagonal().mean()).clamp_min(1e-300)
+        columns = torch.arange(len(gram), device=gram.device).view(columns_each, -1).T  # [features, columns_each]
+        damping = floor * torch.eye(columns_each, dtype=gram.dtype, device=gram.device)
         chosen: list[int] = []
-        taken = torch.zeros(len(gram), dtype=torch.bool, device=gram.device)
+        taken = torch.zeros(len(columns), dtype=torch.bool, device=gram.device)
         for _ in range(number):
-            variance = gram.diagonal()
-            gain = cross.square().sum(dim=1) / (variance + floor).clamp_min(1e-300)
+            variance = gram.diagonal()[columns].amax(dim=1)
+            own, with_targets = gram[columns[:, :, None], columns[:, None, :]], cross[columns]
+            gain = (with_targets * torch.linalg.solve(own + damping, with_targets)).sum(dim=(1, 2))
             best = int(torch.where(taken | (variance <= floor), -1.0, gain).argmax())
             if taken[best]:  # nothing but repetitions is left
                 best = int((~taken).nonzero()[0])
             chosen.append(best)
             taken[best] = True
-            if variance[best] > floor:
-                # What is left of features and targets once the chosen one has been regressed out.
-                column = gram[:, best] / variance[best]
-                cross = cross - torch.outer(column, cross[best])
-                gram = gram - torch.outer(column, gram[best])
+            # What is left of features and targets once the chosen one has been regressed out.
+            values, vectors = torch.linalg.eigh(own[best])
+            vectors = vectors[:, values > floor] / values[values > floor].sqrt()
+            directions = gram[:, columns[best]] @ vectors
+            cross = cross - directions @ (vectors.T @ cross[columns[best]])
+            gram = gram - directions @ directions.T
         return torch.tensor(sorted(chosen), device=gram.device)

@@ -24,7 +24,9 @@ class Kept:
 
     layer: EUGen
     features: Tensor
-    """Their former positions, [m], ascending."""
+    """Their former positions among those of each order, [m], ascending."""
+    columns: Tensor
+    """Former positions of the columns of g(W) that belong to them, [k * m]."""
     explained: float
     """Share of the variance of the layer's former outputs that it still explains; 1 is all."""
 
@@ -41,7 +43,7 @@ def select_features(
     see `follow`.
 
     Args:
-        network: EUGen layers of order 1 with a learned g(W), `Dense` and `torch.nn.Linear`; changed in place.
+        network: EUGen layers with a learned g(W), `Dense` and `torch.nn.Linear`; changed in place.
         num_features: m. Layers that have no more keep all of theirs and are not fitted.
         batches: what the network has received so far and what it will receive now, [N, d] each, for the same samples.
             The two differ where a network before it has lost features.
@@ -60,8 +62,8 @@ def select_features(
     for layer in layers:
         if not isinstance(layer, EUGen | Dense | nn.Linear):
             raise ValueError(f"select_features: {type(layer).__name__} has no place in such a network")
-        if isinstance(layer, EUGen) and (layer.order != 1 or layer.psi is not None):
-            raise ValueError("select_features: features are selected in layers of order 1 with a learned g(W)")
+        if isinstance(layer, EUGen) and (layer.order < 1 or layer.psi is not None):
+            raise ValueError("select_features: features are selected in layers of order 1 or more with a learned g(W)")
     before, after = [x for x, _ in batches if len(x)], [x for _, x in batches if len(x)]
     if not before:
         raise ValueError("select_features: no samples were collected")
@@ -77,7 +79,7 @@ def select_features(
 def _view(following: nn.Module | None) -> Tensor | None:
     """The matrix [r, out] through which the next layer sees a layer's output; None for the output itself."""
     if isinstance(following, EUGen):
-        return following.projections[0, :, : following.in_features]
+        return following.projections.flatten(0, 1)[:, : following.in_features]
     return following.weight if isinstance(following, Dense | nn.Linear) else None
 
 
@@ -87,11 +89,12 @@ def _select(
     equations = NormalEquations(constant=layer.bias is not None)
     for x, y in pairs:
         equations.add(layer.features(x), y)
-    index = equations.choose(num_features, "contribution", ridge, view)
-    solution = equations.solve(ridge, index)
+    index = equations.choose(num_features, "contribution", ridge, view, columns_each=layer.order)
+    columns = layer.columns(index)
+    solution = equations.solve(ridge, columns)
     layer.keep(index)
     layer.set_output(solution.weight, solution.bias)
-    return Kept(layer, index, solution.explained)
+    return Kept(layer, index, columns, solution.explained)
 
 
 def follow(optimizer: torch.optim.Optimizer, kept: Sequence[Kept]) -> None:
@@ -100,14 +103,15 @@ def follow(optimizer: torch.optim.Optimizer, kept: Sequence[Kept]) -> None:
     Values with the shape of a parameter, as Adam's moments, lose what the parameter lost; others stay.
     """
     for one in kept:
-        for parameter in (
-            one.layer.projections,
-            one.layer.offsets,
-            one.layer.weight,
-        ):  # features are dimension 1 of all
+        layer = one.layer
+        for parameter, index in (
+            (layer.projections, one.features),
+            (layer.offsets, one.features),
+            (layer.weight, one.columns),
+        ):
             if parameter is None or parameter not in optimizer.state:
                 continue
             state = optimizer.state[parameter]
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.dim() == parameter.dim():
-                    state[name] = value.index_select(1, one.features.to(value.device))
+                    state[name] = value.index_select(1, index.to(value.device))

@@ -143,6 +143,21 @@ class TestChoice:
             assert greedy == chosen | {best}
             chosen = greedy
 
+    @pytest.mark.parametrize("seed", range(4))
+    def test_columns_of_a_feature_are_chosen_together(self, seed: int) -> None:
+        features, targets = problem(m=10, seed=10 * seed)
+
+        def left(chosen: tuple[int, ...]) -> float:
+            columns = [i + 5 * order for order in range(2) for i in chosen]
+            return 1 - equations(features[:, columns], targets).solve(0.0).explained
+
+        chosen: set[int] = set()
+        for number in range(1, 5):
+            greedy = set(equations(features, targets).choose(number, "contribution", 0.0, columns_each=2).tolist())
+            errors = {i: left((*chosen, i)) for i in set(range(5)) - chosen}
+            assert greedy == chosen | {min(errors, key=lambda i: errors[i])}
+            chosen = greedy
+
     def test_contribution_is_near_the_best_subset(self) -> None:
         features, targets = problem(m=7)
         chosen = equations(features, targets).choose(3, "contribution", 0.0).tolist()

@@ -67,14 +67,16 @@ class TestKeep:
             EUGen(6, 4, 5, psi="identity").keep(3)
 
 
-@pytest.mark.parametrize("norm", [False, True])
-def test_features_without_influence_are_the_ones_to_go(norm: bool) -> None:
-    net = network(10, hidden_layers=1, norm_first=norm)
+@pytest.mark.parametrize(
+    "options", [{"norm_first": False}, {}, {"order": 2}, {"order": 3, "shared": True, "phi": "identity"}], ids=str
+)
+def test_features_without_influence_are_the_ones_to_go(options: dict[str, Any]) -> None:
+    net = network(10, hidden_layers=1, **options)
     used = [1, 4, 7, 8]
     layer = net[0]
     assert isinstance(layer, EUGen)
     with torch.no_grad():
-        layer.weight[:, [i for i in range(10) if i not in used]] = 0
+        layer.weight[:, layer.columns(torch.tensor([i for i in range(10) if i not in used]))] = 0
     wanted = net(inputs())
     (kept,) = select_features(net, 4, pairs(inputs()))
     assert kept.layer is layer
@@ -127,8 +129,9 @@ def test_layers_with_few_features_stay_as_they_are() -> None:
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-def test_adam_goes_on() -> None:
-    net = network(10, feature_bias=True)
+@pytest.mark.parametrize("order", [1, 2])
+def test_adam_goes_on(order: int) -> None:
+    net = network(10, feature_bias=True, order=order)
     x = inputs()
     target = x[:, :3].sin()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
@@ -148,10 +151,13 @@ def test_adam_goes_on() -> None:
     for name, parameter in net.named_parameters():
         state = optimizer.state[parameter]
         assert state["exp_avg"].shape == state["exp_avg_sq"].shape == parameter.shape
-        index = kept[int(name[0])].features if int(name[0]) < 2 else None
-        cut = name.split(".")[1] in ("projections", "offsets", "weight") and index is not None
-        wanted = before[name].index_select(1, index) if cut and index is not None else before[name]
-        assert torch.equal(state["exp_avg"], wanted)
+        layer, kind = name.split(".")
+        if int(layer) < 2 and kind != "bias":
+            one = kept[int(layer)]
+            index = one.columns if kind == "weight" else one.features
+            assert torch.equal(state["exp_avg"], before[name].index_select(1, index))
+        else:
+            assert torch.equal(state["exp_avg"], before[name])
         assert state["step"] == 200
     at_first = (net(x) - target).square().mean().item()
     assert train(100) < at_first
@@ -163,7 +169,7 @@ def test_adam_goes_on() -> None:
         (lambda: network(4), 0, pairs(inputs()), "at least 1"),
         (lambda: network(4), 2, [], "no samples"),
         (lambda: network(4), 2, pairs(inputs(0), 1), "no samples"),
-        (lambda: network(4, order=2), 2, pairs(inputs()), "order 1"),
+        (lambda: network(4, order=0), 2, pairs(inputs()), "order 1"),
         (lambda: nn.Sequential(LowRank(6, 4, 2)), 2, pairs(inputs()), "LowRank"),
         (lambda: network(4), 2, pairs(inputs() * torch.nan), "not finite"),
     ],
