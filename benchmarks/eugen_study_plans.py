@@ -345,22 +345,50 @@ def projection_rates() -> list[Trial]:
     return trials
 
 
+PRODUCTS_8, PRODUCTS_16 = (replace(PRODUCTS, features=features, candidates=32) for features in (8, 16))
+
+
 def selected_products() -> list[Trial]:
     """lego, 4,000 steps, one seed: products selected from more of them."""
-    trials = []
-    for features in (8, 16):
-        network = replace(PRODUCTS, features=features, candidates=32)
+    of_32 = [PRODUCTS_8, PRODUCTS_16]
+    of_64 = [replace(network, candidates=64) for network in of_32]
+    trials = grid("lego", of_32, (2e-3,), FULL_STEPS)
+    trials += grid("lego", of_64, (2e-3, 4e-3), FULL_STEPS)
+    trials += grid("lego", [replace(of_32[0], width=128), replace(of_32[0], weight_gain=1.0)], (4e-3,), FULL_STEPS)
+    trials.append(Trial("lego", of_32[0], 4e-3, FULL_STEPS, 0, projection_rate=0.5))
+    for network in of_32:
         for rate, factor in ((4e-3, 2.0), (8e-3, 1.0), (4e-3, 1.0)):
             trials.append(Trial("lego", network, rate, FULL_STEPS, 0, projection_rate=factor))
     return trials
+
+
+def full_products(task: str, seed: int) -> list[Trial]:
+    """A scene, one seed: products selected in the middle."""
+    return grid(task, [PRODUCTS_16, PRODUCTS_8], (4e-3,), FULL_STEPS, (seed,))
+
+
+def full_fast_projections(task: str, seed: int) -> list[Trial]:
+    """A scene, one seed: features selected in the middle, projections that learn twice as fast as the rest."""
+    trials = grid(task, [SELECTED_16, SELECTED_32], (4e-3,), FULL_STEPS, (seed,))
+    return [replace(trial, projection_rate=2.0) for trial in trials]
 
 
 def faster() -> list[Trial]:
     """fox, 4,000 steps, one seed: twice and four times the learning rates."""
     trials = grid("fox", [mlp(16), mlp(32), mlp(64)], (2e-2, 4e-2), FULL_STEPS)
     trials += grid("fox", [SELECTED_16, SELECTED_32], (8e-3,), FULL_STEPS)
+    trials += grid("fox", [mlp(16)], (2e-2,), FULL_STEPS, (1, 2))
     wide = Teacher(64, 1e-2, FULL_STEPS // 2)
     return trials + grid("fox", [mlp(16), mlp(32)], (1e-2,), FULL_STEPS // 2, teacher=wide)
+
+
+def own_settings() -> list[Trial]:
+    """4,000 steps of 2^15 samples as in the method itself, one seed: learning rates of what is compared."""
+    trials = []
+    for task in ("fox-32k", "lego-32k"):
+        trials += grid(task, [mlp(64)], (1e-2, 5e-3), FULL_STEPS)
+        trials += grid(task, [EUGEN_32], (4e-3, 2e-3), FULL_STEPS)
+    return trials
 
 
 FOURIER_STEPS = 2000
@@ -368,18 +396,17 @@ FOURIER_STEPS = 2000
 
 def fourier() -> list[Trial]:
     """Rays of lego through eight hidden layers on Fourier features: EUGen layers, their selection, a wide MLP first."""
-    trials = grid("fourier", [mlp(256)], (5e-4, 1e-3), FOURIER_STEPS)
+    trials = grid("fourier", [mlp(256)], (5e-4,), FOURIER_STEPS)
     trials += grid("fourier", [mlp(128)], (1e-3, 5e-4, 2e-3), FOURIER_STEPS)
     equal = eugen(128, 256, feature_bias=True)
-    trials += grid("fourier", [equal], (5e-4, 2.5e-4, 1e-3), FOURIER_STEPS)
+    trials += grid("fourier", [equal], (5e-4, 2.5e-4), FOURIER_STEPS)
     trials += grid("fourier", [replace(equal, candidates=256)], (5e-4,), FOURIER_STEPS)
     half = FOURIER_STEPS // 2
     wide = Teacher(256, 5e-4, half)
     trials += grid("fourier", [mlp(128)], (5e-4,), half, teacher=wide)
     trials += grid("fourier", [equal], (2.5e-4,), half, teacher=wide)
-    trials += grid("fourier", [eugen(128, 128, feature_bias=True)], (1e-3, 5e-4), FOURIER_STEPS)
-    trials += grid("fourier", [mlp(181), mlp(64)], (1e-3,), FOURIER_STEPS)
-    return trials + grid("fourier", [Network("low-rank", 256, 64)], (1e-3,), FOURIER_STEPS)
+    trials += grid("fourier", [mlp(64), Network("low-rank", 256, 64)], (1e-3,), FOURIER_STEPS)
+    return trials + grid("fourier", [mlp(256)], (1e-3,), FOURIER_STEPS)
 
 
 def selecting() -> list[Trial]:
@@ -402,12 +429,15 @@ PLANS: dict[str, Callable[[], list[Trial]]] = {
     "full": lambda: on_both_scenes(full),
     "full-wide-first": lambda: on_both_scenes(full_wide_first),
     "full-choices": full_choices,
+    "full-fast-projections": lambda: on_both_scenes(full_fast_projections),
+    "full-products": lambda: on_both_scenes(full_products),
     "restarts": lambda: on_both_scenes(restarted),
     "slower": slower,
     "faster": faster,
     "products": products,
     "projection-rates": projection_rates,
     "selected-products": selected_products,
+    "own-settings": own_settings,
     "fourier": fourier,
     "selecting": selecting,
 }

@@ -116,8 +116,8 @@ def _load(load_config: Path) -> Any:
     if not isinstance(model, EugenModel):
         raise UserError(
             f"{load_config}: was trained by {load_config.absolute().parents[1].name}, whose model "
-            f"({type(model).__name__}) the web viewer has no shader for. It shows eugen-nerf, eugen-nerf-mlp, "
-            "eugen-nerf-low-rank and eugen-nerf-snnk."
+            f"({type(model).__name__}) the web viewer has no shader for. It shows eugen-nerf, eugen-nerf-order2, "
+            "eugen-nerf-mlp, eugen-nerf-low-rank and eugen-nerf-snnk."
         )
     if not isinstance(model.field.evaluator(), RadianceField):
         raise UserError(

@@ -11,8 +11,9 @@ import torch
 import yaml
 
 from eugen_nerf.errors import UserError
+from eugen_nerf.field import EugenField
 from eugen_nerf.plugin import methods
-from eugen_nerf.plugin.methods import EugenTrainerConfig, method_config
+from eugen_nerf.plugin.methods import EugenTrainerConfig, method_config, order_2_method_config
 
 METHODS = {
     "eugen-nerf": (methods.eugen_nerf, "eugen"),
@@ -47,6 +48,23 @@ def test_methods_differ_in_their_networks_alone(network: Any, device: Any) -> No
     for options in (first, second):
         rate, last = (options[name] for name in sorted(rates))
         assert last == pytest.approx(rate / 30)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_order_2_is_the_same_method_with_other_layers_of_the_same_cost(device: Any) -> None:
+    configs = [method_config("eugen-nerf", "eugen", device), order_2_method_config("eugen-nerf-order2", device)]
+    first, second = map(flat, configs)
+    different = {name for name in first if first[name] != second[name]}
+    field = "pipeline.model.field."
+    assert {name.removeprefix(field) for name in different if name != "method_name"} == {
+        "order", "shared", "phi", "feature_bias", "num_features", "candidate_features"
+    }  # fmt: skip
+    assert flat(methods.eugen_nerf_order2.config) == flat(order_2_method_config("eugen-nerf-order2"))
+    small = {"log2_hashmap_size": 4, "candidate_features": 0}
+    models: list[Any] = [config.pipeline.model for config in configs]
+    fields = [EugenField(dataclasses.replace(model.field, **small)) for model in models]
+    products = 3 * 16  # in one layer of the density and two of the colour network
+    assert fields[1].multiply_adds() == fields[0].multiply_adds() + products
 
 
 def test_the_offered_methods_are_these() -> None:
