@@ -377,7 +377,7 @@ def faster() -> list[Trial]:
     """fox, 4,000 steps, one seed: twice and four times the learning rates."""
     trials = grid("fox", [mlp(16), mlp(32), mlp(64)], (2e-2, 4e-2), FULL_STEPS)
     trials += grid("fox", [SELECTED_16, SELECTED_32], (8e-3,), FULL_STEPS)
-    trials += grid("fox", [mlp(16)], (2e-2,), FULL_STEPS, (1, 2))
+    trials += grid("fox", [mlp(16), mlp(64), mlp(32)], (2e-2,), FULL_STEPS, (1, 2))
     wide = Teacher(64, 1e-2, FULL_STEPS // 2)
     return trials + grid("fox", [mlp(16), mlp(32)], (1e-2,), FULL_STEPS // 2, teacher=wide)
 

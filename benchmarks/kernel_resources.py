@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from printing import print_table
 
-from eugen_nerf.field import ChainNetwork, EugenField, FieldConfig
+from eugen_nerf.field import ORDER_2_LAYERS, ChainNetwork, EugenField, FieldConfig
 from eugen_nerf.ops import cuda
 from eugen_nerf.ops.nvrtc import Compiled, compile_cached, find_nvrtc
 from eugen_nerf.ops.packing import pack_chain
@@ -27,6 +27,8 @@ from eugen_nerf.ops.tiles import SHARED_MEMORY, plan, render_shared_bytes
 KINDS = {
     "eugen": FieldConfig(network="eugen"),
     "eugen, 64 candidates": FieldConfig(network="eugen", candidate_features=64),
+    "eugen, order 2": FieldConfig(network="eugen", **{**ORDER_2_LAYERS, "candidate_features": 0}),
+    "eugen, order 2, 32 candidates": FieldConfig(network="eugen", **ORDER_2_LAYERS),
     "mlp": FieldConfig(network="mlp"),
     "low-rank": FieldConfig(network="low-rank"),
     "snnk": FieldConfig(network="snnk"),

@@ -17,7 +17,7 @@ from nerfstudio.plugins.types import MethodSpecification
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from eugen_nerf.errors import UserError
-from eugen_nerf.field import FieldConfig, NetworkKind
+from eugen_nerf.field import ORDER_2_LAYERS, FieldConfig, NetworkKind
 from eugen_nerf.optim import SparseAdam
 from eugen_nerf.plugin import compat
 from eugen_nerf.plugin.converted import (
@@ -35,6 +35,7 @@ compat.apply()
 
 # Learning rates of the networks, each kind at its own best: factored layers want smaller ones than an MLP.
 NETWORK_RATES: dict[NetworkKind, float] = {"eugen": 2e-3, "mlp": 5e-3, "low-rank": 5e-3, "snnk": 5e-3}
+ORDER_2_RATE = 4e-3
 
 
 def busy_machine_hint(load: float) -> str | None:
@@ -197,26 +198,16 @@ def method_config(name: str, network: NetworkKind, device: Literal["cpu", "cuda"
 
 
 def order_2_method_config(name: str, device: Literal["cpu", "cuda"] | None = None) -> EugenTrainerConfig:
-    """`eugen-nerf` with the layers that docs/eugen-study.md found best on objects in front of a plain background.
-
-    Features are projections and their products in pairs, with no other nonlinearity, and 16 of 32 are kept in the
-    middle of the training. The merged networks cost what those of `eugen-nerf` do.
+    """`eugen-nerf` with `ORDER_2_LAYERS`.
 
     Args:
         name: how ns-train lists it.
         device: whose defaults to take; None for a GPU if there is one.
     """
     config = method_config(name, "eugen", device)
+    config.optimizers["networks"] = _optimizer(AdamOptimizerConfig, ORDER_2_RATE, config.max_num_iterations)
     model: Any = config.pipeline.model
-    model.field = replace(
-        model.field,
-        order=2,
-        shared=True,
-        phi="identity",
-        feature_bias=True,
-        num_features=16,
-        candidate_features=32,
-    )
+    model.field = replace(model.field, **ORDER_2_LAYERS)
     return config
 
 

@@ -59,6 +59,9 @@ def inner_norm() -> nn.Sequential:
 CHAINS: dict[str, Callable[[], nn.Sequential | MergedChain]] = {
     "density": kind("eugen", 32, 64, 1, 16, 32, norm_first=False),
     "color": kind("eugen", 31, 64, 2, 3, 32, norm_first=False),
+    "color-order-2": kind(
+        "eugen", 31, 64, 2, 3, 16, norm_first=False, order=2, shared=True, phi="identity", feature_bias=True
+    ),
     "mlp": kind("mlp", 31, 64, 2, 3, 32),
     "low-rank": kind("low-rank", 32, 40, 2, 5, 24),
     "snnk": kind("snnk", 16, 40, 1, 5, 24),

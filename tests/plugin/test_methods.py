@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from eugen_nerf.errors import UserError
-from eugen_nerf.field import EugenField
+from eugen_nerf.field import ORDER_2_LAYERS, EugenField
 from eugen_nerf.plugin import methods
 from eugen_nerf.plugin.methods import EugenTrainerConfig, method_config, order_2_method_config
 
@@ -55,10 +55,8 @@ def test_order_2_is_the_same_method_with_other_layers_of_the_same_cost(device: A
     configs = [method_config("eugen-nerf", "eugen", device), order_2_method_config("eugen-nerf-order2", device)]
     first, second = map(flat, configs)
     different = {name for name in first if first[name] != second[name]}
-    field = "pipeline.model.field."
-    assert {name.removeprefix(field) for name in different if name != "method_name"} == {
-        "order", "shared", "phi", "feature_bias", "num_features", "candidate_features"
-    }  # fmt: skip
+    others = {"method_name", "optimizers.networks.optimizer.lr", "optimizers.networks.scheduler.lr_final"}
+    assert {name.removeprefix("pipeline.model.field.") for name in different - others} == ORDER_2_LAYERS.keys()
     assert flat(methods.eugen_nerf_order2.config) == flat(order_2_method_config("eugen-nerf-order2"))
     small = {"log2_hashmap_size": 4, "candidate_features": 0}
     models: list[Any] = [config.pipeline.model for config in configs]
