@@ -396,17 +396,20 @@ FOURIER_STEPS = 2000
 
 def fourier() -> list[Trial]:
     """Rays of lego through eight hidden layers on Fourier features: EUGen layers, their selection, a wide MLP first."""
-    trials = grid("fourier", [mlp(256)], (5e-4,), FOURIER_STEPS)
-    trials += grid("fourier", [mlp(128)], (1e-3, 5e-4, 2e-3), FOURIER_STEPS)
     equal = eugen(128, 256, feature_bias=True)
-    trials += grid("fourier", [equal], (5e-4, 2.5e-4), FOURIER_STEPS)
-    trials += grid("fourier", [replace(equal, candidates=256)], (5e-4,), FOURIER_STEPS)
     half = FOURIER_STEPS // 2
-    wide = Teacher(256, 5e-4, half)
-    trials += grid("fourier", [mlp(128)], (5e-4,), half, teacher=wide)
-    trials += grid("fourier", [equal], (2.5e-4,), half, teacher=wide)
-    trials += grid("fourier", [mlp(64), Network("low-rank", 256, 64)], (1e-3,), FOURIER_STEPS)
-    return trials + grid("fourier", [mlp(256)], (1e-3,), FOURIER_STEPS)
+    wide = Teacher(256, 1e-3, half)
+    trials = grid("fourier", [equal], (1e-3,), FOURIER_STEPS)
+    trials += grid("fourier", [mlp(128)], (4e-3,), FOURIER_STEPS)
+    trials += grid("fourier", [equal], (2e-3,), FOURIER_STEPS)
+    trials += grid("fourier", [mlp(256)], (1e-3,), FOURIER_STEPS)
+    trials += grid("fourier", [replace(equal, candidates=256)], (1e-3,), FOURIER_STEPS)
+    trials += grid("fourier", [mlp(128)], (1e-3,), half, teacher=wide)
+    trials += grid("fourier", [equal], (5e-4,), half, teacher=wide)
+    trials += grid("fourier", [mlp(64), Network("low-rank", 256, 64)], (4e-3,), FOURIER_STEPS)
+    trials += grid("fourier", [mlp(256), equal], (5e-4,), FOURIER_STEPS)
+    trials += grid("fourier", [mlp(128)], (2e-3, 1e-3, 5e-4), FOURIER_STEPS)
+    return trials + grid("fourier", [equal], (2.5e-4,), FOURIER_STEPS)
 
 
 def selecting() -> list[Trial]:

@@ -19,7 +19,16 @@ from eugen_nerf.errors import UserError
 from eugen_nerf.ops.cuda_driver import Device
 from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
 from eugen_nerf.ops.packing import PackedChain
-from eugen_nerf.ops.tiles import MAX_LEVELS, MAX_STAGES, RENDER_WARPS, Shape, Tiles, plan, render_shared_bytes
+from eugen_nerf.ops.tiles import (
+    MAX_LEVELS,
+    MAX_STAGES,
+    RENDER_WARPS,
+    Shape,
+    Tiles,
+    plan,
+    render_blocks,
+    render_shared_bytes,
+)
 
 PRECISIONS = ("fp16", "bf16")
 
@@ -342,6 +351,7 @@ def render_constants(
         f"EUGEN_COLOR_SPEC={','.join(map(str, color_spec))}",
         *grid_constants(features, half_table),
         f"EUGEN_WARPS={RENDER_WARPS}",
+        f"EUGEN_BLOCKS={render_blocks(density_spec, color_spec)}",
         f"EUGEN_SHARED_BYTES={render_shared_bytes(density_spec, color_spec)}",
         f"EUGEN_BF16={int(precision() == 'bf16')}",
     )

@@ -16,6 +16,8 @@ MAX_LEVELS = 32  # of a hash grid, as in src/grid.cuh
 WIDEST = 256  # padded inputs or outputs of a matrix
 ROW_PADDING = 8  # halves, as in src/chain.cuh
 RENDER_WARPS = 4  # of a block of src/render.cu
+# Of a thread of the backward kernel, for gradients and sums: what else it needs leaves room for so many in 255.
+HELD_REGISTERS = 144
 
 # The nonlinearities that have code, by packing.PHI_NUMBERS. softplus(0) is not 0, as padded features have to be.
 IDENTITY, RELU, SQUARED_RELU, GELU, SINE = 0, 1, 2, 4, 5
@@ -151,7 +153,7 @@ def _backward_choices(shape: Shape, shared_memory: int) -> Iterator[tuple[int, i
         for warps, tiles in ((4, 2), (8, 1), (4, 1), (2, 1), (1, 1)):
             held = shape.backward_registers(tiles) + (shape.sum_registers(warps) if keep_sums else 0)
             needed = shape.backward_bytes(warps, tiles, streamed)
-            if held <= 150 and needed <= shared_memory:
+            if held <= HELD_REGISTERS and needed <= shared_memory:
                 yield warps, tiles, streamed, needed, keep_sums
 
 
@@ -160,6 +162,14 @@ def render_shared_bytes(density_spec: Sequence[int], color_spec: Sequence[int]) 
     density, color = Shape(density_spec), Shape(color_spec)
     weights = density.weights_in_shared(streamed=False) + color.weights_in_shared(streamed=False)
     return weights + RENDER_WARPS * 32 * (2 * (density.row[0] + color.row[0]) + 4 * 4)
+
+
+def render_blocks(density_spec: Sequence[int], color_spec: Sequence[int]) -> int:
+    """Blocks of src/render.cu that share a multiprocessor's registers: fewer where products of many projections, which
+    hold both factors, need more of them."""
+    shapes = Shape(density_spec), Shape(color_spec)
+    products = [n for shape in shapes for n, order in zip(shape.n, shape.orders, strict=False) if order > 1]
+    return 2 if max(products, default=0) >= 64 else 3
 
 
 def why_not_cuda(spec: Sequence[int]) -> str | None:

@@ -5,7 +5,7 @@
 // takes the next one of the picture. Nothing but pixels is written to memory.
 //
 // Constants by -D: EUGEN_DENSITY_SPEC and EUGEN_COLOR_SPEC (packing.PackedChain.spec), EUGEN_WARPS,
-// EUGEN_SHARED_BYTES, and those of grid.cuh.
+// EUGEN_BLOCKS (at once on a multiprocessor), EUGEN_SHARED_BYTES, and those of grid.cuh.
 #include "grid.cuh"
 #include "harmonics.h"
 #include "march.cuh"
@@ -104,7 +104,7 @@ EUGEN_FUNCTION void encode(Vec3 unit, const GridLevels& levels, const TableValue
 using namespace eugen;
 
 // out [rays, 5]: rgb, alpha, depth; samples [rays]. next_ray is 0 before.
-EUGEN_ROOMY_KERNEL(EUGEN_WARPS * WARP, 3)
+EUGEN_ROOMY_KERNEL(EUGEN_WARPS * WARP, EUGEN_BLOCKS)
 render(const float* __restrict__ origins, const float* __restrict__ directions, const float* __restrict__ near,
        const float* __restrict__ far, int64 rays, const MarchArguments march, const uint8* __restrict__ bits,
        const uint8* __restrict__ blocks, const TableValue* __restrict__ table, const GridLevels levels, const float* __restrict__ density,
