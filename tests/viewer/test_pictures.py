@@ -56,9 +56,10 @@ def test_depth_opacity_and_normals(page: Page, demo_run: Path, page_folder: Path
     [
         ["order=2", "norm=True", "phi=gelu", "features-per-level=4"],
         ["phi=softplus", "num-features=10", "features-per-level=1", "geometry-features=6", "norm=True"],
+        ["order=2", "shared=True", "phi=identity", "feature-bias=True", "num-features=8", "candidate-features=12"],
         ["phi=sin", "order=3", "num-features=6", "features-per-level=8", "num-levels=2"],
     ],
-    ids=["order 2, norm, gelu", "odd widths", "order 3, sin"],
+    ids=["order 2, norm, gelu", "odd widths", "products", "order 3, sin"],
 )
 def test_every_kind_of_layer(
     page: Page, ball_scene: Path, train_run: Train, tmp_path: Path, serve: Serve, options: list[str]
