@@ -77,7 +77,11 @@ def test_eugen_view_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     (tmp_path / "scene").mkdir()
     for part in ("index.html", "scene/scene.json"):
         (tmp_path / part).write_text("here")
-    code = "import sys; from eugen_nerf.export.cli import view_main; view_main(sys.argv[1:])"
+    # A suite that a shell runs in the background hands on an ignored SIGINT.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from eugen_nerf.export.cli import view_main; view_main(sys.argv[1:])"
+    )
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", code, str(tmp_path), "--port=0", "--no-browser"],
         stdout=subprocess.PIPE,
