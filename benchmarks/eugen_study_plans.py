@@ -345,6 +345,7 @@ def projection_rates() -> list[Trial]:
     return trials
 
 
+LOW_RANK_32 = Network("low-rank", 64, 32)
 PRODUCTS_8, PRODUCTS_16 = (replace(PRODUCTS, features=features, candidates=32) for features in (8, 16))
 
 
@@ -374,7 +375,7 @@ def full_fast_projections(task: str, seed: int) -> list[Trial]:
 
 
 def faster() -> list[Trial]:
-    """fox, 4,000 steps, one seed: twice and four times the learning rates."""
+    """fox, 4,000 steps: twice and four times the learning rates, for the MLPs at twice them three seeds."""
     trials = grid("fox", [mlp(16), mlp(32), mlp(64)], (2e-2, 4e-2), FULL_STEPS)
     trials += grid("fox", [SELECTED_16, SELECTED_32], (8e-3,), FULL_STEPS)
     trials += grid("fox", [mlp(16), mlp(64), mlp(32)], (2e-2,), FULL_STEPS, (1, 2))
@@ -383,12 +384,18 @@ def faster() -> list[Trial]:
 
 
 def own_settings() -> list[Trial]:
-    """4,000 steps of 2^15 samples as in the method itself, one seed: learning rates of what is compared."""
+    """4,000 steps of 2^15 samples as in the method itself: learning rates of what is compared."""
     trials = []
     for task in ("fox-32k", "lego-32k"):
         trials += grid(task, [mlp(64)], (1e-2, 5e-3), FULL_STEPS)
         trials += grid(task, [EUGEN_32], (4e-3, 2e-3), FULL_STEPS)
-    return trials
+    trials += grid("lego-32k", [LOW_RANK_32], (1e-2, 5e-3), FULL_STEPS)
+    for task in ("fox-32k", "lego-32k"):
+        trials += grid(task, [mlp(64)], (2e-2,), FULL_STEPS)
+        trials += grid(task, [EUGEN_32], (8e-3,), FULL_STEPS)
+    trials += grid("fox-32k", [LOW_RANK_32], (1e-2, 5e-3), FULL_STEPS)
+    trials += grid("fox-32k", [PRODUCTS_16], (4e-3, 8e-3), FULL_STEPS)
+    return trials + grid("lego-32k", [PRODUCTS_16], (4e-3, 8e-3), FULL_STEPS)
 
 
 FOURIER_STEPS = 2000

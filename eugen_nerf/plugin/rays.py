@@ -53,7 +53,8 @@ class TabulatedRays(torch.nn.Module):
 
     def forward(self, ray_indices: torch.Tensor) -> RayBundle:
         """[N, 3] camera, row and column of pixels -> their rays."""
-        camera, y, x = ray_indices.unbind(-1)
+        # nerfstudio draws pixels where the images are, in main memory.
+        camera, y, x = ray_indices.to(self.table.device).unbind(-1)
         entry = self.table[self.first[camera] + y * self.width[camera] + x]
         directions = (self.rotations[camera] * entry[:, None, :3]).sum(-1)
         return RayBundle(

@@ -17,8 +17,8 @@ from eugen_nerf.plugin import entry_points as ours
 from eugen_nerf.plugin.dataparsers import SceneDataParserConfig
 
 CONVERTED = {"eugen-vanilla-nerf", "eugen-mipnerf", "eugen-nerfacto"}
-OURS = {"eugen-nerf", "eugen-nerf-order2", "eugen-nerf-mlp", "eugen-nerf-low-rank", "eugen-nerf-snnk"}
-METHODS = OURS | CONVERTED
+FIELD_METHODS = {"eugen-nerf", "eugen-nerf-order2", "eugen-nerf-mlp", "eugen-nerf-low-rank", "eugen-nerf-snnk"}
+METHODS = FIELD_METHODS | CONVERTED
 DATAPARSERS = {"eugen-scene", "eugen-blender", "eugen-transforms", "eugen-colmap", "eugen-llff"}
 
 

@@ -69,7 +69,8 @@ def test_the_offered_methods_are_these() -> None:
     for name, (specification, network) in METHODS.items():
         assert flat(specification.config) == flat(method_config(name, network))  # type: ignore[arg-type]
         assert specification.description
-    assert len({specification.description for specification, _ in METHODS.values()}) == len(METHODS)
+    specifications = [methods.eugen_nerf_order2, *(specification for specification, _ in METHODS.values())]
+    assert len({specification.description for specification in specifications}) == len(specifications)
 
 
 def test_defaults_follow_the_device() -> None:
@@ -104,7 +105,7 @@ def test_the_device_is_chosen_by_what_there_is(monkeypatch: pytest.MonkeyPatch, 
 
 def test_training_ends_by_itself() -> None:
     """With a viewer, nerfstudio goes on serving the scene after the last step."""
-    for specification, _ in METHODS.values():
+    for specification in (methods.eugen_nerf_order2, *(specification for specification, _ in METHODS.values())):
         assert not specification.config.is_viewer_enabled()
         assert not specification.config.is_viewer_legacy_enabled()
         # Nothing but a viewer keeps nerfstudio from evaluating while it trains.

@@ -1,0 +1,157 @@
+"""A GPU for tests on machines without one: tensors in ordinary memory that say they are on cuda:0.
+
+Values are computed on the CPU. What PyTorch refuses on a machine with a GPU is refused here as well: one operation on
+tensors of two devices, and NumPy's view of a GPU's tensor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+GPU = torch.device("cuda", 0)
+
+# Operations that take tensors of several devices.
+BETWEEN_DEVICES = {"to", "copy_", "cpu", "cuda", "type_as", "_to_copy", "__set__", "_has_compatible_shallow_copy_type"}
+REAL_GENERATOR = torch.Generator
+INDEXING = {"__getitem__", "__setitem__", "index_put_", "index_put"}
+TO_NUMPY = {"numpy", "__array__"}
+
+
+class OnGpu(Tensor):
+    """A tensor that pretends."""
+
+    device = GPU  # type: ignore[assignment]
+    is_cuda = True  # type: ignore[assignment]
+    is_cpu = False  # type: ignore[assignment]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            copy = self.detach().clone().as_subclass(OnGpu).requires_grad_(self.requires_grad)
+        if isinstance(self, torch.nn.Parameter):
+            copy = torch.nn.Parameter(copy, self.requires_grad)
+        memo[id(self)] = copy
+        return copy
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return call(func, args, kwargs or {})
+
+
+class GpuGenerator(torch.Generator):
+    """What `torch.Generator("cuda")` is here."""
+
+
+def generator(device: Any = "cpu") -> torch.Generator:
+    return GpuGenerator() if torch.device(device).type == "cuda" else REAL_GENERATOR()
+
+
+def call(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+    """What `func` returns, on the device that it would be on.
+
+    Raises:
+        RuntimeError: it is no operation on tensors of two devices.
+        TypeError: NumPy cannot see a GPU's tensor.
+    """
+    name = getattr(func, "__name__", "")
+    if name == "__deepcopy__" and isinstance(args[0], OnGpu):
+        return OnGpu.__deepcopy__(*args)
+    wanted, args, kwargs = _requested(name, args, kwargs)
+    tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
+    pretend = any(isinstance(tensor, OnGpu) for tensor in tensors)
+    if pretend and name in TO_NUMPY:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
+    if pretend and name in INDEXING:
+        _check_indexing(name, *args)
+    elif pretend and name not in BETWEEN_DEVICES and name != "__get__":
+        # Constants of no dimension may be on the CPU.
+        mixed = [tensor for tensor in tensors if not isinstance(tensor, OnGpu) and tensor.dim()]
+        if mixed:
+            raise RuntimeError(f"{name}: Expected all tensors to be on the same device, found cuda:0 and cpu")
+    source = kwargs.get("generator")
+    if source is not None and isinstance(source, GpuGenerator) != (pretend if wanted is None else wanted):
+        raise RuntimeError(f"{name}: the generator is on another device than the result")
+    with torch._C.DisableTorchFunction():
+        result = func(*args, **kwargs)
+    if wanted is None:
+        if name in ("to", "copy_", "type_as", "__set__"):
+            like = args[1] if name in ("to", "type_as") and isinstance(args[1], Tensor) else args[0]
+            wanted = isinstance(like, OnGpu)
+        elif name in INDEXING:
+            wanted = isinstance(args[0], OnGpu)
+        else:
+            wanted = pretend and name not in ("cpu",)
+    return tree_map(lambda value: _place(value, wanted), result) if not isinstance(result, str) else result
+
+
+def _check_indexing(name: str, indexed: Tensor, index: Any, value: Any = None, *_: Any) -> None:
+    """A tensor's indices may be on the CPU, values only where they are copied into slices."""
+    indices = [part for part in tree_flatten(index)[0] if isinstance(part, Tensor)]
+    if not isinstance(indexed, OnGpu) and any(isinstance(part, OnGpu) for part in indices):
+        raise RuntimeError(f"{name}: indices on cuda:0 of a tensor on the CPU")
+    if indices and isinstance(value, Tensor) and value.dim() and isinstance(value, OnGpu) != isinstance(indexed, OnGpu):
+        raise RuntimeError(f"{name}: Expected all tensors to be on the same device, found cuda:0 and cpu")
+
+
+def _place(value: Any, pretend: bool) -> Any:
+    if not isinstance(value, Tensor) or isinstance(value, OnGpu) == pretend:
+        return value
+    with torch._C.DisableTorchFunction():
+        return value.as_subclass(OnGpu if pretend else Tensor)
+
+
+def _requested(name: str, args: Any, kwargs: dict[str, Any]) -> tuple[bool | None, Any, dict[str, Any]]:
+    """Whether a result on the GPU is asked for by name, and arguments that ask for the CPU instead."""
+    found: list[bool] = []
+
+    def replaced(value: Any) -> Any:
+        device = value if isinstance(value, torch.device) else None
+        if isinstance(value, str) and (value == "cpu" or value.split(":")[0] == "cuda"):
+            device = torch.device(value)
+        if device is None:
+            return value
+        found.append(device.type == "cuda")
+        return torch.device("cpu")
+
+    if "device" in kwargs and kwargs["device"] is not None:
+        kwargs = {**kwargs, "device": replaced(kwargs["device"])}
+    if name == "to":
+        args = (args[0], *(replaced(value) for value in args[1:]))
+    if name == "cuda":
+        found.append(True)
+        args = args[:1]
+    return (found[0] if found else None), args, kwargs
+
+
+class Pretending(TorchFunctionMode):
+    """Lets tensors be made on the GPU that is not there."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return call(func, args, kwargs or {})
+
+
+@contextlib.contextmanager
+def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """Inside, "cuda" can be asked for; ops run on eager PyTorch."""
+    monkeypatch.setenv("EUGEN_BACKEND", "reference")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    # Optimizers ask whether a graph is being captured.
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: None)
+    monkeypatch.setattr(torch, "Generator", generator)
+    # Modules exchange their parameters for new ones, as the old cannot become another class.
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        with Pretending():
+            yield GPU
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
