@@ -157,6 +157,7 @@ def race(
         try:
             function = prepare()
             function()
+            torch.cuda.synchronize()  # a kernel's crash is its own
             able[name] = function
         except Exception as error:
             yield what, name, "", "", failure(error)
@@ -442,11 +443,12 @@ def main() -> None:
     deadline = begun + 60 * arguments.minutes - 20
     problem = kernels_problem()
     machine, tcnn, batch = Machine.measure(), tiny_cuda_nn(), arguments.batch
+    name = torch.cuda.get_device_name()  # after a kernel's crash it may not be had
 
     def title() -> str:
         kernels = f"; KERNELS NOT IN USE: {problem}" if problem else ""
         return (
-            f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {datetime.date.today()}; batch {batch}; "
+            f"{name}, torch {torch.__version__}, {datetime.date.today()}; batch {batch}; "
             f"{machine.tflops:.0f} TFLOP/s and {machine.tbytes:.2f} TB/s measured; "
             f"{time.monotonic() - begun:.0f} s{kernels}"
         )

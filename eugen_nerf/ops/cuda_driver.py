@@ -18,6 +18,7 @@ from eugen_nerf.ops.nvrtc import compile_cached, find_nvrtc
 _SHARED_MEMORY_OPT_IN, _MULTIPROCESSORS = 97, 16
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 _STATIC_SHARED_MEMORY, _MOST_DYNAMIC_SHARED_MEMORY = 1, 8
+_OUT_OF_MEMORY = 2  # CUresult
 
 
 class Device(Protocol):
@@ -61,7 +62,9 @@ def _check(status: int, what: str) -> None:
     if status:
         text = ctypes.c_char_p()
         _driver().cuGetErrorString(status, ctypes.byref(text))
-        raise CudaError(f"{what} failed: {(text.value or b'unknown error').decode()} (CUDA error {status})")
+        # Memory may be free again later: no reason to do without kernels from now on, as other errors are.
+        kind = torch.OutOfMemoryError if status == _OUT_OF_MEMORY else CudaError
+        raise kind(f"{what} failed: {(text.value or b'unknown error').decode()} (CUDA error {status})")
 
 
 class Gpu:
@@ -137,6 +140,7 @@ class Gpu:
         Raises:
             BuildError: the program does not compile.
             CudaError: the driver refuses.
+            torch.OutOfMemoryError: there is not enough memory to load the program.
         """
         values = [
             ctypes.c_void_p(None if a is None else a.data_ptr()) if a is None or isinstance(a, Tensor) else a

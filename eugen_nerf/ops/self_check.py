@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -251,8 +252,10 @@ def in_another_process(index: int) -> Verdict:
     except OSError as error:
         raise NotChecked(str(error)) from error
     said = _last_error(result.stderr) or f"exit status {result.returncode}"
-    if ARRIVED not in result.stdout or "OutOfMemoryError" in said:
+    if ARRIVED not in result.stdout or "out of memory" in said.lower():
         raise NotChecked(said)
+    if result.returncode in (-signal.SIGTERM, -signal.SIGKILL):
+        return Verdict(crash=said, lasts=False)  # stopped by somebody, or by a system without memory
     try:
         return Verdict(tuple(json.loads(result.stdout.splitlines()[-1])))
     except ValueError:

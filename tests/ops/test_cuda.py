@@ -33,7 +33,7 @@ from eugen_nerf.ops import (
     sample_points,
     spherical_harmonics,
 )
-from eugen_nerf.ops.cuda_driver import Gpu, gpu
+from eugen_nerf.ops.cuda_driver import CudaError, Gpu, gpu
 from eugen_nerf.ops.nvrtc import compile_cached, find_nvrtc
 from eugen_nerf.ops.packing import pack_chain
 from eugen_nerf.ops.self_check import check_ops
@@ -193,7 +193,12 @@ def test_code_that_the_driver_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     oldest = max(OLDEST_ARCHITECTURE, min(find_nvrtc().architectures()))
     monkeypatch.setattr(find_nvrtc(), "target", lambda architecture: (oldest, True))
     case, device = network_case("color", 333, torch.float16), Gpu(torch.cuda.current_device())
-    y = cuda.network_forward(device, case.x.cuda(), case.parameters.cuda(), case.spec, case.eps)
+    try:
+        y = cuda.network_forward(device, case.x.cuda(), case.parameters.cuda(), case.spec, case.eps)
+    except CudaError as error:
+        if "CUDA error 222" in str(error):
+            pytest.skip("the driver is older than NVRTC and takes its cubins only")
+        raise
     assert relative_error(y, case.y) <= TOLERANCE[torch.float16]
 
 
@@ -373,10 +378,13 @@ def test_compute_sanitizer(tool: str) -> None:
     others = ("hash_encode", "march", "render")
     tests = [f"test_network and {name}-333" for name in chains] + [f"test_{name} and 333" for name in others]
     tests += ["bfloat16", "test_sparse_adam"]
-    command = ["compute-sanitizer", "--tool", tool, "--kernel-regex", f"kns={'|'.join(sum(KERNELS.values(), ()))}",
+    ours = f"kns={'|'.join(sum(KERNELS.values(), ()))}"
+    command = ["compute-sanitizer", "--tool", tool, "--report-api-errors", "no", "--kernel-regex", ours,
                "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", "-x", "-k", " or ".join(tests),
                str(Path(__file__))]  # fmt: skip
     # Out of PyTorch's pool an access beyond an array would meet another array, and pass.
     settings = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "EUGEN_CUDA_CHECK": "0"}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=settings, timeout=300)
+    if "Device not supported" in result.stdout + result.stderr:
+        pytest.skip("compute-sanitizer does not support this device")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]

@@ -28,6 +28,7 @@ class FakeDriver:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.fails = ""
+        self.status = 700
         self.blocks = 3
         self.launches: list[tuple[Any, ...]] = []
         self.images: list[bytes] = []
@@ -36,7 +37,7 @@ class FakeDriver:
         def call(*arguments: Any) -> int:
             self.calls.append(name)
             if name == self.fails:
-                return 700
+                return self.status
             if name == "cuDeviceGetAttribute":
                 arguments[0]._obj.value = ATTRIBUTES[arguments[1]]
             elif name == "cuOccupancyMaxActiveBlocksPerMultiprocessor":
@@ -170,6 +171,15 @@ def test_errors_of_the_driver(call: str, what: str, driver: FakeDriver) -> None:
     driver.fails = call
     with pytest.raises(CudaError, match=rf"{what} failed: an illegal memory access .* \(CUDA error 700\)"):
         launch(device, torch.zeros(4))
+
+
+def test_a_full_gpu_is_no_reason_to_do_without_kernels_for_good(driver: FakeDriver) -> None:
+    device = gpu(0)
+    driver.fails, driver.status = "cuModuleLoadData", 2
+    with pytest.raises(torch.OutOfMemoryError, match="loading compiled kernels"):
+        launch(device, torch.zeros(4))
+    driver.fails = ""
+    launch(device, torch.zeros(4))
 
 
 def test_a_forked_process_starts_anew(driver: FakeDriver) -> None:

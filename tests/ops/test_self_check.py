@@ -84,6 +84,7 @@ Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.
 
 """
 ACCESS = "torch.AcceleratorError: CUDA error: an illegal memory access was encountered"
+LATER = "torch.AcceleratorError: CUDA error: out of memory"
 FULL = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB."
 
 
@@ -94,6 +95,8 @@ FULL = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.
         (f"{self_check.ARRIVED}\n", TORCHS_ERROR, 1, Verdict(crash=ACCESS)),
         (f"{self_check.ARRIVED}\n", "", -11, Verdict(crash="exit status -11")),
         (f"{self_check.ARRIVED}\n", FULL, 1, FULL),
+        (f"{self_check.ARRIVED}\n", LATER, 1, LATER),
+        (f"{self_check.ARRIVED}\n", "Killed", -9, Verdict(crash="Killed", lasts=False)),
         ("", "RuntimeError: all CUDA-capable devices are busy", 1, "RuntimeError: all CUDA-capable devices are busy"),
         ("", "", 1, "exit status 1"),
     ],
