@@ -231,7 +231,7 @@ class Scene:
         seed_everything(trial.seed)
         result = {}
         if trial.teacher is None:
-            pipeline = self._pipeline(trial.network)
+            pipeline = self._pipeline(trial.network, trial.color)
         else:
             pipeline = self._teacher(trial.teacher, trial)
             original = pipeline.model
@@ -251,7 +251,7 @@ class Scene:
             pipeline._model = original
         return result
 
-    def _pipeline(self, network: Network) -> Any:
+    def _pipeline(self, network: Network, color: Network | None = None) -> Any:
         from nerfstudio.configs.method_configs import all_methods
 
         config: Any = copy.deepcopy(all_methods["eugen-nerf-mlp"].pipeline)
@@ -262,8 +262,10 @@ class Scene:
         encoded = self._encode(pipeline)
         density_layers, color_layers = self.hidden_layers
         field.density_network = build(network, encoded, density_layers, 16)
-        field.color_network = build(network, 31, color_layers, 3)
+        field.color_network = build(color or network, 31, color_layers, 3)
         field.config.num_features, field.config.candidate_features = network.features, network.candidates
+        if color:
+            field.config.num_features = (network.features, color.features)
         field.set_initial_density(0.1 if pipeline.model.renderer.space.contracted else 1.0)
         return pipeline
 
@@ -409,7 +411,7 @@ def run(trials: list[Trial], tasks: dict[str, Picture | Scene], output: Path) ->
         with output.open("a") as file:
             file.write(json.dumps({"key": trial.key, **dataclasses.asdict(trial), **result}) + "\n")
         console.print(
-            f"{number}/{len(trials)} {trial.task} {trial.network} lr={trial.rate:g} seed {trial.seed}: "
+            f"{number}/{len(trials)} {trial.task} {trial.layers} lr={trial.rate:g} seed {trial.seed}: "
             f"{psnr} at {result['multiply_adds']}",
             highlight=False,
         )

@@ -70,11 +70,19 @@ class Trial:
     selection_at: float = 0.5  # part of the steps after which features are selected
     restart: float = 0.0  # learning rate of the networks after the selection, times that at first; 0 to go on decaying
     dense_after: bool = False  # after the selection merged layers are trained on as a narrow MLP, without their factors
+    color: Network | None = None  # layers of the colour network where they are others than the density network's
+
+    @property
+    def layers(self) -> str:
+        return f"{self.network}; colour: {self.color}" if self.color else str(self.network)
 
     @property
     def key(self) -> str:
         """Identifies the trial in a file of results."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        values = asdict(self)
+        if self.color is None:
+            del values["color"]  # results from before there was such a choice keep their key
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def grid(
@@ -368,6 +376,15 @@ def full_products(task: str, seed: int) -> list[Trial]:
     return grid(task, [PRODUCTS_16, PRODUCTS_8], (4e-3,), FULL_STEPS, (seed,))
 
 
+def mixed() -> list[Trial]:
+    """Both scenes, 4,000 steps, one seed: products in one of the two networks, ReLU in the other."""
+    trials = []
+    for task in ("fox", "lego"):
+        for density, color in ((PRODUCTS_16, SELECTED_32), (SELECTED_32, PRODUCTS_16)):
+            trials.append(Trial(task, density, 4e-3, FULL_STEPS, 0, color=color))
+    return trials
+
+
 def full_fast_projections(task: str, seed: int) -> list[Trial]:
     """A scene, one seed: features selected in the middle, projections that learn twice as fast as the rest."""
     trials = grid(task, [SELECTED_16, SELECTED_32], (4e-3,), FULL_STEPS, (seed,))
@@ -404,19 +421,15 @@ FOURIER_STEPS = 2000
 def fourier() -> list[Trial]:
     """Rays of lego through eight hidden layers on Fourier features: EUGen layers, their selection, a wide MLP first."""
     equal = eugen(128, 256, feature_bias=True)
+    trials = grid("fourier", [mlp(256), equal], (5e-4, 1e-3), FOURIER_STEPS)
+    trials += grid("fourier", [mlp(128)], (5e-4, 1e-3, 2e-3, 4e-3), FOURIER_STEPS)
+    trials += grid("fourier", [equal], (2.5e-4, 2e-3), FOURIER_STEPS)
+    trials += grid("fourier", [mlp(64), Network("low-rank", 256, 64)], (4e-3,), FOURIER_STEPS)
+    trials += grid("fourier", [replace(equal, candidates=256)], (1e-3,), FOURIER_STEPS)
     half = FOURIER_STEPS // 2
     wide = Teacher(256, 1e-3, half)
-    trials = grid("fourier", [equal], (1e-3,), FOURIER_STEPS)
-    trials += grid("fourier", [mlp(128)], (4e-3,), FOURIER_STEPS)
-    trials += grid("fourier", [equal], (2e-3,), FOURIER_STEPS)
-    trials += grid("fourier", [mlp(256)], (1e-3,), FOURIER_STEPS)
-    trials += grid("fourier", [replace(equal, candidates=256)], (1e-3,), FOURIER_STEPS)
     trials += grid("fourier", [mlp(128)], (1e-3,), half, teacher=wide)
-    trials += grid("fourier", [equal], (5e-4,), half, teacher=wide)
-    trials += grid("fourier", [mlp(64), Network("low-rank", 256, 64)], (4e-3,), FOURIER_STEPS)
-    trials += grid("fourier", [mlp(256), equal], (5e-4,), FOURIER_STEPS)
-    trials += grid("fourier", [mlp(128)], (2e-3, 1e-3, 5e-4), FOURIER_STEPS)
-    return trials + grid("fourier", [equal], (2.5e-4,), FOURIER_STEPS)
+    return trials + grid("fourier", [equal], (5e-4,), half, teacher=wide)
 
 
 def selecting() -> list[Trial]:
@@ -445,6 +458,7 @@ PLANS: dict[str, Callable[[], list[Trial]]] = {
     "slower": slower,
     "faster": faster,
     "products": products,
+    "mixed": mixed,
     "projection-rates": projection_rates,
     "selected-products": selected_products,
     "own-settings": own_settings,

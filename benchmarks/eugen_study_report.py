@@ -44,6 +44,8 @@ def rows(results: Iterable[dict[str, Any]]) -> list[Row]:
         teacher = result["teacher"]
         network = Network(**result["network"])
         name = str(network)
+        if color := result.get("color"):
+            name += f"; colour: {Network(**color)}"
         steps = result["steps"] + (teacher["steps"] if teacher else 0)
         if teacher:
             name += f" <- MLP {teacher['width']} (rate {teacher['rate']:g}), {teacher['rows']} rows"

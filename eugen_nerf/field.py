@@ -266,11 +266,13 @@ class EugenField(nn.Module):
         return any(isinstance(m, EUGen) and m.num_features > self.config.num_features for m in self.modules())
 
     @torch.no_grad()
-    def select_features(self, num_features: int, samples: Sequence[tuple[Tensor, Tensor]]) -> list[Kept]:
+    def select_features(
+        self, num_features: int | tuple[int, int], samples: Sequence[tuple[Tensor, Tensor]]
+    ) -> list[Kept]:
         """Keep the `num_features` of each EUGen layer that contribute most, see `layers.selection.select_features`.
 
         Args:
-            num_features: m.
+            num_features: m, of both networks or of the density and the colour network.
             samples: positions [N, 3] in the unit cube and unit directions [N, 3] where the field is to stay as it is.
 
         Returns:
@@ -281,6 +283,7 @@ class EugenField(nn.Module):
         """
         assert isinstance(self.density_network, ChainNetwork)
         assert isinstance(self.color_network, ChainNetwork)
+        of_density, of_color = num_features if isinstance(num_features, tuple) else (num_features, num_features)
         encoded = [self.encoding(x) for x, _ in samples]
         harmonics = [ops.spherical_harmonics(directions, backend=self.backend) for _, directions in samples]
 
@@ -289,9 +292,9 @@ class EugenField(nn.Module):
             return [torch.cat(parts, dim=-1) for parts in zip(harmonics, geometry, strict=True)]
 
         before = seen()
-        kept = select_features(self.density_network.layers, num_features, [(x, x) for x in encoded])
+        kept = select_features(self.density_network.layers, of_density, [(x, x) for x in encoded])
         pairs = list(zip(before, seen(), strict=True))
-        return kept + select_features(self.color_network.layers, num_features, pairs)
+        return kept + select_features(self.color_network.layers, of_color, pairs)
 
     def density(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Positions [N, 3] in the unit cube -> density [N] per world unit, geometry features [N, G]."""

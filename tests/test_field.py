@@ -278,6 +278,12 @@ class TestCandidates:
         for a, b, c in zip(after, before, strangers, strict=True):
             assert (a - b).square().mean() < 0.5 * (c - b).square().mean()
 
+    def test_each_network_may_keep_its_own_number(self) -> None:
+        field = self.field()
+        x, directions = queries(100)
+        kept = field.select_features((4, 8), [(x, directions)])
+        assert [len(one.features) for one in kept] == [4, 8, 8]
+
     def test_a_checkpoint_from_before_or_after_is_loaded_alike(self) -> None:
         field = self.field()
         x, directions = queries(100)
