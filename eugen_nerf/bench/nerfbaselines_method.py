@@ -24,7 +24,7 @@ from eugen_nerf.bench.methods import apply_overrides, method_config
 from eugen_nerf.errors import UserError
 from eugen_nerf.scenes.normalise import WorldChange, faces_forward, near_depth_of_points, normalise
 from eugen_nerf.scenes.scene import BLENDER_HALF_SIDE
-from eugen_nerf.scenes.world import LEAST_DISTANCE, UNBOUNDED_FAR, box_range
+from eugen_nerf.scenes.world import LEAST_DISTANCE, UNBOUNDED_FAR, bounded_range
 
 CAMERA_TYPES = {
     "pinhole": CameraType.PERSPECTIVE,
@@ -54,7 +54,7 @@ class World:
         poses = opengl(dataset["cameras"].poses)
         if dataset["metadata"].get("background_color") is not None:
             change = WorldChange(np.eye(4)[:3], 1.0)
-            near, far = box_range(poses[:, :, 3], BLENDER_HALF_SIDE)
+            near, far = bounded_range(BLENDER_HALF_SIDE)
             return cls(change.transform.tolist(), 1.0, BLENDER_HALF_SIDE, True, near, far, len(poses))
         near_depth = None
         if dataset.get("points3D_xyz") is not None and faces_forward(poses):

@@ -19,7 +19,7 @@ from eugen_nerf.scenes.normalise import Centre, Orientation, WorldChange
 from eugen_nerf.scenes.resolution import ChosenImage, check_mask, choose_images
 from eugen_nerf.scenes.splits import select_split
 from eugen_nerf.scenes.transforms import read_transforms
-from eugen_nerf.scenes.world import box_range, change_world, remark_on_astray_cameras, unbounded_range
+from eugen_nerf.scenes.world import bounded_range, change_world, remark_on_astray_cameras, unbounded_range
 
 Layout = Literal["auto", "blender", "transforms", "colmap", "llff"]
 
@@ -71,7 +71,8 @@ class Scene:
         bounded: True if everything is inside `scene_box`; False for a capture with a background, whose
             cameras are inside `scene_box` and whose space beyond it is meant to be contracted.
         scene_box: [2, 3] lower and upper corner in the returned world.
-        near, far: range along rays in units of the returned world.
+        near, far: range along rays in units of the returned world. That of a bounded scene cuts nothing off its
+            box, wherever the camera is.
         has_alpha: whether the frames have four channels.
         world_transform, world_scale: [3, 4] and a number; x' = world_scale * (world_transform x) takes the
             file's world to the returned one, the same for all splits.
@@ -143,7 +144,7 @@ def load_scene(
     if scene_scale is None:
         scene_scale = BLENDER_HALF_SIDE if bounded and detected == "blender" else 1.0
     if bounded:
-        near, far = box_range(moved[:, :, 3], scene_scale)
+        near, far = bounded_range(scene_scale)
         warnings += remark_on_astray_cameras(moved, scene_scale)
     else:
         near, far = unbounded_range(capture, change)

@@ -19,6 +19,8 @@ from eugen_nerf.scenes.normalise import (
 # Of rays, in units of the returned world: nothing is photographed from closer.
 LEAST_DISTANCE = 0.05
 UNBOUNDED_FAR = 1000.0
+# In half sides of the box: from there on float32 does not tell its front from its back.
+BOUNDED_FAR = 1e6
 
 
 def change_world(
@@ -62,12 +64,13 @@ def unbounded_range(capture: Capture, change: WorldChange) -> tuple[float, float
     return 0.9 * near, 1.1 * far * max(_corner_stretch(shot) for shot in capture.shots)
 
 
-def box_range(origins: np.ndarray, half_side: float) -> tuple[float, float]:
-    """Nearest and farthest distance from any of the cameras [N, 3] to the cube [-half_side, half_side]^3."""
-    inside = np.maximum(np.abs(origins) - half_side, 0.0)
-    corner = np.abs(origins) + half_side
-    near = float(np.linalg.norm(inside, axis=1).min())
-    return max(LEAST_DISTANCE, near), float(np.linalg.norm(corner, axis=1).max())
+def bounded_range(half_side: float) -> tuple[float, float]:
+    """Nearest and farthest distance along rays to the cube [-half_side, half_side]^3, for cameras anywhere.
+
+    Rays of a bounded scene are clipped to its box. Limits taken from the photos' cameras would cut pieces off the
+    box where a new view stands closer to it or further away than they do.
+    """
+    return LEAST_DISTANCE * min(1.0, half_side), BOUNDED_FAR * half_side
 
 
 def remark_on_astray_cameras(poses: np.ndarray, half_side: float) -> list[str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,10 +14,19 @@ import torch
 from nerfstudio.cameras.cameras import CameraType
 from PIL import Image
 
+from eugen_nerf import ops
 from eugen_nerf.errors import SceneError
+from eugen_nerf.field import EugenField
+from eugen_nerf.occupancy import OccupancyGrid
+from eugen_nerf.ops import PackedSamples, Space, StepRule
 from eugen_nerf.plugin import dataparsers
 from eugen_nerf.plugin.dataparsers import SceneDataParserConfig
+from eugen_nerf.renderer import Renderer
 from eugen_nerf.scenes import Scene, load_scene
+from tests.conftest import DISTANCE, RADIUS
+from tests.test_renderer import Medium
+
+DEMO = Path(__file__).parents[2] / "data" / "demo"
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, scene: Scene, **changes: object) -> None:
@@ -50,6 +62,53 @@ def test_outputs_are_those_of_the_scene(ball_scene: Path, split: str) -> None:
     assert [frame.name for frame in outputs.metadata["frames"]] == [frame.name for frame in scene.frames]
     np.testing.assert_allclose(outputs.dataparser_transform.numpy(), scene.world_transform, atol=1e-6)
     assert outputs.dataparser_scale == scene.world_scale
+
+
+@pytest.mark.parametrize("factor", [0.4, 1.0, 3.0])
+def test_a_bounded_scene_is_whole_from_near_and_far(ball_scene: Path, factor: float) -> None:
+    """Through a mist that fills the ball, from a part and a multiple of the distance of the photos' cameras."""
+    outputs = SceneDataParserConfig(data=ball_scene).setup().get_dataparser_outputs("train")
+    low, high = (tuple(corner.tolist()) for corner in outputs.scene_box.aabb)
+    space = Space((low, high), contracted=False)
+    mist = Medium(space, lambda positions: (positions.norm(dim=-1) < RADIUS).to(positions))
+    rule = StepRule(space.diagonal / 1024)
+    near, far = outputs.metadata["near"], outputs.metadata["far"]
+    renderer = Renderer(cast(EugenField, mist), OccupancyGrid(8), space, rule, near, far)
+    back = outputs.cameras.camera_to_worlds[:, :, 2].double()
+    for mode in (renderer.render, renderer.differentiable):
+        out = mode(factor * DISTANCE * back, -back)
+        torch.testing.assert_close(out.alpha, torch.full_like(out.alpha, 1 - math.exp(-2 * RADIUS)), atol=0.005, rtol=0)
+        assert (out.depth < factor * DISTANCE).all()  # more light comes from the front
+
+
+@pytest.mark.parametrize("name", ["demo", "lego_400"])
+def test_limits_leave_the_samples_of_the_photos_as_the_box_places_them(
+    name: str, published_scene: Callable[[str], Path]
+) -> None:
+    """Tighter limits, at the nearest and the farthest point of the box from any camera, give the same to the bit."""
+    folder = DEMO if name == "demo" else published_scene(name)
+    outputs = SceneDataParserConfig(data=folder).setup().get_dataparser_outputs("train")
+    low, high = (tuple(corner.tolist()) for corner in outputs.scene_box.aabb)
+    space = Space((low, high), contracted=False)
+    positions = outputs.cameras.camera_to_worlds[:, :, 3].abs().double()
+    nearest = (positions - high[0]).clamp_min(0).norm(dim=-1).min().item()
+    farthest = (positions + high[0]).norm(dim=-1).max().item()
+    generator = torch.Generator().manual_seed(1)
+    width = int(outputs.cameras.width[0])
+    indices = torch.randint(len(positions), (4000, 1), generator=generator)
+    rays = outputs.cameras.generate_rays(indices, coords=width * torch.rand(4000, 2, generator=generator))
+    jitter = torch.rand(4000, generator=generator)
+    bits = torch.full((8**3 // 8,), 255, dtype=torch.uint8)
+
+    def samples(near: float, far: float) -> PackedSamples:
+        limits = (torch.full_like(jitter, near), torch.full_like(jitter, far))
+        rule = StepRule(space.diagonal / 1024)
+        return ops.march(rays.origins, rays.directions, *limits, bits, 8, space, rule, jitter)
+
+    got, wanted = samples(outputs.metadata["near"], outputs.metadata["far"]), samples(nearest, farthest)
+    assert len(wanted.t_starts) > 1_000_000
+    for key in ("ray_offsets", "t_starts", "t_ends"):
+        assert torch.equal(getattr(got, key), getattr(wanted, key))
 
 
 def test_rays_point_at_what_the_images_show(ball_scene: Path) -> None:

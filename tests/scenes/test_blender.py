@@ -35,23 +35,13 @@ def test_frames_keep_the_order_of_the_file(tmp_path):
     assert [frame.name for frame in scene.frames] == [f"test/r_{i}" for i in range(12)]
 
 
-def test_range_covers_the_box_from_every_split(tmp_path):
-    scene = load_scene(builders.make_blender(tmp_path))
-    origins = [
-        np.array(frame["transform_matrix"])[:3, 3]
-        for split in ("train", "val", "test")
-        for frame in json.loads((tmp_path / f"transforms_{split}.json").read_text())["frames"]
-    ]
-    corner = np.linalg.norm(np.abs(origins) + 1.5, axis=1).max()
-    assert scene.far == pytest.approx(corner)
-    # The builder's cameras are 4.3 from the origin and the box reaches 2.6 towards them at most.
-    assert 1.5 < scene.near < 2.9
-
-
-def test_cameras_inside_the_box_start_just_before_themselves(tmp_path):
-    scene = load_scene(builders.make_blender(tmp_path), scene_scale=10.0)
-    assert 0 < scene.near < 0.1
-    np.testing.assert_array_equal(scene.scene_box, [[-10.0] * 3, [10.0] * 3])
+@pytest.mark.parametrize("half_side", [0.01, 1.5, 10.0])
+def test_range_leaves_the_box_whole_from_anywhere(tmp_path, half_side):
+    """Whichever cameras the photos have, which are 4.3 from the origin: outside of the box or inside."""
+    scene = load_scene(builders.make_blender(tmp_path), scene_scale=half_side)
+    np.testing.assert_array_equal(scene.scene_box, [[-half_side] * 3, [half_side] * 3])
+    assert 0 < scene.near <= min(0.05, 0.05 * half_side)
+    assert 1000 * half_side < scene.far < np.inf
 
 
 @pytest.mark.parametrize(("asked", "present"), [("val", "test"), ("test", "val")])

@@ -73,17 +73,11 @@ def test_world_transform_and_scale_map_the_files_cameras(capture):
         np.testing.assert_allclose(frame.camera_to_world[:, 3], moved, atol=1e-7)
 
 
-def test_bounded_captures_get_a_range_that_covers_their_box(capture):
+def test_bounded_captures_get_a_box_and_a_range_that_leaves_it_whole(capture):
     scene = load_scene(capture, bounded=True, scene_scale=0.5)
     assert scene.bounded
     np.testing.assert_array_equal(scene.scene_box, [[-0.5] * 3, [0.5] * 3])
-    axis = np.linspace(-0.5, 0.5, 21)
-    box = np.array(np.meshgrid(axis, axis, axis)).reshape(3, -1).T
-    test = load_scene(capture, "test", bounded=True, scene_scale=0.5)
-    origins = np.array([frame.camera_to_world[:, 3] for frame in scene.frames + test.frames])
-    distances = np.linalg.norm(box - origins[:, None], axis=-1)
-    assert scene.near <= distances.min() < scene.near + 0.05
-    assert distances.max() == pytest.approx(scene.far)
+    assert (scene.near, scene.far) == (0.025, 5e5)
 
 
 def test_intrinsics_are_those_of_the_reduced_image(capture):

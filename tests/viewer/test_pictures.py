@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,31 @@ def check_pictures(page: Page, config: Path, address: str, views: tuple[int, ...
 
 def test_demo_scene(page: Page, demo_run: Path, page_folder: Path, serve: Serve) -> None:
     check_pictures(page, demo_run, serve(page_folder))
+
+
+@pytest.mark.parametrize("factor", [0.3, 3.0])
+def test_nearer_and_further_than_the_photos(
+    page: Page, demo_run: Path, page_folder: Path, tmp_path: Path, serve: Serve, factor: float
+) -> None:
+    """The whole object is there, in the colours and distances of Python's picture."""
+    folder = shutil.copytree(page_folder, tmp_path / "page")
+    description = json.loads((folder / "scene" / "scene.json").read_text())
+    for row in description["views"][0]["camera_to_world"]:
+        row[3] *= factor
+    (folder / "scene" / "scene.json").write_text(json.dumps(description))
+    pipeline = load_run(demo_run)
+    position = pipeline.datamanager.eval_dataset.cameras.camera_to_worlds[0, :, 3]
+    position *= factor
+    page.open(serve(folder))
+    truth = expected(pipeline, 0, SIDE)
+    solid = truth["accumulation"][..., 0] > 0.5
+    assert solid.sum() > 100
+    assert truth["depth"][..., 0][solid].min() < position.norm()  # its front too
+    assert psnr(rendered(page, 0, SIDE)[..., :3], truth["rgb"]) >= 38
+    distance = rendered(page, 0, SIDE, "distance").copy().view(np.float32)[..., 0]
+    assert np.abs(distance - truth["depth"][..., 0])[solid].mean() < 0.01 * max(factor, 1)
+    depth = rendered(page, 0, SIDE, "depth")[..., :3]
+    assert len(np.unique(depth[solid], axis=0)) > 20
 
 
 def test_depth_opacity_and_normals(page: Page, demo_run: Path, page_folder: Path, serve: Serve) -> None:
