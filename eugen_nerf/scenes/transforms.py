@@ -42,19 +42,22 @@ def read_transforms(path: Path) -> Capture:
 def read_frames(path: Path, meta: Mapping[str, object], finder: ImageFinder) -> tuple[Shot, ...]:
     """Frames of a parsed transforms file, in the file's order; intrinsics shared or per frame."""
     frames = as_list(meta.get("frames"), f"{path}: frames")
-    shots = []
+    shots: list[Shot] = []
     first_use: dict[str, int] = {}
     for index, frame in enumerate(frames):
         where = f"{path}: frames[{index}]"
         if not isinstance(frame, dict):
             raise SceneError(f"{where}: expected a JSON object {{...}}, found {shorten(frame)}")
         shot = _read_frame(path, meta, frame, where, finder)
-        if shot.listed in first_use:
+        # One photo has several names: without its extension, with a wrong one, through a link.
+        photo = shot.listed if shot.image_path is None else os.path.realpath(shot.image_path)
+        first = first_use.setdefault(photo, index)
+        if first != index:
+            name = shots[first].listed
             raise SceneError(
-                f"{where}.file_path: {shot.listed!r} is already listed by frames[{first_use[shot.listed]}]; "
-                "a photo has one camera, so remove one of the two"
+                f"{where}.file_path: {shot.listed!r} is already listed by frames[{first}]"
+                f"{'' if name == shot.listed else f' as {name!r}'}; a photo has one camera, so remove one of the two"
             )
-        first_use[shot.listed] = index
         shots.append(shot)
     return tuple(shots)
 

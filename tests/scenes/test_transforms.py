@@ -325,6 +325,25 @@ def test_a_photo_listed_twice(tmp_path):
         load_scene(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["images/001", "images/001.jpg", "images/link.png"])
+def test_a_photo_listed_twice_under_different_names(tmp_path, name):
+    builders.make_transforms(tmp_path)
+    (tmp_path / "images" / "link.png").symlink_to("001.png")
+    edit_frame(tmp_path, 5, file_path=name)
+    with pytest.raises(
+        SceneError, match=rf"frames\[5\]\.file_path: '{name}' is already listed by frames\[1\] as 'images/001\.png'"
+    ):
+        load_scene(tmp_path)
+
+
+def test_a_missing_photo_listed_twice(tmp_path):
+    builders.make_transforms(tmp_path)
+    for index in (3, 5):
+        edit_frame(tmp_path, index, file_path="images/none.png")
+    with pytest.raises(SceneError, match=r"'images/none\.png' is already listed by frames\[3\];"):
+        load_scene(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
