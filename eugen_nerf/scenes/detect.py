@@ -23,8 +23,9 @@ def detect_layout(path: Path) -> str:
     """The layout of the scene at `path`: "blender", "transforms", "colmap" or "llff".
 
     Where several are present, files with ready camera-to-world matrices win, since whoever wrote them chose
-    the split and the axes; COLMAP wins over LLFF, which is computed from it and drops distortion. A path to
-    a .json file is that transforms file.
+    the split and the axes; COLMAP wins over LLFF, which is computed from it and drops distortion. A Blender
+    scene without its training split comes last: nobody can train on it. A path to a .json file is that
+    transforms file.
 
     Raises:
         SceneError: the path does not exist or holds no known layout; the message lists what was looked for
