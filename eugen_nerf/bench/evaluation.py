@@ -107,6 +107,23 @@ def num_test_views(pipeline: Any) -> int:
     return len(pipeline.datamanager.eval_dataset)
 
 
+def check_held_out(pipeline: Any) -> None:
+    """Refuse to measure on what was trained on.
+
+    Raises:
+        UserError: a photo of the split that the pipeline evaluates on is also one to train on.
+    """
+    manager = pipeline.datamanager
+    trained = set(manager.train_dataset.image_filenames)
+    shown = [file for file in manager.eval_dataset.image_filenames if file in trained]
+    if shown:
+        raise UserError(
+            f"{shown[0]}: is to be trained on and evaluated on, as are {len(shown)} of the "
+            f"{num_test_views(pipeline)} test views. A benchmark measures on photos that are held out; leave the "
+            "dataparser's eval_interval (eval_mode in nerfstudio's) at its default, or list other photos for testing."
+        )
+
+
 def evaluate(
     pipeline: Any,
     views: Sequence[int],

@@ -157,6 +157,7 @@ def train_and_evaluate(job: TrainingJob, out: Path, report: Callable[[Progress],
     trainer = config.setup(local_rank=0, world_size=1)
     with without_nerfstudio_lpips():
         trainer.setup(test_mode="test")
+    evaluation.check_held_out(trainer.pipeline)
     monitor = Monitor(job, trainer, report)
     monitor.attach()
     if isinstance(trainer.pipeline, SampleBudgetPipeline):

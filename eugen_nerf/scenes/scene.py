@@ -116,7 +116,7 @@ def load_scene(
         layout: "auto" recognises it, see `detect_layout`.
         downscale: reduce images by this integer, relative to the size the files state.
         eval_interval: where the files define no splits, every `eval_interval`-th frame, sorted by name, is
-            held out for both val and test.
+            held out for both val and test; 0 trains on all, and evaluates on some of those.
         bounded: whether everything is inside the scene box; None: only in the Blender layout.
         scene_scale: half side of the scene box; None: 1.5 for a bounded Blender scene, else 1.
         orientation: "up" or "none"; None: "none" in the Blender layout, else "up".
@@ -193,10 +193,10 @@ def _check_options(
             raise ValueError(f"{option} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
     if downscale < 1:
         raise SceneError(f"downscale must be a whole number from 1 on, not {downscale}")
-    if eval_interval < 2:
+    if eval_interval < 0 or eval_interval == 1:
         raise SceneError(
             f"eval interval {eval_interval} leaves no frame to train on; every n-th frame is held out, so it "
-            "must be at least 2"
+            "must be at least 2, or 0 to hold out none"
         )
     if scene_scale is not None and not 1e-6 <= scene_scale <= 1e6:
         raise SceneError(f"scene scale, the half side of the scene box, must be positive, not {scene_scale}")

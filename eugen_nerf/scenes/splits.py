@@ -9,6 +9,9 @@ from eugen_nerf.scenes.blender import split_file
 from eugen_nerf.scenes.capture import Capture, Shot, Split
 from eugen_nerf.scenes.validate import shorten
 
+# Of the photos that are trained on, where none is held out.
+SHOWN_INTERVAL = 8
+
 
 def select_split(capture: Capture, split: Split, eval_interval: int) -> tuple[list[Shot], list[str]]:
     """The shots of a split that have an image.
@@ -17,7 +20,8 @@ def select_split(capture: Capture, split: Split, eval_interval: int) -> tuple[li
         capture: all that the scene's files list.
         split: "train", "val" or "test". Where files define only one of val and test, it serves for both.
         eval_interval: where they define none, every `eval_interval`-th shot by name is in val and test, and
-            the others are in train, as in the evaluations of LLFF and mip-NeRF 360.
+            the others are in train, as in the evaluations of LLFF and mip-NeRF 360. 0: all are in train, every
+            8th of them in val and test as well.
 
     Returns:
         At least one shot, and remarks for the user.
@@ -29,8 +33,15 @@ def select_split(capture: Capture, split: Split, eval_interval: int) -> tuple[li
     if capture.splits is None:
         usable = _with_image(capture, capture.shots, warnings)
         usable.sort(key=lambda shot: (shot.name, shot.listed))
-        held_out = usable[::eval_interval]
-        chosen = [shot for i, shot in enumerate(usable) if i % eval_interval] if split == "train" else held_out
+        if eval_interval == 0:
+            chosen = usable if split == "train" else usable[::SHOWN_INTERVAL]
+            warnings.append(
+                f"eval interval 0 holds out no photo: all {len(usable)} are trained on, and metrics are of every "
+                f"{SHOWN_INTERVAL}th of them, which says nothing about new views"
+            )
+        else:
+            held_out = usable[::eval_interval]
+            chosen = [shot for i, shot in enumerate(usable) if i % eval_interval] if split == "train" else held_out
     else:
         indices = _explicit_split(capture, capture.splits, split, warnings)
         sources = {capture.shots[i].source for i in indices}

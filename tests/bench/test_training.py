@@ -15,7 +15,9 @@ from eugen_nerf.bench import evaluation
 from eugen_nerf.bench.config import Budget, load_benchmark
 from eugen_nerf.bench.jobs import Progress, TrainingJob, training_jobs
 from eugen_nerf.bench.training import Clock, Monitor, follow_clock, train_and_evaluate
+from eugen_nerf.errors import UserError
 from tests.bench.conftest import WriteConfig
+from tests.scenes import builders
 
 
 @pytest.fixture
@@ -160,6 +162,13 @@ class TestRealTraining:
         (run / "step-000000777.ckpt").write_text("half a checkpoint")
         train_and_evaluate(job, tmp_path, lambda _: None)
         assert [path.name for path in run.iterdir()] == ["step-000000011.ckpt"]
+
+    def test_photos_that_are_trained_on_are_no_test(self, job: TrainingJob, tmp_path: Path) -> None:
+        builders.make_transforms(tmp_path / "scene")
+        overrides = {**job.overrides, "pipeline.datamanager.dataparser.eval_interval": 0}
+        job = dataclasses.replace(job, scene_path=str(tmp_path / "scene"), overrides=overrides)
+        with pytest.raises(UserError, match=r"000\.png: is to be trained on .* as are 2 of the 2 test views.*held out"):
+            train_and_evaluate(job, tmp_path / "out", lambda _: None)
 
     def test_nerfacto_trains_offline_beside_ours(
         self, job: TrainingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

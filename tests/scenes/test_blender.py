@@ -44,6 +44,13 @@ def test_range_leaves_the_box_whole_from_anywhere(tmp_path, half_side):
     assert 1000 * half_side < scene.far < np.inf
 
 
+def test_splits_of_the_files_hold_whatever_the_interval(tmp_path):
+    builders.make_blender(tmp_path)
+    for split, count in (("train", 4), ("val", 2), ("test", 3)):
+        scene = load_scene(tmp_path, split, eval_interval=0)
+        assert (len(scene.frames), scene.warnings) == (count, ())
+
+
 @pytest.mark.parametrize(("asked", "present"), [("val", "test"), ("test", "val")])
 def test_val_and_test_stand_in_for_each_other(tmp_path, asked, present):
     scene = load_scene(builders.make_blender(tmp_path, {"train": 2, present: 3}), asked)

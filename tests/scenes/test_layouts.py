@@ -43,6 +43,16 @@ def test_every_eighth_frame_by_name_is_held_out(capture):
     assert [frame.image_path.name for frame in train.frames] == [f"{i:03d}.png" for i in range(1, 8)]
 
 
+def test_an_interval_of_zero_trains_on_every_photo(capture):
+    train, val, test = (load_scene(capture, split, eval_interval=0) for split in ("train", "val", "test"))
+    assert [frame.image_path.name for frame in train.frames] == [f"{i:03d}.png" for i in range(9)]
+    for shown in (val, test):
+        assert [frame.image_path.name for frame in shown.frames] == ["000.png", "008.png"]
+    (warning,) = {*train.warnings, *val.warnings, *test.warnings}  # so that it is printed once
+    assert "holds out no photo: all 9 are trained on, and metrics are of every 8th of them" in warning
+    np.testing.assert_array_equal(train.world_transform, load_scene(capture).world_transform)
+
+
 def test_splits_share_one_world(capture):
     train, test = load_scene(capture, "train"), load_scene(capture, "test")
     np.testing.assert_array_equal(train.world_transform, test.world_transform)
@@ -107,6 +117,7 @@ def test_an_explicit_layout_is_obeyed(tmp_path):
     [
         ({"downscale": 0}, "downscale must be a whole number from 1 on, not 0"),
         ({"eval_interval": 1}, "eval interval 1 leaves no frame to train on"),
+        ({"eval_interval": -8}, "eval interval -8 .* at least 2, or 0 to hold out none"),
         ({"scene_scale": -1.0}, "scene scale"),
         ({"scene_scale": float("nan")}, "scene scale"),
         ({"downscale": 100}, "too small to be reduced by 100"),
