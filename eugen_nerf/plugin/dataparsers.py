@@ -12,6 +12,7 @@ from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from eugen_nerf.scenes import Scene, SceneError, load_scene
+from eugen_nerf.scenes.normalise import Centre, Orientation
 
 Layout = Literal["auto", "blender", "transforms", "colmap", "llff"]
 
@@ -33,11 +34,15 @@ class SceneDataParserConfig(DataParserConfig):
     downscale_factor: int = 1
     """Train and evaluate on images reduced by this whole number along each axis."""
     eval_interval: int = 8
-    """Hold out every n-th image for evaluation where the scene itself names no such split."""
+    """Hold out every n-th image for evaluation where the scene itself names no such split; 0 trains on all of them."""
     bounded: bool | None = None
     """Whether everything visible lies in the scene box; None lets the loader decide."""
     scene_scale: float | None = None
     """Half the side of the scene box, world units; None for 1.5 in a bounded Blender scene, else 1."""
+    orientation: Orientation | None = None
+    """Vertical of the world: up is found from the photos, none keeps the file's; None for none in Blender, else up."""
+    centre: Centre | None = None
+    """Origin of the world: focus is what cameras look at, poses their mean, none the file's; None for the layout's."""
 
 
 @dataclass
@@ -69,6 +74,8 @@ class SceneDataParser(DataParser):
             eval_interval=config.eval_interval,
             bounded=config.bounded,
             scene_scale=config.scene_scale,
+            orientation=config.orientation,
+            centre=config.centre,
         )
 
     def _generate_dataparser_outputs(self, split: str = "train", **_: object) -> DataparserOutputs:

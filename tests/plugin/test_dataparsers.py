@@ -24,6 +24,8 @@ from eugen_nerf.plugin.dataparsers import SceneDataParserConfig
 from eugen_nerf.renderer import Renderer
 from eugen_nerf.scenes import Scene, load_scene
 from tests.conftest import DISTANCE, RADIUS
+from tests.plugin.conftest import Parse
+from tests.scenes import builders
 from tests.test_renderer import Medium
 
 DEMO = Path(__file__).parents[2] / "data" / "demo"
@@ -139,6 +141,27 @@ def test_options_reach_the_loader(ball_scene: Path) -> None:
     assert outputs.cameras.width.unique().tolist() == [8]
     unbounded = SceneDataParserConfig(data=ball_scene, bounded=False).setup().get_dataparser_outputs("train")
     assert unbounded.metadata["bounded"] is False
+
+
+def test_options_of_ns_train_reach_the_loader(tmp_path: Path, parse: Parse) -> None:
+    lying = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])  # the file's vertical is -y
+    meta = builders.transforms_meta(builders.arc_poses())
+    for frame in meta["frames"]:
+        frame["transform_matrix"] = (lying @ frame["transform_matrix"]).tolist()
+    builders.make_transforms(tmp_path, **meta)
+
+    def loaded(*options: str) -> Scene:
+        config = parse("--data", tmp_path, "eugen-scene", *options)
+        config.pipeline.datamanager.dataparser.data = tmp_path
+        return config.pipeline.datamanager.dataparser.setup().load("train")
+
+    found = loaded().world_transform
+    assert not np.allclose(found[:, :3], np.eye(3))
+    np.testing.assert_array_equal(loaded("--orientation", "none").world_transform[:, :3], np.eye(3))
+    np.testing.assert_array_equal(loaded("--orientation", "up").world_transform, found)
+    np.testing.assert_array_equal(loaded("--centre", "none").world_transform[:, 3], np.zeros(3))
+    assert not np.allclose(loaded("--centre", "poses").world_transform[:, 3], found[:, 3])
+    assert len(loaded("--eval-interval", "0").frames) == 9
 
 
 @pytest.mark.parametrize("factor", [2.0, 2])
