@@ -30,8 +30,10 @@ class SceneDataset(InputDataset):
         if dataparser_outputs.alpha_color is not None and _has_alpha(dataparser_outputs):
             # So nerfstudio's parsers of Blender scenes mark objects in front of nothing.
             self.metadata["bounded"] = True
-        # The model is given the metadata too, and has no use for the frames.
+        # The model is given the metadata too, and has no use for the frames. Points it is given apart.
         self.frames: tuple[Frame, ...] = self.metadata.pop("frames", ())
+        for key in ("points3D_xyz", "points3D_rgb"):
+            self.metadata.pop(key, None)
         self.has_masks = any(frame.mask_path is not None for frame in self.frames)
 
     def set_background(self, name: Background | None) -> None:

@@ -105,12 +105,16 @@ class SceneDataParser(DataParser):
             camera_type=torch.tensor([[CAMERA_TYPES[frame.camera_model].value] for frame in frames]),
         )
         has_masks = all(frame.mask_path is not None for frame in frames)
-        metadata = {
+        metadata: dict[str, object] = {
             "frames": frames,
             "bounded": scene.bounded,
             "near": scene.near,
             "far": scene.far,
         }
+        if scene.points is not None and scene.colours is not None and len(scene.points):
+            # So named, nerfstudio's pipeline hands them to the model; splatfacto starts from them.
+            metadata["points3D_xyz"] = torch.from_numpy(scene.points).float()
+            metadata["points3D_rgb"] = torch.from_numpy(scene.colours)
         return DataparserOutputs(
             image_filenames=[frame.image_path for frame in frames],
             cameras=cameras,

@@ -20,6 +20,7 @@ from eugen_nerf.field import EugenField
 from eugen_nerf.occupancy import OccupancyGrid
 from eugen_nerf.ops import PackedSamples, Space, StepRule
 from eugen_nerf.plugin import dataparsers
+from eugen_nerf.plugin.datamanager import SceneDataset
 from eugen_nerf.plugin.dataparsers import SceneDataParserConfig
 from eugen_nerf.renderer import Renderer
 from eugen_nerf.scenes import Scene, load_scene
@@ -132,6 +133,26 @@ def test_poses_return_to_the_files_world(ball_scene: Path) -> None:
     back = outputs.transform_poses_to_original_space(outputs.cameras.camera_to_worlds, camera_convention="opengl")
     original = load_scene(ball_scene, "train")
     np.testing.assert_allclose(back.numpy(), np.stack([frame.camera_to_world for frame in original.frames]), atol=1e-5)
+
+
+def test_points_are_handed_on_in_the_world_of_the_cameras(tmp_path: Path) -> None:
+    """Under the names that nerfstudio's pipeline looks for, positions as float32 and colours as bytes."""
+    builders.make_colmap_binary(tmp_path)
+    outputs = SceneDataParserConfig(data=tmp_path).setup().get_dataparser_outputs("train")
+    positions, colours = outputs.metadata["points3D_xyz"], outputs.metadata["points3D_rgb"]
+    assert (positions.dtype, colours.dtype) == (torch.float32, torch.uint8)
+    assert colours.tolist() == [[255, 128, 7], [1, 2, 3]]
+    marker = builders.marker_in(load_scene(tmp_path, "train"))
+    np.testing.assert_allclose(positions[0].numpy(), marker, atol=1e-6)
+    assert not {"points3D_xyz", "points3D_rgb"} & set(SceneDataset(outputs).metadata)
+
+
+def test_scenes_without_points_hand_on_none(tmp_path: Path, ball_scene: Path) -> None:
+    builders.make_colmap_text(tmp_path)
+    (tmp_path / "sparse" / "0" / "points3D.txt").write_text("# none\n")
+    for scene in (tmp_path, ball_scene):
+        outputs = SceneDataParserConfig(data=scene).setup().get_dataparser_outputs("train")
+        assert "points3D_xyz" not in outputs.metadata
 
 
 def test_options_reach_the_loader(ball_scene: Path) -> None:
