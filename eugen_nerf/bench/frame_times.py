@@ -15,6 +15,7 @@ from eugen_nerf.bench.notes import machine_line
 from eugen_nerf.bench.statistics import middle, paired_ratio
 from eugen_nerf.bench.tables import Table, seconds
 from eugen_nerf.bench.training import synchronize
+from eugen_nerf.errors import UserError
 from eugen_nerf.plugin.runs import load_run
 
 WARM_UP = 2
@@ -67,10 +68,13 @@ def measure_runs(load_configs: Sequence[Path], frames: int, command: str) -> tup
     """Frame times of finished runs: a table, and a line on the machine.
 
     Raises:
-        UserError: a run cannot be loaded.
+        UserError: a run cannot be loaded, or no frame is asked for.
     """
+    if frames < 1:
+        raise UserError(f"--frames must be at least 1, not {frames}.")
     pipelines = [load_run(path) for path in load_configs]
-    names = [f"{path.parent.parent.name} {path.parent.name}" for path in load_configs]
+    folders = [path.absolute().parent for path in load_configs]
+    names = [f"{folder.parent.name} {folder.name}" for folder in folders]
     times = [[frame["seconds"] for frame in row] for row in time_frames(pipelines, [frames] * len(pipelines))]
     rows = []
     for name, mine in zip(names, times, strict=True):

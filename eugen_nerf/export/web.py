@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from eugen_nerf.bench import evaluation
 from eugen_nerf.errors import UserError
@@ -23,7 +21,7 @@ from eugen_nerf.export.scene_file import FORMAT, VERSION, ExportedField
 from eugen_nerf.export.tables import StoredTable, half_precision
 from eugen_nerf.ops import RadianceField
 from eugen_nerf.plugin.model import EugenModel
-from eugen_nerf.plugin.runs import load_run
+from eugen_nerf.plugin.runs import load_run, read_config
 
 VIEWER = Path(__file__).parent / "web"  # built from viewer/, see its README
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
@@ -87,7 +85,7 @@ def export_web(
             "format": FORMAT,
             "version": VERSION,
             "generator": f"eugen-nerf {metadata.version('eugen-nerf')}",
-            "title": load_configs[0].absolute().parents[2].name,
+            "title": read_config(load_configs[0]).experiment_name,
             "background": list(background),
             "up": [0.0, 0.0, 1.0],
             "focus": views.focus(listed),
@@ -102,22 +100,12 @@ def export_web(
 
 
 def _load(load_config: Path) -> Any:
-    try:
-        pipeline = load_run(load_config)
-    except yaml.YAMLError as error:
-        raise UserError(f"{load_config}: is no config.yml of a run ({str(error).splitlines()[0]}).") from None
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"{load_config.parent / 'nerfstudio_models'}: the checkpoint cannot be read or does not belong to this "
-            f"config.yml ({str(error).splitlines()[0]}). Train again, or delete the last checkpoint to use the one "
-            "before."
-        ) from None
+    pipeline = load_run(load_config)
     model = pipeline.model
     if not isinstance(model, EugenModel):
         raise UserError(
-            f"{load_config}: was trained by {load_config.absolute().parents[1].name}, whose model "
-            f"({type(model).__name__}) the web viewer has no shader for. It shows eugen-nerf, eugen-nerf-order2, "
-            "eugen-nerf-mlp, eugen-nerf-low-rank and eugen-nerf-snnk."
+            f"{load_config}: is a run of a method whose model ({type(model).__name__}) the web viewer has no shader "
+            "for. It shows eugen-nerf, eugen-nerf-order2, eugen-nerf-mlp, eugen-nerf-low-rank and eugen-nerf-snnk."
         )
     if not isinstance(model.field.evaluator(), RadianceField):
         raise UserError(
@@ -152,7 +140,7 @@ def _prepare(path: Path, pipeline: Any, options: Options, tell: Callable[[str], 
     table = budget.fit_table(pipeline, int(options.size_budget * 1e6) - rest, tell)
     after = _psnr(pipeline)
     tell(
-        f"{path.absolute().parents[1].name}: hash table of {table.num_bytes / 1e6:.2f} MB; PSNR {before:.2f} dB "
+        f"{path}: hash table of {table.num_bytes / 1e6:.2f} MB; PSNR {before:.2f} dB "
         f"before, {after:.2f} dB after ({after - before:+.2f} dB)."
     )
     return exported_field(pipeline.model, table)

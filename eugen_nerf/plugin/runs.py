@@ -5,23 +5,65 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nerfstudio.utils.eval_utils import eval_setup
+import torch
+import yaml
+from nerfstudio.configs.method_configs import all_methods
 
 from eugen_nerf.errors import UserError
+from eugen_nerf.plugin.checkpoints import check_weights, latest_checkpoint, read_checkpoint
 from eugen_nerf.plugin.compat import without_nerfstudio_lpips
 
 
 def load_run(load_config: Path) -> Any:
-    """The pipeline of a finished run, with its test split.
+    """The pipeline of a finished run, with its test split and the weights that lie beside its configuration.
+
+    nerfstudio's own eval_setup looks for the weights where the run was trained, which for a run that was copied or
+    moved is another run or none.
 
     Raises:
-        UserError: there is no such run, or it has no checkpoint.
+        UserError: there is no such run, or its checkpoint is missing, damaged or of another model.
     """
-    if not load_config.is_file():
-        raise UserError(f"{load_config}: does not exist. Give the config.yml of a run, as ns-train leaves it.")
-    checkpoints = list((load_config.parent / "nerfstudio_models").glob("step-*.ckpt"))
-    if not checkpoints:
-        raise UserError(f"{load_config.parent}: holds no checkpoint (nerfstudio_models/step-*.ckpt).")
-    with without_nerfstudio_lpips():
-        _, pipeline, _, _ = eval_setup(load_config, test_mode="test")
+    config = read_config(load_config)
+    file = latest_checkpoint(load_config, config)
+    checkpoint = read_checkpoint(file)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline = build_pipeline(config, load_config, device)
+    check_weights(pipeline.model, checkpoint["pipeline"], file, str(load_config))
+    pipeline.load_pipeline(checkpoint["pipeline"], checkpoint["step"])
+    pipeline.eval()
     return pipeline
+
+
+def read_config(path: Path) -> Any:
+    """nerfstudio's configuration in a config.yml.
+
+    Raises:
+        UserError: there is no such file, or it holds something else.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: does not exist. Give the config.yml of a run, as ns-train leaves it.")
+    try:
+        config = yaml.load(path.read_text("utf8"), Loader=yaml.Loader)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, ImportError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: is no configuration that ns-train wrote ({type(error).__name__}: {reason})."
+        ) from error
+    if not hasattr(config, "pipeline") or not hasattr(config, "method_name"):
+        raise UserError(f"{path}: is no configuration that ns-train wrote. Give the config.yml of a run.")
+    return config
+
+
+def build_pipeline(config: Any, load_config: Path, device: torch.device) -> Any:
+    """The pipeline of a configuration, for the test split and with new weights.
+
+    Raises:
+        UserError: this installation does not know the method.
+    """
+    registered: Any = all_methods.get(config.method_name)
+    if not hasattr(registered, "pipeline"):
+        raise UserError(f"{load_config}: is a run of {config.method_name}, which is not installed.")
+    # As nerfstudio's eval_setup does: YAML loses the dataset that a data manager is made for.
+    config.pipeline.datamanager._target = registered.pipeline.datamanager._target
+    with without_nerfstudio_lpips():
+        return config.pipeline.setup(device=device, test_mode="test")

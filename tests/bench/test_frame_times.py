@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from eugen_nerf.bench import frame_times
 from eugen_nerf.bench.frame_times import WARM_UP, measure_runs, time_frames
+from eugen_nerf.errors import UserError
 
 
 class Scripted:
@@ -72,3 +74,15 @@ def test_measure_runs(finished: Any) -> None:
     assert "[" in table.rows[1][-1]
     assert "eugen-bench render-speed" in machine
     assert frame_times.WARM_UP == 2
+
+
+def test_a_run_has_its_name_inside_its_folder_too(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, store, _, _ = finished
+    monkeypatch.chdir(next(store.folder.glob("runs/*/*/EUGen-seed-0")))
+    table, _ = measure_runs([Path("config.yml")], 1, "")
+    assert table.rows[0][0] == "eugen-nerf EUGen-seed-0"
+
+
+def test_at_least_one_frame(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--frames must be at least 1, not 0"):
+        measure_runs([tmp_path / "config.yml"], 0, "")

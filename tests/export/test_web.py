@@ -63,6 +63,12 @@ def test_writes_the_field_as_it_is(run: Path, tmp_path: Path) -> None:
         assert (tmp_path / "page" / file.name).read_bytes() == file.read_bytes()
 
 
+def test_a_copied_run_keeps_its_title(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run.parent, tmp_path / "copied")
+    export_web([tmp_path / "copied" / "config.yml"], tmp_path / "page", Options())
+    assert json.loads((tmp_path / "page" / "scene" / "scene.json").read_text())["title"] == "ball"
+
+
 @pytest.mark.parametrize("budget", [0.036, 0.0185], ids=["bytes", "smaller table"])
 def test_a_budget_is_kept_and_its_price_told(run: Path, tmp_path: Path, budget: float) -> None:
     told: list[str] = []
@@ -91,19 +97,21 @@ class TestRefusals:
     def test_a_damaged_config(self, run: Path, tmp_path: Path) -> None:
         shutil.copytree(run.parent, tmp_path / "run")
         (tmp_path / "run" / "config.yml").write_text("pipeline: [")
-        with pytest.raises(UserError, match=r"config\.yml: is no config\.yml of a run"):
+        with pytest.raises(UserError, match=r"config\.yml: is no configuration that ns-train wrote"):
             export_web([tmp_path / "run" / "config.yml"], tmp_path / "page", Options())
 
     def test_a_damaged_checkpoint(self, run: Path, tmp_path: Path) -> None:
-        # The configuration names the folder of the run itself, so that is where the damage has to be.
-        checkpoint = next((run.parent / "nerfstudio_models").glob("*.ckpt"))
-        content = checkpoint.read_bytes()
-        checkpoint.write_bytes(content[: len(content) // 2])
-        try:
-            with pytest.raises(UserError, match=r"nerfstudio_models: the checkpoint cannot be read"):
-                export_web([run], tmp_path / "page", Options())
-        finally:
-            checkpoint.write_bytes(content)
+        copy = tmp_path / "run"
+        shutil.copytree(run.parent, copy)
+        (checkpoint,) = (copy / "nerfstudio_models").glob("*.ckpt")
+        checkpoint.write_bytes(checkpoint.read_bytes()[:20_000])
+        with pytest.raises(UserError, match=r"step-\d+\.ckpt: cannot be read"):
+            export_web([copy / "config.yml"], tmp_path / "page", Options())
+        assert not (tmp_path / "page").exists()
+
+    def test_another_file_of_a_run(self, run: Path, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"transforms\.json: is no configuration that ns-train wrote"):
+            export_web([run.parent / "dataparser_transforms.json"], tmp_path / "page", Options())
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(

@@ -1,18 +1,107 @@
-"""Finished runs, found again."""
+"""Finished runs, found again: where they were trained, after they were copied, and what is said about damaged ones."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import yaml
 
 from eugen_nerf.errors import UserError
-from eugen_nerf.plugin.runs import load_run
+from eugen_nerf.plugin.runs import load_run, read_config
+
+BIAS = "_model.field.density_network.layers.1.bias"
 
 
-def test_load_run_names_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"config.yml: does not exist. Give the config.yml of a run"):
-        load_run(tmp_path / "config.yml")
-    (tmp_path / "config.yml").write_text("")
-    with pytest.raises(UserError, match="holds no checkpoint"):
-        load_run(tmp_path / "config.yml")
+@pytest.fixture
+def copied(trained_run: Path, tmp_path: Path) -> Path:
+    """A copy of a run whose weights differ from those of the original in one place."""
+    run = tmp_path / "copied"
+    shutil.copytree(trained_run, run)
+    change(run, lambda state: state[BIAS].fill_(7.0))
+    return run
+
+
+def change(run: Path, what: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    (file,) = run.glob("*/step-*.ckpt")
+    checkpoint = torch.load(file)
+    what(checkpoint["pipeline"])
+    torch.save(checkpoint, file)
+
+
+def bias(load_config: Path) -> torch.Tensor:
+    found: torch.Tensor = load_run(load_config).model.field.density_network.layers[1].bias
+    return found
+
+
+class TestFound:
+    def test_a_copied_run_has_its_own_weights(self, copied: Path, trained_run: Path) -> None:
+        assert (bias(copied / "config.yml") == 7).all()
+        assert not (bias(trained_run / "config.yml") == 7).any()
+
+    def test_from_any_folder(self, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = read_config(copied / "config.yml")
+        config.output_dir = Path("outputs")  # as runs of earlier versions and of nerfstudio's methods have it
+        (copied / "config.yml").write_text(yaml.dump(config))
+        for folder, path in ((copied.parent, "copied/config.yml"), (copied, "config.yml")):
+            monkeypatch.chdir(folder)
+            assert (bias(Path(path)) == 7).all()
+
+    def test_in_another_folder_of_models(self, copied: Path) -> None:
+        config = read_config(copied / "config.yml")
+        config.relative_model_dir = Path("weights")
+        (copied / "config.yml").write_text(yaml.dump(config))
+        os.rename(copied / "nerfstudio_models", copied / "weights")
+        assert (bias(copied / "config.yml") == 7).all()
+
+    def test_the_newest_checkpoint_whatever_step_the_training_began_at(self, copied: Path) -> None:
+        config = read_config(copied / "config.yml")
+        config.load_step = 17
+        (copied / "config.yml").write_text(yaml.dump(config))
+        assert (bias(copied / "config.yml") == 7).all()
+
+
+class TestRefusals:
+    def refused(self, load_config: Path, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            load_run(load_config)
+
+    def test_no_run(self, tmp_path: Path) -> None:
+        self.refused(tmp_path / "config.yml", r"config.yml: does not exist. Give the config.yml of a run")
+
+    @pytest.mark.parametrize("text", ["", "pipeline: [", "!!python/object:eugen_nerf.nowhere.Config {}"])
+    def test_another_file(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "config.yml").write_text(text)
+        self.refused(tmp_path / "config.yml", r"config\.yml: is no configuration that ns-train wrote")
+
+    def test_another_file_of_the_run(self, trained_run: Path) -> None:
+        self.refused(trained_run / "dataparser_transforms.json", "is no configuration that ns-train wrote")
+
+    def test_a_method_that_is_not_there(self, copied: Path) -> None:
+        config = read_config(copied / "config.yml")
+        config.method_name = "no-such-method"
+        (copied / "config.yml").write_text(yaml.dump(config))
+        self.refused(copied / "config.yml", "is a run of no-such-method, which is not installed")
+
+    def test_no_checkpoint(self, copied: Path) -> None:
+        shutil.rmtree(copied / "nerfstudio_models")
+        self.refused(copied / "config.yml", r"copied: holds no checkpoint \(nerfstudio_models/step-\*\.ckpt\)")
+
+    @pytest.mark.parametrize("length", [0, 1, 1000, 20_000, -100])
+    def test_a_truncated_checkpoint(self, copied: Path, length: int) -> None:
+        (file,) = (copied / "nerfstudio_models").iterdir()
+        file.write_bytes(file.read_bytes()[:length])
+        self.refused(copied / "config.yml", r"step-000000299\.ckpt: cannot be read")
+
+    def test_a_checkpoint_of_other_layers(self, copied: Path) -> None:
+        change(copied, lambda state: state.update({BIAS: torch.zeros(3)}))
+        self.refused(copied / "config.yml", r"step-000000299\.ckpt: does not belong to .*config\.yml .*density_network")
+
+    def test_a_checkpoint_that_lacks_weights(self, copied: Path) -> None:
+        change(copied, lambda state: state.pop(BIAS))
+        self.refused(copied / "config.yml", r"does not belong to .*missing: field\.density_network\.layers\.1\.bias")
