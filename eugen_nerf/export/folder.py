@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from eugen_nerf.errors import UserError
+from eugen_nerf.folders import refused
 
 # Tells an exported folder from any other that --overwrite must not delete.
 MARK = Path("scene/scene.json")
@@ -50,7 +49,7 @@ def write_folder(output: Path, fill: Callable[[Path], None], overwrite: bool = F
         # Beside the output, so that renaming does not copy.
         temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     except OSError as error:
-        raise _refused(output, error) from None
+        raise refused(output, error, "--output") from None
     try:
         content = temporary / "new"
         content.mkdir()
@@ -59,18 +58,9 @@ def write_folder(output: Path, fill: Callable[[Path], None], overwrite: bool = F
             output.rename(temporary / "old")
         content.rename(output)
     except OSError as error:
-        raise _refused(output, error) from None
+        raise refused(output, error, "--output") from None
     finally:
         old = temporary / "old"
         if old.exists() and not output.exists():
             old.rename(output)
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _refused(output: Path, error: OSError) -> UserError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(
-            f"{output}: the disk is full; nothing was written. Free some space or choose another --output."
-        )
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return UserError(f"{output}: cannot be written ({reason}). Choose another --output.")

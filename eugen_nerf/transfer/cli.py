@@ -20,6 +20,7 @@ from rich.table import Table
 
 from eugen_nerf.bench.cli_support import exit_on_user_error
 from eugen_nerf.errors import UserError
+from eugen_nerf.folders import check_place, refused
 
 
 @dataclass
@@ -166,13 +167,14 @@ def _place(config: Any, options: Transfer) -> None:
     """Decide where the new run goes.
 
     Raises:
-        UserError: there is something.
+        UserError: there is something, or nothing can be written there.
     """
-    if options.output_dir is not None:
-        config.output_dir = options.output_dir
+    # nerfstudio's commands must find the run from any folder.
+    config.output_dir = (options.output_dir or config.output_dir).expanduser().absolute()
     config.timestamp = options.timestamp
     config.set_timestamp()
     run = Path(config.get_base_dir())
+    check_place(run, "--output-dir")
     if run.exists():
         raise UserError(f"{run}: exists already; choose another --timestamp or --output-dir.")
 
@@ -192,19 +194,26 @@ def _measure(pipeline: Any, views: int, report: Any) -> dict[str, Any]:
 
 
 def _write(config: Any, teacher: Any, model: Any, load_config: Path) -> Path:
-    """A run folder as ns-train leaves it, complete or not at all."""
+    """A run folder as ns-train leaves it, complete or not at all.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
     import torch
     import yaml
 
-    from eugen_nerf.transfer.teacher import MODEL
+    from eugen_nerf.plugin.checkpoints import MODEL
 
     run = Path(config.get_base_dir())
-    run.parent.mkdir(parents=True, exist_ok=True)
     state = {name: value for name, value in teacher.state.items() if not name.startswith(MODEL)}
     state.update({f"{MODEL}{name}": value.cpu() for name, value in model.state_dict().items()})
     # Optimizers and schedules belong to the parameters that were trained; further training makes its own.
     checkpoint = {**teacher.checkpoint, "pipeline": state, "optimizers": {}, "schedulers": {}}
-    temporary = Path(tempfile.mkdtemp(prefix=f".{run.name}-", dir=run.parent))
+    try:
+        run.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{run.name}-", dir=run.parent))
+    except OSError as error:
+        raise refused(run, error, "--output-dir") from None
     try:
         folder = temporary / config.relative_model_dir
         folder.mkdir(parents=True)
@@ -215,9 +224,10 @@ def _write(config: Any, teacher: Any, model: Any, load_config: Path) -> Path:
             shutil.copyfile(transforms, temporary / transforms.name)
         os.chmod(temporary, 0o755)
         os.replace(temporary, run)
-    except BaseException:
+    except OSError as error:
+        raise refused(run, error, "--output-dir") from None
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return run
 
 

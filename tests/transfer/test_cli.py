@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -77,6 +78,7 @@ class TestResult:
     def test_the_run_is_one_of_eugen_nerf(self, transferred: tuple[Outcome, str, dict, dict], mlp_run: Path) -> None:
         run = transferred[0].run
         assert run.parts[-3:] == ("ball", "eugen-nerf", "t")
+        assert run.is_absolute()
         assert set(fingerprint(run)) == {
             "config.yml",
             "dataparser_transforms.json",
@@ -170,6 +172,25 @@ class TestRefusals:
             run_transfer(options(mlp_run, tmp_path))
         assert not any(there.iterdir())
 
+    def test_an_output_folder_that_is_a_file_is_found_before_any_work(
+        self, mlp_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setattr("eugen_nerf.transfer.cli._measure", pytest.fail)
+        with pytest.raises(UserError, match=r"/file is a file\)\. Choose another --output-dir"):
+            run_transfer(options(mlp_run, tmp_path / "file"))
+
+    def test_a_full_disk_leaves_nothing_behind(
+        self, mlp_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, "full")
+
+        monkeypatch.setattr(torch, "save", full)
+        with pytest.raises(UserError, match="t: the disk is full; nothing was written"):
+            run_transfer(options(mlp_run, tmp_path, views=1))
+        assert not list(tmp_path.rglob("*t*/*")) + list(tmp_path.rglob(".t*"))
+
     @pytest.fixture
     def copied(self, mlp_run: Path, tmp_path: Path) -> Path:
         """A copy of the teacher's run, to be damaged."""
@@ -199,9 +220,7 @@ class TestRefusals:
 
     def test_a_checkpoint_without_the_expected_layers(self, copied: Path, tmp_path: Path) -> None:
         self.damage(copied, lambda state: state.pop("_model.field.color_network.layers.1.weight"))
-        self.refused(
-            copied, tmp_path / "out", r"does not belong to .*missing: _model\.field\.color_network\.layers\.1\.weight"
-        )
+        self.refused(copied, tmp_path / "out", r"does not belong to .*missing: field\.color_network\.layers\.1\.weight")
 
     def test_networks_of_tiny_cuda_nn(self, copied: Path, tmp_path: Path) -> None:
         self.damage(copied, lambda state: state.update({"_model.field.mlp.tcnn_encoding.params": torch.zeros(3)}))
