@@ -98,6 +98,11 @@ class FieldConfig:
             )
         if self.phi not in ACTIVATIONS:
             raise UserError(f"Field option phi must be one of {', '.join(ACTIVATIONS)}, not {self.phi!r}.")
+        if self.network != "eugen" and self.phi == "identity":
+            raise UserError(
+                f"Network {self.network} with phi identity would be linear: it is for EUGen layers of order 2 or more. "
+                f"To compare kinds of networks train the method eugen-nerf-{self.network}."
+            )
         if self.network == "snnk" and self.phi != "relu":
             raise UserError(f"Only the ReLU features of snnk layers merge: use phi relu, not {self.phi}.")
         if self.implementation == "tcnn" and (self.network, self.phi) != ("mlp", "relu"):
@@ -279,7 +284,7 @@ class EugenField(nn.Module):
             What was kept, with which optimizers have to follow.
 
         Raises:
-            ValueError: there are no samples, or the field is not finite there.
+            ValueError: there are no samples, or the field is not finite there; nothing has changed then.
         """
         assert isinstance(self.density_network, ChainNetwork)
         assert isinstance(self.color_network, ChainNetwork)
@@ -292,6 +297,9 @@ class EugenField(nn.Module):
             return [torch.cat(parts, dim=-1) for parts in zip(harmonics, geometry, strict=True)]
 
         before = seen()
+        values = [*map(self.density_network, encoded), *map(self.color_network, before)]
+        if not all(bool(value.isfinite().all()) for value in values):
+            raise ValueError("the field is not finite")
         kept = select_features(self.density_network.layers, of_density, [(x, x) for x in encoded])
         pairs = list(zip(before, seen(), strict=True))
         return kept + select_features(self.color_network.layers, of_color, pairs)

@@ -213,6 +213,9 @@ def test_counts_below_one_are_refused(option: str) -> None:
         ({"max_resolution": 3}, r"max_resolution \(3\) must not be below base_resolution \(4\)"),
         ({"phi": "tanh"}, r"phi must be one of identity, relu, .*, not 'tanh'"),
         ({"network": "snnk", "phi": "sin"}, "use phi relu, not sin"),
+        ({"network": "mlp", "phi": "identity"}, "would be linear.* train the method eugen-nerf-mlp"),
+        ({"network": "low-rank", "phi": "identity"}, "would be linear.* train the method eugen-nerf-low-rank"),
+        ({"network": "snnk", "phi": "identity"}, "would be linear.* train the method eugen-nerf-snnk"),
         ({"implementation": "tcnn"}, "no eugen layers .* Use implementation native"),
         ({"implementation": "tcnn", "network": "mlp", "phi": "gelu"}, "no mlp layers with gelu"),
     ],
@@ -283,6 +286,16 @@ class TestCandidates:
         x, directions = queries(100)
         kept = field.select_features((4, 8), [(x, directions)])
         assert [len(one.features) for one in kept] == [4, 8, 8]
+
+    @pytest.mark.parametrize("name", ["encoding.table", "density_network.layers.1.bias", "color_network.layers.2.bias"])
+    def test_nothing_is_selected_in_a_field_that_is_not_finite(self, name: str) -> None:
+        field = small_field(candidate_features=12)
+        with torch.no_grad():
+            field.get_parameter(name).fill_(torch.nan)
+        before = {key: value.shape for key, value in field.state_dict().items()}
+        with pytest.raises(ValueError, match="not finite"):
+            field.select_features(6, [queries(50)])
+        assert {key: value.shape for key, value in field.state_dict().items()} == before
 
     def test_a_checkpoint_from_before_or_after_is_loaded_alike(self) -> None:
         field = self.field()
