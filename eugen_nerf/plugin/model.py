@@ -1,6 +1,7 @@
 """`EugenField` and its renderer as a nerfstudio model."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -68,6 +69,21 @@ class EugenModelConfig(ModelConfig):
         if self.cone_angle < 0:
             raise UserError(f"cone_angle must not be negative, but is {self.cone_angle}.")
 
+    def limits(self, metadata: Mapping[str, Any]) -> tuple[float, float]:
+        """Start and end of every ray, world units.
+
+        Args:
+            metadata: what the dataparser says about the scene; other dataparsers than ours say nothing.
+
+        Raises:
+            UserError: they cannot work together.
+        """
+        near = self.near if self.near is not None else float(metadata.get("near", 0.05))
+        far = self.far if self.far is not None else float(metadata.get("far", 1e3))
+        if not 0 <= near < far:
+            raise UserError(f"The near limit of rays ({near}) must not be negative and must lie below far ({far}).")
+        return near, far
+
 
 class EugenModel(Model):
     """Radiance field with EUGen or other layers; see `EugenField`."""
@@ -85,10 +101,7 @@ class EugenModel(Model):
         low, high = (tuple(float(v) for v in corner) for corner in self.scene_box.aabb)
         space = Space(((low[0], low[1], low[2]), (high[0], high[1], high[2])), contracted)
         rule = StepRule(space.diagonal / config.steps_per_diagonal, config.cone_angle if contracted else 0.0)
-        near = config.near if config.near is not None else float(metadata.get("near", 0.05))
-        far = config.far if config.far is not None else float(metadata.get("far", 1e3))
-        if not 0 <= near < far:
-            raise UserError(f"The near limit of rays ({near}) must not be negative and must lie below far ({far}).")
+        near, far = config.limits(metadata)
 
         self.field = EugenField(config.field)
         self.occupancy = OccupancyGrid(config.occupancy_resolution, config.occupancy_threshold)

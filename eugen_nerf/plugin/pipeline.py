@@ -28,9 +28,24 @@ class SampleBudgetPipelineConfig(DynamicBatchPipelineConfig):
     max_rays_per_batch: int = 16384
     """Most rays of a step, however few samples each of them needs."""
     selection_share: float = 0.5
-    """Part of the training after which features are selected, where the field has candidate_features."""
+    """Part of the training after which features are selected, where the field has candidate_features: 0 or more, below
+    1. Where training goes on from a checkpoint, the steps that led to it count."""
     selection_samples: int = 1 << 17
     """Samples on which they are compared."""
+
+    def validate(self) -> None:
+        """Raises UserError that names the option which cannot work."""
+        for name in ("target_num_samples", "max_num_samples_per_ray", "selection_samples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"Pipeline option {name} must be at least 1, not {getattr(self, name)}.")
+        if self.max_rays_per_batch < MIN_RAYS:
+            raise UserError(
+                f"Pipeline option max_rays_per_batch must be at least {MIN_RAYS}, not {self.max_rays_per_batch}."
+            )
+        if not 0 <= self.selection_share < 1:
+            raise UserError(
+                f"Pipeline option selection_share must be 0 or more and below 1, not {self.selection_share}."
+            )
 
 
 class SampleBudgetPipeline(DynamicBatchPipeline):
@@ -42,7 +57,8 @@ class SampleBudgetPipeline(DynamicBatchPipeline):
 
     config: SampleBudgetPipelineConfig
     spent: Callable[[int], float] | None = None
-    """Which part of the training is done before a step; None to count steps up to the trainer's last one."""
+    """Which part of the training is done before a step; None to count steps from the first one ever made to the
+    trainer's last one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -68,18 +84,36 @@ class SampleBudgetPipeline(DynamicBatchPipeline):
         optimizers: Any = training_callback_attributes.optimizers
         share = self.config.selection_share
 
+        def spent(step: int) -> float:
+            if self.spent is not None:
+                return self.spent(step)
+            return step / (trainer._start_step + trainer.config.max_num_iterations)
+
         def select(step: int) -> None:
             nonlocal share
-            spent = step / trainer.config.max_num_iterations if self.spent is None else self.spent(step)
-            if spent < share or not self.model.field.has_candidates():
+            due = spent(step) >= share or spent(step + 1) >= 1  # before the last step at the latest
+            if not due or not self.model.field.has_candidates():
                 return
             try:
                 self.select_features(optimizers.optimizers["networks"])
             except UserError as error:
-                share += SELECTION_AGAIN
+                share = spent(step) + SELECTION_AGAIN
                 CONSOLE.print(f"All features stay for now. {error}", style="bold yellow", markup=False)
 
-        return [*callbacks, TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], select, 1)]
+        def tell(step: int) -> None:
+            if self.model.field.has_candidates():
+                CONSOLE.print(
+                    f"All {self.model.field.config.candidate_features} features stayed in each EUGen layer: they were "
+                    "not selected in this training.",
+                    style="bold yellow",
+                    markup=False,
+                )
+
+        return [
+            *callbacks,
+            TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], select, 1),
+            TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], tell),
+        ]
 
     def select_features(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep the features that contribute most to the training views, num_features of each EUGen layer.
@@ -88,13 +122,16 @@ class SampleBudgetPipeline(DynamicBatchPipeline):
             optimizer: of the networks; its state follows.
 
         Raises:
-            UserError: the field shows nothing of the scene; nothing has changed then.
+            UserError: the field shows nothing of the scene, or is not finite; nothing has changed then.
         """
         field = self.model.field
         cameras = self.datamanager.train_dataset.cameras
         share = min(1.0, SELECTION_RAYS / int((cameras.height * cameras.width).sum()))
         recorded = record(self, ["field"], share, self.config.selection_samples, seed=0)
-        kept = field.select_features(field.config.num_features, recorded.fields["field"].calls)
+        try:
+            kept = field.select_features(field.config.num_features, recorded.fields["field"].calls)
+        except ValueError as error:
+            raise UserError(f"Features cannot be compared ({error}).") from error
         follow(optimizer, kept)
         if isinstance(self._model, DistributedDataParallel):
             # It has laid out its buffers for the parameters as they were. A new one also gives all processes the same.

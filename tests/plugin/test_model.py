@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +11,14 @@ import pytest
 import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox, SceneBox
-from nerfstudio.engine.callbacks import TrainingCallbackAttributes
+from nerfstudio.engine.callbacks import TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.model_components.renderers import background_color_override_context
 from nerfstudio.utils.eval_utils import eval_setup
 from nerfstudio.viewer.utils import parse_object
 from nerfstudio.viewer.viewer_elements import ViewerElement
 
 from eugen_nerf.errors import UserError
+from eugen_nerf.layers import EUGen
 from eugen_nerf.plugin.model import EugenModel, EugenModelConfig
 from eugen_nerf.plugin.pipeline import SampleBudgetPipeline
 
@@ -205,30 +206,100 @@ class TestTraining:
             pipeline._update_dynamic_num_rays_per_batch(samples)
             assert pipeline.dynamic_num_rays_per_batch == expected
 
-    def test_features_stay_where_there_is_nothing_to_select_them_by(
-        self, parse: Any, ball_scene: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        config = parse("--data", ball_scene, "--pipeline.model.field.candidate-features=24").pipeline
-        config.datamanager.data = ball_scene
-        pipeline = config.setup(device="cpu", test_mode="val")
-        optimizers = SimpleNamespace(optimizers={"networks": torch.optim.Adam(pipeline.model.field.parameters())})
-        pipeline.spent = lambda step: step / 100
-        callbacks = pipeline.get_training_callbacks(TrainingCallbackAttributes(optimizers, None, pipeline, None))
-        pipeline.model.occupancy.bits.zero_()
-        for step in (49, 50, 59):
-            callbacks[-1].run_callback(step)
-            assert pipeline.model.field.has_candidates()
-        assert capsys.readouterr().out.count("All features stay") == 1
-        pipeline.model.occupancy.bits.fill_(255)
-        callbacks[-1].run_callback(60)
-        assert not pipeline.model.field.has_candidates()
-
     def test_a_budget_below_the_samples_of_one_ray_still_starts_with_rays(self, parse: Any, ball_scene: Path) -> None:
         config = parse("--pipeline.target-num-samples=8", "--pipeline.max-num-samples-per-ray=100").pipeline
         config.datamanager.data = ball_scene
         pipeline = config.setup(device="cpu")
         assert pipeline.datamanager.train_pixel_sampler.num_rays_per_batch == 64
         assert pipeline.get_train_loss_dict(0)[1]["rgb_loss"].isfinite()
+
+
+class TestSelection:
+    """When features are selected; 24 candidates, of which 16 stay."""
+
+    @pytest.fixture
+    def candidates(self, parse: Any, ball_scene: Path) -> SampleBudgetPipeline:
+        config = parse("--data", ball_scene, "--pipeline.model.field.candidate-features=24").pipeline
+        config.datamanager.data = ball_scene
+        pipeline: SampleBudgetPipeline = config.setup(device="cpu", test_mode="val")
+        pipeline.model.occupancy.bits.fill_(255)
+        return pipeline
+
+    def trainer(self, pipeline: SampleBudgetPipeline, start: int = 0, steps: int = 100) -> Callable[..., bool]:
+        """Calls what a trainer calls before a step, or at the end; tells whether candidates are left."""
+        optimizers = SimpleNamespace(optimizers={"networks": torch.optim.Adam(pipeline.model.field.parameters())})
+        trainer = SimpleNamespace(_start_step=start, config=SimpleNamespace(max_num_iterations=steps))
+        callbacks = pipeline.get_training_callbacks(
+            TrainingCallbackAttributes(optimizers, None, pipeline, trainer)  # type: ignore[arg-type]
+        )
+        ours = [one for one in callbacks if one.func.__module__ == SampleBudgetPipeline.__module__]
+
+        def call(step: int, location: Any = TrainingCallbackLocation.BEFORE_TRAIN_ITERATION) -> bool:
+            for callback in ours:
+                callback.run_callback_at_location(step, location)
+            return bool(pipeline.model.field.has_candidates())
+
+        return call
+
+    def test_after_its_share_of_all_steps(self, candidates: SampleBudgetPipeline) -> None:
+        before = self.trainer(candidates)
+        assert before(49)
+        assert not before(50)
+
+    def test_steps_that_led_to_the_checkpoint_count(self, candidates: SampleBudgetPipeline) -> None:
+        before = self.trainer(candidates, start=80, steps=120)
+        assert before(99)
+        assert not before(100)
+
+    def test_before_the_last_step_at_the_latest(self, candidates: SampleBudgetPipeline) -> None:
+        candidates.config.selection_share = 0.999
+        before = self.trainer(candidates, steps=40)
+        assert before(38)
+        assert not before(39)
+
+    def test_later_where_there_is_nothing_to_select_them_by(
+        self, candidates: SampleBudgetPipeline, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        before = self.trainer(candidates)
+        candidates.model.occupancy.bits.zero_()
+        for step in (49, 50, 51, 59):
+            assert before(step)
+        assert capsys.readouterr().out.count("All features stay for now") == 1
+        candidates.model.occupancy.bits.fill_(255)
+        assert not before(60)
+        assert not before(99, TrainingCallbackLocation.AFTER_TRAIN)
+        assert "All 24" not in capsys.readouterr().out
+
+    def test_is_missed_once_where_training_goes_on_late(
+        self, candidates: SampleBudgetPipeline, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        before = self.trainer(candidates, start=90, steps=10)
+        candidates.model.occupancy.bits.zero_()
+        for step in range(90, 99):
+            before(step)
+        assert capsys.readouterr().out.count("All features stay for now") == 1
+
+    def test_the_end_says_that_all_stayed(
+        self, candidates: SampleBudgetPipeline, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        call = self.trainer(candidates, steps=3)
+        candidates.model.occupancy.bits.zero_()
+        for step in range(3):
+            call(step)
+        call(2, TrainingCallbackLocation.AFTER_TRAIN)
+        text = " ".join(capsys.readouterr().out.split())
+        assert text.count("All 24 features stayed in each EUGen layer") == 1
+
+    def test_a_field_that_is_not_finite_stays_as_it_is(
+        self, candidates: SampleBudgetPipeline, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        before = self.trainer(candidates)
+        with torch.no_grad():
+            candidates.model.field.color_network.layers[-1].bias.fill_(torch.nan)
+        assert before(50)
+        assert "All features stay for now. Features cannot be compared" in " ".join(capsys.readouterr().out.split())
+        layers = [m for m in candidates.model.field.modules() if isinstance(m, EUGen)]
+        assert [layer.num_features for layer in layers] == [24] * 3
 
 
 class TestCheckpoints:
