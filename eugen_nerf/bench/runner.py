@@ -42,10 +42,13 @@ def check_rows(benchmark: Benchmark) -> None:
         UserError: a method, dataparser or option that does not exist, or a value that an option cannot take.
     """
     from eugen_nerf.bench.methods import row_config
+    from eugen_nerf.plugin.methods import EugenTrainerConfig
 
     for job in jobs.training_jobs(benchmark):
         try:
-            row_config(job, Path("runs"), "cpu")
+            config = row_config(job, Path("runs"), "cpu")
+            if isinstance(config, EugenTrainerConfig):
+                config.validate()
         except UserError as error:
             raise UserError(f"{job.name} on {job.scene}: {error}") from error
 

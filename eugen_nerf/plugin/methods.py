@@ -2,6 +2,8 @@
 
 import copy
 import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +20,11 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.field import ORDER_2_LAYERS, FieldConfig, NetworkKind
+from eugen_nerf.folders import check_place, refused
 from eugen_nerf.optim import SparseAdam
 from eugen_nerf.plugin import compat
+from eugen_nerf.plugin.checkpoints import check_weights, read_checkpoint
+from eugen_nerf.plugin.compat import without_nerfstudio_lpips
 from eugen_nerf.plugin.converted import (
     EugenMipNerfModelConfig,
     EugenNerfactoModelConfig,
@@ -29,6 +34,7 @@ from eugen_nerf.plugin.datamanager import SceneDataManagerConfig
 from eugen_nerf.plugin.dataparsers import SceneDataParser, SceneDataParserConfig
 from eugen_nerf.plugin.model import EugenModelConfig
 from eugen_nerf.plugin.pipeline import SampleBudgetPipelineConfig
+from eugen_nerf.scenes import Frame, Scene, read_image
 
 compat.apply()
 
@@ -62,7 +68,18 @@ class EugenTrainerConfig(TrainerConfig):
     _target: type = field(default_factory=lambda: Trainer)
     """Class to instantiate."""
     fit_schedules: bool = True
-    """Let every learning rate decay over exactly max_num_iterations, whatever its scheduler's max_steps says."""
+    """Let every learning rate decay over exactly max_num_iterations, whatever its scheduler's max_steps says. Where
+    training goes on from a checkpoint with schedules, over the steps that led to it and max_num_iterations more, as if
+    so many had been planned from the start."""
+
+    def validate(self) -> None:
+        """Raises UserError that names the option which cannot work, whatever the scene."""
+        if self.max_num_iterations < 1:
+            raise UserError(f"max_num_iterations must be at least 1, not {self.max_num_iterations}.")
+        for config in (self.pipeline, self.pipeline.model):
+            validate = getattr(config, "validate", None)
+            if validate is not None:
+                validate()
 
     def save_config(self) -> None:
         """Check options and scene, then write config.yml.
@@ -70,33 +87,92 @@ class EugenTrainerConfig(TrainerConfig):
         ns-train calls this before it loads anything; what cannot work should leave no run folder behind.
 
         Raises:
-            UserError: an option, the scene or the folder of checkpoints cannot be used.
+            UserError: an option, the scene, the checkpoint or the output folder cannot be used.
         """
-        model: Any = self.pipeline.model
-        model.validate()
-        if self.load_dir is not None and not any(self.load_dir.glob("step-*.ckpt")):
+        self.validate()
+        # Rendering and evaluation must find run and scene from any folder.
+        self.output_dir = self.output_dir.expanduser().absolute()
+        manager: Any = self.pipeline.datamanager
+        manager.data = manager.dataparser.data = Path(manager.data or manager.dataparser.data).expanduser().absolute()
+        check_place(self.get_base_dir(), "--output-dir")
+        schedules: dict[str, Any] = {}
+        file = self._checkpoint_file()
+        loaded = None if file is None else read_checkpoint(file)
+        self._check_scene()
+        if file is not None and loaded is not None:
+            self._check_checkpoint(file, loaded)
+            # The same by one name. A load_step in config.yml would make ns-eval look for that step in the new run.
+            self.load_checkpoint, self.load_dir, self.load_step = file, None, None
+            schedules = loaded.get("schedulers", {}) if self.load_scheduler else {}
+        self.set_schedules(schedules)
+        self._announce()
+        try:
+            super().save_config()
+        except OSError as error:
+            raise refused(self.get_base_dir(), error, "--output-dir") from error
+
+    def set_schedules(self, loaded: Mapping[str, Any] | None = None) -> None:
+        """Do what `fit_schedules` says.
+
+        Args:
+            loaded: state of the schedules that training goes on with, by group of parameters.
+        """
+        if not self.fit_schedules:
+            return
+        for name, group in self.optimizers.items():
+            if isinstance(group["scheduler"], ExponentialDecaySchedulerConfig):
+                done = int((loaded or {}).get(name, {}).get("last_epoch", 0))
+                group["scheduler"].max_steps = done + self.max_num_iterations
+
+    def _check_scene(self) -> list[Frame]:
+        """Frames of the views for training and validation; none where the dataparser is nerfstudio's own.
+
+        Raises:
+            UserError: the scene, or an option with this scene, cannot be used.
+        """
+        manager: Any = self.pipeline.datamanager
+        scenes: list[Scene] = []
+        if isinstance(manager.dataparser, SceneDataParserConfig):
+            scenes = [SceneDataParser(manager.dataparser).load(split) for split in ("train", "val")]
+        if isinstance(self.pipeline.model, EugenModelConfig):
+            self.pipeline.model.limits({"near": scenes[0].near, "far": scenes[0].far} if scenes else {})
+        return [frame for scene in scenes for frame in scene.frames]
+
+    def _checkpoint_file(self) -> Path | None:
+        """The checkpoint that training goes on from; None to start anew.
+
+        Raises:
+            UserError: there is no such file.
+        """
+        if self.load_dir is None:
+            if self.load_checkpoint is not None and not self.load_checkpoint.is_file():
+                raise UserError(f"{self.load_checkpoint}: does not exist; load-checkpoint takes a file step-*.ckpt.")
+            return self.load_checkpoint
+        files = sorted(self.load_dir.glob("step-*.ckpt"))
+        if not files:
             raise UserError(
                 f"{self.load_dir}: holds no checkpoint (step-*.ckpt); load-dir takes the folder nerfstudio_models "
                 "of a run."
             )
-        manager: Any = self.pipeline.datamanager
-        parser = manager.dataparser
-        # Rendering and evaluation must find the scene from any folder.
-        parser.data = Path(manager.data or parser.data).expanduser().absolute()
-        manager.data = parser.data
-        if isinstance(parser, SceneDataParserConfig):
-            for split in ("train", "val"):
-                SceneDataParser(parser).load(split)
-        self.set_schedules()
-        self._announce()
-        super().save_config()
+        if self.load_step is None:
+            return files[-1]
+        wanted = self.load_dir / f"step-{self.load_step:09d}.ckpt"
+        if wanted not in files:
+            there = ", ".join(str(int(file.stem.removeprefix("step-"))) for file in files)
+            raise UserError(f"{wanted}: does not exist; {self.load_dir} has checkpoints of load-step {there}.")
+        return wanted
 
-    def set_schedules(self) -> None:
-        """Do what `fit_schedules` says."""
-        if self.fit_schedules:
-            for group in self.optimizers.values():
-                if isinstance(group["scheduler"], ExponentialDecaySchedulerConfig):
-                    group["scheduler"].max_steps = self.max_num_iterations
+    def _check_checkpoint(self, file: Path, loaded: Mapping[str, Any]) -> None:
+        """Raises UserError where a checkpoint's weights do not fit the model of this configuration."""
+        manager: Any = self.pipeline.datamanager
+        outputs = manager.dataparser.setup().get_dataparser_outputs("train")
+        with torch.random.fork_rng(), without_nerfstudio_lpips():
+            model = self.pipeline.model.setup(
+                scene_box=outputs.scene_box,
+                num_train_data=len(outputs.image_filenames),
+                metadata=outputs.metadata,
+            )
+        check_weights(model, loaded["pipeline"], file, str(self.method_name))
 
     def _announce(self) -> None:
         model: Any = self.pipeline.model
@@ -118,15 +194,26 @@ class ConvertedTrainerConfig(EugenTrainerConfig):
     fit_schedules: bool = False
     """Let every learning rate decay over exactly max_num_iterations, whatever its scheduler's max_steps says."""
 
-    def save_config(self) -> None:
-        manager: Any = self.pipeline.datamanager
-        parser = manager.dataparser
+    def validate(self) -> None:
+        parser: Any = self.pipeline.datamanager.dataparser  # type: ignore[attr-defined]
         if isinstance(parser, SceneDataParserConfig) and parser.downscale_factor != 1:
             raise UserError(
                 f"{self.method_name} reads pictures as nerfstudio does, which does not apply downscale_factor; "
                 f"use --pipeline.datamanager.camera-res-scale-factor {1 / parser.downscale_factor:.4g}."
             )
-        super().save_config()
+        super().validate()
+
+    def _check_scene(self) -> list[Frame]:
+        frames = super()._check_scene()
+
+        def decode(frame: Frame) -> None:
+            read_image(frame)
+
+        # nerfstudio's data managers name no file when they cannot decode it, and wait for it forever in a process.
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(decode, frames):
+                pass
+        return frames
 
     def _announce(self) -> None:
         model: Any = self.pipeline.model

@@ -19,6 +19,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+from nerfstudio.engine.trainer import Trainer
 from nerfstudio.scripts import eval as ns_eval
 from nerfstudio.scripts import render as ns_render
 from nerfstudio.scripts import train as ns_train
@@ -97,6 +98,40 @@ class TestTraining:
             if tensor.is_floating_point() and tensor.numel():
                 assert (new["pipeline"][name] - tensor).abs().max() < 0.1, name
 
+    def test_learning_rates_of_a_run_that_goes_on(
+        self, parse: Any, ball_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rates: dict[str, dict[int, float]] = {}
+        original = Trainer.train_iteration
+
+        def noting(trainer: Any, step: int) -> Any:
+            rate = trainer.optimizers.optimizers["networks"].param_groups[0]["lr"]
+            rates.setdefault(trainer.config.timestamp, {})[step] = rate
+            return original(trainer, step)
+
+        monkeypatch.setattr(Trainer, "train_iteration", noting)
+
+        def run(name: str, steps: int, *options: str | Path) -> Path:
+            config = parse(
+                "--data", ball_scene, "--output-dir", tmp_path, f"--timestamp={name}", f"--max-num-iterations={steps}",
+                "--steps-per-save=16", "--save-only-latest-checkpoint=False", *options,
+            )  # fmt: skip
+            ns_train.main(config)
+            folder: Path = config.get_checkpoint_dir()
+            return folder
+
+        saved = run("whole", 40)
+        first = rates["whole"][0]
+        assert rates["whole"][39] == pytest.approx(first * 30 ** (-39 / 40))
+        # An interrupted run with the steps that are missing: as if nothing had happened.
+        run("interrupted", 23, "--load-dir", saved, "--load-step=16")
+        assert rates["interrupted"] == pytest.approx({step: rates["whole"][step] for step in range(17, 40)})
+        # A finished one with as many steps again: as if all had been planned from the start.
+        run("longer", 40, "--load-dir", saved)
+        assert list(rates["longer"]) == list(range(40, 80))
+        for step in range(41, 80):
+            assert rates["longer"][step] == pytest.approx(first * 30 ** (-step / 80))
+
     def test_features_are_selected_on_the_way(
         self, command: Command, parse: Any, ball_scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -123,6 +158,9 @@ class TestTraining:
             ns_train.main(parse(*options, "--load-dir", saved, *more))
             (last,) = (tmp_path / "ball" / "eugen-nerf" / name / "nerfstudio_models").iterdir()
             assert features(last) == {8}
+            command(
+                ns_eval, "--load-config", last.parents[1] / "config.yml", "--output-path", tmp_path / f"{step}.json"
+            )
 
     def test_with_a_scene_of_nerfstudios_own_parser(self, parse: Any, ball_scene: Path, tmp_path: Path) -> None:
         options = ["--output-dir", tmp_path, "--timestamp=t", "--max-num-iterations=2"]

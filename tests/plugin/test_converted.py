@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -153,4 +154,19 @@ class TestRefusals:
         options = ["eugen-scene", "--downscale-factor=2"]
         with pytest.raises(UserError, match=r"use --pipeline.datamanager.camera-res-scale-factor 0\.5"):
             main(parse("eugen-nerfacto", ball_scene, tmp_path / "out", *options))
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("split", ["train", "val"])
+    def test_a_damaged_picture_is_named_and_leaves_nothing_behind(
+        self, split: str, ball_scene: Path, tmp_path: Path
+    ) -> None:
+        scene = tmp_path / "scene"
+        shutil.copytree(ball_scene, scene)
+        file = scene / split / "r_1.png"
+        content = bytearray(file.read_bytes())
+        start = content.index(b"IDAT") + 4
+        content[start : start + 40] = bytes(40)  # the file stays whole from header to end
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=rf"{split}/r_1\.png: the image cannot be decoded"):
+            main(parse("eugen-nerfacto", scene, tmp_path / "out"))
         assert not (tmp_path / "out").exists()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from nerfstudio.engine.trainer import TrainerConfig
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.field import ORDER_2_LAYERS, EugenField
@@ -130,6 +133,15 @@ class TestSaveConfig:
         assert config.pipeline.datamanager.data == ball_scene
         assert config.pipeline.datamanager.dataparser.data == ball_scene
 
+    def test_writes_a_configuration_that_finds_its_run_from_anywhere(
+        self, parse: Any, ball_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        self.config(parse, ball_scene, Path("out")).save_config()
+        run = tmp_path / "out" / "ball" / "eugen-nerf" / "now"
+        config = yaml.load((run / "config.yml").read_text(), Loader=yaml.Loader)
+        assert config.get_checkpoint_dir() == run / "nerfstudio_models"
+
     @pytest.mark.parametrize("fit", [True, False])
     def test_learning_rates_decay_over_the_steps_there_are(
         self, parse: Any, ball_scene: Path, tmp_path: Path, fit: bool
@@ -153,6 +165,19 @@ class TestSaveConfig:
             (["--pipeline.model.field.num-levels=0"], "num_levels must be at least 1"),
             (["--pipeline.model.occupancy-resolution=9"], "occupancy_resolution must be even"),
             (["--load-dir=/nowhere"], r"/nowhere: holds no checkpoint .* nerfstudio_models"),
+            (["--load-checkpoint=/nowhere.ckpt"], r"/nowhere\.ckpt: does not exist"),
+            (["--max-num-iterations=0"], "max_num_iterations must be at least 1, not 0"),
+            (["--pipeline.max-num-samples-per-ray=0"], "max_num_samples_per_ray must be at least 1, not 0"),
+            (["--pipeline.target-num-samples=0"], "target_num_samples must be at least 1, not 0"),
+            (["--pipeline.selection-samples=0"], "selection_samples must be at least 1, not 0"),
+            (["--pipeline.max-rays-per-batch=63"], "max_rays_per_batch must be at least 64, not 63"),
+            (["--pipeline.selection-share=1"], r"selection_share must be 0 or more and below 1, not 1\.0"),
+            (["--pipeline.selection-share=-0.1"], r"selection_share must be .*, not -0\.1"),
+            (
+                ["--pipeline.model.near=5", "--pipeline.model.far=2"],
+                r"near limit of rays \(5\.0\).* below far \(2\.0\)",
+            ),
+            (["--pipeline.model.near=1000"], r"near limit of rays \(1000\.0\) must .* below far \(\d"),  # the scene's
         ],
     )
     def test_refuses_options_before_it_writes_anything(
@@ -161,6 +186,24 @@ class TestSaveConfig:
         with pytest.raises(UserError, match=message):
             self.config(parse, ball_scene, tmp_path, *options).save_config()
         assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("inside", ["", "deeper"])
+    def test_refuses_an_output_folder_that_is_a_file(
+        self, parse: Any, ball_scene: Path, tmp_path: Path, inside: str
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match=r"cannot be written \(.*file is a file\)\. Choose another --output-dir"):
+            self.config(parse, ball_scene, tmp_path / "file" / inside).save_config()
+
+    def test_tells_of_a_full_disk(
+        self, parse: Any, ball_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, "full")
+
+        monkeypatch.setattr(TrainerConfig, "save_config", full)
+        with pytest.raises(UserError, match="the disk is full"):
+            self.config(parse, ball_scene, tmp_path).save_config()
 
     def test_refuses_a_folder_without_a_scene(self, parse: Any, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
@@ -173,6 +216,96 @@ class TestSaveConfig:
         config.save_config()
         assert config.pipeline.datamanager.data == ball_scene
         assert (tmp_path / "ball" / "eugen-nerf" / "now" / "config.yml").is_file()
+
+
+class TestCheckpoint:
+    """What ns-train is told to go on from."""
+
+    def config(self, parse: Any, scene: Path, output: Path, *options: Any, method: str = "eugen-nerf") -> Any:
+        words = ["--data", scene, "--output-dir", output, "--timestamp=now", "--max-num-iterations=100"]
+        config = parse(*words, *options, method=method)
+        config.pipeline.datamanager.data = scene
+        return config
+
+    def max_steps(self, config: Any) -> set[int]:
+        return {group["scheduler"].max_steps for group in config.optimizers.values()}
+
+    def test_the_decay_goes_on_over_all_steps(
+        self, parse: Any, ball_scene: Path, trained_run: Path, tmp_path: Path
+    ) -> None:
+        file = trained_run / "nerfstudio_models" / "step-000000299.ckpt"
+        for number, options in enumerate(
+            (
+                ["--load-dir", file.parent],
+                ["--load-dir", file.parent, "--load-step=299"],
+                ["--load-checkpoint", file],
+            )
+        ):
+            config = self.config(parse, ball_scene, tmp_path / str(number), *options)
+            config.save_config()
+            assert self.max_steps(config) == {400}
+            # By one name, without a step that ns-eval would look for in the new run.
+            assert (config.load_checkpoint, config.load_dir, config.load_step) == (file, None, None)
+
+    def test_the_decay_begins_anew_without_a_schedule_to_go_on_with(
+        self, parse: Any, ball_scene: Path, trained_run: Path, tmp_path: Path
+    ) -> None:
+        (file,) = (trained_run / "nerfstudio_models").iterdir()
+        config = self.config(parse, ball_scene, tmp_path, "--load-checkpoint", file, "--load-scheduler=False")
+        config.save_config()
+        assert self.max_steps(config) == {100}
+        transferred = tmp_path / "step-000000299.ckpt"
+        torch.save({**torch.load(file), "optimizers": {}, "schedulers": {}}, transferred)
+        config = self.config(parse, ball_scene, tmp_path, "--load-checkpoint", transferred)
+        config.save_config()
+        assert self.max_steps(config) == {100}
+
+    @pytest.mark.parametrize(
+        ("method", "options", "message"),
+        [
+            ("eugen-nerf-mlp", [], r"does not belong to eugen-nerf-mlp .*color_network.* is \[64, 16\] and should be"),
+            (
+                "eugen-nerf",
+                ["--pipeline.model.field.num-levels=5"],
+                r"encoding\.table is \[.*another method, other",
+            ),
+            ("eugen-vanilla-nerf", [], r"does not belong to eugen-vanilla-nerf .*missing: "),
+            (
+                "eugen-nerf",
+                ["--load-step=7"],
+                r"step-000000007\.ckpt: does not exist; .* checkpoints of load-step 299\.",
+            ),
+        ],
+        ids=["another method", "other options", "nerfstudio's method", "another step"],
+    )
+    def test_what_does_not_fit_leaves_nothing_behind(
+        self,
+        parse: Any,
+        ball_scene: Path,
+        trained_run: Path,
+        tmp_path: Path,
+        method: str,
+        options: list[str],
+        message: str,
+    ) -> None:
+        given = ["--load-dir", trained_run / "nerfstudio_models", *options]
+        if method == "eugen-vanilla-nerf":
+            config = copy.deepcopy(methods.eugen_vanilla_nerf.config)
+            config.output_dir, config.timestamp, config.load_dir = tmp_path / "out", "now", given[1]
+            config.pipeline.datamanager.data = ball_scene
+        else:
+            config = self.config(parse, ball_scene, tmp_path / "out", *given, method=method)
+        with pytest.raises(UserError, match=message):
+            config.save_config()
+        assert not (tmp_path / "out").exists()
+
+    def test_a_damaged_one(self, parse: Any, ball_scene: Path, trained_run: Path, tmp_path: Path) -> None:
+        (file,) = (trained_run / "nerfstudio_models").iterdir()
+        cut = tmp_path / "step-000000299.ckpt"
+        cut.write_bytes(file.read_bytes()[:20_000])
+        with pytest.raises(UserError, match=r"step-000000299\.ckpt: cannot be read"):
+            self.config(parse, ball_scene, tmp_path / "out", "--load-dir", tmp_path).save_config()
+        assert not (tmp_path / "out").exists()
 
 
 class TestBusyMachine:
