@@ -178,7 +178,7 @@ class EugenNerf(Method):
             self._choose_background(train_dataset["metadata"])
             apply_overrides(self.config, self.overrides)
             config: Any = self.config
-            config.pipeline.model.validate()
+            config.validate()
             config.set_schedules()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.config.machine.device_type = device
@@ -240,6 +240,8 @@ class EugenNerf(Method):
         config.load_dir = None if self.checkpoint is None else Path(self.checkpoint) / CHECKPOINTS
         trainer: Any = config.setup(local_rank=0, world_size=1)
         trainer.setup()
+        # Training goes on to the same last step, not by so many steps more.
+        trainer.pipeline.spent = lambda step: step / config.max_num_iterations
         return trainer
 
     @classmethod
@@ -309,3 +311,9 @@ class EugenNerfMlp(EugenNerf):
     """The method `eugen-nerf-mlp`."""
 
     name: ClassVar[str] = "eugen-nerf-mlp"
+
+
+class EugenNerfOrder2(EugenNerf):
+    """The method `eugen-nerf-order2`."""
+
+    name: ClassVar[str] = "eugen-nerf-order2"

@@ -11,6 +11,11 @@ from nerfbaselines import register
 
 METHODS = {
     "eugen-nerf": ("EugenNerf", "EUGen-NeRF", "Radiance field on a hash grid with EUGen layers, merged at inference."),
+    "eugen-nerf-order2": (
+        "EugenNerfOrder2",
+        "EUGen-NeRF, order 2",
+        "The same radiance field with products of two projections as features.",
+    ),
     "eugen-nerf-mlp": ("EugenNerfMlp", "EUGen-NeRF's MLP twin", "The same radiance field with standard MLP layers."),
 }
 

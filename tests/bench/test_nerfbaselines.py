@@ -74,7 +74,11 @@ def trained(method_class: Any, scene: Path, one_thread: None) -> Any:
 def test_it_is_a_method(method_class: Any) -> None:
     assert isinstance(method_class.__new__(method_class), nerfbaselines.Method)
     assert method_class.get_method_info()["method_id"] == "eugen-nerf"
-    assert {"eugen-nerf", "eugen-nerf-mlp"} <= set(nerfbaselines.get_supported_methods())
+    registered = {"eugen-nerf", "eugen-nerf-order2", "eugen-nerf-mlp"}
+    assert registered <= set(nerfbaselines.get_supported_methods())
+    for name in registered:
+        with nerfbaselines.build_method_class(nerfbaselines.get_method_spec(name), backend="python") as found:
+            assert found.get_method_info()["method_id"] == found.name == name
 
 
 def test_training_learns_and_evaluation_takes_its_pictures(trained: Any, scene: Path) -> None:
@@ -111,6 +115,8 @@ def test_a_checkpoint_renders_the_same_and_goes_on(
         np.testing.assert_array_equal(found[name], expected[name])
     again = method_class(checkpoint=str(tmp_path / "saved"), train_dataset=load(scene, "train", method_class))
     assert again.train_iteration(STEPS)["loss"] < np.mean(trained.losses[:5])
+    # nerfbaselines goes on to the last step, so steps count as if there had been no pause.
+    assert again.trainer.pipeline.spent(STEPS) == STEPS / again.config.max_num_iterations
 
 
 def test_what_cannot_be_trained_on_is_refused(method_class: Any, scene: Path) -> None:
