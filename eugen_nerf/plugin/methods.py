@@ -40,8 +40,7 @@ compat.apply()
 
 
 # Learning rates of the networks, each kind at its own best: factored layers want smaller ones than an MLP.
-NETWORK_RATES: dict[NetworkKind, float] = {"eugen": 2e-3, "mlp": 5e-3, "low-rank": 5e-3, "snnk": 5e-3}
-ORDER_2_RATE = 4e-3
+NETWORK_RATES: dict[NetworkKind, float] = {"eugen": 4e-3, "mlp": 1e-2, "low-rank": 1e-2, "snnk": 1e-2}
 
 
 def busy_machine_hint(load: float) -> str | None:
@@ -292,7 +291,6 @@ def order_2_method_config(name: str, device: Literal["cpu", "cuda"] | None = Non
         device: whose defaults to take; None for a GPU if there is one.
     """
     config = method_config(name, "eugen", device)
-    config.optimizers["networks"] = _optimizer(AdamOptimizerConfig, ORDER_2_RATE, config.max_num_iterations)
     model: Any = config.pipeline.model
     model.field = replace(model.field, **ORDER_2_LAYERS)
     return config
