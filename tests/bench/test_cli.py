@@ -62,10 +62,10 @@ def test_run_resume_and_report(
 def test_failed_rows_are_counted_and_set_the_status(
     write_config: WriteConfig, in_process: InProcessEngine, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    path = write_config(methods=["eugen-nerf"], overrides={"pipeline.model.near": 1000.0})
+    path = write_config(methods=["eugen-nerf"], overrides={"pipeline.model.near": 1e7})
     status, printed = eugen_bench(capsys, "run", path, "--out", tmp_path / "out")
     assert status == 1
-    assert "FAILED: The near limit of rays (1000.0) must not be negative and must lie below far" in printed
+    assert "FAILED: The near limit of rays (10000000.0) must not be negative and must lie below far" in printed
     assert "1 jobs failed; --resume tries them again." in printed
 
 

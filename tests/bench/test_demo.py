@@ -61,7 +61,7 @@ def test_demo(options: DemoOptions, quiet: Console) -> None:
 
 
 def test_a_failed_training_is_no_success(write_config: WriteConfig, options: DemoOptions, quiet: Console) -> None:
-    write_config(overrides={"pipeline.model.near": 1000.0})
+    write_config(overrides={"pipeline.model.near": 1e7})
     with pytest.raises(UserError, match=r"2 of the demo's jobs failed"):
         demo.demo(options, quiet)
     assert not (options.output / "table.md").exists()
