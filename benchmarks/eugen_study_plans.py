@@ -407,6 +407,9 @@ def own_settings() -> list[Trial]:
         trials += grid(task, [mlp(64)], (1e-2, 5e-3), FULL_STEPS)
         trials += grid(task, [EUGEN_32], (4e-3, 2e-3), FULL_STEPS)
     trials += grid("lego-32k", [LOW_RANK_32], (1e-2, 5e-3), FULL_STEPS)
+    trials += grid("fox-32k", [mlp(32)], (1e-2,), FULL_STEPS)
+    trials += grid("fox-32k", [SELECTED_32, SELECTED_16], (4e-3,), FULL_STEPS)
+    trials += grid("fox-32k", [mlp(16)], (1e-2, 2e-2), FULL_STEPS)
     for task in ("fox-32k", "lego-32k"):
         trials += grid(task, [mlp(64)], (2e-2,), FULL_STEPS)
         trials += grid(task, [EUGEN_32], (8e-3,), FULL_STEPS)

@@ -103,6 +103,8 @@ class FieldConfig:
                 f"Network {self.network} with phi identity would be linear: it is for EUGen layers of order 2 or more. "
                 f"To compare kinds of networks train the method eugen-nerf-{self.network}."
             )
+        if self.phi == "identity" and self.order == 1 and not self.norm:
+            raise UserError("EUGen layers of order 1 with phi identity would be linear: use order 2, or another phi.")
         if self.network == "snnk" and self.phi != "relu":
             raise UserError(f"Only the ReLU features of snnk layers merge: use phi relu, not {self.phi}.")
         if self.implementation == "tcnn" and (self.network, self.phi) != ("mlp", "relu"):

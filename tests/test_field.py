@@ -213,6 +213,7 @@ def test_counts_below_one_are_refused(option: str) -> None:
         ({"max_resolution": 3}, r"max_resolution \(3\) must not be below base_resolution \(4\)"),
         ({"phi": "tanh"}, r"phi must be one of identity, relu, .*, not 'tanh'"),
         ({"network": "snnk", "phi": "sin"}, "use phi relu, not sin"),
+        ({"phi": "identity"}, "order 1 with phi identity would be linear"),
         ({"network": "mlp", "phi": "identity"}, "would be linear.* train the method eugen-nerf-mlp"),
         ({"network": "low-rank", "phi": "identity"}, "would be linear.* train the method eugen-nerf-low-rank"),
         ({"network": "snnk", "phi": "identity"}, "would be linear.* train the method eugen-nerf-snnk"),

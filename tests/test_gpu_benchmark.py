@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py from its first line to its last, with a CPU in the GPU's place: what it measures is nonsense here,
+"""benchmarks/gpu.py from its first line to its last, on a GPU that is only pretended: what it measures is nonsense here,
 that nothing of it is lost is not."""
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import Any
 import gpu
 import pytest
 import torch
+
+from eugen_nerf.bench import training
+from tests.pretended_gpu import pretended_gpu
 
 
 class Event:
@@ -28,20 +31,19 @@ class Event:
 
 
 @pytest.fixture(autouse=True)
-def a_cpu_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(gpu, "ROUNDS", 2)
     monkeypatch.setattr(gpu, "WARM_UP", 1)
     monkeypatch.setattr(gpu, "WIDTHS", (16,))
     monkeypatch.setattr(gpu, "FLUSHED_BYTES", 4)
     monkeypatch.setattr(gpu.times, "__kwdefaults__", {"rounds": 2, "warm_up": 1, "alone": True})
     monkeypatch.setattr(gpu.Machine, "measure", lambda: gpu.Machine(100.0, 2.0))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a CPU")
+    with pretended_gpu(monkeypatch):
+        yield
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -92,3 +94,22 @@ def test_training_ends_with_the_minutes(ball_scene: Path) -> None:
     assert [row[0] for row in rows] == [f"{method}, 5 iterations" for method in ("eugen-nerf", "eugen-nerf-mlp",
                                                                                  "nerfacto")]  # fmt: skip
     assert all("failed: TimeUp: the minutes were spent while loading" in row[-1] for row in rows)
+
+
+def test_training_and_frames(ball_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = training.train_and_evaluate
+
+    def ours_alone(job: Any, *arguments: Any) -> dict[str, Any]:
+        if job.method == "nerfacto":
+            raise RuntimeError("its pictures are read by another process, where nobody pretends")
+        return train(job, *arguments)
+
+    monkeypatch.setattr(training, "train_and_evaluate", ours_alone)
+    rows = list(gpu.training_rows(ball_scene, 3, None, deadline=float("inf")))
+    for method in ("eugen-nerf", "eugen-nerf-mlp"):
+        mine = [row for row in rows if row[0].startswith(f"{method}, ")]
+        assert [row[0].removeprefix(f"{method}, ") for row in mine] == [
+            "3 iterations",
+            *(f"{size} x {size}, {kind}" for size in (16, 32) for kind in ("rays to pixels", "camera to picture")),
+        ]
+        assert all(float(row[2]) > 0 for row in mine)
