@@ -143,6 +143,11 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     monkeypatch.setenv("EUGEN_BACKEND", "reference")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    # Files hold where tensors were, not who pretended.
+    save = torch.save
+    monkeypatch.setattr(
+        torch, "save", lambda value, *rest, **named: save(tree_map(lambda v: _place(v, False), value), *rest, **named)
+    )
     # Optimizers ask whether a graph is being captured.
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: None)

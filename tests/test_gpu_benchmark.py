@@ -1,8 +1,9 @@
-"""benchmarks/gpu.py from its first line to its last, on a GPU that is only pretended: what it measures is nonsense here,
+"""benchmarks/gpu.py from its first line to its last, with a CPU in the GPU's place: what it measures is nonsense here,
 that nothing of it is lost is not."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +16,15 @@ import torch
 
 from eugen_nerf.bench import training
 from tests.pretended_gpu import pretended_gpu
+
+SMALL = {
+    "pipeline.target_num_samples": 2048,
+    "pipeline.model.steps_per_diagonal": 64,
+    "pipeline.model.occupancy_resolution": 16,
+    "pipeline.model.field.num_levels": 4,
+    "pipeline.model.field.log2_hashmap_size": 10,
+    "pipeline.model.field.max_resolution": 64,
+}
 
 
 class Event:
@@ -31,19 +41,20 @@ class Event:
 
 
 @pytest.fixture(autouse=True)
-def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def a_cpu_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
     monkeypatch.setattr(gpu, "ROUNDS", 2)
     monkeypatch.setattr(gpu, "WARM_UP", 1)
     monkeypatch.setattr(gpu, "WIDTHS", (16,))
     monkeypatch.setattr(gpu, "FLUSHED_BYTES", 4)
     monkeypatch.setattr(gpu.times, "__kwdefaults__", {"rounds": 2, "warm_up": 1, "alone": True})
     monkeypatch.setattr(gpu.Machine, "measure", lambda: gpu.Machine(100.0, 2.0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a CPU")
-    with pretended_gpu(monkeypatch):
-        yield
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -97,15 +108,18 @@ def test_training_ends_with_the_minutes(ball_scene: Path) -> None:
 
 
 def test_training_and_frames(ball_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where tensors of two devices do not mix."""
     train = training.train_and_evaluate
 
     def ours_alone(job: Any, *arguments: Any) -> dict[str, Any]:
         if job.method == "nerfacto":
             raise RuntimeError("its pictures are read by another process, where nobody pretends")
-        return train(job, *arguments)
+        return train(dataclasses.replace(job, overrides=SMALL), *arguments)
 
     monkeypatch.setattr(training, "train_and_evaluate", ours_alone)
-    rows = list(gpu.training_rows(ball_scene, 3, None, deadline=float("inf")))
+    monkeypatch.setattr(gpu, "DEVICE", "cuda")
+    with pretended_gpu(monkeypatch):
+        rows = list(gpu.training_rows(ball_scene, 3, None, deadline=float("inf")))
     for method in ("eugen-nerf", "eugen-nerf-mlp"):
         mine = [row for row in rows if row[0].startswith(f"{method}, ")]
         assert [row[0].removeprefix(f"{method}, ") for row in mine] == [
