@@ -410,8 +410,9 @@ def run(trials: list[Trial], tasks: dict[str, Picture | Scene], output: Path) ->
             result["psnr"] = None
         with output.open("a") as file:
             file.write(json.dumps({"key": trial.key, **dataclasses.asdict(trial), **result}) + "\n")
+        layers = plans.described(trial.network, trial.color)
         console.print(
-            f"{number}/{len(trials)} {trial.task} {trial.layers} lr={trial.rate:g} seed {trial.seed}: "
+            f"{number}/{len(trials)} {trial.task} {layers} lr={trial.rate:g} seed {trial.seed}: "
             f"{psnr} at {result['multiply_adds']}",
             highlight=False,
         )

@@ -43,6 +43,11 @@ class Network:
         return ", ".join(words)
 
 
+def described(network: Network, color: Network | None) -> str:
+    """The layers of a field, whose colour network may have others than its density network."""
+    return f"{network}; colour: {color}" if color else str(network)
+
+
 @dataclass(frozen=True)
 class Teacher:
     """A trained MLP whose layers the network of a trial takes over before it is trained itself."""
@@ -71,10 +76,6 @@ class Trial:
     restart: float = 0.0  # learning rate of the networks after the selection, times that at first; 0 to go on decaying
     dense_after: bool = False  # after the selection merged layers are trained on as a narrow MLP, without their factors
     color: Network | None = None  # layers of the colour network where they are others than the density network's
-
-    @property
-    def layers(self) -> str:
-        return f"{self.network}; colour: {self.color}" if self.color else str(self.network)
 
     @property
     def key(self) -> str:

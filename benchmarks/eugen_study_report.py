@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eugen_study_plans import Network
+from eugen_study_plans import Network, described
 from printing import markdown_table
 
 
@@ -43,9 +43,8 @@ def rows(results: Iterable[dict[str, Any]]) -> list[Row]:
             continue
         teacher = result["teacher"]
         network = Network(**result["network"])
-        name = str(network)
-        if color := result.get("color"):
-            name += f"; colour: {Network(**color)}"
+        color = result.get("color")
+        name = described(network, Network(**color) if color else None)
         steps = result["steps"] + (teacher["steps"] if teacher else 0)
         if teacher:
             name += f" <- MLP {teacher['width']} (rate {teacher['rate']:g}), {teacher['rows']} rows"

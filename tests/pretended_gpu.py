@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 GPU = torch.device("cuda", 0)
 
 # Operations that take tensors of several devices.
-BETWEEN_DEVICES = {"to", "copy_", "cpu", "cuda", "type_as", "_to_copy", "__set__", "_has_compatible_shallow_copy_type"}
+BETWEEN_DEVICES = {"to", "copy_", "cpu", "cuda", "type_as", "__set__", "_has_compatible_shallow_copy_type"}
 REAL_GENERATOR = torch.Generator
 INDEXING = {"__getitem__", "__setitem__", "index_put_", "index_put"}
 TO_NUMPY = {"numpy", "__array__"}
@@ -87,8 +87,8 @@ def call(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         elif name in INDEXING:
             wanted = isinstance(args[0], OnGpu)
         else:
-            wanted = pretend and name not in ("cpu",)
-    return tree_map(lambda value: _place(value, wanted), result) if not isinstance(result, str) else result
+            wanted = pretend and name != "cpu"
+    return tree_map(lambda value: _place(value, wanted), result)
 
 
 def _check_indexing(name: str, indexed: Tensor, index: Any, value: Any = None, *_: Any) -> None:

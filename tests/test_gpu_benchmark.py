@@ -16,16 +16,8 @@ import torch
 from nerfstudio.utils import writer
 
 from eugen_nerf.bench import training
+from tests.bench.conftest import SMALL
 from tests.pretended_gpu import pretended_gpu
-
-SMALL = {
-    "pipeline.target_num_samples": 2048,
-    "pipeline.model.steps_per_diagonal": 64,
-    "pipeline.model.occupancy_resolution": 16,
-    "pipeline.model.field.num_levels": 4,
-    "pipeline.model.field.log2_hashmap_size": 10,
-    "pipeline.model.field.max_resolution": 64,
-}
 
 
 class Event:
@@ -115,7 +107,7 @@ def test_training_and_frames(ball_scene: Path, monkeypatch: pytest.MonkeyPatch) 
     def ours_alone(job: Any, *arguments: Any) -> dict[str, Any]:
         if job.method == "nerfacto":
             raise RuntimeError("its pictures are read by another process, where nobody pretends")
-        return train(dataclasses.replace(job, overrides=SMALL), *arguments)
+        return train(dataclasses.replace(job, overrides=dict(SMALL)), *arguments)
 
     monkeypatch.setattr(training, "train_and_evaluate", ours_alone)
     # nerfstudio's writers of events would go on writing to a folder that is gone, in later trainings of this process.

@@ -177,7 +177,8 @@ class TestSaveConfig:
                 ["--pipeline.model.near=5", "--pipeline.model.far=2"],
                 r"near limit of rays \(5\.0\).* below far \(2\.0\)",
             ),
-            (["--pipeline.model.near=1e7"], r"near limit of rays \(10000000\.0\) must .* far \(\d"),  # the scene's
+            # against the scene's far limit
+            (["--pipeline.model.near=1e7"], r"near limit of rays \(10000000\.0\) must .* below far \(\d"),
         ],
     )
     def test_refuses_options_before_it_writes_anything(

@@ -56,7 +56,7 @@ class TestResult:
     def test_quality_is_kept_at_less_than_half_the_cost(self, transferred: tuple[Outcome, str, dict, dict]) -> None:
         outcome = transferred[0]
         assert outcome.before["psnr"] > 15
-        assert outcome.after["psnr"] > outcome.before["psnr"] - 0.7
+        assert outcome.after["psnr"] > outcome.before["psnr"] - 0.4
         assert outcome.before["multiply_adds_per_sample"] == 16 * 64 + 64 * 16 + 31 * 64 + 64 * 64 + 64 * 3
         assert outcome.after["multiply_adds_per_sample"] == 16 * 24 + 24 * 16 + 31 * 24 + 24 * 24 + 24 * 3
         assert [len(shares) for shares in outcome.explained.values()] == [1, 2]
