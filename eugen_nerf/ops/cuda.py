@@ -32,6 +32,7 @@ from eugen_nerf.ops.tiles import (
 
 PRECISIONS = ("fp16", "bf16")
 
+WARP = 32
 THREADS = 128  # of a block in kernels that give each thread one item
 BLOCK = 4  # cells of an occupancy grid, along an axis, that are looked at together; as in src/march.h
 
@@ -90,8 +91,8 @@ def load_network(device: Device, spec: Sequence[int]) -> None:
     """
     tiles = network_tiles(device, spec)
     constants = network_constants(spec, tiles, half_rows=False)
-    device.resident_blocks("network.cu", constants, "network_forward", 32 * tiles.warps, tiles.shared_bytes)
-    device.resident_blocks("network.cu", constants, "network_backward", 32 * tiles.back_warps, tiles.back_shared_bytes)
+    device.resident_blocks("network.cu", constants, "network_forward", WARP * tiles.warps, tiles.shared_bytes)
+    device.resident_blocks("network.cu", constants, "network_backward", WARP * tiles.back_warps, tiles.back_shared_bytes)
 
 
 def _rounded(device: Device, parameters: Tensor, spec: Sequence[int], constants: tuple[str, ...]) -> Tensor:
@@ -109,7 +110,7 @@ def network_forward(device: Device, x: Tensor, parameters: Tensor, spec: Sequenc
     tiles = network_tiles(device, spec)
     constants = network_constants(spec, tiles, x.dtype != torch.float32)
     kernel = "network.cu", constants, "network_forward"
-    size = 32 * tiles.warps, tiles.shared_bytes
+    size = WARP * tiles.warps, tiles.shared_bytes
     if n:
         rounded = _rounded(device, parameters, spec, constants) if tiles.streamed else None
         grid = min(_blocks(n, tiles.rows), device.resident_blocks(*kernel, *size))
@@ -133,7 +134,7 @@ def network_backward(
     grad_parameters = torch.zeros_like(parameters)
     tiles = network_tiles(device, spec)
     constants = network_constants(spec, tiles, x.dtype != torch.float32)
-    size = 32 * tiles.back_warps, tiles.back_shared_bytes
+    size = WARP * tiles.back_warps, tiles.back_shared_bytes
     if n:
         largest = torch.zeros(1, dtype=torch.int32, device=x.device)
         grid = min(_blocks(grad.numel(), 1024), device.multiprocessors * 8)
@@ -266,6 +267,11 @@ def _ray_kernel(device: Device, kernel: str, threads: int, *arguments: Any) -> N
         device.launch("rays.cu", (), kernel, (_blocks(threads, THREADS), 1), THREADS, 0, arguments)
 
 
+def _warp_kernel(device: Device, kernel: str, rays: int, *arguments: Any) -> None:
+    """Run a kernel of src/rays.cu with a warp for each ray, if any."""
+    _ray_kernel(device, kernel, WARP * rays, *arguments)
+
+
 def spherical_harmonics(device: Device, directions: Tensor) -> Tensor:
     """[n, 3] -> [n, 16]."""
     n = directions.shape[0]
@@ -292,12 +298,12 @@ def march(
     blocks = _occupied_blocks(device, bits, resolution) if rays else None
     common = (origins, directions, near, far, jitter, ctypes.c_int64(rays), arguments, bits, blocks)
     counts = torch.empty(rays, dtype=torch.int64, device=origins.device)
-    _ray_kernel(device, "march_count", rays, *common, counts)
+    _warp_kernel(device, "march_count", rays, *common, counts)
     ray_offsets = torch.zeros(rays + 1, dtype=torch.int64, device=origins.device)
     torch.cumsum(counts, 0, out=ray_offsets[1:])
     total = int(ray_offsets[-1])
     t_starts, t_ends = origins.new_empty(total), origins.new_empty(total)
-    _ray_kernel(device, "march_write", rays, *common, ray_offsets, t_starts, t_ends)
+    _warp_kernel(device, "march_write", rays, *common, ray_offsets, t_starts, t_ends)
     return ray_offsets, t_starts, t_ends
 
 
@@ -315,7 +321,7 @@ def sample_points(
     unit, view = t_starts.new_empty(n, 3), t_starts.new_empty(n, 3)
     march = _march(space, StepRule(1.0), 2)  # positions depend on neither step rule nor occupancy
     sizes = ctypes.c_int64(rays), ctypes.c_int64(n)
-    _ray_kernel(device, "sample_points", 32 * rays, origins, directions, sizes[0], ray_offsets, t_starts, t_ends,
+    _warp_kernel(device, "sample_points", rays, origins, directions, sizes[0], ray_offsets, t_starts, t_ends,
                 sizes[1], march, unit, view)  # fmt: skip
     return unit, view
 
@@ -327,7 +333,7 @@ def composite_forward(
     n, rays = sigma.shape[0], ray_offsets.shape[0] - 1
     out = sigma.new_empty(rays, 5)
     samples = (sigma, rgb, t_starts, t_ends, ctypes.c_int64(n), ray_offsets, ctypes.c_int64(rays))
-    _ray_kernel(device, "composite_forward", rays, *samples, out)
+    _warp_kernel(device, "composite_forward", rays, *samples, out)
     return out
 
 
@@ -338,7 +344,7 @@ def composite_backward(
     n, rays = sigma.shape[0], ray_offsets.shape[0] - 1
     grad_sigma, grad_rgb = torch.empty_like(sigma), torch.empty_like(rgb)
     samples = (sigma, rgb, t_starts, t_ends, ctypes.c_int64(n), ray_offsets, ctypes.c_int64(rays))
-    _ray_kernel(device, "composite_backward", rays, *samples, grad, grad_sigma, grad_rgb)
+    _warp_kernel(device, "composite_backward", rays, *samples, grad, grad_sigma, grad_rgb)
     return grad_sigma, grad_rgb
 
 
@@ -368,7 +374,7 @@ def load_render(
     """
     constants = render_constants(density_spec, color_spec, features, half_table)
     shared = render_shared_bytes(density_spec, color_spec)
-    device.resident_blocks("render.cu", constants, "render", 32 * RENDER_WARPS, shared)
+    device.resident_blocks("render.cu", constants, "render", WARP * RENDER_WARPS, shared)
 
 
 def render(
@@ -394,8 +400,8 @@ def render(
         half_table = table.dtype == torch.float16
         constants = render_constants(density.spec, color.spec, layout.features_per_level, half_table)
         kernel = "render.cu", constants, "render"
-        size = 32 * RENDER_WARPS, render_shared_bytes(density.spec, color.spec)
-        grid = min(_blocks(rays, 32 * RENDER_WARPS), device.resident_blocks(*kernel, *size))
+        size = WARP * RENDER_WARPS, render_shared_bytes(density.spec, color.spec)
+        grid = min(_blocks(rays, WARP * RENDER_WARPS), device.resident_blocks(*kernel, *size))
         next_ray = torch.zeros(1, dtype=torch.int32, device=origins.device)
         arguments = (
             origins,

@@ -23,11 +23,11 @@ from eugen_nerf.ops.build import SOURCE, BuildError, cache_folder
 
 OPTIONS = ("--std=c++17", "--device-as-default-execution-space", "--ptxas-options=-v")
 
-# Where pip wheels of CUDA 13 and of CUDA 12 keep the library, below a folder of sys.path.
+# Where pip wheels of CUDA 13, 12 and 11.8 keep the library, below a folder of sys.path.
 WHEEL_FOLDERS = ("nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib", "nvidia/cu12/lib")
 # Toolkits that the system's linker need not know.
 TOOLKITS = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), sys.prefix, "/usr/local/cuda")
-MAJOR_VERSIONS = (13, 12)
+MAJOR_VERSIONS = (13, 12, 11)
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,8 @@ def find_nvrtc() -> Nvrtc:
     folders += [os.path.join(folder, below) for folder in TOOLKITS if folder for below in ("lib64", "lib")]
     for version in versions:
         found = [path for folder in folders for path in _libraries(folder, f"libnvrtc.so.{version}*")]
-        for path in [*found, f"libnvrtc.so.{version}"]:
+        # All of CUDA 11's compilers from 11.2 on have one name.
+        for path in [*found, f"libnvrtc.so.{'11.2' if version == '11' else version}"]:
             try:
                 return Nvrtc(path)
             except BuildError:

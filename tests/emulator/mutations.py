@@ -161,10 +161,34 @@ MUTATIONS = [
         pairs=[
             ("range.end > n ? n : range.end", "range.end"),
             ("x < low[0] + BLOCK && x < r", "x < low[0] + BLOCK - 1 && x < r"),
-            ("int64 i = offsets[r];", "int64 i = offsets[r] + 1;"),
-            ("i += WARP)", "i += WARP + 1)"),
-            ("if (r >= rays) return;\n  const Range range = samples_of(offsets, r, n);\n  const int64 b",
-             "if (r > rays) return;\n  const Range range = samples_of(offsets, r, n);\n  const int64 b"),
+            ("int64 begin = offsets[r];", "int64 begin = offsets[r] + 1;"),
+            ("count_bits(samples & lanes_before)", "lane_index()"),
+            ("(1u << lane_index()) - 1;", "(2u << lane_index()) - 1;"),
+            ("i += WARP) {", "i += WARP + 1) {"),
+            ("if (r >= rays) return;\n  const Range range = samples_of(offsets, r, n);\n  float sums",
+             "if (r > rays) return;\n  const Range range = samples_of(offsets, r, n);\n  float sums"),
+        ],
+    ),
+    *_of(
+        "march.cuh",
+        "rays",
+        pairs=[
+            ("if (number < walk.count)", "if (number <= walk.count)"),
+            ("walk.number += WARP - 1 +", "walk.number += WARP +"),
+            ("skip = steps_over(m, walk, step, empty);", "skip = 2 * steps_over(m, walk, step, empty);"),
+        ],
+    ),
+    *_of(
+        "composite.cuh",
+        "rays",
+        pairs=[
+            ("if (lane_index() >= by) sum", "if (lane_index() > by) sum"),
+            ("lane_index() > 0 ? lower : 0.f", "lower"),
+            ("optical += double(shuffle(sum, WARP - 1));", "optical += double(sum);"),
+            ("by = WARP / 2; by > 0", "by = WARP / 4; by > 0"),
+            ("if (lane_index() + by < WARP) sum", "if (lane_index() + by <= WARP) sum"),
+            ("lane_index() < WARP - 1 ? higher : 0.f", "higher"),
+            ("later += shuffle(sum, 0);", "later = shuffle(sum, 0);"),
         ],
     ),
     *_of(

@@ -99,8 +99,8 @@ def grid(device: EmulatedDevice) -> bool:
 
 
 def rays(device: EmulatedDevice) -> bool:
-    # Few cells, so that blocks are empty but for one; many, so that a ray has more samples than a warp lanes.
-    for share in (0.02, 0.6):
+    # Few cells, so that blocks are empty but for one; many, so that a ray has twice as many samples as a warp has lanes.
+    for share in (0.02, 0.95):
         some, bits, (space, rule) = random_rays(150), random_bits(share), BOUNDED
         got = PackedSamples(*cuda.march(device, *some, bits, RESOLUTION, space, rule))
         expected = reference.march(*some[:4], bits, RESOLUTION, space, rule, some[4])
@@ -112,10 +112,18 @@ def rays(device: EmulatedDevice) -> bool:
             return False
     n = got.num_samples
     sigma, rgb = torch.rand(n, generator=torch.Generator().manual_seed(0)), torch.rand(n, 3)
-    out = cuda.composite_forward(device, sigma, rgb, got.t_starts, got.t_ends, got.ray_offsets)
-    color, alpha, depth = reference.composite(sigma, rgb, got)
-    if not close(out, torch.cat([color, alpha[:, None], depth[:, None]], dim=1)):
-        return False
+    weight = torch.randn(150, 5, generator=torch.Generator().manual_seed(1))
+    arrays = (sigma, rgb, got.t_starts, got.t_ends, got.ray_offsets)
+    out = [cuda.composite_forward(device, *arrays), *cuda.composite_backward(device, *arrays, weight)]
+    sigma64, rgb64 = sigma.double().requires_grad_(), rgb.double().requires_grad_()
+    exactly = PackedSamples(got.ray_offsets, got.t_starts.double(), got.t_ends.double())
+    color, alpha, depth = reference.composite(sigma64, rgb64, exactly)
+    expected_out = torch.cat([color, alpha[:, None], depth[:, None]], dim=1)
+    (expected_out * weight).sum().backward()
+    for mine, theirs in zip(out, (expected_out, sigma64.grad, rgb64.grad), strict=True):
+        assert theirs is not None
+        if not close(mine, theirs):
+            return False
     ones = torch.ones(4)
     cuda.composite_forward(device, ones, torch.ones(4, 3), ones, ones, torch.tensor([0, 2, 9]))
     return True

@@ -67,7 +67,7 @@ def test_march_that_finds_less_than_was_counted() -> None:
     room = expected.ray_offsets + 2 * torch.arange(61)
     starts, ends = torch.full((2, int(room[-1])), math.nan)
     common = (*rays, ctypes.c_int64(60), arguments, bits, cuda._occupied_blocks(device, bits, RESOLUTION))
-    cuda._ray_kernel(device, "march_write", 60, *common, room, starts, ends)
+    cuda._warp_kernel(device, "march_write", 60, *common, room, starts, ends)
     assert starts.isfinite().all()
     found = PackedSamples(room, starts, ends)
     filled = torch.zeros(found.num_samples, dtype=torch.bool)

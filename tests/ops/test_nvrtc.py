@@ -79,6 +79,26 @@ def test_bfloat16_and_half_rows_compile(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @needs_nvrtc
+def test_old_compilers_are_asked_for_nothing_that_they_do_not_know() -> None:
+    from eugen_nerf.ops import cuda
+
+    spec = (1, 7, 12, 1, 0, 1, 1, 1, 3, 1, 7)
+    tiles = plan(spec, SHARED_MEMORY[80])
+    assert tiles is not None
+    for source, constants in (
+        ("network.cu", cuda.network_constants(spec, tiles, False)),
+        ("grid.cu", cuda.grid_constants(2, False)),
+    ):
+        for architecture in (80, 90):
+            texts = [
+                nvrtc.find_nvrtc().compile(source, architecture, (*constants, f"EUGEN_OLD_PTX={old}"), portable=True)
+                for old in (0, 1)
+            ]
+            unknown = [b"satfinite" in text.image or b"red.global.add.v2" in text.image for text in texts]
+            assert unknown == [source == "network.cu" or architecture == 90, False]
+
+
+@needs_nvrtc
 def test_a_program_that_does_not_compile_is_named_with_its_first_error() -> None:
     with pytest.raises(BuildError, match=r"NVRTC 1\d\.\d+ failed on grid.cu: .*error.*EUGEN_FEATURES"):
         nvrtc.find_nvrtc().compile("grid.cu", 80)
@@ -167,8 +187,8 @@ def test_ptx_for_gpus_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_torchs_own_cuda_version_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment may have the compilers of several versions, and the driver may be as old as torch's."""
-    for folder, version in (("cu13/lib", 13), ("cuda_nvrtc/lib", 12)):
-        (tmp_path / "nvidia" / folder).mkdir(parents=True)
+    for folder, version in (("cu13/lib", 13), ("cuda_nvrtc/lib", 12), ("cuda_nvrtc/lib", 11.2)):
+        (tmp_path / "nvidia" / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / "nvidia" / folder / f"libnvrtc.so.{version}").touch()
     tried: list[str] = []
 
@@ -178,11 +198,11 @@ def test_torchs_own_cuda_version_is_preferred(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(nvrtc.sys, "path", [str(tmp_path)])
     monkeypatch.setattr(nvrtc, "Nvrtc", load)
-    for cuda, found in (("12.6", "libnvrtc.so.12"), ("13.0", "libnvrtc.so.13"), (None, "libnvrtc.so.13")):
+    for cuda, version in (("11.8", "11.2"), ("12.6", "12"), ("13.0", "13"), (None, "13")):
         monkeypatch.setattr(nvrtc.torch.version, "cuda", cuda)
         nvrtc.find_nvrtc.cache_clear()
         nvrtc.find_nvrtc()
-        assert Path(tried[-1]).name == found
+        assert Path(tried[-1]).name == f"libnvrtc.so.{version}"
     nvrtc.find_nvrtc.cache_clear()
 
 

@@ -2,7 +2,7 @@
 //
 // Matrix i of a chain is that of stage i; the last one is the output's. A stage's projections and features come in
 // blocks of m numbers (projection after projection, order after order). On tensor cores each block is padded to
-// a multiple of 16; padding holds zeros and stays zero, since phi(0) = 0 for every phi that is supported.
+// a multiple of 16; padding holds zeros and stays zero.
 #pragma once
 #include "phi.h"
 #include "simt.cuh"

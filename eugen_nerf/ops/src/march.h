@@ -151,6 +151,21 @@ EUGEN_FUNCTION Step step_at(const March& m, const Walk& walk, int number) {
   return step;
 }
 
+// Steps from an empty position to the next one that need not be empty: at least 1. `empty` is what empty_cells says of it.
+EUGEN_FUNCTION int steps_over(const March& m, const Walk& walk, const Step& step, int empty) {
+  if (m.contracted) return 1;
+  // Every step up to the far side of this empty cell or block is empty too. One less, against round-off.
+  const float cells = float(empty), r = float(m.resolution) / cells;
+  const float p[3] = {step.unit.x * r, step.unit.y * r, step.unit.z * r};
+  float leave = 1e6f;
+  for (int a = 0; a < 3; a++) {
+    const float across = walk.steps_per_cell[a] * cells;
+    const float inside = p[a] - floor(p[a]);
+    leave = minimum(leave, across > 0.f ? (1.f - inside) * across : -inside * across);
+  }
+  return leave > 2.f ? int(leave) - 1 : 1;
+}
+
 // Advance to the next sample in an occupied cell; false at the end of the ray.
 EUGEN_FUNCTION bool next_sample(const March& m, Walk& walk, Step& step) {
   while (walk.number < walk.count) {
@@ -160,20 +175,7 @@ EUGEN_FUNCTION bool next_sample(const March& m, Walk& walk, Step& step) {
       walk.number++;
       return true;
     }
-    int skip = 1;
-    if (!m.contracted) {
-      // Every step up to the far side of this empty cell or block is empty too. One less, against round-off.
-      const float cells = float(empty), r = float(m.resolution) / cells;
-      const float p[3] = {step.unit.x * r, step.unit.y * r, step.unit.z * r};
-      float leave = 1e6f;
-      for (int a = 0; a < 3; a++) {
-        const float across = walk.steps_per_cell[a] * cells;
-        const float inside = p[a] - floor(p[a]);
-        leave = minimum(leave, across > 0.f ? (1.f - inside) * across : -inside * across);
-      }
-      if (leave > 2.f) skip = int(leave) - 1;
-    }
-    walk.number += skip;
+    walk.number += steps_over(m, walk, step, empty);
   }
   return false;
 }

@@ -337,12 +337,20 @@ EUGEN_FUNCTION void stage_norms(const uint32 (&a)[TILES][C::k(I) / 16][4], W& we
   stage_norms<C, I, TILES>(a, weights, eps, norms, [](const float (&)[TILES][2][4], int) {});
 }
 
-// Word i of the fragment that a tile's sums become, after phi.
-template <Phi PHI = IDENTITY_PHI>
-EUGEN_FUNCTION uint32 pack_word(const float (&c)[2][4], int i) {
-  static_assert(PHI != SOFTPLUS_PHI, "it would fill the padding with log 2");
-  const float low = c[i >> 1][2 * (i & 1)], high = c[i >> 1][2 * (i & 1) + 1];
-  return PHI == RELU_PHI ? pack_relu(low, high) : pack_bounded(apply(PHI, low), apply(PHI, high));
+// Word i of the fragment that a tile's sums become, after phi. `tile` and FEATURES say where the padding begins, in
+// which softplus, whose value at 0 is log 2, would not leave the zeros that stand there.
+template <Phi PHI = IDENTITY_PHI, int FEATURES = 0>
+EUGEN_FUNCTION uint32 pack_word(const float (&c)[2][4], int i, int tile = 0) {
+  float low = c[i >> 1][2 * (i & 1)], high = c[i >> 1][2 * (i & 1) + 1];
+  if constexpr (PHI == RELU_PHI) return pack_relu(low, high);
+  low = apply(PHI, low), high = apply(PHI, high);
+  if constexpr (PHI == SOFTPLUS_PHI && FEATURES % 16 != 0) {
+    const LanePlace place;
+    const int column = tile * 16 + (i >> 1) * 8 + place.column;
+    low = column < FEATURES ? low : 0.f;
+    high = column + 1 < FEATURES ? high : 0.f;
+  }
+  return pack_bounded(low, high);
 }
 
 // Features f of stage I from its inputs a.
@@ -376,13 +384,13 @@ EUGEN_FUNCTION void stage_features(const uint32 (&a)[TILES][C::k(I) / 16][4],
           product[e >> 2][e & 3] = l * right[m][e >> 2][e & 3];
         }
 #pragma unroll
-        for (int i = 0; i < 4; i++) f[m][BLOCK_TILES + tile][i] = pack_word<PHI>(product, i);
+        for (int i = 0; i < 4; i++) f[m][BLOCK_TILES + tile][i] = pack_word<PHI, C::features(I)>(product, i, tile);
       }
     }
 #pragma unroll
     for (int m = 0; m < TILES; m++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) f[m][tile][i] = pack_word<PHI>(first[m], i);
+      for (int i = 0; i < 4; i++) f[m][tile][i] = pack_word<PHI, C::features(I)>(first[m], i, tile);
   }
 }
 

@@ -1,5 +1,6 @@
-// Kernels along rays: spherical harmonics of directions, marching, sample positions, compositing.
-#include "composite.h"
+// Kernels along rays: spherical harmonics of directions, marching, sample positions, compositing. Where rays have samples
+// of different number, a warp takes one ray: its lanes have work for as long as the ray has any.
+#include "composite.cuh"
 #include "harmonics.h"
 #include "march.cuh"
 
@@ -10,6 +11,7 @@ namespace eugen {
 enum { THREADS = 128 };
 
 EUGEN_FUNCTION int64 thread_number() { return int64(blockIdx.x) * THREADS + threadIdx.x; }
+EUGEN_FUNCTION int64 warp_number() { return thread_number() / WARP; }
 
 // Samples [begin, end) of ray r. Offsets that do not rise from 0 to n must not lead outside of the arrays.
 struct Range {
@@ -45,19 +47,19 @@ EUGEN_KERNEL(128) occupied_blocks(const uint8* __restrict__ bits, int resolution
   blocks[i] = any;
 }
 
-// Samples of each ray: counts [rays].
+// Samples of each ray: counts [rays]; one warp for each ray.
 EUGEN_KERNEL(128)
 march_count(const float* __restrict__ origins, const float* __restrict__ directions, const float* __restrict__ near,
             const float* __restrict__ far, const float* __restrict__ jitter, int64 rays, const MarchArguments arguments,
             const uint8* __restrict__ bits, const uint8* __restrict__ blocks, int64* __restrict__ counts) {
-  const int64 r = thread_number();
+  const int64 r = warp_number();
   if (r >= rays) return;
   const March m = arguments.march(bits, blocks);
   Walk walk = begin_walk(m, load3(origins + 3 * r), load3(directions + 3 * r), near[r], far[r], jitter[r]);
   Step step;
   int64 count = 0;
-  while (next_sample(m, walk, step)) count++;
-  counts[r] = count;
+  while (walk.number < walk.count) count += count_bits(next_samples(m, walk, step));
+  if (lane_index() == 0) counts[r] = count;
 }
 
 // The same walk once more: t_start, t_end [n] at the offsets that the counts led to. A compiler may round differently in
@@ -67,20 +69,27 @@ march_write(const float* __restrict__ origins, const float* __restrict__ directi
             const float* __restrict__ far, const float* __restrict__ jitter, int64 rays, const MarchArguments arguments,
             const uint8* __restrict__ bits, const uint8* __restrict__ blocks, const int64* __restrict__ offsets,
             float* __restrict__ t_start, float* __restrict__ t_end) {
-  const int64 r = thread_number();
+  const int64 r = warp_number();
   if (r >= rays) return;
   const March m = arguments.march(bits, blocks);
   Walk walk = begin_walk(m, load3(origins + 3 * r), load3(directions + 3 * r), near[r], far[r], jitter[r]);
   Step step;
-  int64 i = offsets[r];
+  const uint32 lanes_before = (1u << lane_index()) - 1;
+  int64 begin = offsets[r];
   const int64 end = offsets[r + 1];
-  while (i < end && next_sample(m, walk, step)) {
-    t_start[i] = step.t_start;
-    t_end[i] = step.t_end;
-    i++;
+  while (begin < end && walk.number < walk.count) {
+    const uint32 samples = next_samples(m, walk, step);
+    const int64 i = begin + count_bits(samples & lanes_before);
+    if (samples >> lane_index() & 1 && i < end) {
+      t_start[i] = step.t_start;
+      t_end[i] = step.t_end;
+    }
+    begin += count_bits(samples);
   }
-  const float stop = i > offsets[r] ? step.t_end : near[r];
-  for (; i < end; i++) t_start[i] = t_end[i] = stop;
+  if (begin >= end) return;
+  sync_warp();  // what another lane has written
+  const float stop = begin > offsets[r] ? t_end[begin - 1] : near[r];
+  for (int64 i = begin + lane_index(); i < end; i += WARP) t_start[i] = t_end[i] = stop;
 }
 
 // unit [n, 3] positions in the unit cube, view [n, 3] directions; one warp for each ray.
@@ -88,7 +97,7 @@ EUGEN_KERNEL(128)
 sample_points(const float* __restrict__ origins, const float* __restrict__ directions, int64 rays,
               const int64* __restrict__ offsets, const float* __restrict__ t_start, const float* __restrict__ t_end,
               int64 n, const MarchArguments arguments, float* __restrict__ unit, float* __restrict__ view) {
-  const int64 r = thread_number() / WARP;
+  const int64 r = warp_number();
   if (r >= rays) return;
   const March m = arguments.march(nullptr, nullptr);
   const Vec3 o = load3(origins + 3 * r), d = load3(directions + 3 * r);
@@ -101,27 +110,29 @@ sample_points(const float* __restrict__ origins, const float* __restrict__ direc
   }
 }
 
-// out [rays, 5]: rgb, alpha, depth.
+// out [rays, 5]: rgb, alpha, depth; one warp for each ray.
 EUGEN_KERNEL(128)
 composite_forward(const float* __restrict__ sigma, const float* __restrict__ rgb, const float* __restrict__ t_start,
                   const float* __restrict__ t_end, int64 n, const int64* __restrict__ offsets, int64 rays,
                   float* __restrict__ out) {
-  const int64 r = thread_number();
+  const int64 r = warp_number();
   if (r >= rays) return;
   const Range range = samples_of(offsets, r, n);
-  const int64 b = range.begin;
-  eugen::composite_forward(sigma + b, rgb + 3 * b, t_start + b, t_end + b, range.end - b, out + 5 * r);
+  float sums[5];
+  eugen::composite_forward(sigma, rgb, t_start, t_end, range.begin, range.end, sums);
+  if (lane_index() == 0)
+    for (int c = 0; c < 5; c++) out[5 * r + c] = sums[c];
 }
 
-// grad_sigma [n], grad_rgb [n, 3] from grad_out [rays, 5].
-EUGEN_ROOMY_KERNEL(128, 1)
+// grad_sigma [n], grad_rgb [n, 3] from grad_out [rays, 5]; one warp for each ray.
+EUGEN_KERNEL(128)
 composite_backward(const float* __restrict__ sigma, const float* __restrict__ rgb, const float* __restrict__ t_start,
                    const float* __restrict__ t_end, int64 n, const int64* __restrict__ offsets, int64 rays,
                    const float* __restrict__ grad_out, float* __restrict__ grad_sigma, float* __restrict__ grad_rgb) {
-  const int64 r = thread_number();
+  const int64 r = warp_number();
   if (r >= rays) return;
   const Range range = samples_of(offsets, r, n);
-  const int64 b = range.begin;
-  eugen::composite_backward(sigma + b, rgb + 3 * b, t_start + b, t_end + b, range.end - b, grad_out + 5 * r,
-                            grad_sigma + b, grad_rgb + 3 * b);
+  float grad[5];
+  for (int c = 0; c < 5; c++) grad[c] = grad_out[5 * r + c];
+  eugen::composite_backward(sigma, rgb, t_start, t_end, range.begin, range.end, grad, grad_sigma, grad_rgb);
 }

@@ -1,12 +1,16 @@
 // What kernels use of an NVIDIA GPU beyond plain C++: shuffles, atomics, half precision, tensor cores.
 //
 // Inline PTX, since NVRTC out of torch's wheel comes without CUDA's headers. tests/emulator defines the same functions
-// for a CPU. Constants by -D: EUGEN_BF16 (0: halves are IEEE fp16, 1: bfloat16).
+// for a CPU. Constants by -D: EUGEN_BF16 (0: halves are IEEE fp16, 1: bfloat16), EUGEN_OLD_PTX (without what CUDA before
+// 12.1 does not know: saturating conversions of pairs, vectors of atomic additions).
 #pragma once
 #include "common.h"
 
 #ifndef EUGEN_BF16
 #define EUGEN_BF16 0
+#endif
+#ifndef EUGEN_OLD_PTX
+#define EUGEN_OLD_PTX (__CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1201)
 #endif
 
 namespace eugen {
@@ -56,7 +60,7 @@ EUGEN_FUNCTION void raise_to(uint32* p, uint32 v) { atomicMax(p, v); }
 
 // Two neighbouring numbers; p is a multiple of 8 bytes.
 EUGEN_FUNCTION void add_to_pair(float* p, float a, float b) {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ >= 900 && !EUGEN_OLD_PTX
   asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "f"(a), "f"(b) : "memory");
 #else
   atomicAdd(p, a);
@@ -103,7 +107,7 @@ EUGEN_FUNCTION uint32 pack(float low, float high) {
 EUGEN_FUNCTION uint32 pack_bounded(float low, float high) {
 #if EUGEN_BF16
   return pack(low, high);
-#elif __CUDA_ARCH__ >= 800
+#elif __CUDA_ARCH__ >= 800 && !EUGEN_OLD_PTX
   uint32 r;
   asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
@@ -121,7 +125,7 @@ EUGEN_FUNCTION uint32 pack_relu(float low, float high) {
   uint32 r;
   asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
-#elif __CUDA_ARCH__ >= 800
+#elif __CUDA_ARCH__ >= 800 && !EUGEN_OLD_PTX
   uint32 r;
   asm("cvt.rn.relu.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;

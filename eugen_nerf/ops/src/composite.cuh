@@ -1,0 +1,88 @@
+// Compositing of one ray's packed samples by a warp, each lane a sample at a time; the same as composite.h.
+#pragma once
+#include "composite.h"
+#include "simt.cuh"
+
+namespace eugen {
+
+// Optical thickness is summed within a group of samples, one for each lane, as float, and from group to group as double:
+// many thin samples must not lose their sum to rounding.
+struct Group {
+  float thickness, before;  // of this lane's sample; in front of it
+};
+EUGEN_FUNCTION Group next_group(float thickness, double& optical) {
+  float sum = thickness;
+  for (int by = 1; by < WARP; by *= 2) {
+    const float other = shuffle_up(sum, by);
+    if (lane_index() >= by) sum += other;
+  }
+  const float lower = shuffle_up(sum, 1);
+  Group group{thickness, float(optical + double(lane_index() > 0 ? lower : 0.f))};
+  optical += double(shuffle(sum, WARP - 1));
+  return group;
+}
+
+// Sums over the samples [begin, end) of a ray, the same in every lane: out = rgb, alpha, depth.
+EUGEN_FUNCTION void composite_forward(const float* sigma, const float* rgb, const float* t_start, const float* t_end,
+                                      int64 begin, int64 end, float (&out)[5]) {
+  for (int c = 0; c < 5; c++) out[c] = 0.f;
+  double optical = 0;
+  for (int64 first = begin; first < end; first += WARP) {
+    const int64 i = first + lane_index();
+    const bool mine = i < end;
+    const Group group = next_group(mine ? sigma[i] * (t_end[i] - t_start[i]) : 0.f, optical);
+    if (mine) {
+      const float weight = exp(-group.before) * -expm1f(-group.thickness);
+      for (int c = 0; c < 3; c++) out[c] += weight * rgb[3 * i + c];
+      out[3] += weight;
+      out[4] += weight * 0.5f * (t_start[i] + t_end[i]);
+    }
+  }
+  for (int by = WARP / 2; by > 0; by /= 2)
+    for (int c = 0; c < 5; c++) out[c] += shuffle_xor(out[c], by);
+}
+
+// Gradients of the samples [begin, end) of a ray.
+EUGEN_FUNCTION void composite_backward(const float* sigma, const float* rgb, const float* t_start, const float* t_end,
+                                       int64 begin, int64 end, const float (&grad_out)[5], float* grad_sigma,
+                                       float* grad_rgb) {
+  // First front to back: transmittances, kept where the gradient will stand. The same lane reads them again.
+  double optical = 0;
+  int64 first = begin;
+  for (; first < end; first += WARP) {
+    const int64 i = first + lane_index();
+    const bool mine = i < end;
+    const Group group = next_group(mine ? sigma[i] * (t_end[i] - t_start[i]) : 0.f, optical);
+    if (mine) grad_sigma[i] = exp(-group.before);
+  }
+  float later = 0.f;  // of the groups behind this one: sum of weights times the gradients that reach them
+  while (first > begin) {
+    first -= WARP;
+    const int64 i = first + lane_index();
+    const bool mine = i < end;
+    float length = 0.f, after = 0.f, q = 0.f, share = 0.f;
+    if (mine) {
+      length = t_end[i] - t_start[i];
+      const float thickness = sigma[i] * length, before = grad_sigma[i];
+      const float weight = before * -expm1f(-thickness);
+      after = before * exp(-thickness);
+      q = grad_out[3] + grad_out[4] * 0.5f * (t_start[i] + t_end[i]);
+      for (int c = 0; c < 3; c++) {
+        q += grad_out[c] * rgb[3 * i + c];
+        grad_rgb[3 * i + c] = weight * grad_out[c];
+      }
+      share = weight * q;
+    }
+    float sum = share;  // of this lane's sample and those behind it
+    for (int by = 1; by < WARP; by *= 2) {
+      const float other = shuffle_down(sum, by);
+      if (lane_index() + by < WARP) sum += other;
+    }
+    const float higher = shuffle_down(sum, 1);
+    const float behind = later + (lane_index() < WARP - 1 ? higher : 0.f);
+    if (mine) grad_sigma[i] = length * (after * q - behind);
+    later += shuffle(sum, 0);
+  }
+}
+
+}  // namespace eugen
