@@ -278,7 +278,8 @@ class EugenNerf(Method):
         for callback in trainer.callbacks:
             callback.run_callback_at_location(step, location=TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
         self.step = step + 1
-        return {"loss": float(loss), "num_rays": rays, **{k: float(v) for k, v in {**losses, **metrics}.items()}}
+        values = {"loss": loss, **losses, **metrics}
+        return {"num_rays": rays, **{name: float(value.detach()) for name, value in values.items()}}
 
     @torch.no_grad()
     def render(self, camera: Any, *, options: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:

@@ -92,7 +92,9 @@ def load_network(device: Device, spec: Sequence[int]) -> None:
     tiles = network_tiles(device, spec)
     constants = network_constants(spec, tiles, half_rows=False)
     device.resident_blocks("network.cu", constants, "network_forward", WARP * tiles.warps, tiles.shared_bytes)
-    device.resident_blocks("network.cu", constants, "network_backward", WARP * tiles.back_warps, tiles.back_shared_bytes)
+    device.resident_blocks(
+        "network.cu", constants, "network_backward", WARP * tiles.back_warps, tiles.back_shared_bytes
+    )
 
 
 def _rounded(device: Device, parameters: Tensor, spec: Sequence[int], constants: tuple[str, ...]) -> Tensor:

@@ -99,7 +99,7 @@ def grid(device: EmulatedDevice) -> bool:
 
 
 def rays(device: EmulatedDevice) -> bool:
-    # Few cells, so that blocks are empty but for one; many, so that a ray has twice as many samples as a warp has lanes.
+    # Few cells, so that blocks are empty but for one; many, so that rays have more than twice a warp's samples.
     for share in (0.02, 0.95):
         some, bits, (space, rule) = random_rays(150), random_bits(share), BOUNDED
         got = PackedSamples(*cuda.march(device, *some, bits, RESOLUTION, space, rule))
