@@ -21,6 +21,7 @@ class RenderOutput:
     alpha: Tensor  # [R]
     depth: Tensor  # [R] expected distance in world units; 0 where nothing was hit
     num_samples: Tensor  # [R] samples that contributed
+    total_samples: int | None = None  # their sum, where it is known without waiting for a GPU
 
 
 class Renderer:
@@ -84,7 +85,7 @@ class Renderer:
             samples, unit, views = samples.select(keep), unit[keep], views[keep]
         sigma, rgb = self.field(unit, views)
         color, alpha, depth = ops.composite(sigma, rgb, samples, backend=self.field.backend)
-        return RenderOutput(color, alpha, _expected(depth, alpha), samples.counts())
+        return RenderOutput(color, alpha, _expected(depth, alpha), samples.counts(), samples.num_samples)
 
     def render(
         self,

@@ -113,6 +113,7 @@ class EugenModel(Model):
         self.eval_background: Literal["white", "black"] = metadata.get("eval_background", "white")
         self.lpips = Lpips()
         self._lpips_warned = False
+        self._total_samples: int | None = None  # of the last rays, where it is known
 
         # What the panel in nerfstudio's viewer shows.
         self.panel_network = Readout("Network", config.field.network)
@@ -146,6 +147,7 @@ class EugenModel(Model):
             near, far = (None if t is None else t[:, 0] for t in (ray_bundle.nears, ray_bundle.fars))
             out = self.renderer.render(origins, directions, near, far)
             rgb = self._on_background(out.rgb, out.alpha, self.eval_background).clamp(0, 1)
+        self._total_samples = out.total_samples
         return {
             "rgb": rgb,
             "accumulation": out.alpha[:, None],
@@ -177,7 +179,10 @@ class EugenModel(Model):
         return outputs["rgb"], self.renderer_rgb.blend_background(image, self.eval_background)
 
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {"num_samples_per_batch": outputs["num_samples_per_ray"].sum()}
+        # The pipeline asks for this number in every step. On a GPU, to sum it up there would be to wait for it.
+        total = self._total_samples
+        count = outputs["num_samples_per_ray"].sum() if total is None else torch.tensor(total)
+        return {"num_samples_per_batch": count}
 
     def get_loss_dict(
         self,

@@ -21,6 +21,7 @@ from eugen_nerf.errors import UserError
 from eugen_nerf.layers import EUGen
 from eugen_nerf.plugin.model import EugenModel, EugenModelConfig
 from eugen_nerf.plugin.pipeline import SampleBudgetPipeline
+from tests.pretended_gpu import OnGpu, pretended_gpu
 
 BOX = SceneBox(aabb=torch.tensor([[-1.5, -1.5, -1.5], [1.5, 1.5, 1.5]]))
 BOUNDED = {"bounded": True, "near": 0.1, "far": 10.0}
@@ -55,6 +56,20 @@ def empty(model: EugenModel) -> EugenModel:
 @pytest.fixture(scope="module")
 def pipeline(trained_run: Path) -> SampleBudgetPipeline:
     return eval_setup(trained_run / "config.yml", test_mode="val")[1]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("contraction", [False, True])  # where samples behind surfaces are left out
+def test_samples_are_counted(parse: Any, contraction: bool) -> None:
+    model = build(parse=parse, contraction=contraction)
+    for training in (True, False):
+        outputs = model.train(training)(bundle())
+        count = model.get_metrics_dict(outputs, {})["num_samples_per_batch"]
+        assert count == outputs["num_samples_per_ray"].sum() > 0
+    with pytest.MonkeyPatch.context() as patch, pretended_gpu(patch) as gpu:
+        model.to(gpu)
+        rays = bundle().to(gpu)
+        count = model.train().get_metrics_dict(model(rays), {})["num_samples_per_batch"]
+        assert not isinstance(count, OnGpu)  # the pipeline reads it in every step, and would wait for the GPU
 
 
 class TestBackgrounds:
