@@ -1,6 +1,5 @@
 // Compositing of one ray's packed samples by a warp, each lane a sample at a time; the same as composite.h.
 #pragma once
-#include "composite.h"
 #include "simt.cuh"
 
 namespace eugen {
