@@ -8,6 +8,7 @@ kernels (a GPU that serves one process alone, or whose memory is full), this one
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,7 +19,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -197,8 +197,7 @@ def verdict(index: int, run: Callable[[int], Verdict] | None = None) -> Verdict:
     try:
         found = (run or in_another_process)(index)
     except NotChecked:
-        with mock.patch.dict(os.environ, {SWITCH: "0"}):
-            os.environ.pop("EUGEN_BACKEND", None)
+        with _kernels_unchecked():
             return Verdict(tuple(check_ops(torch.device("cuda", index), "cuda")))
     if not found.lasts:
         return found
@@ -229,6 +228,18 @@ def _driver_version() -> str:
         return Path("/proc/driver/nvidia/version").read_text()
     except OSError:
         return ""
+
+
+@contextlib.contextmanager
+def _kernels_unchecked() -> Iterator[None]:
+    """Let ops run on the kernels, without a check before."""
+    before = {name: os.environ.pop(name, None) for name in (SWITCH, "EUGEN_BACKEND")}
+    os.environ[SWITCH] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[SWITCH]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def in_another_process(index: int) -> Verdict:
