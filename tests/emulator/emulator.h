@@ -234,15 +234,17 @@ static void multiply_all(void** arguments) {
       static_cast<MultiplyArgument*>(arguments[i])->d[q] += d[(i >> 2) + (q >> 1) * 8][2 * (i & 3) + (q & 1)];
 }
 
+enum { MULTIPLY_DEPTH = EUGEN_EMULATED >= 80 ? 16 : 8 };  // Turing multiplies half as deep
+
 static inline void multiply_add(float (&d)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
-#if EUGEN_EMULATED >= 800
-  MultiplyArgument argument{d, a, {b0, b1}};
-  emulator::collective(emulator::MULTIPLY_ADD, &argument, multiply_all<16>);
-#else  // Turing multiplies half as deep
-  MultiplyArgument first{d, a, {b0, 0}}, second{d, a + 2, {b1, 0}};
-  emulator::collective(emulator::MULTIPLY_ADD, &first, multiply_all<8>);
-  emulator::collective(emulator::MULTIPLY_ADD, &second, multiply_all<8>);
-#endif
+  if constexpr (MULTIPLY_DEPTH == 16) {
+    MultiplyArgument argument{d, a, {b0, b1}};
+    emulator::collective(emulator::MULTIPLY_ADD, &argument, multiply_all<16>);
+  } else {
+    MultiplyArgument first{d, a, {b0, 0}}, second{d, a + 2, {b1, 0}};
+    emulator::collective(emulator::MULTIPLY_ADD, &first, multiply_all<8>);
+    emulator::collective(emulator::MULTIPLY_ADD, &second, multiply_all<8>);
+  }
 }
 
 static inline void copy_async(uint16* to, const uint16* from) {

@@ -143,7 +143,7 @@ def test_stopped(kernel: str, message: str, sources: Path, monkeypatch: pytest.M
 FRAGMENTS = """
 #include "simt.cuh"
 using namespace eugen;
-EUGEN_KERNEL(32) product(const float* a, const float* b, float* d) {
+EUGEN_KERNEL(32) product(const float* a, const float* b, float* d, float* depth) {
   const int t = lane_index() % 4, g = lane_index() / 4;
   uint32 left[4], right[2];
   float sums[4] = {};
@@ -158,22 +158,24 @@ EUGEN_KERNEL(32) product(const float* a, const float* b, float* d) {
   }
   multiply_add(sums, left, right[0], right[1]);
   for (int v = 0; v < 4; v++) d[32 * t + g + 16 * (v & 1) + 8 * (v >> 1)] = sums[v];  // of (row, column) in 16 x 8
+  *depth = MULTIPLY_DEPTH;
 }
 """
 
 
-@pytest.mark.parametrize("architecture", [75, 80])
+@pytest.mark.parametrize(("architecture", "depth"), [(75, 8), (80, 16), (120, 16)])
 def test_products_take_fragments_as_cutlass_describes_them(
-    architecture: int, sources: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: int, depth: int, sources: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (sources / "fragments.cu").write_text(FRAGMENTS)
     monkeypatch.setitem(emulator.KERNELS, "fragments.cu", ("product",))
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randint(-8, 8, (16, n), generator=generator).float() for n in (16, 8))  # exact as halves
-    d = torch.empty(8, 16)
+    d, found = torch.empty(8, 16), torch.empty(1)
     device = EmulatedDevice(architecture, sources=sources)
-    device.launch("fragments.cu", (), "product", (1, 1), 32, 0, (a.T.contiguous(), b, d))
+    device.launch("fragments.cu", (), "product", (1, 1), 32, 0, (a.T.contiguous(), b, d, found))
     assert torch.equal(d.T, a @ b)
+    assert found == depth
 
 
 def test_seen_in_one_of_the_orders(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
