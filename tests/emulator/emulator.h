@@ -135,6 +135,7 @@ EUGEN_FUNCTION void store_pair(float* p, float a, float b) {
   emulator::check_alignment(p, 8);
   p[0] = a, p[1] = b;
 }
+enum { PAIRS_AT_ONCE = EUGEN_EMULATED >= 90 };
 EUGEN_FUNCTION void add_to_pair(float* p, float a, float b) {
   emulator::check_alignment(p, 8);
   p[0] += a, p[1] += b;

@@ -29,11 +29,12 @@ def positions(n: int) -> Tensor:
     return x
 
 
+@pytest.mark.parametrize("architecture", [80, 90])  # without and with additions of two numbers at a time
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_hash_encode(layout: tuple[int, int, int, int, int], order: str) -> None:
+def test_hash_encode(layout: tuple[int, int, int, int, int], order: str, architecture: int) -> None:
     grid = HashGridLayout.build(*layout)
-    device = EmulatedDevice(80, order)
+    device = EmulatedDevice(architecture, order)
     for n in (1, 301):
         generator = torch.Generator().manual_seed(0)
         x = positions(n)

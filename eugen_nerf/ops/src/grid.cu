@@ -44,6 +44,20 @@ hash_encode_forward(const float* __restrict__ x, const TableValue* __restrict__ 
 
 namespace eugen {
 
+// Adds `share` to a row of grad_table where `adds`. Where memory takes one number at a time, two neighbouring lanes add the
+// one's pair of numbers together, then the other's: so each of the warp's additions touches half as many places.
+EUGEN_FUNCTION void add_with_neighbour(uint32 row, const float (&share)[F], bool adds, float* grad_table) {
+  const uint32 none = ~0u, mine = adds ? row : none, other = shuffle_xor(mine, 1);
+  const bool odd = lane_index() & 1;
+  const uint32 of_even = odd ? other : mine, of_odd = odd ? mine : other;
+#pragma unroll
+  for (int f = 0; f + 1 < F; f += 2) {
+    const float taken = shuffle_xor(odd ? share[f] : share[f + 1], 1);
+    if (of_even != none) add_to(grad_table + size_t(of_even) * F + f + odd, odd ? taken : share[f]);
+    if (of_odd != none) add_to(grad_table + size_t(of_odd) * F + f + odd, odd ? share[f + 1] : taken);
+  }
+}
+
 // Adds the corners' shares of a gradient to grad_table. In a dense level neighbouring lanes, samples of the same ray,
 // often lie in the same cell: such a run's sums are formed in registers, and its first lane adds them.
 template <bool DENSE>
@@ -75,15 +89,17 @@ EUGEN_FUNCTION void scatter(const HashCell& cell, const float (&weights)[8], con
           }
     }
   }
-  if (!adds) return;
 #pragma unroll
   for (int c = 0; c < 8; c++) {
-    float* to = grad_table + size_t(cell.rows[c]) * F;
-    if constexpr (F % 2 == 0) {
+    float* const to = grad_table + size_t(cell.rows[c]) * F;
+    if constexpr (F % 2 != 0) {
+      if (adds) add_to(to, share[c][0]);
+    } else if constexpr (PAIRS_AT_ONCE) {
 #pragma unroll
-      for (int f = 0; f < F; f += 2) add_to_pair(to + f, share[c][f], share[c][f + 1]);
+      for (int f = 0; f < F; f += 2)
+        if (adds) add_to_pair(to + f, share[c][f], share[c][f + 1]);
     } else {
-      add_to(to, share[c][0]);
+      add_with_neighbour(cell.rows[c], share[c], adds, grad_table);
     }
   }
 }

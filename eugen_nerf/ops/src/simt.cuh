@@ -58,6 +58,8 @@ EUGEN_FUNCTION void add_to(float* p, float v) { atomicAdd(p, v); }
 EUGEN_FUNCTION uint32 fetch_add(uint32* p, uint32 v) { return atomicAdd(p, v); }
 EUGEN_FUNCTION void raise_to(uint32* p, uint32 v) { atomicMax(p, v); }
 
+// Whether add_to_pair is one addition to memory, or two.
+enum { PAIRS_AT_ONCE = __CUDA_ARCH__ >= 900 && !EUGEN_OLD_PTX };
 // Two neighbouring numbers; p is a multiple of 8 bytes.
 EUGEN_FUNCTION void add_to_pair(float* p, float a, float b) {
 #if __CUDA_ARCH__ >= 900 && !EUGEN_OLD_PTX
