@@ -81,8 +81,9 @@ class Renderer:
         )
         unit, views = ops.sample_points(origins, directions, samples, self.space, backend=self.field.backend)
         if self.skip_hidden:
-            keep = self._visible(unit, samples)
-            samples, unit, views = samples.select(keep), unit[keep], views[keep]
+            # As indices, for which a GPU has to be waited for once; each use of a mask would wait.
+            seen = self._visible(unit, samples).nonzero()[:, 0]
+            samples, unit, views = samples.select(seen), unit.index_select(0, seen), views.index_select(0, seen)
         sigma, rgb = self.field(unit, views)
         color, alpha, depth = ops.composite(sigma, rgb, samples, backend=self.field.backend)
         return RenderOutput(color, alpha, _expected(depth, alpha), samples.counts(), samples.num_samples)

@@ -176,10 +176,10 @@ class PackedSamples:
         rays = torch.arange(self.num_rays, device=self.ray_offsets.device)
         return rays.repeat_interleave(self.counts(), output_size=self.num_samples)
 
-    def select(self, keep: Tensor) -> PackedSamples:
-        """The samples where ``keep`` [N] is true, of the same rays."""
-        kept_before = torch.nn.functional.pad(keep.cumsum(0), (1, 0))
-        return PackedSamples(kept_before[self.ray_offsets], self.t_starts[keep], self.t_ends[keep])
+    def select(self, indices: Tensor) -> PackedSamples:
+        """The samples with these indices [M], which must rise, of the same rays."""
+        offsets = torch.searchsorted(indices, self.ray_offsets)
+        return PackedSamples(offsets, self.t_starts.index_select(0, indices), self.t_ends.index_select(0, indices))
 
     def positions(self, origins: Tensor, directions: Tensor) -> Tensor:
         """[N, 3] world positions of the samples of rays with these origins and directions, both [R, 3]."""

@@ -186,9 +186,9 @@ def test_packed_samples_know_their_rays() -> None:
 
 def test_packed_samples_select() -> None:
     samples = PackedSamples(torch.tensor([0, 2, 2, 5]), torch.arange(5.0), torch.arange(5.0) + 1)
-    chosen = samples.select(torch.tensor([False, True, True, False, True]))
+    chosen = samples.select(torch.tensor([1, 2, 4]))
     assert chosen.ray_offsets.tolist() == [0, 1, 1, 3]
     assert chosen.t_starts.tolist() == [1, 2, 4]
     assert chosen.t_ends.tolist() == [2, 3, 5]
-    nothing = samples.select(torch.zeros(5, dtype=torch.bool))
+    nothing = samples.select(torch.zeros(0, dtype=torch.int64))
     assert nothing.ray_offsets.tolist() == [0, 0, 0, 0]
