@@ -99,8 +99,8 @@ def grid(device: EmulatedDevice) -> bool:
 
 
 def rays(device: EmulatedDevice) -> bool:
-    # Few cells, so that blocks are empty but for one; many, so that rays have more than twice a warp's samples.
-    for share in (0.02, 0.95):
+    # Few cells, so that blocks are empty but for one; many; so many that rays have more than twice a warp's samples.
+    for share in (0.02, 0.6, 0.95):
         some, bits, (space, rule) = random_rays(150), random_bits(share), BOUNDED
         got = PackedSamples(*cuda.march(device, *some, bits, RESOLUTION, space, rule))
         expected = reference.march(*some[:4], bits, RESOLUTION, space, rule, some[4])
