@@ -2,7 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.utils.colors import get_color
 from PIL import Image
 
+from eugen_nerf.plugin.dataparsers import reading_frames
 from eugen_nerf.plugin.rays import TabulatedRays
 from eugen_nerf.scenes import Frame, read_image, read_mask
 
@@ -85,11 +86,16 @@ class SceneDataManager(VanillaDataManager[SceneDataset]):
 
     config: SceneDataManagerConfig
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with reading_frames():
+            super().__init__(*args, **kwargs)
+
     def create_train_dataset(self) -> SceneDataset:
         return self._on_background(super().create_train_dataset())
 
     def create_eval_dataset(self) -> SceneDataset:
-        return self._on_background(super().create_eval_dataset())
+        with reading_frames():
+            return self._on_background(super().create_eval_dataset())
 
     def _on_background(self, dataset: SceneDataset) -> SceneDataset:
         dataset.set_background(self.config.eval_background)

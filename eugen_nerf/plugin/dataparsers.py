@@ -1,5 +1,8 @@
 """The scene loaders as nerfstudio dataparsers: one that detects the layout, and one for each layout."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,7 +14,7 @@ from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from eugen_nerf.scenes import Scene, SceneError, load_scene
+from eugen_nerf.scenes import Frame, Scene, SceneError, load_scene
 from eugen_nerf.scenes.normalise import Centre, Orientation
 
 Layout = Literal["auto", "blender", "transforms", "colmap", "llff"]
@@ -21,6 +24,36 @@ CAMERA_TYPES = {
     "opencv": CameraType.PERSPECTIVE,
     "opencv_fisheye": CameraType.FISHEYE,
 }
+
+
+_reads_frames: ContextVar[bool] = ContextVar("reads_frames", default=False)
+
+
+@contextmanager
+def reading_frames() -> Iterator[None]:
+    """For a data manager that reads pictures with `read_image`, which reduces them; others open the files."""
+    token = _reads_frames.set(True)
+    try:
+        yield
+    finally:
+        _reads_frames.reset(token)
+
+
+def refuse_reduction(frames: Sequence[Frame], downscale_factor: int) -> None:
+    """For a data manager that opens the files as they are; nerfstudio's would wait forever for smaller pictures.
+
+    Raises:
+        SceneError: a picture has yet to be reduced; the message says what does that.
+    """
+    for frame in frames:
+        if frame.downscale > 1:
+            copies = downscale_factor // frame.downscale
+            raise SceneError(
+                f"{frame.image_path}: there is no copy of it that is reduced {downscale_factor} times, and this method "
+                "reads pictures as nerfstudio does, which does not apply downscale_factor. Use "
+                f"--pipeline.datamanager.camera-res-scale-factor {1 / frame.downscale:.4g}"
+                + (f" with downscale-factor {copies}." if copies > 1 else ".")
+            )
 
 
 @dataclass
@@ -86,6 +119,8 @@ class SceneDataParser(DataParser):
                 CONSOLE.print(f"Warning: {warning}", style="bold yellow", markup=False)
         self._told.update(scene.warnings)
         frames = scene.frames
+        if not _reads_frames.get():
+            refuse_reduction(frames, int(self.config.downscale_factor))
 
         def column(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.tensor([getattr(frame, name) for frame in frames], dtype=dtype)[:, None]

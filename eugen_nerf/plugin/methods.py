@@ -31,7 +31,12 @@ from eugen_nerf.plugin.converted import (
     EugenVanillaNerfModelConfig,
 )
 from eugen_nerf.plugin.datamanager import SceneDataManagerConfig
-from eugen_nerf.plugin.dataparsers import SceneDataParser, SceneDataParserConfig
+from eugen_nerf.plugin.dataparsers import (
+    SceneDataParser,
+    SceneDataParserConfig,
+    reading_frames,
+    refuse_reduction,
+)
 from eugen_nerf.plugin.model import EugenModelConfig
 from eugen_nerf.plugin.pipeline import SampleBudgetPipelineConfig
 from eugen_nerf.scenes import Frame, Scene, read_image
@@ -164,7 +169,8 @@ class EugenTrainerConfig(TrainerConfig):
     def _check_checkpoint(self, file: Path, loaded: Mapping[str, Any]) -> None:
         """Raises UserError where a checkpoint's weights do not fit the model of this configuration."""
         manager: Any = self.pipeline.datamanager
-        outputs = manager.dataparser.setup().get_dataparser_outputs("train")
+        with reading_frames():
+            outputs = manager.dataparser.setup().get_dataparser_outputs("train")
         with torch.random.fork_rng(), without_nerfstudio_lpips():
             model = self.pipeline.model.setup(
                 scene_box=outputs.scene_box,
@@ -193,17 +199,11 @@ class ConvertedTrainerConfig(EugenTrainerConfig):
     fit_schedules: bool = False
     """Let every learning rate decay over exactly max_num_iterations, whatever its scheduler's max_steps says."""
 
-    def validate(self) -> None:
-        parser: Any = self.pipeline.datamanager.dataparser  # type: ignore[attr-defined]
-        if isinstance(parser, SceneDataParserConfig) and parser.downscale_factor != 1:
-            raise UserError(
-                f"{self.method_name} reads pictures as nerfstudio does, which does not apply downscale_factor; "
-                f"use --pipeline.datamanager.camera-res-scale-factor {1 / parser.downscale_factor:.4g}."
-            )
-        super().validate()
-
     def _check_scene(self) -> list[Frame]:
         frames = super()._check_scene()
+        parser: Any = self.pipeline.datamanager.dataparser  # type: ignore[attr-defined]
+        if frames:
+            refuse_reduction(frames, int(parser.downscale_factor))
 
         def decode(frame: Frame) -> None:
             read_image(frame)

@@ -21,7 +21,7 @@ from eugen_nerf.occupancy import OccupancyGrid
 from eugen_nerf.ops import PackedSamples, Space, StepRule
 from eugen_nerf.plugin import dataparsers
 from eugen_nerf.plugin.datamanager import SceneDataset
-from eugen_nerf.plugin.dataparsers import SceneDataParserConfig
+from eugen_nerf.plugin.dataparsers import SceneDataParserConfig, reading_frames
 from eugen_nerf.renderer import Renderer
 from eugen_nerf.scenes import Scene, load_scene
 from tests.conftest import DISTANCE, RADIUS
@@ -157,7 +157,8 @@ def test_scenes_without_points_hand_on_none(tmp_path: Path, ball_scene: Path) ->
 
 def test_options_reach_the_loader(ball_scene: Path) -> None:
     config = SceneDataParserConfig(data=ball_scene, downscale_factor=2, bounded=True, scene_scale=1.25)
-    outputs = config.setup().get_dataparser_outputs("train")
+    with reading_frames():
+        outputs = config.setup().get_dataparser_outputs("train")
     assert outputs.scene_box.aabb.tolist() == [[-1.25] * 3, [1.25] * 3]
     assert outputs.cameras.width.unique().tolist() == [8]
     unbounded = SceneDataParserConfig(data=ball_scene, bounded=False).setup().get_dataparser_outputs("train")
@@ -183,6 +184,23 @@ def test_options_of_ns_train_reach_the_loader(tmp_path: Path, parse: Parse) -> N
     np.testing.assert_array_equal(loaded("--centre", "none").world_transform[:, 3], np.zeros(3))
     assert not np.allclose(loaded("--centre", "poses").world_transform[:, 3], found[:, 3])
     assert len(loaded("--eval-interval", "0").frames) == 9
+
+
+def test_who_opens_the_files_is_not_told_of_pictures_that_are_smaller(ball_scene: Path, tmp_path: Path) -> None:
+    """nerfstudio's own data managers would wait for them forever."""
+    config = SceneDataParserConfig(data=ball_scene, downscale_factor=2)
+    with pytest.raises(SceneError, match=r"r_0\.png: there is no copy .* 2 times, .*scale-factor 0\.5\."):
+        config.setup().get_dataparser_outputs("train")
+    builders.make_transforms(tmp_path)
+    (tmp_path / "images_2").mkdir()
+    for file in (tmp_path / "images").iterdir():
+        with Image.open(file) as image:
+            image.reduce(2).save(tmp_path / "images_2" / file.name)
+    config = SceneDataParserConfig(data=tmp_path, downscale_factor=2)
+    assert config.setup().get_dataparser_outputs("train").image_filenames[0].parent.name == "images_2"
+    config.downscale_factor = 4
+    with pytest.raises(SceneError, match=r"camera-res-scale-factor 0\.25\."):
+        config.setup().get_dataparser_outputs("train")
 
 
 @pytest.mark.parametrize("factor", [2.0, 2])
