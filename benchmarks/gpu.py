@@ -3,11 +3,11 @@
     python benchmarks/gpu.py [--scene DIR] [--iterations 5000] [--batch 1048576] [--minutes 8] [--markdown FILE]
 
 Times are CUDA events: after a warm-up, the median of 50 runs that take turns, each with cold caches and queued while
-the GPU is still busy, so that no time of the CPU is in them; frames are drawn as they come, the CPU's part included.
-"Against the machine" compares with matrix products and copies measured in the same run. tiny-cuda-nn is left out where
-it cannot be imported; its PyTorch modules take float32 rows. ``--scene`` (a Blender scene, e.g. lego at 400 x 400) adds
-training with ns-train's own loop, PSNR, and frames per second at the scene's size and at twice that; the package need
-not be installed for it, nerfstudio must.
+the GPU is still busy, so that no time of the CPU is in them; marches, which wait for the GPU in between, and frames
+come with the CPU's part. "Against the machine" compares with matrix products and copies measured in the same run.
+tiny-cuda-nn is left out where it cannot be imported; its PyTorch modules take float32 rows. ``--scene`` (a Blender scene,
+e.g. lego at 400 x 400) adds training with ns-train's own loop, PSNR, and frames per second at the scene's size and at
+twice that; the package need not be installed for it, nerfstudio must.
 
 Every line is printed, and the file written anew, as soon as it is measured: what fails costs its own line alone.
 """
@@ -39,7 +39,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # on a machine tha
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers import build_network, merge_chain
 from eugen_nerf.layers.merge import MergedChain
-from eugen_nerf.ops import HashGridLayout, dispatch, operators, reference
+from eugen_nerf.occupancy import pack_bits
+from eugen_nerf.ops import HashGridLayout, PackedSamples, Space, StepRule, dispatch, operators, reference
+from eugen_nerf.ops.operators import rule_argument, space_arguments
 from eugen_nerf.ops.packing import PackedChain, pack_chain
 from eugen_nerf.tcnn_modules import hash_grid, load_tcnn, mlp
 
@@ -287,6 +289,57 @@ def hash_rows(batch: int, machine: Machine, tcnn: ModuleType | None) -> Iterator
     )
 
 
+def ray_rows(batch: int) -> Iterator[Row]:
+    """March and composite a training step's samples: those of few rays through a box whose cells all count as occupied,
+    as at the beginning, and of many rays that meet few occupied cells each."""
+    space, resolution = Space(((-1.5, -1.5, -1.5), (1.5, 1.5, 1.5))), 128
+    rule = StepRule(space.diagonal / 1024)
+    for share in (1.0, 0.03):
+        rays = max(1, int(batch / (500 * share)))  # a ray crosses about 500 steps of the box
+        bits = pack_bits(torch.rand(resolution**3, device=DEVICE) < share)
+        origins = 4 * nn.functional.normalize(torch.randn(rays, 3, device=DEVICE), dim=-1)
+        directions = nn.functional.normalize(torch.rand(rays, 3, device=DEVICE) - 0.5 - origins, dim=-1)
+        near, far = torch.full((rays,), 1.0, device=DEVICE), torch.full((rays,), 8.0, device=DEVICE)
+        where = (origins, directions, near, far)
+
+        def march(where: tuple[Tensor, ...] = where, bits: Tensor = bits) -> PackedSamples:
+            jitter = torch.full_like(where[2], 0.5)
+            arguments = (*space_arguments(space), rule_argument(rule))
+            return PackedSamples(*operators.march(*where, jitter, bits, resolution, *arguments))
+
+        def eager(where: tuple[Tensor, ...] = where, bits: Tensor = bits) -> PackedSamples:
+            return reference.march(*where, bits, resolution, space, rule)
+
+        samples = march()
+        size = f"{samples.num_samples} samples of {rays} rays"
+        yield from race(f"march, {size}", [("ours", lambda m=march: m), ("torch", lambda m=eager: m)], lambda *_: "")  # type: ignore[misc]
+        sigma, rgb = torch.rand(samples.num_samples, device=DEVICE), torch.rand(samples.num_samples, 3, device=DEVICE)
+        grad = torch.randn(rays, 5, device=DEVICE)
+
+        def ours(sigma: Tensor, rgb: Tensor, samples: PackedSamples = samples) -> Tensor:
+            return operators.composite(sigma, rgb, samples.t_starts, samples.t_ends, samples.ray_offsets)
+
+        def torchs(sigma: Tensor, rgb: Tensor, samples: PackedSamples = samples) -> Tensor:
+            color, alpha, depth = reference.composite(sigma, rgb, samples)
+            return torch.cat([color, alpha[:, None], depth[:, None]], dim=1)
+
+        def trained(
+            run: Callable[[Tensor, Tensor], Tensor],
+            inputs: tuple[Tensor, Tensor] = (sigma, rgb),
+            grad: Tensor = grad,
+        ) -> Callable[[], None]:
+            density, color = (tensor.detach().requires_grad_() for tensor in inputs)
+
+            def step() -> None:
+                density.grad = color.grad = None
+                run(density, color).backward(grad)
+
+            return step
+
+        contenders = [("ours", lambda t=trained, r=ours: t(r)), ("torch", lambda t=trained, r=torchs: t(r))]  # type: ignore[misc]
+        yield from race(f"composite, forward + backward, {size}", contenders, lambda *_: "")
+
+
 def name_methods() -> None:
     """Let nerfstudio find methods and scenes where the package is not installed; before it is imported."""
     if "eugen-nerf" in entry_points(group="nerfstudio.method_configs").names:
@@ -456,6 +509,7 @@ def main() -> None:
     report = Report(title, arguments.markdown)
     report.add("networks", lambda: network_rows(batch, machine, tcnn))
     report.add("hash grid", lambda: hash_rows(batch, machine, tcnn))
+    report.add("rays", lambda: ray_rows(batch // 4))
     if scene:
         report.add("training", lambda: training_rows(scene, arguments.iterations, tcnn, deadline))
     if time.monotonic() < deadline - 60:  # what its compiler may take
