@@ -5,9 +5,9 @@
 Times are CUDA events: after a warm-up, the median of 50 runs that take turns, each with cold caches and queued while
 the GPU is still busy, so that no time of the CPU is in them; marches, which wait for the GPU in between, and frames
 come with the CPU's part. "Against the machine" compares with matrix products and copies measured in the same run.
-tiny-cuda-nn is left out where it cannot be imported; its PyTorch modules take float32 rows. ``--scene`` (a Blender scene,
-e.g. lego at 400 x 400) adds training with ns-train's own loop, PSNR, and frames per second at the scene's size and at
-twice that; the package need not be installed for it, nerfstudio must.
+tiny-cuda-nn is left out where it cannot be imported; its PyTorch modules take float32 rows. ``--scene`` (a Blender
+scene, e.g. lego at 400 x 400) adds training with ns-train's own loop, PSNR, and frames per second at the scene's size
+and at twice that; the package need not be installed for it, nerfstudio must.
 
 Every line is printed, and the file written anew, as soon as it is measured: what fails costs its own line alone.
 """
