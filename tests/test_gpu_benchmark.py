@@ -13,7 +13,7 @@ from typing import Any
 import gpu
 import pytest
 import torch
-from nerfstudio.utils import writer
+from nerfstudio.engine import trainer
 
 from eugen_nerf.bench import training
 from tests.bench.conftest import SMALL
@@ -115,7 +115,7 @@ def test_training_and_frames(ball_scene: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(training, "train_and_evaluate", ours_alone)
     # nerfstudio's writers of events would go on writing to a folder that is gone, in later trainings of this process.
-    monkeypatch.setattr(writer, "EVENT_WRITERS", [])
+    monkeypatch.setattr(trainer.writer, "EVENT_WRITERS", [])
     monkeypatch.setattr(gpu, "DEVICE", "cuda")
     with pretended_gpu(monkeypatch):
         rows = list(gpu.training_rows(ball_scene, 3, None, deadline=float("inf")))
