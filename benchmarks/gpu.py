@@ -292,52 +292,52 @@ def hash_rows(batch: int, machine: Machine, tcnn: ModuleType | None) -> Iterator
 def ray_rows(batch: int) -> Iterator[Row]:
     """March and composite a training step's samples: those of few rays through a box whose cells all count as occupied,
     as at the beginning, and of many rays that meet few occupied cells each."""
+    for share in (1.0, 0.03):
+        yield from rays_through_a_box(max(1, int(batch / (500 * share))), share)  # a ray crosses about 500 steps of it
+
+
+def rays_through_a_box(rays: int, share: float) -> Iterator[Row]:
+    """So many rays where this share of the cells is occupied."""
     space, resolution = Space(((-1.5, -1.5, -1.5), (1.5, 1.5, 1.5))), 128
     rule = StepRule(space.diagonal / 1024)
-    for share in (1.0, 0.03):
-        rays = max(1, int(batch / (500 * share)))  # a ray crosses about 500 steps of the box
-        bits = pack_bits(torch.rand(resolution**3, device=DEVICE) < share)
-        origins = 4 * nn.functional.normalize(torch.randn(rays, 3, device=DEVICE), dim=-1)
-        directions = nn.functional.normalize(torch.rand(rays, 3, device=DEVICE) - 0.5 - origins, dim=-1)
-        near, far = torch.full((rays,), 1.0, device=DEVICE), torch.full((rays,), 8.0, device=DEVICE)
-        where = (origins, directions, near, far)
+    bits = pack_bits(torch.rand(resolution**3, device=DEVICE) < share)
+    origins = 4 * nn.functional.normalize(torch.randn(rays, 3, device=DEVICE), dim=-1)
+    directions = nn.functional.normalize(torch.rand(rays, 3, device=DEVICE) - 0.5 - origins, dim=-1)
+    near, far = torch.full((rays,), 1.0, device=DEVICE), torch.full((rays,), 8.0, device=DEVICE)
+    where, jitter = (origins, directions, near, far), torch.full((rays,), 0.5, device=DEVICE)
 
-        def march(where: tuple[Tensor, ...] = where, bits: Tensor = bits) -> PackedSamples:
-            jitter = torch.full_like(where[2], 0.5)
-            arguments = (*space_arguments(space), rule_argument(rule))
-            return PackedSamples(*operators.march(*where, jitter, bits, resolution, *arguments))
+    def march() -> PackedSamples:
+        arguments = (*space_arguments(space), rule_argument(rule))
+        return PackedSamples(*operators.march(*where, jitter, bits, resolution, *arguments))
 
-        def eager(where: tuple[Tensor, ...] = where, bits: Tensor = bits) -> PackedSamples:
-            return reference.march(*where, bits, resolution, space, rule)
+    def eager_march() -> PackedSamples:
+        return reference.march(*where, bits, resolution, space, rule, jitter)
 
-        samples = march()
-        size = f"{samples.num_samples} samples of {rays} rays"
-        yield from race(f"march, {size}", [("ours", lambda m=march: m), ("torch", lambda m=eager: m)], lambda *_: "")  # type: ignore[misc]
-        sigma, rgb = torch.rand(samples.num_samples, device=DEVICE), torch.rand(samples.num_samples, 3, device=DEVICE)
-        grad = torch.randn(rays, 5, device=DEVICE)
+    samples = march()
+    size = f"{samples.num_samples} samples of {rays} rays"
+    yield from race(f"march, {size}", [("ours", lambda: march), ("torch", lambda: eager_march)], lambda *_: "")
 
-        def ours(sigma: Tensor, rgb: Tensor, samples: PackedSamples = samples) -> Tensor:
-            return operators.composite(sigma, rgb, samples.t_starts, samples.t_ends, samples.ray_offsets)
+    sigma, rgb = torch.rand(samples.num_samples, device=DEVICE), torch.rand(samples.num_samples, 3, device=DEVICE)
+    grad = torch.randn(rays, 5, device=DEVICE)
 
-        def torchs(sigma: Tensor, rgb: Tensor, samples: PackedSamples = samples) -> Tensor:
-            color, alpha, depth = reference.composite(sigma, rgb, samples)
-            return torch.cat([color, alpha[:, None], depth[:, None]], dim=1)
+    def composite(sigma: Tensor, rgb: Tensor) -> Tensor:
+        return operators.composite(sigma, rgb, samples.t_starts, samples.t_ends, samples.ray_offsets)
 
-        def trained(
-            run: Callable[[Tensor, Tensor], Tensor],
-            inputs: tuple[Tensor, Tensor] = (sigma, rgb),
-            grad: Tensor = grad,
-        ) -> Callable[[], None]:
-            density, color = (tensor.detach().requires_grad_() for tensor in inputs)
+    def eager_composite(sigma: Tensor, rgb: Tensor) -> Tensor:
+        color, alpha, depth = reference.composite(sigma, rgb, samples)
+        return torch.cat([color, alpha[:, None], depth[:, None]], dim=1)
 
-            def step() -> None:
-                density.grad = color.grad = None
-                run(density, color).backward(grad)
+    def forward_backward(run: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], None]:
+        density, color = (tensor.detach().requires_grad_() for tensor in (sigma, rgb))
 
-            return step
+        def step() -> None:
+            density.grad = color.grad = None
+            run(density, color).backward(grad)
 
-        contenders = [("ours", lambda t=trained, r=ours: t(r)), ("torch", lambda t=trained, r=torchs: t(r))]  # type: ignore[misc]
-        yield from race(f"composite, forward + backward, {size}", contenders, lambda *_: "")
+        return step
+
+    contenders = [("ours", lambda: forward_backward(composite)), ("torch", lambda: forward_backward(eager_composite))]
+    yield from race(f"composite, forward + backward, {size}", contenders, lambda *_: "")
 
 
 def name_methods() -> None:

@@ -94,8 +94,7 @@ class SceneDataManager(VanillaDataManager[SceneDataset]):
         return self._on_background(super().create_train_dataset())
 
     def create_eval_dataset(self) -> SceneDataset:
-        with reading_frames():
-            return self._on_background(super().create_eval_dataset())
+        return self._on_background(super().create_eval_dataset())
 
     def _on_background(self, dataset: SceneDataset) -> SceneDataset:
         dataset.set_background(self.config.eval_background)

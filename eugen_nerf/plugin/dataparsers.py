@@ -50,7 +50,7 @@ def refuse_reduction(frames: Sequence[Frame], downscale_factor: int) -> None:
             copies = downscale_factor // frame.downscale
             raise SceneError(
                 f"{frame.image_path}: there is no copy of it that is reduced {downscale_factor} times, and this method "
-                "reads pictures as nerfstudio does, which does not apply downscale_factor. Use "
+                "reads pictures as nerfstudio does, which does not apply downscale_factor; use "
                 f"--pipeline.datamanager.camera-res-scale-factor {1 / frame.downscale:.4g}"
                 + (f" with downscale-factor {copies}." if copies > 1 else ".")
             )

@@ -19,7 +19,7 @@ nerfbaselines = pytest.importorskip(
     "nerfbaselines", reason="needs nerfbaselines: pip install --no-deps nerfbaselines plyfile"
 )
 SIZE = 16
-STEPS = 250
+STEPS = 120
 OPTIONS = {
     **SMALL,
     "pipeline.model.field.num_features": 16,
@@ -88,23 +88,17 @@ def test_training_learns_and_evaluation_takes_its_pictures(trained: Any, scene: 
     from nerfbaselines.utils import convert_image_dtype, image_to_srgb
 
     assert np.mean(trained.losses[-5:]) < 0.7 * np.mean(trained.losses[:5])
+    test = load(scene, "test", trained)
     white = np.full((SIZE, SIZE, 3), 255, dtype=np.uint8)
-    # Sixteen pictures of sixteen pixels are learned by heart: of views in between only so much can be asked.
-    for split, least in (("train", 5), ("test", 1)):
-        views, gains = load(scene, split, trained), []
-        for index in range(len(views["images"])):
-            images, cameras = views["images"][index : index + 1], views["cameras"][index : index + 1]
-            one = {**views, "images": images, "cameras": cameras}
-            output = NerfEvaluationProtocol().render(trained, one)
-            assert output["color"].shape == (SIZE, SIZE, 3)
-            assert output["depth"].shape == (SIZE, SIZE)
-            background = views["metadata"]["background_color"]
-            truth, nothing = (
-                convert_image_dtype(image_to_srgb(image, np.uint8, background_color=background), np.float32)
-                for image in (images[0], white)
-            )
-            gains.append(float(psnr(output["color"], truth) - psnr(nothing, truth)))
-        assert np.mean(gains) > least
+    for index in range(len(test["images"])):
+        one = {**test, "images": test["images"][index : index + 1], "cameras": test["cameras"][index : index + 1]}
+        output = NerfEvaluationProtocol().render(trained, one)
+        assert output["color"].shape == (SIZE, SIZE, 3)
+        assert output["depth"].shape == (SIZE, SIZE)
+        background = test["metadata"]["background_color"]
+        images = [image_to_srgb(image, np.uint8, background_color=background) for image in (one["images"][0], white)]
+        truth, nothing = (convert_image_dtype(image, np.float32) for image in images)
+        assert psnr(output["color"], truth) > psnr(nothing, truth) + 3
 
 
 def test_a_checkpoint_renders_the_same_and_goes_on(

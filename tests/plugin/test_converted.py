@@ -152,7 +152,7 @@ class TestRefusals:
 
     def test_a_downscale_factor_that_nerfstudio_would_ignore(self, ball_scene: Path, tmp_path: Path) -> None:
         options = ["eugen-scene", "--downscale-factor=2"]
-        with pytest.raises(UserError, match=r"Use --pipeline.datamanager.camera-res-scale-factor 0\.5"):
+        with pytest.raises(UserError, match=r"use --pipeline.datamanager.camera-res-scale-factor 0\.5"):
             main(parse("eugen-nerfacto", ball_scene, tmp_path / "out", *options))
         assert not (tmp_path / "out").exists()
 
