@@ -89,6 +89,11 @@ class Monitor:
         assert budget.seconds is not None
         return min(self.clock.seconds / budget.seconds, 1.0)
 
+    def share_before(self, step: int) -> float:
+        """Part of the budget that is spent before a step; of steps to come only a budget of steps knows it."""
+        iterations = self.job.budget.iterations
+        return self.share if iterations is None else step / iterations
+
     def _before_step(self, step: int) -> None:
         self._rays_of_step = self.trainer.pipeline.datamanager.get_train_rays_per_batch()
 
@@ -161,7 +166,7 @@ def train_and_evaluate(job: TrainingJob, out: Path, report: Callable[[Progress],
     monitor = Monitor(job, trainer, report)
     monitor.attach()
     if isinstance(trainer.pipeline, SampleBudgetPipeline):
-        trainer.pipeline.spent = lambda step: monitor.share
+        trainer.pipeline.spent = monitor.share_before
     if job.budget.seconds is not None and job.fit_schedules:
         follow_clock(trainer, monitor)
     trainer.train()

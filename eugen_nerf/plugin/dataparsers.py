@@ -118,6 +118,14 @@ class SceneDataParser(DataParser):
             if warning not in self._told:
                 CONSOLE.print(f"Warning: {warning}", style="bold yellow", markup=False)
         self._told.update(scene.warnings)
+        return self.outputs(scene)
+
+    def outputs(self, scene: Scene) -> DataparserOutputs:
+        """A loaded split in nerfstudio's terms.
+
+        Raises:
+            SceneError: a picture has yet to be reduced, and its reader will not do that.
+        """
         frames = scene.frames
         if not _reads_frames.get():
             refuse_reduction(frames, int(self.config.downscale_factor))

@@ -102,9 +102,9 @@ class EugenTrainerConfig(TrainerConfig):
         schedules: dict[str, Any] = {}
         file = self._checkpoint_file()
         loaded = None if file is None else read_checkpoint(file)
-        self._check_scene()
+        scenes = self._check_scene()
         if file is not None and loaded is not None:
-            self._check_checkpoint(file, loaded)
+            self._check_checkpoint(file, loaded, scenes)
             # The same by one name. A load_step in config.yml would make ns-eval look for that step in the new run.
             self.load_checkpoint, self.load_dir, self.load_step = file, None, None
             schedules = loaded.get("schedulers", {}) if self.load_scheduler else {}
@@ -128,8 +128,8 @@ class EugenTrainerConfig(TrainerConfig):
                 done = int((loaded or {}).get(name, {}).get("last_epoch", 0))
                 group["scheduler"].max_steps = done + self.max_num_iterations
 
-    def _check_scene(self) -> list[Frame]:
-        """Frames of the views for training and validation; none where the dataparser is nerfstudio's own.
+    def _check_scene(self) -> list[Scene]:
+        """The views for training and those for validation; nothing where the dataparser is nerfstudio's own.
 
         Raises:
             UserError: the scene, or an option with this scene, cannot be used.
@@ -140,7 +140,7 @@ class EugenTrainerConfig(TrainerConfig):
             scenes = [SceneDataParser(manager.dataparser).load(split) for split in ("train", "val")]
         if isinstance(self.pipeline.model, EugenModelConfig):
             self.pipeline.model.limits({"near": scenes[0].near, "far": scenes[0].far} if scenes else {})
-        return [frame for scene in scenes for frame in scene.frames]
+        return scenes
 
     def _checkpoint_file(self) -> Path | None:
         """The checkpoint that training goes on from; None to start anew.
@@ -166,11 +166,12 @@ class EugenTrainerConfig(TrainerConfig):
             raise UserError(f"{wanted}: does not exist; {self.load_dir} has checkpoints of load-step {there}.")
         return wanted
 
-    def _check_checkpoint(self, file: Path, loaded: Mapping[str, Any]) -> None:
+    def _check_checkpoint(self, file: Path, loaded: Mapping[str, Any], scenes: list[Scene]) -> None:
         """Raises UserError where a checkpoint's weights do not fit the model of this configuration."""
         manager: Any = self.pipeline.datamanager
+        parser = manager.dataparser.setup()
         with reading_frames():
-            outputs = manager.dataparser.setup().get_dataparser_outputs("train")
+            outputs = parser.outputs(scenes[0]) if scenes else parser.get_dataparser_outputs("train")
         with torch.random.fork_rng(), without_nerfstudio_lpips():
             model = self.pipeline.model.setup(
                 scene_box=outputs.scene_box,
@@ -199,8 +200,9 @@ class ConvertedTrainerConfig(EugenTrainerConfig):
     fit_schedules: bool = False
     """Let every learning rate decay over exactly max_num_iterations, whatever its scheduler's max_steps says."""
 
-    def _check_scene(self) -> list[Frame]:
-        frames = super()._check_scene()
+    def _check_scene(self) -> list[Scene]:
+        scenes = super()._check_scene()
+        frames = [frame for scene in scenes for frame in scene.frames]
         parser: Any = self.pipeline.datamanager.dataparser  # type: ignore[attr-defined]
         if frames:
             refuse_reduction(frames, int(parser.downscale_factor))
@@ -212,7 +214,7 @@ class ConvertedTrainerConfig(EugenTrainerConfig):
         with ThreadPoolExecutor() as pool:
             for _ in pool.map(decode, frames):
                 pass
-        return frames
+        return scenes
 
     def _announce(self) -> None:
         model: Any = self.pipeline.model

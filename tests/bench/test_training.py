@@ -135,8 +135,26 @@ def test_learning_rates_follow_the_clock(job: TrainingJob) -> None:
     assert rates == [1.0, 0.75, 0.75, 0.5]
 
 
+def test_steps_to_come_are_known_where_the_budget_is_in_steps(
+    job: TrainingJob, hand: Hand, evaluated: list[list[int]]
+) -> None:
+    counted = Monitor(dataclasses.replace(job, budget=Budget(iterations=10)), fake_trainer(10), lambda _: None)
+    assert [counted.share_before(step) for step in (0, 5, 10)] == [0.0, 0.5, 1.0]
+    timed = Monitor(dataclasses.replace(job, budget=Budget(seconds=10.0)), fake_trainer(0), lambda _: None)
+    timed.clock.start()
+    hand.now += 5
+    assert timed.share_before(1) == timed.share_before(2) == 0.5
+
+
 @pytest.mark.slow
 class TestRealTraining:
+    def test_features_are_selected_before_the_last_step_at_the_latest(self, job: TrainingJob, tmp_path: Path) -> None:
+        late = {"pipeline.model.field.candidate_features": 24, "pipeline.selection_share": 0.999}
+        job = dataclasses.replace(job, overrides={**job.overrides, **late})
+        train_and_evaluate(job, tmp_path, lambda _: None)
+        state = torch.load(next(tmp_path.rglob("*.ckpt")), weights_only=False)["pipeline"]
+        assert not any(24 in value.shape for name, value in state.items() if "_network." in name)
+
     def test_a_budget_in_seconds_ends_the_training(self, job: TrainingJob, tmp_path: Path) -> None:
         job = dataclasses.replace(job, budget=Budget(seconds=0.3), curve_at=(1.0,))
         values = train_and_evaluate(job, tmp_path, lambda _: None)

@@ -16,7 +16,9 @@ from nerfstudio.engine.trainer import TrainerConfig
 from eugen_nerf.errors import UserError
 from eugen_nerf.field import ORDER_2_LAYERS, EugenField
 from eugen_nerf.plugin import methods
+from eugen_nerf.plugin.dataparsers import SceneDataParser
 from eugen_nerf.plugin.methods import EugenTrainerConfig, method_config, order_2_method_config
+from eugen_nerf.scenes import Scene
 
 METHODS = {
     "eugen-nerf": (methods.eugen_nerf, "eugen"),
@@ -260,6 +262,20 @@ class TestCheckpoint:
         config = self.config(parse, ball_scene, tmp_path, "--load-checkpoint", transferred)
         config.save_config()
         assert self.max_steps(config) == {100}
+
+    def test_its_check_reads_the_scene_no_second_time(
+        self, parse: Any, ball_scene: Path, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read: list[str] = []
+        load = SceneDataParser.load
+
+        def counted(self: SceneDataParser, split: str) -> Scene:
+            read.append(split)
+            return load(self, split)
+
+        monkeypatch.setattr(SceneDataParser, "load", counted)
+        self.config(parse, ball_scene, tmp_path, "--load-dir", trained_run / "nerfstudio_models").save_config()
+        assert read == ["train", "val"]
 
     @pytest.mark.parametrize(
         ("method", "options", "message"),
