@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -25,6 +25,13 @@ from tests.viewer.chromium import Page, find_chromium, running_chromium
 ROOT = Path(__file__).parents[2]
 
 Train = Callable[..., Path]
+
+
+class Tab(Protocol):
+    """Of any browser."""
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression, awaited if it is a promise."""
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +105,7 @@ def page(browser: Page) -> Page:
     return browser
 
 
-def rendered(page: Page, view: int, size: int, mode: str = "color", network: int = 0) -> np.ndarray:
+def rendered(page: Tab, view: int, size: int, mode: str = "color", network: int = 0) -> np.ndarray:
     """A view as the page renders it: [size, size, 4] uint8."""
     data = page.evaluate(
         f"""eugenViewer.then(async viewer => {{
