@@ -101,7 +101,7 @@ class FeatureStage:
 class MergedChain:
     """Feature stages applied one after the other, and a final affine map: y = f weight^T + bias.
 
-    `eugen_nerf.ops.reference.network` evaluates it.
+    `evaluate` does so by PyTorch's own operators, `eugen_nerf.ops.network` with native code.
     """
 
     stages: tuple[FeatureStage, ...]
@@ -122,6 +122,12 @@ class MergedChain:
     def num_parameters(self) -> int:
         """Numbers stored by the merged network."""
         return sum(stage.num_parameters for stage in self.stages) + _numel(self.weight, self.bias)
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features]."""
+        for stage in self.stages:
+            x = stage.features(x)
+        return F.linear(x, self.weight, self.bias)
 
     @property
     def multiply_adds(self) -> int:
@@ -261,7 +267,9 @@ def _merge(layers: Sequence[nn.Module], affine: _Affine) -> MergedChain:
         elif isinstance(layer, nn.Linear):
             affine = affine.then(layer.weight, layer.bias)
         else:
-            phi = _activation_name(layer, where)
+            phi = activation_name(layer)
+            if phi is None:
+                raise ValueError(f"merge_chain: {where} cannot be merged: {layer}")
             if isinstance(previous, EUGen | SNNK):
                 raise ValueError(
                     f"merge_chain: {where} follows {type(previous).__name__}: an activation between its "
@@ -300,15 +308,15 @@ def _named(activation: str | Activation, where: str) -> str:
     )
 
 
-def _activation_name(module: nn.Module, where: str) -> str:
-    """The name under which a torch.nn activation module stands in `ACTIVATIONS`."""
+def activation_name(module: nn.Module) -> str | None:
+    """The name under which a torch.nn activation module stands in `ACTIVATIONS`; None for one that does not merge."""
     if isinstance(module, nn.ReLU):
         return "relu"
     if isinstance(module, nn.GELU) and module.approximate == "none":
         return "gelu"
     if isinstance(module, nn.Softplus) and module.beta == 1 and module.threshold == 20:
         return "softplus"
-    raise ValueError(f"merge_chain: {where} cannot be merged: {module}")
+    return None
 
 
 def _numel(*tensors: Tensor | None) -> int:

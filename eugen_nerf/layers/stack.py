@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from eugen_nerf.layers.eugen import EUGen
-from eugen_nerf.layers.merge import MergedChain, merge_chain
+from eugen_nerf.layers.merge import MergedChain, activation_name, merge_chain
+
+Evaluate = Callable[[Tensor, MergedChain], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Layers between two points where the merged form has to have its input at hand."""
+    """Layers up to the next point where the network's input enters again, or to an activation without a name."""
 
     chain: MergedChain
     skip: bool  # the network's input is put in front of what the part receives
-    ends: bool  # the output matrix is applied; otherwise the next part has taken it in
+    ends: bool  # with its own output matrix; otherwise that of the next part, which has taken it in, and the identity
     activation: nn.Module
 
     @property
@@ -39,6 +41,8 @@ class LayerStack(nn.Module):
     per call, through which gradients reach every factor. The result is that of the layers one by one to
     round-off, at a cost per row without the nominal width.
 
+    `network` evaluates merged chains; give it `eugen_nerf.ops.network` for native code where there is some.
+
     Args:
         layers: `torch.nn.Linear` or `EUGen`, in order.
         activations: follows each layer; None for none. After EUGen it must be None.
@@ -56,6 +60,7 @@ class LayerStack(nn.Module):
         skip_connections: Sequence[int] = (),
     ) -> None:
         super().__init__()
+        self.network: Evaluate = _evaluate
         if not layers or len(layers) != len(activations):
             raise ValueError(f"LayerStack: {len(layers)} layers with {len(activations)} activations")
         self.skip_connections = frozenset(skip_connections)
@@ -80,17 +85,22 @@ class LayerStack(nn.Module):
 
     def _parts(self) -> Iterator[_Part]:
         layers = list(self.layers)
-        starts = [
-            i
-            for i in range(len(layers))
-            if i in self.skip_connections or i == 0 or isinstance(layers[i - 1], nn.Linear)
-        ]
+        starts = [i for i in range(len(layers)) if i in self.skip_connections or i == 0 or self._stands_alone(i - 1)]
         after: tuple[Tensor, Tensor | None] | None = None
         for start, end in zip(starts, [*starts[1:], len(layers)], strict=True):
-            chain = merge_chain(layers[start:end], after)
+            inner = zip(layers[start : end - 1], self.activations[start : end - 1], strict=True)
+            chain = merge_chain([*(module for pair in inner for module in pair), layers[end - 1]], after)
             ends = end == len(layers) or isinstance(layers[end - 1], nn.Linear)
-            yield _Part(chain, start in self.skip_connections, ends, self.activations[end - 1])
             after = None if ends else self._beside_input(chain)
+            if not ends:
+                eye = torch.eye(chain.weight.shape[1], dtype=chain.weight.dtype, device=chain.weight.device)
+                chain = MergedChain(chain.stages, eye, None)
+            yield _Part(chain, start in self.skip_connections, ends, self.activations[end - 1])
+
+    def _stands_alone(self, position: int) -> bool:
+        """Whether a dense layer's activation is none that merges, and so ends a chain. Without an activation it ends
+        one too: the product of its matrix with the next one may be larger than both."""
+        return isinstance(self.layers[position], nn.Linear) and activation_name(self.activations[position]) is None
 
     def _beside_input(self, chain: MergedChain) -> tuple[Tensor, Tensor | None]:
         """[input ; features] -> [input ; chain's output]."""
@@ -104,11 +114,8 @@ class LayerStack(nn.Module):
         for part in self._parts():
             if part.skip:
                 x = torch.cat([inputs, x], dim=-1)
-            for stage in part.chain.stages:
-                x = stage.features(x)
-            if part.ends:
-                x = nn.functional.linear(x, part.chain.weight, part.chain.bias)
-            x = part.activation(x)
+            rows = self.network(x.reshape(-1, x.shape[-1]), part.chain)
+            x = part.activation(rows.reshape(*x.shape[:-1], part.chain.out_features))
         return x
 
     @torch.no_grad()
@@ -124,3 +131,7 @@ class LayerStack(nn.Module):
     def extra_repr(self) -> str:
         """The skip connections, as printed inside `LayerStack(...)`."""
         return f"skip_connections={sorted(self.skip_connections)}"
+
+
+def _evaluate(x: Tensor, chain: MergedChain) -> Tensor:
+    return chain.evaluate(x)

@@ -108,9 +108,7 @@ def network(x: Tensor, chain: MergedChain) -> Tensor:
     Returns:
         [N, D_out]. Differentiable in ``x`` and in every parameter of the chain.
     """
-    for stage in chain.stages:
-        x = stage.features(x)
-    return torch.nn.functional.linear(x, chain.weight, chain.bias)
+    return chain.evaluate(x)
 
 
 def occupied(unit: Tensor, bits: Tensor, resolution: int) -> Tensor:

@@ -13,8 +13,9 @@ from nerfstudio.models.vanilla_nerf import NeRFModel, VanillaModelConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
 
+from eugen_nerf import ops
 from eugen_nerf.errors import UserError
-from eugen_nerf.layers import Conversion, ConversionPlan, convert
+from eugen_nerf.layers import Conversion, ConversionPlan, LayerStack, MergedChain, convert
 from eugen_nerf.metrics import Lpips, to_uint8
 from eugen_nerf.plugin.compat import without_nerfstudio_lpips
 
@@ -44,9 +45,19 @@ def convert_model(model: Model, plan: ConversionPlan) -> Conversion:
         UserError: the plan does not fit the model.
     """
     try:
-        return convert(model, plan)
+        conversion = convert(model, plan)
     except ValueError as error:
         raise UserError(f"pipeline.model.eugen: {error}.") from error
+    for module in model.modules():
+        if isinstance(module, LayerStack):
+            module.network = _network
+    return conversion
+
+
+def _network(x: Tensor, chain: MergedChain) -> Tensor:
+    """Native code on a CPU. On a GPU such wide layers are cuBLAS's: the kernels' backward pass would keep one to four
+    warps busy in each multiprocessor (docs/gpu.md)."""
+    return ops.network(x, chain) if x.device.type == "cpu" else chain.evaluate(x)
 
 
 class ConvertedModel(Model):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from eugen_nerf.layers import EUGen, LayerStack
+from eugen_nerf.layers import EUGen, LayerStack, MergedChain
 
 
 def one_by_one(stack: LayerStack, x: Tensor) -> Tensor:
@@ -61,6 +61,29 @@ def test_gradients_are_those_of_the_factors() -> None:
     factored = torch.autograd.grad(one_by_one(stack, x).square().sum(), variables)
     for first, second in zip(merged, factored, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-8, atol=1e-8)
+
+
+def test_one_call_of_the_network_up_to_a_skip_connection_or_an_activation_without_a_name() -> None:
+    stack = build([False, True, False, True, False, True, False], [4])
+    stack.activations[5], stack.activations[6] = nn.Identity(), nn.Sigmoid()
+    calls: list[tuple[int, int, int]] = []
+
+    def network(x: Tensor, chain: MergedChain) -> Tensor:
+        calls.append((x.shape[0], len(chain.stages), chain.out_features))
+        return chain.evaluate(x)
+
+    x = torch.randn(3, 2, 5, dtype=torch.float64)
+    expected = stack(x)
+    stack.network = network
+    assert torch.equal(stack(x), expected)
+    # The 4 features in front of the skip connection are handed on as they are.
+    assert calls == [(6, 4, 4), (6, 2, 12)]
+    stack.activations[4] = nn.Tanh()
+    calls.clear()
+    stack(x)
+    assert calls == [(6, 4, 4), (6, 0, 12), (6, 1, 12)]
+    assert stack(x[0, 0]).shape == (12,)
+    assert stack(x[:0]).shape == (0, 2, 12)
 
 
 def test_counts_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
@@ -18,6 +19,7 @@ from nerfstudio.scripts.train import main
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers import EUGen, LayerStack
+from eugen_nerf.ops import operators
 from eugen_nerf.plugin import methods
 from eugen_nerf.plugin.methods import converted_method_config
 from tests.plugin.test_methods import flat
@@ -129,6 +131,36 @@ def test_a_converted_field_computes_merged() -> None:
     # The 63 inputs enter at the first layer and at the skip connection.
     dense = 2 * 63 * 256 + 7 * 256 * 256
     assert trunk.multiply_adds() == dense - 3 * 256 * 256 + 3 * (128 + 256)
+
+
+def test_a_converted_field_runs_on_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two calls of an op: up to the skip connection, and from there on."""
+    box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
+    torch.manual_seed(0)
+    model: Any = METHODS["eugen-vanilla-nerf"][1].pipeline.model.setup(scene_box=box, num_train_data=1)
+    trunk = model.field_fine.mlp_base
+    x = torch.randn(37, 63)
+    specs: list[tuple[int, ...]] = []
+    run = operators.network
+
+    def counted(x: torch.Tensor, parameters: torch.Tensor, spec: tuple[int, ...], eps: Any) -> torch.Tensor:
+        specs.append(spec)
+        return run(x, parameters, spec, eps)
+
+    monkeypatch.setattr(operators, "network", counted)
+    native = trunk(x)
+    native.square().mean().backward()
+    gradients = {name: value.grad for name, value in trunk.named_parameters()}
+    assert [spec[0] for spec in specs] == [4, 3]
+    exact = copy.deepcopy(trunk).double()
+    exact.zero_grad()
+    expected = exact(x.double())
+    expected.square().mean().backward()
+    assert len(specs) == 2  # float64 has no native code
+    torch.testing.assert_close(native.double(), expected, rtol=1e-4, atol=1e-5)
+    for name, value in exact.named_parameters():
+        found = gradients[name].double()
+        assert (found - value.grad).norm() <= 1e-4 * value.grad.norm(), name
 
 
 class TestRefusals:
