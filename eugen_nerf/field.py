@@ -151,8 +151,8 @@ class HashGrid(nn.Module):
         table = torch.empty(layout.num_entries, layout.features_per_level).uniform_(-1e-4, 1e-4)
         self.table = nn.Parameter(table)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.hash_encode(x, self.table, self.layout, backend=self.backend)
+    def forward(self, x: Tensor, known: Tensor | None = None) -> Tensor:
+        return ops.hash_encode(x, self.table, self.layout, known=known, backend=self.backend)
 
     def extra_repr(self) -> str:
         layout = self.layout
@@ -175,10 +175,10 @@ class ChainNetwork(nn.Module):
         """The chain, differentiable in the parameters."""
         return merge_chain(self.layers)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, known: Tensor | None = None) -> Tensor:
         # Autocast would merge in half precision, for which native runners have no code; they choose their own.
         with torch.autocast(x.device.type, enabled=False):
-            return ops.network(x, self.merged(), backend=self.backend)
+            return ops.network(x, self.merged(), known=known, backend=self.backend)
 
 
 def _shrink_to_checkpoint(field: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -189,6 +189,20 @@ def _shrink_to_checkpoint(field: nn.Module, state: dict[str, Any], prefix: str, 
             stored = state.get(f"{prefix}{path}.projections")
             if stored is not None and stored.shape[1] == field.config.num_features:
                 layer.keep(field.config.num_features)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at the densities of N samples has found, without gradients."""
+
+    encoded: Tensor  # [N, L * F] from the hash grid
+    raw: Tensor  # [N, 1 + G] from the density network
+    sigma: Tensor  # [N] densities, per world unit
+
+    def select(self, indices: Tensor) -> Look:
+        """The same of the samples with these indices."""
+        encoded, raw, sigma = (t.index_select(0, indices) for t in (self.encoded, self.raw, self.sigma))
+        return Look(encoded, raw, sigma)
 
 
 class EugenField(nn.Module):
@@ -310,9 +324,23 @@ class EugenField(nn.Module):
         """Positions [N, 3] in the unit cube -> density [N] per world unit, geometry features [N, G]."""
         return self._split(self.density_network(self.encoding(x)))
 
-    def forward(self, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions [N, 3] in the unit cube, unit directions [N, 3] -> density [N], rgb [N, 3] in [0, 1]."""
-        sigma, geometry = self.density(x)
+    @torch.no_grad()
+    def look(self, x: Tensor) -> Look:
+        """Positions [N, 3] in the unit cube -> their densities, and what `forward` need not compute again."""
+        encoded = self.encoding(x)
+        raw = self.density_network(encoded)
+        return Look(encoded, raw, self._split(raw)[0])
+
+    def forward(self, x: Tensor, directions: Tensor, look: Look | None = None) -> tuple[Tensor, Tensor]:
+        """Positions [N, 3] in the unit cube, unit directions [N, 3] -> density [N], rgb [N, 3] in [0, 1].
+
+        Args:
+            look: what `look` has found at the same positions, with the parameters as they are now.
+        """
+        if look is None or not isinstance(self.encoding, HashGrid):  # tiny-cuda-nn computes it again
+            sigma, geometry = self.density(x)
+        else:
+            sigma, geometry = self._split(self.density_network(self.encoding(x, look.encoded), look.raw))
         return sigma, self._color(geometry, directions)
 
     def evaluator(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from eugen_nerf import ops
 from eugen_nerf.field import EugenField
 from eugen_nerf.occupancy import OccupancyGrid
-from eugen_nerf.ops import PackedSamples, Space, StepRule
+from eugen_nerf.ops import Space, StepRule
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Renderer:
         space: map from the world to the unit cube.
         rule: step lengths along rays.
         near, far: limits along each ray, world units.
-        skip_hidden: leave samples behind opaque surfaces out of training; pays where rays have many samples.
+        skip_hidden: leave samples behind opaque surfaces out of training.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Renderer:
         rule: StepRule,
         near: float,
         far: float,
-        skip_hidden: bool = False,
+        skip_hidden: bool = True,
     ) -> None:
         self.field = field
         self.occupancy = occupancy
@@ -80,11 +80,15 @@ class Renderer:
             backend=self.field.backend,
         )
         unit, views = ops.sample_points(origins, directions, samples, self.space, backend=self.field.backend)
+        look = None
         if self.skip_hidden:
+            look = self.field.look(unit)
+            visible = ops.transmittance(look.sigma, samples) >= ops.MIN_TRANSMITTANCE
             # As indices, for which a GPU has to be waited for once; each use of a mask would wait.
-            seen = self._visible(unit, samples).nonzero()[:, 0]
-            samples, unit, views = samples.select(seen), unit.index_select(0, seen), views.index_select(0, seen)
-        sigma, rgb = self.field(unit, views)
+            seen = visible.nonzero()[:, 0]
+            samples, look = samples.select(seen), look.select(seen)
+            unit, views = unit.index_select(0, seen), views.index_select(0, seen)
+        sigma, rgb = self.field(unit, views, look)
         color, alpha, depth = ops.composite(sigma, rgb, samples, backend=self.field.backend)
         return RenderOutput(color, alpha, _expected(depth, alpha), samples.counts(), samples.num_samples)
 
@@ -117,12 +121,6 @@ class Renderer:
                 self.field.evaluator(),
             )
         return RenderOutput(color, alpha, _expected(depth, alpha), count)
-
-    @torch.no_grad()
-    def _visible(self, unit: Tensor, samples: PackedSamples) -> Tensor:
-        """[N] whether any light reaches a sample: a look at the densities alone, a fraction of a training step."""
-        sigma, _ = self.field.density(unit)
-        return ops.transmittance(sigma, samples) >= ops.MIN_TRANSMITTANCE
 
     def update_occupancy(self, step: int) -> bool:
         """Let the occupancy grid follow the field; returns whether this step was one for an update."""

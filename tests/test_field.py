@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eugen_nerf.errors import UserError
-from eugen_nerf.field import EugenField, FieldConfig, TruncatedExp
+from eugen_nerf.field import EugenField, FieldConfig, Look, TruncatedExp
 from eugen_nerf.ops import HashGridLayout
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -62,6 +62,30 @@ def test_field_shapes_and_ranges(kind: str, n: int) -> None:
     density, geometry = small_field(**KINDS[kind]).density(queries(n)[0])
     assert torch.equal(density, sigma)
     assert geometry.shape == (n, 5)
+
+
+@every_kind
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_what_a_look_has_found_is_not_computed_again(kind: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the field with its gradients is the same."""
+    monkeypatch.setenv("EUGEN_BACKEND", backend)
+    field, (x, directions) = small_field(**KINDS[kind]), queries(50)
+    kept = torch.arange(0, 50, 3)
+    look = field.look(x)
+    assert not any(tensor.requires_grad for tensor in (look.encoded, look.raw, look.sigma))
+    results = []
+    for known in (None, look.select(kept)):
+        field.zero_grad()
+        sigma, rgb = field(x[kept], directions[kept], known)
+        (sigma.sum() + rgb.square().sum()).backward()
+        results.append([sigma, rgb, *(p.grad for p in field.parameters() if p.grad is not None)])
+    assert torch.equal(look.sigma[kept], results[0][0])
+    assert len(results[0]) > 4
+    for first, second in zip(*results, strict=True):
+        torch.testing.assert_close(second, first)
+    if backend == "auto":  # what is handed over is used
+        other = Look(look.encoded, look.raw + 1, look.sigma)
+        torch.testing.assert_close(field(x, directions, other)[0], math.e * look.sigma)
 
 
 @every_kind

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eugen_nerf.field import EugenField, FieldConfig
+from eugen_nerf.field import EugenField, FieldConfig, Look
 from eugen_nerf.occupancy import OccupancyGrid
 from eugen_nerf.ops import Space, StepRule, dispatch
 from eugen_nerf.renderer import Renderer
@@ -37,7 +37,11 @@ class Medium(nn.Module):
     def density(self, unit: Tensor) -> tuple[Tensor, Tensor]:
         return self.strength * self.world_density(self.space.to_world(unit)), torch.empty(len(unit), 0)
 
-    def forward(self, unit: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    def look(self, unit: Tensor) -> Look:
+        sigma = self.density(unit)[0].detach()
+        return Look(sigma[:, None], sigma[:, None], sigma)
+
+    def forward(self, unit: Tensor, directions: Tensor, look: Look | None = None) -> tuple[Tensor, Tensor]:
         return self.density(unit)[0], torch.tensor(COLOR, dtype=unit.dtype).expand(len(unit), 3)
 
     def evaluator(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -262,5 +266,5 @@ def test_on_a_gpu_every_op_is_native(network: str, contracted: bool, monkeypatch
         trained, drawn = made.differentiable(origins, directions, jitter), made.render(origins, directions)
         assert trained.rgb.device == drawn.rgb.device == origins.device
         assert trained.rgb.requires_grad
-    assert ops.names == {"march", "sample_points", "hash_encode", "network", "spherical_harmonics", "composite",
-                         "render"}  # fmt: skip
+    assert ops.names == {"march", "sample_points", "hash_encode", "hash_encode_known", "network", "network_known",
+                         "spherical_harmonics", "composite", "render"}  # fmt: skip

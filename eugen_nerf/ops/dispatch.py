@@ -153,9 +153,18 @@ def runs_network(packed: PackedChain, device: torch.device, backend: Backend) ->
     return problem is None
 
 
-def hash_encode(x: Tensor, table: Tensor, layout: HashGridLayout, *, backend: Backend = "auto") -> Tensor:
-    """See `reference.hash_encode`."""
+def hash_encode(
+    x: Tensor, table: Tensor, layout: HashGridLayout, *, known: Tensor | None = None, backend: Backend = "auto"
+) -> Tensor:
+    """See `reference.hash_encode`.
+
+    Args:
+        known: [N, L * F] the result, where it has been computed before; it is given a gradient. Native runners
+            alone make use of it.
+    """
     if why_not_grid(layout, x.device) is None and uses_native(backend, x, table):
+        if known is not None:
+            return operators.hash_encode_known(x, table, known, *grid_arguments(layout))
         return operators.hash_encode(x, table, *grid_arguments(layout))
     return reference.hash_encode(x, table, layout)
 
@@ -167,11 +176,17 @@ def spherical_harmonics(directions: Tensor, *, backend: Backend = "auto") -> Ten
     return reference.spherical_harmonics(directions)
 
 
-def network(x: Tensor, chain: MergedChain, *, backend: Backend = "auto") -> Tensor:
-    """See `reference.network`."""
+def network(x: Tensor, chain: MergedChain, *, known: Tensor | None = None, backend: Backend = "auto") -> Tensor:
+    """See `reference.network`.
+
+    Args:
+        known: [N, D_out] the result, as for `hash_encode`.
+    """
     if why_not_native(chain) is None and uses_native(backend, x, chain.weight):
         packed = pack_chain(chain)
         if runs_network(packed, x.device, backend):
+            if known is not None:
+                return operators.network_known(x, packed.parameters, known, packed.spec, packed.eps)
             return operators.network(x, packed.parameters, packed.spec, packed.eps)
     return reference.network(x, chain)
 

@@ -133,6 +133,33 @@ def _hash_encode_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 hash_encode.register_autograd(_hash_encode_gradient, setup_context=_hash_encode_setup)
 
 
+@_operator
+def hash_encode_known(
+    x: Tensor, table: Tensor, known: Tensor, resolutions: Sequence[int], offsets: Sequence[int], log2_table_size: int
+) -> Tensor:
+    """hash_encode where its output is known already: that output, with hash_encode's gradient."""
+    layout = HashGridLayout(tuple(resolutions), tuple(offsets), table.shape[1], log2_table_size)
+    return prepare("known", known, (x.shape[0], layout.out_features), F32, x.device).clone()
+
+
+@hash_encode_known.register_fake
+def _(x: Tensor, table: Tensor, known: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(known)
+
+
+def _hash_encode_known_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, table, _, *grid = inputs
+    _hash_encode_setup(ctx, (x, table, *grid), output)
+
+
+def _hash_encode_known_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x, grad_table, *rest = _hash_encode_gradient(ctx, grad)
+    return (grad_x, grad_table, None, *rest)
+
+
+hash_encode_known.register_autograd(_hash_encode_known_gradient, setup_context=_hash_encode_known_setup)
+
+
 # --- spherical_harmonics -------------------------------------------------------------------------------------
 
 
@@ -194,6 +221,31 @@ def _network_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 network.register_autograd(_network_gradient, setup_context=_network_setup)
+
+
+@_operator
+def network_known(x: Tensor, parameters: Tensor, known: Tensor, spec: Sequence[int], eps: Sequence[float]) -> Tensor:
+    """network where its output is known already: that output, with network's gradient."""
+    check_network(x, parameters, spec, eps, _row_dtype(x))
+    return prepare("known", known, (x.shape[0], spec[-3]), x.dtype, x.device).clone()
+
+
+@network_known.register_fake
+def _(x: Tensor, parameters: Tensor, known: Tensor, spec: Sequence[int], eps: Sequence[float]) -> Tensor:
+    return torch.empty_like(known)
+
+
+def _network_known_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, parameters, _, *chain = inputs
+    _network_setup(ctx, (x, parameters, *chain), output)
+
+
+def _network_known_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x, grad_parameters, *rest = _network_gradient(ctx, grad)
+    return (grad_x, grad_parameters, None, *rest)
+
+
+network_known.register_autograd(_network_known_gradient, setup_context=_network_known_setup)
 
 
 # --- march, sample_points ------------------------------------------------------------------------------------

@@ -223,9 +223,10 @@ def transmittance(sigma: Tensor, samples: PackedSamples) -> Tensor:
     """
     optical = sigma * (samples.t_ends - samples.t_starts)
     # One running sum serves all rays; double precision keeps what earlier rays add to it harmless.
-    running = torch.nn.functional.pad(optical.double().cumsum(0), (1, 0))
-    before = running[:-1] - running[samples.ray_offsets[:-1]][samples.ray_indices()]
-    return torch.exp(-before).to(sigma.dtype)
+    running = torch.cat([optical.new_zeros(1, dtype=torch.float64), optical.cumsum(0, dtype=torch.float64)])
+    starts = running.index_select(0, samples.ray_offsets[:-1])
+    starts = starts.repeat_interleave(samples.counts(), output_size=samples.num_samples)
+    return torch.exp((starts - running[:-1]).to(sigma.dtype))
 
 
 def composite(sigma: Tensor, rgb: Tensor, samples: PackedSamples) -> tuple[Tensor, Tensor, Tensor]:
