@@ -273,6 +273,8 @@ def method_config(name: str, network: NetworkKind, device: Literal["cpu", "cuda"
                 steps_per_diagonal=1024 if on_gpu else 384,
                 cone_angle=1 / 256 if on_gpu else 1 / 64,
                 occupancy_resolution=128 if on_gpu else 64,
+                # Short steps put many samples behind surfaces; with long ones a look at all costs what it gains.
+                skip_hidden=True if on_gpu else None,
             ),
         ),
         optimizers={

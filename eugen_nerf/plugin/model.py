@@ -56,6 +56,9 @@ class EugenModelConfig(ModelConfig):
     """Cells of the occupancy grid along each axis."""
     occupancy_threshold: float = 0.01
     """Optical thickness of one step from which on a cell counts as occupied."""
+    skip_hidden: bool | None = None
+    """Whether samples that no light reaches are left out of training, at the price of a look at the densities of all;
+    None in captures, where a ray has many of them."""
     train_background: Literal["random", "white", "black"] = "random"
     """Behind the scene while training. A constant colour lets images with alpha collapse into that colour."""
 
@@ -105,9 +108,10 @@ class EugenModel(Model):
 
         self.field = EugenField(config.field)
         self.occupancy = OccupancyGrid(config.occupancy_resolution, config.occupancy_threshold)
-        # Rays through a capture are long: thin fog at first, and nothing behind surfaces later.
+        # Rays through a capture are long: thin fog at first.
         self.field.set_initial_density(0.1 if contracted else 1.0)
-        self.renderer = Renderer(self.field, self.occupancy, space, rule, near, far, skip_hidden=contracted)
+        skip_hidden = contracted if config.skip_hidden is None else config.skip_hidden
+        self.renderer = Renderer(self.field, self.occupancy, space, rule, near, far, skip_hidden)
         # nerfstudio looks this attribute up to learn about the background.
         self.renderer_rgb = RGBRenderer(background_color=config.train_background)
         self.eval_background: Literal["white", "black"] = metadata.get("eval_background", "white")

@@ -92,6 +92,7 @@ def test_defaults_follow_the_device() -> None:
         "pipeline.model.field.max_resolution",
     ):
         assert cpu[option] < gpu[option], option
+    assert (cpu["pipeline.model.skip_hidden"], gpu["pipeline.model.skip_hidden"]) == (None, True)
     # The full-size grid on a GPU; on a CPU a smaller one with as many features.
     assert (gpu["pipeline.model.field.num_levels"], gpu["pipeline.model.field.features_per_level"]) == (16, 2)
     assert cpu["pipeline.model.field.num_levels"] * cpu["pipeline.model.field.features_per_level"] == 32

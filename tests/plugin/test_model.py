@@ -58,9 +58,10 @@ def pipeline(trained_run: Path) -> SampleBudgetPipeline:
     return eval_setup(trained_run / "config.yml", test_mode="val")[1]  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("contraction", [False, True])  # where samples behind surfaces are left out
-def test_samples_are_counted(parse: Any, contraction: bool) -> None:
-    model = build(parse=parse, contraction=contraction)
+@pytest.mark.parametrize("skip_hidden", [False, True])
+def test_samples_are_counted(parse: Any, skip_hidden: bool) -> None:
+    model = build(parse=parse, skip_hidden=skip_hidden)
+    assert model.renderer.skip_hidden == skip_hidden
     for training in (True, False):
         outputs = model.train(training)(bundle())
         count = model.get_metrics_dict(outputs, {})["num_samples_per_batch"]
@@ -138,6 +139,7 @@ class TestSpace:
         assert not bounded.space.contracted
         assert unbounded.space.contracted
         assert bounded.rule.step_size == unbounded.rule.step_size == pytest.approx(3 * 3**0.5 / 128)
+        assert (bounded.skip_hidden, unbounded.skip_hidden) == (False, True)
         assert bounded.rule.cone_angle == 0
         assert unbounded.rule.cone_angle > 0
 
