@@ -38,6 +38,23 @@ def _operator(function: Callable[..., Any]) -> Any:
     return torch.library.custom_op(f"eugen_nerf::{function.__name__}", function, mutates_args=(), device_types=DEVICES)
 
 
+def _register_known(operator: Any, setup: Callable[..., None], gradient: Callable[..., tuple[Any, ...]]) -> None:
+    """Shape and gradient of an operator whose third argument is its output, from those of the one that computes it."""
+
+    def shape(x: Tensor, parameters: Tensor, known: Tensor, *_: Any) -> Tensor:
+        return torch.empty_like(known)
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        setup(ctx, (*inputs[:2], *inputs[3:]), output)
+
+    def differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        grads = gradient(ctx, grad)
+        return (*grads[:2], None, *grads[2:])
+
+    operator.register_fake(shape)
+    operator.register_autograd(differentiate, setup_context=keep)
+
+
 def grid_arguments(layout: HashGridLayout) -> tuple[Sequence[int], Sequence[int], int]:
     """A hash grid's levels as operators take them: resolutions, offsets, logarithm of the table's size."""
     return layout.resolutions, layout.offsets, layout.log2_table_size
@@ -142,22 +159,7 @@ def hash_encode_known(
     return prepare("known", known, (x.shape[0], layout.out_features), F32, x.device).clone()
 
 
-@hash_encode_known.register_fake
-def _(x: Tensor, table: Tensor, known: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(known)
-
-
-def _hash_encode_known_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, table, _, *grid = inputs
-    _hash_encode_setup(ctx, (x, table, *grid), output)
-
-
-def _hash_encode_known_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grad_x, grad_table, *rest = _hash_encode_gradient(ctx, grad)
-    return (grad_x, grad_table, None, *rest)
-
-
-hash_encode_known.register_autograd(_hash_encode_known_gradient, setup_context=_hash_encode_known_setup)
+_register_known(hash_encode_known, _hash_encode_setup, _hash_encode_gradient)
 
 
 # --- spherical_harmonics -------------------------------------------------------------------------------------
@@ -230,22 +232,7 @@ def network_known(x: Tensor, parameters: Tensor, known: Tensor, spec: Sequence[i
     return prepare("known", known, (x.shape[0], spec[-3]), x.dtype, x.device).clone()
 
 
-@network_known.register_fake
-def _(x: Tensor, parameters: Tensor, known: Tensor, spec: Sequence[int], eps: Sequence[float]) -> Tensor:
-    return torch.empty_like(known)
-
-
-def _network_known_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, parameters, _, *chain = inputs
-    _network_setup(ctx, (x, parameters, *chain), output)
-
-
-def _network_known_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grad_x, grad_parameters, *rest = _network_gradient(ctx, grad)
-    return (grad_x, grad_parameters, None, *rest)
-
-
-network_known.register_autograd(_network_known_gradient, setup_context=_network_known_setup)
+_register_known(network_known, _network_setup, _network_gradient)
 
 
 # --- march, sample_points ------------------------------------------------------------------------------------

@@ -55,8 +55,8 @@ def convert_model(model: Model, plan: ConversionPlan) -> Conversion:
 
 
 def _network(x: Tensor, chain: MergedChain) -> Tensor:
-    """Native code on a CPU. On a GPU such wide layers are cuBLAS's: the kernels' backward pass would keep one to four
-    warps busy in each multiprocessor (docs/gpu.md)."""
+    """Native code on a CPU. On a GPU these layers are cuBLAS's: in trunks 256 wide the kernels' backward pass would
+    keep one to four warps busy in each multiprocessor (docs/gpu.md)."""
     return ops.network(x, chain) if x.device.type == "cpu" else chain.evaluate(x)
 
 
