@@ -79,7 +79,8 @@ def test_what_a_look_has_found_is_not_computed_again(kind: str, backend: str, mo
         sigma, rgb = field(x[kept], directions[kept], known)
         (sigma.sum() + rgb.square().sum()).backward()
         results.append([sigma, rgb, *(p.grad for p in field.parameters() if p.grad is not None)])
-    assert torch.equal(look.sigma[kept], results[0][0])
+    # Computed anew they may differ in the last digit: compilers round single rows in another way than many.
+    assert torch.equal(look.sigma[kept], results[1][0])
     assert len(results[0]) > 4
     for first, second in zip(*results, strict=True):
         torch.testing.assert_close(second, first)

@@ -115,6 +115,19 @@ class SampleBudgetPipeline(DynamicBatchPipeline):
             TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], tell),
         ]
 
+    def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
+        candidates = self.model.field.has_candidates()
+        super().load_pipeline(loaded_state, step)
+        if candidates and not self.model.field.has_candidates():  # of a checkpoint from after the selection
+            self._distribute_again()
+
+    def _distribute_again(self) -> None:
+        """After parameters have changed their shapes: DistributedDataParallel has laid out its buffers for them as they
+        were, and would leave those parameters out of its sums. A new one also gives all processes the same."""
+        if isinstance(self._model, DistributedDataParallel):
+            devices, self._model = self._model.device_ids, self.model
+            self._model = cast(Any, DistributedDataParallel(self.model, devices, find_unused_parameters=True))
+
     def select_features(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep the features that contribute most to the training views, num_features of each EUGen layer.
 
@@ -133,10 +146,7 @@ class SampleBudgetPipeline(DynamicBatchPipeline):
         except ValueError as error:
             raise UserError(f"Features cannot be compared ({error}).") from error
         follow(optimizer, kept)
-        if isinstance(self._model, DistributedDataParallel):
-            # It has laid out its buffers for the parameters as they were. A new one also gives all processes the same.
-            devices, self._model = self._model.device_ids, self.model
-            self._model = cast(Any, DistributedDataParallel(self.model, devices, find_unused_parameters=True))
+        self._distribute_again()
         shares = ", ".join(f"{100 * one.explained:.2f}" for one in kept)
         CONSOLE.print(
             f"Kept {field.config.num_features} of {field.config.candidate_features} features in each EUGen layer; they "

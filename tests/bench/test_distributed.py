@@ -111,9 +111,21 @@ def rank_main(rank: int, scene: Path, folder: Path) -> None:
         loss.backward()
         training.end(step)
         losses.append(loss.item())
-    found = {"losses": losses, "cells": cells, "rays": rays, "state": training.state()}
+    state = training.state()
+    found = {"losses": losses, "cells": cells, "rays": rays, "state": state, "resumed": resumed(rank, scene, state)}
     torch.save(found, folder / f"rank-{rank}.pt")
     dist.destroy_process_group()
+
+
+def resumed(rank: int, scene: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters after one step more, by a training that begins with all candidates and loads the state."""
+    training = Training(scene, seed=rank)
+    training.pipeline._model = DistributedDataParallel(training.pipeline._model, find_unused_parameters=True)
+    training.pipeline.load_pipeline({f"_model.module.{name}": value for name, value in state.items()}, STEPS)
+    training.begin(STEPS)
+    training.loss(STEPS, rank).backward()
+    training.end(STEPS)
+    return {name: value.detach().clone() for name, value in training.pipeline.model.named_parameters()}
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +178,14 @@ def test_ranks_hold_the_same_model_and_the_same_occupancy(ranks: list[dict[str, 
     assert first["state"]["field.color_network.layers.0.weight"].shape[1] == 8  # features were selected
     for name, value in first["state"].items():
         assert torch.equal(value, second["state"][name]), name
+
+
+@pytest.mark.slow
+def test_ranks_go_on_from_a_checkpoint_with_selected_features(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["resumed"] for rank in ranks)
+    before = ranks[0]["state"]
+    weight = "field.color_network.layers.0.weight"
+    assert first[weight].shape == before[weight].shape
+    assert not torch.equal(first[weight], before[weight])
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
