@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shlex
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,12 +129,12 @@ def transfer(options: Transfer, console: Console) -> Outcome:
             config = student.student_config(teacher, plan)
             _place(config, options)
             model = student.build_student(teacher, config)
+            owners = student.fields(model, list(student.networks(model)))
         original = teacher.pipeline.model
         layers = sum(len(list(_eugen_layers(network))) for network in student.networks(model).values())
         with _progress(console) as progress:
             before = _measure(teacher.pipeline, options.views, _bar(progress, "teacher's test views"))
             start = time.perf_counter()
-            owners = student.fields(model, list(student.networks(model)))
             recorded = recording.record(
                 teacher.pipeline, owners, options.pixels, options.max_samples, options.seed, _bar(progress, "samples")
             )
@@ -217,7 +219,10 @@ def _write(config: Any, teacher: Any, model: Any, load_config: Path) -> Path:
     try:
         folder = temporary / config.relative_model_dir
         folder.mkdir(parents=True)
-        torch.save(checkpoint, folder / f"step-{int(teacher.checkpoint['step']):09d}.ckpt")
+        # Written by torch itself, a full disk would be a RuntimeError among others.
+        stored = io.BytesIO()
+        torch.save(checkpoint, stored)
+        (folder / f"step-{int(teacher.checkpoint['step']):09d}.ckpt").write_bytes(stored.getbuffer())
         (temporary / "config.yml").write_text(yaml.dump(config), "utf8")
         transforms = load_config.parent / "dataparser_transforms.json"
         if transforms.is_file():
@@ -250,12 +255,13 @@ def _tell(outcome: Outcome, config: Any, console: Console) -> None:
         numbers = ", ".join(f"{100 * share:.2f}" for share in shares)
         console.print(f"Explained variance of the layers of {path}: {numbers} %", markup=False, soft_wrap=True)
     console.print(f"Run: {outcome.run / 'config.yml'}", markup=False, soft_wrap=True)
-    command = " ".join(_training_command(config, outcome.run))
+    command = shlex.join(_training_command(config, outcome.run))
     console.print(f"To train it further:\n{command}", markup=False, soft_wrap=True)
 
 
 def _training_command(config: Any, run: Path) -> list[str]:
-    """ns-train with those of the model's options that are not the method's own."""
+    """ns-train with those of the model's and the dataparser's options that are not their own."""
+    from nerfstudio.configs.dataparser_configs import all_dataparsers
     from nerfstudio.configs.method_configs import all_methods
 
     registered: Any = all_methods[config.method_name]
@@ -264,16 +270,29 @@ def _training_command(config: Any, run: Path) -> list[str]:
     data = getattr(manager, "data", None) or getattr(manager.dataparser, "data", None)
     words = ["ns-train", config.method_name, "--data", str(data)]
     words += ["--load-dir", str(run / config.relative_model_dir)]
-    return words + list(_different(config.pipeline.model, default, "--pipeline.model"))
+    words += _different(config.pipeline.model, default, "--pipeline.model.")
+    # Weights belong to the world that the dataparser makes of the scene.
+    parser = manager.dataparser
+    readers = [
+        [name, *_different(parser, known, "--", {"data"})]
+        for name, known in all_dataparsers.items()
+        if type(known) is type(parser)
+    ]
+    reader = min(readers, key=len, default=[])
+    same = type(parser) is type(registered.pipeline.datamanager.dataparser)
+    return words if same and len(reader) == 1 else words + reader
 
 
-def _different(options: Any, default: Any, prefix: str) -> Iterator[str]:
+def _different(options: Any, default: Any, prefix: str, known: Container[str] = ()) -> Iterator[str]:
+    """Words of the command line that make the options of the default, but for those that are given elsewhere."""
     for name, value in vars(options).items():
-        flag = f"{prefix}.{name.replace('_', '-')}"
+        if name in known:
+            continue
+        flag = f"{prefix}{name.replace('_', '-')}"
         other = getattr(default, name, None)
         if hasattr(value, "__dataclass_fields__"):
-            yield from _different(value, other, flag)
-        elif isinstance(value, bool | int | float | str) and value != other:
+            yield from _different(value, other, f"{flag}.")
+        elif (value is None or isinstance(value, bool | int | float | str | Path)) and value != other:
             yield from (flag, str(value))
         elif isinstance(value, tuple) and value and value != other and all(isinstance(v, str | int) for v in value):
             yield from (flag, *map(str, value))

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from nerfstudio.configs.method_configs import all_methods
+from nerfstudio.fields.base_field import Field
 from torch import Tensor, nn
 
 from eugen_nerf.errors import UserError
-from eugen_nerf.field import ChainNetwork
+from eugen_nerf.field import ChainNetwork, EugenField
 from eugen_nerf.layers import ConversionPlan, EUGen, LayerStack, convert
 from eugen_nerf.layers.transfer import LayerFit, TransferOptions, transfer_network
 from eugen_nerf.plugin.checkpoints import MODEL
@@ -108,11 +109,19 @@ def networks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def fields(model: Any, paths: list[str]) -> list[str]:
-    """Paths of the fields that the networks of these paths belong to."""
-    found: dict[str, None] = {}
-    for path in paths:
-        name = path.partition(".")[0]
-        found[name] = None
+    """Paths of the fields that the networks of these paths belong to.
+
+    Raises:
+        UserError: a network does not belong to a field, or to one that only proposes where samples are taken.
+    """
+    found = dict.fromkeys(path.partition(".")[0] for path in paths)
+    for name in found:
+        if not isinstance(model.get_submodule(name), EugenField | Field):
+            belongs = ", ".join(path for path in paths if path.partition(".")[0] == name)
+            raise UserError(
+                f"--layers: {belongs} cannot be transferred: what is compared are samples of the fields that give the "
+                "picture its colours. Choose layers of those."
+            )
     return list(found)
 
 

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import json
+import resource
 import shutil
 import sys
 from collections.abc import Callable
@@ -186,9 +187,19 @@ class TestRefusals:
         def full(*_: Any) -> None:
             raise OSError(errno.ENOSPC, "full")
 
-        monkeypatch.setattr(torch, "save", full)
+        monkeypatch.setattr(Path, "write_bytes", full)
         with pytest.raises(UserError, match="t: the disk is full; nothing was written"):
             run_transfer(options(mlp_run, tmp_path, views=1))
+        assert not list(tmp_path.rglob("*t*/*")) + list(tmp_path.rglob(".t*"))
+
+    def test_a_checkpoint_that_ends_half_way_leaves_nothing_behind(self, mlp_run: Path, tmp_path: Path) -> None:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # files end here, as on a full disk
+        try:
+            with pytest.raises(UserError, match=r"t: cannot be written \(File too large\)"):
+                run_transfer(options(mlp_run, tmp_path, views=1))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert not list(tmp_path.rglob("*t*/*")) + list(tmp_path.rglob(".t*"))
 
     @pytest.fixture

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import tyro
+import yaml
 from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion
 from nerfstudio.scripts import eval as ns_eval
 from nerfstudio.scripts.train import main
@@ -74,6 +77,7 @@ def train(method: str, scene: Path, output: Path) -> Path:
         *small,
         "blender-data",
         f"--data={scene}",
+        "--scale-factor=0.9",
     ]
     with without_nerfstudio_lpips():
         config: Any = tyro.cli(AnnotatedBaseConfigUnion, args=words)  # type: ignore[call-overload]
@@ -114,8 +118,16 @@ def test_a_run_becomes_one_with_eugen_layers(
     assert abs(json.loads(result.read_text())["results"]["psnr"] - outcome.after["psnr"]) < 1
 
     printed = console.file.getvalue()  # type: ignore[attr-defined]
-    assert f"ns-train {name}" in printed
-    assert "--pipeline.model.eugen.feature-bias True" in printed
+    command = shlex.split(printed[printed.index("ns-train") :])
+    assert command[:2] == ["ns-train", name]
+    more: Any = tyro.cli(AnnotatedBaseConfigUnion, args=command[1:])  # type: ignore[call-overload]
+    written = yaml.load((outcome.run / "config.yml").read_text(), Loader=yaml.Loader)
+    assert more.pipeline.model == written.pipeline.model
+    # The scene in the same world.
+    assert more.pipeline.datamanager.dataparser == dataclasses.replace(
+        written.pipeline.datamanager.dataparser, data=more.pipeline.datamanager.dataparser.data
+    )
+    assert more.data == written.pipeline.datamanager.dataparser.data
 
 
 def test_a_plan_that_does_not_fit(runs: dict[str, Path]) -> None:
@@ -124,3 +136,5 @@ def test_a_plan_that_does_not_fit(runs: dict[str, Path]) -> None:
         transfer(Transfer(run / "config.yml", 65, views=1), Console(file=io.StringIO()))
     with pytest.raises(UserError, match=r"'trunk' matches no feed-forward layer; those of the model are: .*mlp_head"):
         transfer(Transfer(run / "config.yml", 8, layers=("trunk",), views=1), Console(file=io.StringIO()))
+    with pytest.raises(UserError, match=r"proposal_networks\.0.*, proposal_networks\.1.* cannot be transferred"):
+        transfer(Transfer(run / "config.yml", 8, layers=("proposal*",), views=1), Console(file=io.StringIO()))
