@@ -67,16 +67,16 @@ def write_photo(dataset: Any, index: int, path: Path, background: tuple[float, f
 
 def undistorted(pixels: npt.NDArray[np.uint8], cameras: Cameras, index: int) -> npt.NDArray[np.uint8]:
     """Pixels [H, W, 3] of a camera, resampled without its lens distortion."""
-    if cameras.distortion_params is None:
+    fisheye = int(cameras.camera_type[index]) == CameraType.FISHEYE.value
+    coefficients = [0.0] * 6 if cameras.distortion_params is None else cameras.distortion_params[index].tolist()
+    if not fisheye and not any(coefficients):
         return pixels
-    k1, k2, k3, k4, p1, p2 = (float(v) for v in cameras.distortion_params[index])
-    if not any((k1, k2, k3, k4, p1, p2)):
-        return pixels
+    k1, k2, k3, k4, p1, p2 = coefficients
     matrix = np.eye(3)
     matrix[0, 0], matrix[1, 1] = float(cameras.fx[index]), float(cameras.fy[index])
     # OpenCV counts from the centre of the first pixel.
     matrix[0, 2], matrix[1, 2] = float(cameras.cx[index]) - 0.5, float(cameras.cy[index]) - 0.5
-    if int(cameras.camera_type[index]) == CameraType.FISHEYE.value:
+    if fisheye:
         result = cv2.fisheye.undistortImage(pixels, matrix, np.array([k1, k2, k3, k4]), Knew=matrix)
     else:
         # OpenCV's fourth radial term stands in a denominator; ours is a plain power, as nerfstudio's.

@@ -193,3 +193,19 @@ def test_photos_lose_their_distortion() -> None:
     assert np.abs((result[..., :2] - 127.5) / 150 - wanted[..., :2])[inner].max() < 0.02
     assert np.abs(pixels[inner].astype(float) - result[inner]).max() > 1  # there was something to undo
     assert CameraType.PERSPECTIVE.value == int(camera.camera_type[0])
+
+
+@pytest.mark.parametrize("given", [None, torch.zeros(1, 6)], ids=["no coefficients", "coefficients of zero"])
+def test_photos_of_fisheyes_are_undistorted_whatever_their_coefficients(given: torch.Tensor | None) -> None:
+    """A fisheye's picture grows with the angle, a pinhole's with its tangent."""
+    camera = Cameras(
+        torch.eye(4)[None, :3], 60.0, 60.0, 32.0, 24.0, 64, 48,
+        distortion_params=given, camera_type=CameraType.FISHEYE,
+    )  # type: ignore[arg-type]  # fmt: skip
+    column = np.arange(64)[None, :, None] + 0.5
+    angle = np.broadcast_to((column - 32) / 60, (48, 64, 3))
+    pixels = np.round(127.5 + 200 * angle).clip(0, 255).astype(np.uint8)
+    result = views.undistorted(pixels, camera, 0).astype(float)
+    wanted = np.arctan((column[0, :, 0] - 32) / 60)
+    assert np.abs((result[24, 6:-6, 0] - 127.5) / 200 - wanted[6:-6]).max() < 0.006
+    assert np.abs(pixels[24, 6:-6, 0] - result[24, 6:-6, 0]).max() > 4  # there was something to undo
