@@ -18,6 +18,7 @@ HASH_PRIMES = (1, 2654435761, 805459861)
 
 # A ray is finished when less than this fraction of light still passes.
 MIN_TRANSMITTANCE = 1e-4
+OPAQUE = 200.0  # optical thickness behind which nothing is left of the light, whatever the precision
 
 
 def hash_encode(x: Tensor, table: Tensor, layout: HashGridLayout) -> Tensor:
@@ -221,8 +222,9 @@ def transmittance(sigma: Tensor, samples: PackedSamples) -> Tensor:
     Returns:
         [N] in [0, 1]; 1 for the first sample of a ray. Differentiable in ``sigma``.
     """
-    optical = sigma * (samples.t_ends - samples.t_starts)
-    # One running sum serves all rays; double precision keeps what earlier rays add to it harmless.
+    # One running sum serves all rays; double precision keeps what earlier rays add to it harmless, as long as no sample
+    # adds more than it takes to let nothing through.
+    optical = (sigma * (samples.t_ends - samples.t_starts)).clamp(max=OPAQUE)
     running = torch.cat([optical.new_zeros(1, dtype=torch.float64), optical.cumsum(0, dtype=torch.float64)])
     starts = running.index_select(0, samples.ray_offsets[:-1])
     starts = starts.repeat_interleave(samples.counts(), output_size=samples.num_samples)

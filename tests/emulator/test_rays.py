@@ -16,7 +16,10 @@ from eugen_nerf.ops.packing import pack_chain
 from tests.emulator.device import ORDERS, EmulatedDevice
 from tests.ops.comparisons import BOUNDED, UNBOUNDED, relative_error
 
-SPACES = pytest.mark.parametrize(("space", "rule"), [BOUNDED, UNBOUNDED], ids=["bounded", "unbounded"])
+BOUNDED_CONE = (BOUNDED[0], StepRule(0.03, 1 / 32))
+SPACES = pytest.mark.parametrize(
+    ("space", "rule"), [BOUNDED, BOUNDED_CONE, UNBOUNDED], ids=["bounded", "bounded-cone", "unbounded"]
+)
 RESOLUTION = 16
 
 

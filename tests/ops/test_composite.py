@@ -60,11 +60,12 @@ def test_composite_gradients() -> None:
     assert torch.autograd.gradcheck(lambda a, b: composite(a, b, samples), (sigma, rgb))
 
 
-def test_composite_a_dense_ray_does_not_disturb_the_next() -> None:
+@pytest.mark.parametrize("dense", [1e5, 1e30, math.inf])
+def test_composite_a_dense_ray_does_not_disturb_the_next(dense: float) -> None:
     """In single precision one running sum over all rays must not eat the precision of later rays."""
     generator = torch.Generator().manual_seed(0)
     samples = packed([1024, 4], generator, torch.float32)
-    sigma = torch.cat([torch.full((1024,), 1e5), torch.tensor([0.1, 0.2, 0.3, 0.4])])
+    sigma = torch.cat([torch.full((1024,), dense), torch.tensor([0.1, 0.2, 0.3, 0.4])])
     rgb = torch.rand(1028, 3, generator=generator)
     _, alpha, _ = composite(sigma, rgb, samples)
     last = -torch.expm1(-(sigma * (samples.t_ends - samples.t_starts))[1024:].double().sum())

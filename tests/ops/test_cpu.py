@@ -286,10 +286,11 @@ def random_bits(resolution: int, share: float, seed: int = 0) -> Tensor:
     [
         (BOUNDED, StepRule(0.01)),
         (BOUNDED, StepRule(0.3)),
+        (BOUNDED, StepRule(0.02, 1 / 32)),
         (UNBOUNDED, StepRule(0.02, 1 / 32)),
         (UNBOUNDED, StepRule(0.05)),
     ],
-    ids=["fine", "coarse", "cone", "unbounded"],
+    ids=["fine", "coarse", "bounded-cone", "cone", "unbounded"],
 )
 def test_march(space: Space, rule: StepRule, share: float) -> None:
     rays = random_rays(300)

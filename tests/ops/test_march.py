@@ -71,10 +71,11 @@ def brute_force(
     ("space", "rule"),
     [
         (BOUNDED, StepRule(0.05)),
+        (BOUNDED, StepRule(0.05, 1 / 32)),
         (UNBOUNDED, StepRule(0.05, 1 / 16)),
         (UNBOUNDED, StepRule(0.1)),
     ],
-    ids=["bounded", "cone", "unbounded-constant"],
+    ids=["bounded", "bounded-cone", "cone", "unbounded-constant"],
 )
 @pytest.mark.parametrize("jittered", [False, True])
 def test_march(space: Space, rule: StepRule, jittered: bool) -> None:

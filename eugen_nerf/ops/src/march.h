@@ -153,7 +153,7 @@ EUGEN_FUNCTION Step step_at(const March& m, const Walk& walk, int number) {
 
 // Steps from an empty position to the next one that need not be empty: at least 1. `empty` is what empty_cells says of it.
 EUGEN_FUNCTION int steps_over(const March& m, const Walk& walk, const Step& step, int empty) {
-  if (m.contracted) return 1;
+  if (m.contracted || m.cone_angle != 0.f) return 1;  // steps are of different lengths
   // Every step up to the far side of this empty cell or block is empty too. One less, against round-off.
   const float cells = float(empty), r = float(m.resolution) / cells;
   const float p[3] = {step.unit.x * r, step.unit.y * r, step.unit.z * r};
