@@ -12,15 +12,19 @@ from eugen_nerf.layers.activations import Activation, describe, resolve
 from eugen_nerf.layers.projections import KINDS, make_projection
 
 
+def squared_norm(x: Tensor) -> Tensor:
+    """||x||^2 over the last dimension, [..., d] -> [..., 1]; of half-precision inputs in float32, where it fits."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+    return x.square().sum(dim=-1, keepdim=True)
+
+
 def smooth_norm(x: Tensor, eps: float) -> Tensor:
     """Euclidean norm sqrt(||x||^2 + eps) over the last dimension, [..., d] -> [..., 1].
 
-    `eps` makes it differentiable at zero. Half-precision inputs are squared and summed in float32, which is
-    also the result's dtype then.
+    `eps` makes it differentiable at zero. That of half-precision inputs is float32.
     """
-    if x.dtype in (torch.float16, torch.bfloat16):
-        x = x.float()
-    return (x.square().sum(dim=-1, keepdim=True) + eps).sqrt()
+    return (squared_norm(x) + eps).sqrt()
 
 
 def num_projections(order: int, shared: bool) -> int:

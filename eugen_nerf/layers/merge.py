@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from eugen_nerf.layers.activations import ACTIVATIONS, Activation, describe, resolve
 from eugen_nerf.layers.baselines import Dense, LowRank
-from eugen_nerf.layers.eugen import EUGen, combine_orders, num_projections, smooth_norm
+from eugen_nerf.layers.eugen import EUGen, combine_orders, num_projections, smooth_norm, squared_norm
 from eugen_nerf.layers.snnk import SNNK
 
 
@@ -63,7 +63,7 @@ class FeatureStage:
             if self.norm_factor is None:
                 norm = smooth_norm(x, self.eps)
             else:
-                squared = F.linear(x, self.norm_factor, self.norm_offset).square().sum(dim=-1, keepdim=True)
+                squared = squared_norm(F.linear(x, self.norm_factor, self.norm_offset))
                 if self.norm_constant is not None:
                     squared = squared + self.norm_constant
                 norm = (squared + self.eps).sqrt()
@@ -107,6 +107,7 @@ class MergedChain:
     stages: tuple[FeatureStage, ...]
     weight: Tensor  # [out, features of the last stage]
     bias: Tensor | None  # [out]
+    ends: bool = True  # False: weight is the identity, with which `evaluate` need not multiply
 
     @property
     def in_features(self) -> int:
@@ -127,7 +128,7 @@ class MergedChain:
         """[..., in_features] -> [..., out_features]."""
         for stage in self.stages:
             x = stage.features(x)
-        return F.linear(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias) if self.ends else x
 
     @property
     def multiply_adds(self) -> int:

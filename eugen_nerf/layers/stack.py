@@ -18,19 +18,18 @@ Evaluate = Callable[[Tensor, MergedChain], Tensor]
 class _Part:
     """Layers up to the next point where the network's input enters again, or to an activation without a name."""
 
-    chain: MergedChain
+    chain: MergedChain  # without its output matrix where the next part has taken that in
     skip: bool  # the network's input is put in front of what the part receives
-    ends: bool  # with its own output matrix; otherwise that of the next part, which has taken it in, and the identity
     activation: nn.Module
 
     @property
     def multiply_adds(self) -> int:
-        return self.chain.multiply_adds - (0 if self.ends else self.chain.weight.numel())
+        return self.chain.multiply_adds - (0 if self.chain.ends else self.chain.weight.numel())
 
     @property
     def num_parameters(self) -> int:
         bias = 0 if self.chain.bias is None else self.chain.bias.numel()
-        return self.chain.num_parameters - (0 if self.ends else self.chain.weight.numel() + bias)
+        return self.chain.num_parameters - (0 if self.chain.ends else self.chain.weight.numel() + bias)
 
 
 class LayerStack(nn.Module):
@@ -94,8 +93,8 @@ class LayerStack(nn.Module):
             after = None if ends else self._beside_input(chain)
             if not ends:
                 eye = torch.eye(chain.weight.shape[1], dtype=chain.weight.dtype, device=chain.weight.device)
-                chain = MergedChain(chain.stages, eye, None)
-            yield _Part(chain, start in self.skip_connections, ends, self.activations[end - 1])
+                chain = MergedChain(chain.stages, eye, None, ends=False)
+            yield _Part(chain, start in self.skip_connections, self.activations[end - 1])
 
     def _stands_alone(self, position: int) -> bool:
         """Whether a dense layer's activation is none that merges, and so ends a chain. Without an activation it ends

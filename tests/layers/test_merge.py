@@ -181,6 +181,14 @@ class TestNormInsideAChain:
         merged = network(x.bfloat16(), chain).double()
         torch.testing.assert_close(merged, modules.double()(x), rtol=0.1, atol=0.1)
 
+    def test_half_precision_norms_do_not_overflow(self) -> None:
+        modules = tall_chain().half()
+        with torch.no_grad():
+            x = normal(6, 3)
+            modules[0].weight.mul_(600 / modules[0].double()(x).norm(dim=-1).max())
+            merged = network(x.half(), merge_chain(modules.half())).double()
+        torch.testing.assert_close(merged, modules.double()(x), rtol=0.02, atol=0.02 * float(merged.abs().max()))
+
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_an_output_with_several_consumers_is_merged_into_each(norm: bool) -> None:
