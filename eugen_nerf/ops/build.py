@@ -5,12 +5,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
+
+import torch
 
 SOURCE = Path(__file__).parent / "src"
 
@@ -19,7 +23,7 @@ FLAGS = (
     "-O3",
     "-std=c++17",
     "-march=native",
-    "-fopenmp",
+    "-fopenmp-simd",  # for vector registers; threads are those of PyTorch's library, see src/parallel.h
     "-fno-math-errno",
     "-fno-trapping-math",
     "-shared",
@@ -46,7 +50,7 @@ def cache_folder() -> Path:
 
 
 def find_compiler() -> list[str]:
-    """$CXX, g++ or clang++, whichever is found first, as the start of a command.
+    """$CXX, g++, clang++ or the zig that pip installs as ziglang, whichever is found first, as the start of a command.
 
     Raises:
         BuildError: there is none.
@@ -55,7 +59,9 @@ def find_compiler() -> list[str]:
         words = candidate.split()
         if words and shutil.which(words[0]):
             return words
-    raise BuildError("no C++ compiler was found ($CXX, g++, clang++)")
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "c++"]
+    raise BuildError("no C++ compiler was found ($CXX, g++, clang++); pip install ziglang brings one")
 
 
 def _processor() -> str:
@@ -99,9 +105,15 @@ def compile_library(path: Path, compiler: list[str], flags: tuple[str, ...]) -> 
         message = f"the folder {path.parent} cannot be written ({error.strerror}); EUGEN_CACHE may name another"
         raise BuildError(message) from error
     temporary = Path(name)
+    environment = dict(os.environ)
+    if "ziglang" in compiler:
+        # It compiles a C++ library first, and keeps that in folders of its own.
+        zig = str(cache_folder() / "zig")
+        environment = {"ZIG_GLOBAL_CACHE_DIR": zig, "ZIG_LOCAL_CACHE_DIR": zig, **environment}
+        print("eugen-nerf compiles its native code with zig, once; that takes about two minutes.", file=sys.stderr)
     try:
         command = [*compiler, *flags, str(SOURCE / "cpu.cpp"), "-o", str(temporary)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if result.returncode:
             lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
             first = next((line for line in lines if "error" in line), lines[0])
@@ -113,12 +125,27 @@ def compile_library(path: Path, compiler: list[str], flags: tuple[str, ...]) -> 
         temporary.unlink(missing_ok=True)
 
 
+def share_threads(library: ctypes.CDLL) -> None:
+    """Give the compiled code the threads of the OpenMP library that PyTorch has loaded.
+
+    Raises:
+        BuildError: PyTorch has been built without one.
+    """
+    loaded = ctypes.CDLL(torch._C.__file__)  # finds what the libraries define that PyTorch itself is linked with
+    try:
+        functions = [getattr(loaded, name) for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")]
+    except AttributeError as error:
+        raise BuildError(f"PyTorch has no OpenMP library ({error})") from error
+    library.eugen_use_openmp(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
+
+
 @functools.cache
 def cpu_library() -> ctypes.CDLL:
     """The compiled CPU runners. Extra compiler flags are taken from $EUGEN_CXXFLAGS.
 
     Raises:
-        BuildError: there is no compiler, the cache cannot be written, or the build or its loading failed.
+        BuildError: there is no compiler, the cache cannot be written, the build or its loading failed, or PyTorch has
+            no threads to share.
     """
     compiler = find_compiler()
     flags = (*FLAGS, *os.environ.get("EUGEN_CXXFLAGS", "").split())
@@ -126,6 +153,8 @@ def cpu_library() -> ctypes.CDLL:
     if not path.exists():
         compile_library(path, compiler, flags)
     try:
-        return ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(path))
     except OSError as error:
         raise BuildError(f"the compiled library does not load ({error})") from error
+    share_threads(library)
+    return library

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import os
 import shutil
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -38,7 +41,7 @@ def start(cache: Path, **environment: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     return out.strip(), err
 
@@ -66,7 +69,10 @@ def check_fallback(process: subprocess.Popen[str], reason: str) -> None:
 
 
 def test_without_a_compiler_everything_runs_eagerly_with_one_warning(tmp_path: Path) -> None:
-    check_fallback(start(tmp_path, PATH=str(tmp_path), CXX="nothing-of-this-name"), "no C++ compiler was found")
+    # zig, if it is there, is not found either.
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['ziglang'] = None\n")
+    process = start(tmp_path, PATH=str(tmp_path), CXX="nothing-of-this-name", PYTHONPATH=str(tmp_path))
+    check_fallback(process, "no C++ compiler was found")
 
 
 def test_a_compiler_that_fails_is_named_with_its_message(tmp_path: Path) -> None:
@@ -90,6 +96,39 @@ def test_name_depends_on_flags_and_compiler() -> None:
     paths = {build.library_path(compiler, flags) for flags in (build.FLAGS, (*build.FLAGS, "-g"), build.FLAGS[1:])}
     assert len(paths) == 3
     assert build.library_path(compiler, build.FLAGS) in paths
+
+
+def test_compiled_code_gets_pytorchs_threads() -> None:
+    given: list[ctypes.c_void_p] = []
+
+    class Library:
+        def eugen_use_openmp(self, *functions: ctypes.c_void_p) -> None:
+            given.extend(functions)
+
+    build.share_threads(Library())  # type: ignore[arg-type]
+    work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    parallel = ctypes.CFUNCTYPE(None, work, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(given[0].value)
+    number, count = (ctypes.CFUNCTYPE(ctypes.c_int)(function.value) for function in given[1:])
+    seen: set[tuple[int, int, int]] = set()
+    parallel(work(lambda _: seen.add((threading.get_native_id(), number(), count()))), None, 2, 0)
+    assert len({thread for thread, *_ in seen}) == 2
+    assert {tuple(rest) for _, *rest in seen} == {(0, 2), (1, 2)}
+    assert (threading.get_native_id(), 0, 2) in seen
+
+
+def test_zig_is_taken_where_there_is_no_other_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "ziglang")
+    assert build.find_compiler() == [sys.executable, "-m", "ziglang", "c++"]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("ziglang"), reason="needs a C++ compiler: pip install ziglang")
+def test_zig_compiles_what_the_others_do(tmp_path: Path) -> None:
+    """Takes two minutes at first."""
+    out, err = finish(start(tmp_path, PATH=str(tmp_path), CXX=""))
+    assert Path(out).parent == tmp_path
+    assert "compiles its native code with zig" in err
+    assert "RuntimeWarning" not in err
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,16 +2,13 @@
 //
 // All arrays are contiguous. Work is divided among threads by ranges that depend on the number of threads alone, and
 // sums of different threads are added in a fixed order: equal inputs and threads give equal results, bit for bit.
-#include <omp.h>
-
-#include <algorithm>
-
 #include "adam.h"
 #include "composite.h"
 #include "harmonics.h"
 #include "hashgrid.h"
 #include "march.h"
 #include "network_simd.h"
+#include "parallel.h"
 
 using namespace eugen;
 
@@ -130,16 +127,17 @@ void position_gradient(const float* x, const float* table, const std::vector<Has
 std::vector<uint8> survey(March& m, int threads) {
   const int64 r = m.resolution, side = blocks_along_axis(m.resolution), bytes = r * r * r / 8;
   std::vector<uint8> blocks(side * side * side, 0);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64 bz = 0; bz < side; bz++)
-    for (int64 z = bz * BLOCK; z < std::min(r, (bz + 1) * BLOCK); z++)
+  in_ranges(threads, side, [&](int64 begin, int64 end) {
+    for (int64 z = begin * BLOCK; z < std::min(r, end * BLOCK); z++)
       for (int64 y = 0; y < r; y++)
         for (int64 x = 0; x < r; x += BLOCK) {
           const int64 bit = (z * r + y) * r + x, byte = bit >> 3;
           const unsigned next = byte + 1 < bytes ? m.bits[byte + 1] : 0;
           const unsigned mask = (1u << std::min<int64>(BLOCK, r - x)) - 1;
-          if ((m.bits[byte] | next << 8) >> (bit & 7) & mask) blocks[(bz * side + y / BLOCK) * side + x / BLOCK] = 1;
+          if ((m.bits[byte] | next << 8) >> (bit & 7) & mask)
+            blocks[(z / BLOCK * side + y / BLOCK) * side + x / BLOCK] = 1;
         }
+  });
   int64 low[3] = {side, side, side}, high[3] = {0, 0, 0};
   for (int64 b = 0; b < int64(blocks.size()); b++)
     if (blocks[b]) {
@@ -246,8 +244,6 @@ void prefetch(const float* begin, const float* end) {
   for (const float* p = begin; p < end; p += 16) __builtin_prefetch(p);
 }
 
-int64 range_begin(int64 n, int thread, int threads) { return n * thread / threads; }
-
 }  // namespace
 
 extern "C" {
@@ -256,18 +252,26 @@ extern "C" {
 
 int eugen_lanes() { return LANES; }
 
+// Threads for what follows; without them everything runs on the calling one.
+void eugen_use_openmp(decltype(OpenMP::parallel) parallel, decltype(OpenMP::thread) thread,
+                      decltype(OpenMP::threads) threads) {
+  openmp = OpenMP{parallel, thread, threads};
+}
+
 int eugen_hash_encode_forward(const float* x, const float* table, const int64* resolutions, const int64* offsets,
                               int levels, int features, int log2_table_size, int64 n, float* out, int threads) {
   const std::vector<HashLevel> level = make_levels(resolutions, offsets, levels, log2_table_size);
   const int64 stride = int64(levels) * features;
   // Level by level over a chunk: a level's rows stay in the cache while the chunk's positions visit them.
   const int64 chunk = 4096, chunks = (n + chunk - 1) / chunk;
-#define EUGEN_CALL(F)                                                                                      \
-  _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int64 k = 0; k < chunks; k++) {   \
-    const int64 begin = k * chunk, count = std::min(chunk, n - begin);                                     \
-    for (int l = 0; l < levels; l++)                                                                       \
-      encode_level<F>(x + 3 * begin, table, level[l], count, out + begin * stride + l * F, stride);        \
-  }
+#define EUGEN_CALL(F)                                                                                 \
+  in_ranges(threads, chunks, [&](int64 first, int64 last) {                                           \
+    for (int64 k = first; k < last; k++) {                                                            \
+      const int64 begin = k * chunk, count = std::min(chunk, n - begin);                              \
+      for (int l = 0; l < levels; l++)                                                                \
+        encode_level<F>(x + 3 * begin, table, level[l], count, out + begin * stride + l * F, stride); \
+    }                                                                                                 \
+  })
   EUGEN_FOR_FEATURES(features, EUGEN_CALL)
 #undef EUGEN_CALL
   return 0;
@@ -282,16 +286,17 @@ int eugen_hash_encode_backward(const float* x, const float* table, const int64* 
   // A task owns the rows it adds to, and adds in the order of the samples: no atomics, and the same sums whatever
   // the number of threads. Beyond one thread a level, a level's rows are divided by their number.
   const int parts = (threads + levels - 1) / levels, tasks = levels * parts;
-#define EUGEN_CALL(F)                                                                                        \
-  if (grad_table) {                                                                                          \
-    _Pragma("omp parallel for num_threads(threads) schedule(dynamic, 1)") for (int k = 0; k < tasks; k++) {  \
-      const int l = levels - 1 - k / parts;                                                                  \
-      scatter_level<F>(x, level[l], n, grad + l * F, stride, uint32(k % parts), uint32(parts), grad_table);  \
-    }                                                                                                        \
-  }                                                                                                          \
-  if (grad_x) {                                                                                              \
-    _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int t = 0; t < threads; t++)      \
-        position_gradient<F>(x, table, level, range_begin(n, t, threads), range_begin(n, t + 1, threads), grad, grad_x); \
+#define EUGEN_CALL(F)                                                                                       \
+  if (grad_table) {                                                                                         \
+    as_they_come(threads, tasks, 1, [&](int64 k) {                                                          \
+      const int64 l = levels - 1 - k / parts;                                                               \
+      scatter_level<F>(x, level[l], n, grad + l * F, stride, uint32(k % parts), uint32(parts), grad_table); \
+    });                                                                                                     \
+  }                                                                                                         \
+  if (grad_x) {                                                                                             \
+    in_ranges(threads, n, [&](int64 begin, int64 end) {                                                     \
+      position_gradient<F>(x, table, level, begin, end, grad, grad_x);                                      \
+    });                                                                                                     \
   }
   EUGEN_FOR_FEATURES(features, EUGEN_CALL)
 #undef EUGEN_CALL
@@ -299,8 +304,9 @@ int eugen_hash_encode_backward(const float* x, const float* table, const int64* 
 }
 
 int eugen_spherical_harmonics(const float* directions, int64 n, float* out, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64 i = 0; i < n; i++) spherical_harmonics(load3(directions + 3 * i), out + 16 * i);
+  in_ranges(threads, n, [&](int64 begin, int64 end) {
+    for (int64 i = begin; i < end; i++) spherical_harmonics(load3(directions + 3 * i), out + 16 * i);
+  });
   return 0;
 }
 
@@ -308,11 +314,9 @@ int eugen_network_forward(const float* x, const float* parameters, const int64* 
                           float* out, int threads) {
   const Network net(spec, eps, parameters);
   const int in = net.in(), ld = padded(net.out);
-#pragma omp parallel num_threads(threads)
-  {
+  in_ranges(threads, (n + TILE - 1) / TILE, [&](int64 first, int64 last) {
     Scratch scratch(net);
-#pragma omp for schedule(static)
-    for (int64 begin = 0; begin < n; begin += TILE) {
+    for (int64 begin = first * TILE; begin < std::min(n, last * TILE); begin += TILE) {
       const int rows = int(std::min<int64>(TILE, n - begin));
       prefetch(x + (begin + rows) * in, x + std::min(n, begin + 2 * TILE) * in);
       if (ld == net.out) {
@@ -323,7 +327,7 @@ int eugen_network_forward(const float* x, const float* parameters, const int64* 
       for (int r = 0; r < rows; r++)
         memcpy(out + (begin + r) * net.out, &scratch.output[size_t(r) * ld], sizeof(float) * net.out);
     }
-  }
+  });
   return 0;
 }
 
@@ -333,12 +337,12 @@ int eugen_network_backward(const float* x, const float* parameters, const int64*
   const Network net(spec, eps, parameters);
   const int in = net.in();
   std::vector<Gradients> sums(threads, Gradients(net));
-#pragma omp parallel num_threads(threads)
-  {
+  const int64 tiles = (n + TILE - 1) / TILE;
+  on_threads(threads, [&](int thread, int count) {
     Scratch scratch(net);
-    Gradients& mine = sums[omp_get_thread_num()];
-#pragma omp for schedule(static)
-    for (int64 begin = 0; begin < n; begin += TILE) {
+    Gradients& mine = sums[thread];
+    const int64 last = std::min(n, tiles * (thread + 1) / count * TILE);
+    for (int64 begin = tiles * thread / count * TILE; begin < last; begin += TILE) {
       const int rows = int(std::min<int64>(TILE, n - begin));
       prefetch(x + (begin + rows) * in, x + std::min(n, begin + 2 * TILE) * in);
       prefetch(grad_out + (begin + rows) * net.out, grad_out + std::min(n, begin + 2 * TILE) * net.out);
@@ -346,7 +350,7 @@ int eugen_network_backward(const float* x, const float* parameters, const int64*
       tile_backward(net, scratch, mine, grad_out + begin * net.out, net.out, rows,
                     grad_x ? grad_x + begin * in : nullptr, in);
     }
-  }
+  });
   float* p = grad_parameters;
   // `of` picks a matrix's gradient from a thread's sums.
   const auto write_block = [&](const auto& of, int ld, int rows, int begin, int end) {
@@ -393,8 +397,7 @@ void* eugen_march(const float* origins, const float* directions, const float* ne
   const std::vector<uint8> blocks = survey(m, threads);
   const int64 chunk = 64, chunks = (rays + chunk - 1) / chunk;
   Marched* found = new Marched{std::vector<std::vector<float>>(chunks), std::vector<std::vector<float>>(chunks)};
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-  for (int64 k = 0; k < chunks; k++) {
+  as_they_come(threads, chunks, 1, [&](int64 k) {
     std::vector<float>&start = found->start[k], &end = found->end[k];
     for (int64 r = k * chunk; r < std::min(rays, (k + 1) * chunk); r++) {
       Walk walk = begin_walk(m, load3(origins + 3 * r), load3(directions + 3 * r), near[r], far[r], jitter[r]);
@@ -406,7 +409,7 @@ void* eugen_march(const float* origins, const float* directions, const float* ne
       }
       counts[r] = int64(start.size() - before);
     }
-  }
+  });
   return found;
 }
 
@@ -426,8 +429,7 @@ int eugen_sample_points(const float* origins, const float* directions, int64 ray
                         float* view, int threads) {
   const float rule[2] = {1, 0};  // positions do not depend on it
   const March m = make_march(box, contracted, rule, 2, nullptr);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 64)
-  for (int64 r = 0; r < rays; r++) {
+  as_they_come(threads, rays, 64, [&](int64 r) {
     const Vec3 o = load3(origins + 3 * r), d = load3(directions + 3 * r);
     for (int64 i = offsets[r]; i < offsets[r + 1]; i++) {
       const float t = 0.5f * (t_start[i] + t_end[i]);
@@ -436,30 +438,28 @@ int eugen_sample_points(const float* origins, const float* directions, int64 ray
       memcpy(unit + 3 * i, row, 3 * sizeof(float));
       memcpy(view + 3 * i, row + 3, 3 * sizeof(float));
     }
-  }
+  });
   return 0;
 }
 
 // out [rays, 5]: rgb, alpha, depth of each ray.
 int eugen_composite_forward(const float* sigma, const float* rgb, const float* t_start, const float* t_end,
                             const int64* offsets, int64 rays, float* out, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 64)
-  for (int64 r = 0; r < rays; r++) {
+  as_they_come(threads, rays, 64, [&](int64 r) {
     const int64 b = offsets[r];
     composite_forward(sigma + b, rgb + 3 * b, t_start + b, t_end + b, offsets[r + 1] - b, out + 5 * r);
-  }
+  });
   return 0;
 }
 
 int eugen_composite_backward(const float* sigma, const float* rgb, const float* t_start, const float* t_end,
                              const int64* offsets, int64 rays, const float* grad_out, float* grad_sigma,
                              float* grad_rgb, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 64)
-  for (int64 r = 0; r < rays; r++) {
+  as_they_come(threads, rays, 64, [&](int64 r) {
     const int64 b = offsets[r];
     composite_backward(sigma + b, rgb + 3 * b, t_start + b, t_end + b, offsets[r + 1] - b, grad_out + 5 * r,
                        grad_sigma + b, grad_rgb + 3 * b);
-  }
+  });
   return 0;
 }
 
@@ -476,10 +476,11 @@ int eugen_render(const float* origins, const float* directions, const float* nea
                     Network(density_spec, density_eps, density), Network(color_spec, color_eps, color)};
   // Chunks large enough to keep tiles full, small enough to balance empty and crowded parts of the picture.
   const int64 chunk = 2048, chunks = (rays + chunk - 1) / chunk;
-#define EUGEN_CALL(F)                                                                                            \
-  _Pragma("omp parallel for num_threads(threads) schedule(dynamic, 1)") for (int64 k = 0; k < chunks; k++)       \
-      render_rays<F>(field, m, origins, directions, near, far, k * chunk, std::min(rays, (k + 1) * chunk),       \
-                     min_transmittance, out, samples);
+#define EUGEN_CALL(F)                                                                                    \
+  as_they_come(threads, chunks, 1, [&](int64 k) {                                                        \
+    render_rays<F>(field, m, origins, directions, near, far, k * chunk, std::min(rays, (k + 1) * chunk), \
+                   min_transmittance, out, samples);                                                     \
+  })
   EUGEN_FOR_FEATURES(features, EUGEN_CALL)
 #undef EUGEN_CALL
   return 0;
@@ -489,11 +490,9 @@ int eugen_render(const float* origins, const float* directions, const float* nea
 int eugen_sparse_adam(float* parameter, const float* grad, float* first, float* second, int64 n, float beta1,
                       float beta2, float eps, float step_size, float second_scale, int threads) {
   const AdamStep step{beta1, beta2, eps, step_size, second_scale};
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int t = 0; t < threads; t++) {
-    const int64 b = range_begin(n, t, threads), e = range_begin(n, t + 1, threads);
+  in_ranges(threads, n, [&](int64 b, int64 e) {
     adam_range(step, e - b, grad + b, parameter + b, first + b, second + b);
-  }
+  });
   return 0;
 }
 
