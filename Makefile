@@ -50,5 +50,6 @@ test-gpu: .venv/installed-dev
 	$(BIN)/pip install --editable '.[dev]'
 	touch $@ .venv/installed
 
+# What can be made again; trained runs (outputs, renders) stay.
 clean:
-	rm -rf viewer/node_modules .venv outputs renders build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf viewer/node_modules .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,6 +1,6 @@
 """What EUGen layers buy at equal inference cost: training runs behind docs/eugen-study.md.
 
-    python benchmarks/eugen_study.py run PLAN --image PHOTO --scene DIR --output study.jsonl
+    python benchmarks/eugen_study.py run PLAN --picture NAME=FILE --scene NAME=FOLDER --output study.jsonl
     python benchmarks/eugen_study.py report study.jsonl
 
 A plan is a list of trials, see benchmarks/eugen_study_plans.py. Trials that the output file already holds are skipped,

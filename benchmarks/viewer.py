@@ -16,6 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from rich.console import Console
+
+from eugen_nerf.bench.cli_support import exit_on_user_error
 from eugen_nerf.bench.machine import describe_machine
 from eugen_nerf.bench.notes import machine_line
 from eugen_nerf.bench.statistics import middle, paired_ratio
@@ -29,7 +32,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="side of the pictures")
     parser.add_argument("--turns", type=int, default=5, help="pictures of each network that are timed")
     options = parser.parse_args()
-    check_export(options.page)
+    with exit_on_user_error(Console()):
+        check_export(options.page)
     with (
         make_server(options.page, "127.0.0.1", 0) as server,
         tempfile.TemporaryDirectory() as profile,

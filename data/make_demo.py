@@ -4,7 +4,7 @@ A few lines of numpy make each mesh and texture; Mitsuba 3 traces the light. The
 field has to learn: textures, thin wires, leaves, gloss, rough metal and soft shadows. All of it lies inside
 [-1.2, 1.2]^3 (z up), on a transparent background.
 
-    pip install "eugen-nerf[demo-scene]"
+    pip install '.[demo-scene]'
     python data/make_demo.py                                   # the whole set, 8 to 15 minutes on 2 cores
     python data/make_demo.py --views 2 --output /tmp/preview   # the first two views of each split
 
@@ -770,7 +770,7 @@ def main() -> None:
         if value is not None and value < 1:
             parser.error(f"--{name} must be at least 1, got {value}")
     if mi is None:
-        sys.exit('Mitsuba 3, which renders the scene, is not installed. Fix: pip install "eugen-nerf[demo-scene]"')
+        sys.exit("Mitsuba 3, which renders the scene, is not installed. Fix: pip install '.[demo-scene]'")
 
     try:
         for split in SPLITS:

@@ -17,6 +17,7 @@ from eugen_nerf.bench.readme import update_readme
 from eugen_nerf.bench.report import publish, write_report
 from eugen_nerf.bench.results import prepare_folder
 from eugen_nerf.bench.runner import check_rows, run
+from eugen_nerf.errors import UserError
 
 
 @dataclass
@@ -119,6 +120,8 @@ def render_speed_command(options: RenderSpeed, console: Console) -> int:
     """`eugen-bench render-speed`; the exit status."""
     from eugen_nerf.bench.frame_times import measure_runs
 
+    if not options.load_config:
+        raise UserError("--load-config CONFIG names a run whose frames are timed; it is missing.")
     table, machine = measure_runs(options.load_config, options.frames, command_line())
     console.print(table.rich())
     console.print(machine, markup=False, soft_wrap=True)

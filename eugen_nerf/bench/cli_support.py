@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from eugen_nerf.errors import UserError
+from eugen_nerf.quiet import hide_warnings_about_nerfstudio
 
 
 def command_line() -> str:
@@ -22,7 +23,11 @@ def command_line() -> str:
 
 @contextmanager
 def exit_on_user_error(console: Console, interrupted: str = "Interrupted.") -> Iterator[None]:
-    """Print a `UserError` as its message and exit with status 1; print `interrupted` on Ctrl-C and exit with 130."""
+    """Print a `UserError` as its message and exit with status 1; print `interrupted` on Ctrl-C and exit with 130.
+
+    Inside, nerfstudio may be imported without torch's remarks on it.
+    """
+    hide_warnings_about_nerfstudio()
     try:
         yield
     except UserError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -148,8 +149,10 @@ def _check_numbers(benchmark: Benchmark, file: Path) -> None:
     budget = benchmark.budget
     if (budget.iterations is None) == (budget.seconds is None):
         raise UserError(f"{file}: budget must have one of the keys iterations and seconds.")
-    if (budget.iterations or budget.seconds or 0) <= 0:
-        raise UserError(f"{file}: budget must be positive.")
+    if not 0 < (budget.iterations or budget.seconds or 0) < math.inf:
+        raise UserError(f"{file}: budget must be positive and finite.")
+    if not all(0 <= seed < 1 << 32 for seed in benchmark.seeds):
+        raise UserError(f"{file}: seeds must be from 0 to 2^32 - 1.")
     if not benchmark.seeds or len(set(benchmark.seeds)) < len(benchmark.seeds):
         raise UserError(f"{file}: seeds must name at least one, and none twice.")
     if not all(0 < share <= 1 for share in benchmark.curve.at):

@@ -30,7 +30,7 @@ class RayEngine(Engine):
         try:
             import ray
         except ImportError as error:
-            raise UserError('--engine ray needs Ray: pip install "eugen-nerf[ray]".') from error
+            raise UserError("--engine ray needs Ray: pip install 'ray>=2.30'.") from error
         self._ray = ray
         self._owns_connection = not ray.is_initialized()
         if self._owns_connection:

@@ -34,8 +34,10 @@ def update_readme(file: Path, folders: Sequence[Path]) -> None:
     The command that does so is left there as a comment.
 
     Raises:
-        UserError: the file or its markers are missing, or a folder holds no results.
+        UserError: there are no folders, the file or its markers are missing, or a folder holds no results.
     """
+    if not folders:
+        raise UserError(f"{file}: stays as it is; name the folders with results whose tables go into it.")
     try:
         text = file.read_text("utf8")
     except OSError as error:

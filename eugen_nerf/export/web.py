@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def export_web(
         UserError: a run cannot be loaded or shown in a browser, or the folder cannot be written.
     """
     check_output(output, options.overwrite)  # before minutes of loading
-    if options.size_budget is not None and not options.size_budget > 0:
+    if options.size_budget is not None and not 0 < options.size_budget < math.inf:
         raise UserError(f"--size-budget must be a positive number of megabytes, not {options.size_budget}.")
     if not (VIEWER / "index.html").is_file():
         raise UserError(f"{VIEWER}: the built viewer is missing. Install eugen-nerf again, or build it in viewer/.")

@@ -37,6 +37,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu")
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch then speaks of options of torch.load
+            reason = "damaged, or not written by ns-train"
         raise UserError(
             f"{path}: cannot be read ({reason}); was its training interrupted? Train again, or delete this checkpoint "
             "to use the one before, where there is one."

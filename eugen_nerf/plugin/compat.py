@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 from eugen_nerf.errors import UserError
+from eugen_nerf.quiet import hide_warnings_about_nerfstudio
 
 
 def allow_numpy_scalars_in_checkpoints() -> None:
@@ -74,19 +74,6 @@ def provide_ffmpeg() -> None:
     except OSError:
         return
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}{os.pathsep}{folder}"
-
-
-def hide_warnings_about_nerfstudio() -> None:
-    """Keep torch's remarks on nerfstudio's own code from the user, who can do nothing about them.
-
-    Whoever asks Python for warnings (-W, PYTHONWARNINGS) still sees them.
-    """
-    if sys.warnoptions:
-        return
-    for category in (FutureWarning, UserWarning):
-        warnings.filterwarnings("ignore", category=category, module=r"nerfstudio\.")
-    # nerfstudio starts four workers however many cores there are.
-    warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
 
 
 class NoLpips(nn.Module):

@@ -21,6 +21,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from eugen_nerf.errors import UserError
 from eugen_nerf.field import ORDER_2_LAYERS, FieldConfig, NetworkKind
 from eugen_nerf.folders import check_place, refused
+from eugen_nerf.ops.dispatch import native_problem, requested_backend
 from eugen_nerf.optim import SparseAdam
 from eugen_nerf.plugin import compat
 from eugen_nerf.plugin.checkpoints import check_weights, read_checkpoint
@@ -94,6 +95,7 @@ class EugenTrainerConfig(TrainerConfig):
             UserError: an option, the scene, the checkpoint or the output folder cannot be used.
         """
         self.validate()
+        self._check_machine()
         # Rendering and evaluation must find run and scene from any folder.
         self.output_dir = self.output_dir.expanduser().absolute()
         manager: Any = self.pipeline.datamanager
@@ -114,6 +116,17 @@ class EugenTrainerConfig(TrainerConfig):
             super().save_config()
         except OSError as error:
             raise refused(self.get_base_dir(), error, "--output-dir") from error
+
+    def _check_machine(self) -> None:
+        """Raises UserError: the device is not there, or EUGEN_BACKEND asks for native code that it cannot have."""
+        device = self.machine.device_type
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UserError("PyTorch sees no NVIDIA GPU; train with --machine.device-type cpu.")
+        backend = requested_backend("auto")
+        if backend in ("cpu", "cuda"):
+            problem = native_problem(torch.device(device)) if backend == device else f"this training is for {device}"
+            if problem:
+                raise UserError(f"EUGEN_BACKEND asks for {backend}, but {problem}.")
 
     def set_schedules(self, loaded: Mapping[str, Any] | None = None) -> None:
         """Do what `fit_schedules` says.

@@ -30,7 +30,7 @@ class Transfer:
     """What eugen-transfer does."""
 
     load_config: Path
-    """config.yml of the trained run: eugen-nerf-mlp, or nerfstudio's vanilla-nerf, mipnerf or nerfacto with
+    """config.yml of the trained run: eugen-nerf-mlp, or nerfstudio's vanilla-nerf, mipnerf, or nerfacto trained with
     --pipeline.model.implementation torch. The run itself is only read."""
     features: int
     """m, features of each EUGen layer and order; at most the width of the layers."""

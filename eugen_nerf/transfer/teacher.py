@@ -76,7 +76,7 @@ def _student_method(config: Any, path: Path) -> str:
     if method is None:
         raise UserError(
             f"{path}: is a run of {config.method_name}. Teachers are runs of eugen-nerf-mlp, and of nerfstudio's "
-            "vanilla-nerf, mipnerf and nerfacto (with --pipeline.model.implementation torch)."
+            "vanilla-nerf, mipnerf and nerfacto (the last with --pipeline.model.implementation torch)."
         )
     return method
 

@@ -54,6 +54,8 @@ def test_run_resume_and_report(
     assert (tmp_path / "published" / "results.jsonl").exists()
     readme = tmp_path / "README.md"
     readme.write_text(f"{BEGIN}\n{END}\n")
+    status, printed = eugen_bench(capsys, "readme", readme)
+    assert (status, "name the folders with results" in printed) == (1, True)
     status, _ = eugen_bench(capsys, "readme", readme, tmp_path / "published")
     assert status == 0
     assert "| eugen-nerf |" in readme.read_text()
@@ -105,6 +107,9 @@ def test_render_speed(finished: Any, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_render_speed_of_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    status, printed = eugen_bench(capsys, "render-speed")
+    assert status == 1
+    assert "Error: --load-config CONFIG names a run" in printed
     status, printed = eugen_bench(capsys, "render-speed", "--load-config", tmp_path / "config.yml")
     assert status == 1
     assert "does not exist. Give the config.yml of a run" in printed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def test_json_round_trip(write_config: WriteConfig) -> None:
         ({"budget": {}}, "budget must have one of the keys iterations and seconds"),
         ({"budget": {"iterations": 3, "seconds": 3}}, "budget must have one of the keys iterations and seconds"),
         ({"budget": {"iterations": 0}}, "budget must be positive"),
+        ({"budget": {"seconds": math.inf}}, "budget must be positive and finite"),
         ({"budget": {"minutes": 1}}, "budget: unknown key 'minutes'"),
         ({"methods": []}, "methods must name at least one"),
         ({"methods": ["eugen-nerf", "eugen-nerf"]}, "methods has two entries called 'eugen-nerf'"),
@@ -52,6 +54,7 @@ def test_json_round_trip(write_config: WriteConfig) -> None:
         ({"scenes": ["nowhere"]}, "Scene 'nowhere' does not exist. Looked for .*nowhere.* Set EUGEN_DATA"),
         ({"seeds": []}, "seeds must name at least one"),
         ({"seeds": [1, 1]}, "seeds must name at least one, and none twice"),
+        ({"seeds": [-1]}, "seeds must be from 0"),
         ({"seeds": ["a"]}, r"seeds\[0\]: must be a whole number"),
         ({"curve": {"at": [0.5, 1.5]}}, "curve.at takes shares of the budget"),
         ({"curve": {"at": [0.5], "views": 0}}, "curve.views must be at least 1, not 0"),

@@ -200,6 +200,31 @@ class TestRefusals:
             ns_train.main(parse("--data", scene, "--output-dir", tmp_path / "outputs"))
         assert not (tmp_path / "outputs").exists()
 
+    @pytest.mark.parametrize(
+        ("backend", "device", "message"),
+        [
+            ("auto", "cuda", "PyTorch sees no NVIDIA GPU; train with --machine.device-type cpu"),
+            ("cuda", "cpu", "EUGEN_BACKEND asks for cuda, but this training is for cpu"),
+            ("quick", "cpu", "EUGEN_BACKEND is 'quick', but the backends are auto"),
+        ],
+    )
+    def test_a_machine_that_is_not_there_leaves_no_run_folder(
+        self,
+        parse: Any,
+        ball_scene: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        backend: str,
+        device: str,
+        message: str,
+    ) -> None:
+        monkeypatch.setenv("EUGEN_BACKEND", backend)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        options = ["--data", ball_scene, "--output-dir", tmp_path / "outputs", f"--machine.device-type={device}"]
+        with pytest.raises(UserError, match=message):
+            ns_train.main(parse(*options))
+        assert not (tmp_path / "outputs").exists()
+
 
 def test_evaluation(command: Command, config: Path, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"

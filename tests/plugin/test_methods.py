@@ -323,6 +323,9 @@ class TestCheckpoint:
         cut.write_bytes(file.read_bytes()[:20_000])
         with pytest.raises(UserError, match=r"step-000000299\.ckpt: cannot be read"):
             self.config(parse, ball_scene, tmp_path / "out", "--load-dir", tmp_path).save_config()
+        cut.write_text("garbage")
+        with pytest.raises(UserError, match=r"cannot be read \(damaged, or not written by ns-train\)"):
+            self.config(parse, ball_scene, tmp_path / "out", "--load-dir", tmp_path).save_config()
         assert not (tmp_path / "out").exists()
 
 
