@@ -40,6 +40,7 @@ from eugen_nerf.plugin.dataparsers import (
 )
 from eugen_nerf.plugin.model import EugenModelConfig
 from eugen_nerf.plugin.pipeline import SampleBudgetPipelineConfig
+from eugen_nerf.plugin.schedules import LinearDecaySchedulerConfig
 from eugen_nerf.scenes import Frame, Scene, read_image
 
 compat.apply()
@@ -137,7 +138,7 @@ class EugenTrainerConfig(TrainerConfig):
         if not self.fit_schedules:
             return
         for name, group in self.optimizers.items():
-            if isinstance(group["scheduler"], ExponentialDecaySchedulerConfig):
+            if isinstance(group["scheduler"], LinearDecaySchedulerConfig | ExponentialDecaySchedulerConfig):
                 done = int((loaded or {}).get(name, {}).get("last_epoch", 0))
                 group["scheduler"].max_steps = done + self.max_num_iterations
 
@@ -240,19 +241,34 @@ def _field(network: NetworkKind, on_gpu: bool) -> FieldConfig:
     return FieldConfig(network=network, num_levels=8, features_per_level=4, log2_hashmap_size=17, max_resolution=512)
 
 
+# Adam's moments forget at these rates, those of Instant NGP: with nerfstudio's 0.999 an entry of the hash table that is
+# rarely seen is judged by gradients of long ago. docs/performance.md has the measurements.
+BETAS = (0.9, 0.99)
+
+
 @dataclass
 class SparseAdamOptimizerConfig(OptimizerConfig):
     """Options of the hash table's optimizer."""
 
     _target: type = SparseAdam
     """Class to instantiate."""
+    betas: tuple[float, float] = BETAS
+    """Decay of the running mean of gradients and of their squares, per step."""
+
+
+@dataclass
+class NetworkAdamOptimizerConfig(AdamOptimizerConfig):
+    """Options of the networks' optimizer."""
+
+    betas: tuple[float, float] = BETAS
+    """Decay of the running mean of gradients and of their squares, per step."""
 
 
 def _optimizer(config: type[OptimizerConfig], lr: float, steps: int) -> dict[str, Any]:
     return {
         # Instant NGP's epsilon lets entries that are rarely seen move as fast as the others.
         "optimizer": config(lr=lr, eps=1e-15),
-        "scheduler": ExponentialDecaySchedulerConfig(lr_final=lr / 30, max_steps=steps),
+        "scheduler": LinearDecaySchedulerConfig(max_steps=steps),
     }
 
 
@@ -291,8 +307,8 @@ def method_config(name: str, network: NetworkKind, device: Literal["cpu", "cuda"
             ),
         ),
         optimizers={
-            "encoding": _optimizer(SparseAdamOptimizerConfig, 1e-2, steps),
-            "networks": _optimizer(AdamOptimizerConfig, NETWORK_RATES[network], steps),
+            "encoding": _optimizer(SparseAdamOptimizerConfig, 2e-2, steps),
+            "networks": _optimizer(NetworkAdamOptimizerConfig, NETWORK_RATES[network], steps),
         },
         viewer=ViewerConfig(num_rays_per_chunk=1 << 14),
         # Without a viewer ns-train ends with its last step; with --vis viewer it goes on serving the scene.

@@ -122,7 +122,7 @@ class TestTraining:
 
         saved = run("whole", 40)
         first = rates["whole"][0]
-        assert rates["whole"][39] == pytest.approx(first * 30 ** (-39 / 40))
+        assert rates["whole"][39] == pytest.approx(first * (1 - 29 / 30 * 39 / 40))
         # An interrupted run with the steps that are missing: as if nothing had happened.
         run("interrupted", 23, "--load-dir", saved, "--load-step=16")
         assert rates["interrupted"] == pytest.approx({step: rates["whole"][step] for step in range(17, 40)})
@@ -130,7 +130,7 @@ class TestTraining:
         run("longer", 40, "--load-dir", saved)
         assert list(rates["longer"]) == list(range(40, 80))
         for step in range(41, 80):
-            assert rates["longer"][step] == pytest.approx(first * 30 ** (-step / 80))
+            assert rates["longer"][step] == pytest.approx(first * (1 - 29 / 30 * step / 80))
 
     def test_features_are_selected_on_the_way(
         self, command: Command, parse: Any, ball_scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

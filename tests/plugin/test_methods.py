@@ -47,12 +47,10 @@ def test_methods_differ_in_their_networks_alone(network: Any, device: Any) -> No
     assert set(first) == set(second)
     different = {name for name in first if first[name] != second[name]}
     # Each kind of network trains at a rate of its own, which decays by the same factor.
-    rates = {"optimizers.networks.optimizer.lr", "optimizers.networks.scheduler.lr_final"}
-    assert different - rates == {"method_name", "pipeline.model.field.network"}
+    assert different - {"optimizers.networks.optimizer.lr"} == {"method_name", "pipeline.model.field.network"}
     assert second["pipeline.model.field.network"] == network
     for options in (first, second):
-        rate, last = (options[name] for name in sorted(rates))
-        assert last == pytest.approx(rate / 30)
+        assert options["optimizers.networks.scheduler.final_share"] == pytest.approx(1 / 30)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -60,7 +58,7 @@ def test_order_2_is_the_same_method_with_other_layers_of_the_same_cost(device: A
     configs = [method_config("eugen-nerf", "eugen", device), order_2_method_config("eugen-nerf-order2", device)]
     first, second = map(flat, configs)
     different = {name for name in first if first[name] != second[name]}
-    others = {"method_name", "optimizers.networks.optimizer.lr", "optimizers.networks.scheduler.lr_final"}
+    others = {"method_name", "optimizers.networks.optimizer.lr"}
     assert {name.removeprefix("pipeline.model.field.") for name in different - others} == ORDER_2_LAYERS.keys()
     assert flat(methods.eugen_nerf_order2.config) == flat(order_2_method_config("eugen-nerf-order2"))
     small = {"log2_hashmap_size": 4, "candidate_features": 0}

@@ -20,8 +20,8 @@ def mlp_run(ball_scene: Path, parse: Parse, tmp_path_factory: pytest.TempPathFac
     torch.set_num_threads(1)
     output = tmp_path_factory.mktemp("teachers")
     arguments = ["--data", ball_scene, "--output-dir", output, "--timestamp=mlp", "--max-num-iterations=200"]
-    # At the default rate the teacher is better, and loses more at half of its width.
-    arguments += ["--optimizers.networks.optimizer.lr=0.005", f"--optimizers.networks.scheduler.lr-final={0.005 / 30}"]
+    # At the default rates the teacher is better, and loses more at half of its width.
+    arguments += ["--optimizers.networks.optimizer.lr=0.003", "--optimizers.encoding.optimizer.lr=0.006"]
     config = parse(*arguments, "--steps-per-eval-image=1000", method="eugen-nerf-mlp")
     main(config)
     torch.set_num_threads(threads)

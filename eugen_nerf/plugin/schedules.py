@@ -1,0 +1,35 @@
+"""The learning rates' way down, which nerfstudio has no scheduler for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+
+@dataclass
+class LinearDecaySchedulerConfig(SchedulerConfig):
+    """Options of the schedule."""
+
+    _target: type = field(default_factory=lambda: LinearDecayScheduler)
+    """Class to instantiate."""
+    final_share: float = 1 / 30
+    """What is left of the learning rate in the end."""
+    max_steps: int = 20_000
+    """Steps until then."""
+
+
+class LinearDecayScheduler(Scheduler):
+    """In a straight line from the optimizer's learning rate to `final_share` of it, where it stays."""
+
+    config: LinearDecaySchedulerConfig
+
+    def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> LRScheduler:
+        last = self.config.final_share
+
+        def share(step: float) -> float:
+            return 1 - (1 - last) * min(step / self.config.max_steps, 1)
+
+        return LambdaLR(optimizer, share)
