@@ -36,8 +36,6 @@ def update_readme(file: Path, folders: Sequence[Path]) -> None:
     Raises:
         UserError: there are no folders, the file or its markers are missing, or a folder holds no results.
     """
-    if not folders:
-        raise UserError(f"{file}: stays as it is; name the folders with results whose tables go into it.")
     try:
         text = file.read_text("utf8")
     except OSError as error:
@@ -46,6 +44,8 @@ def update_readme(file: Path, folders: Sequence[Path]) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise UserError(f"{file}: lacks the lines {BEGIN} and {END}, between which the tables go.")
+    if not folders:
+        raise UserError(f"{file}: stays as it is; name the folders with results whose tables go into it.")
     command = shlex.join(["eugen-bench", "readme", file.name, *(folder.as_posix() for folder in folders)])
     tables = "\n".join([f"<!-- {command} -->\n", *(_section(folder) for folder in folders)])
     try:
