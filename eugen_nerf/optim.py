@@ -11,6 +11,10 @@ from torch import Tensor
 from eugen_nerf.ops.dispatch import uses_native
 from eugen_nerf.ops.operators import sparse_adam
 
+# Adam's moments forget at these rates, those of Instant NGP: with PyTorch's 0.999 an entry of the hash table that is
+# rarely seen is judged by gradients of long ago. docs/performance.md has the measurements.
+BETAS = (0.9, 0.99)
+
 
 class SparseAdam(torch.optim.Optimizer):
     """Adam that skips values whose gradient is zero.

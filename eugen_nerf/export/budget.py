@@ -10,7 +10,7 @@ import torch
 from eugen_nerf.errors import UserError
 from eugen_nerf.export.tables import StoredTable, folded, half_precision, quantised
 from eugen_nerf.field import HashGrid
-from eugen_nerf.optim import SparseAdam
+from eugen_nerf.optim import BETAS, SparseAdam
 
 REFIT_STEPS = 300
 # A trained table moves little; the rates fall to a thirtieth, as in training.
@@ -77,10 +77,10 @@ def _train(pipeline: Any, steps: int) -> None:
     field = pipeline.model.field
     networks = [*field.density_network.parameters(), *field.color_network.parameters()]
     optimizers = [
-        SparseAdam([field.encoding.table], lr=TABLE_RATE, eps=1e-15),
-        torch.optim.Adam(networks, lr=NETWORK_RATE, eps=1e-15),
+        SparseAdam([field.encoding.table], lr=TABLE_RATE, betas=BETAS, eps=1e-15),
+        torch.optim.Adam(networks, lr=NETWORK_RATE, betas=BETAS, eps=1e-15),
     ]
-    schedules = [torch.optim.lr_scheduler.ExponentialLR(o, FINAL_PART ** (1 / max(steps, 1))) for o in optimizers]
+    schedules = [torch.optim.lr_scheduler.LinearLR(o, 1.0, FINAL_PART, max(steps, 1)) for o in optimizers]
     pipeline.train()
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -22,7 +22,7 @@ from eugen_nerf.errors import UserError
 from eugen_nerf.field import ORDER_2_LAYERS, FieldConfig, NetworkKind
 from eugen_nerf.folders import check_place, refused
 from eugen_nerf.ops.dispatch import native_problem, requested_backend
-from eugen_nerf.optim import SparseAdam
+from eugen_nerf.optim import BETAS, SparseAdam
 from eugen_nerf.plugin import compat
 from eugen_nerf.plugin.checkpoints import check_weights, read_checkpoint
 from eugen_nerf.plugin.compat import without_nerfstudio_lpips
@@ -239,11 +239,6 @@ def _field(network: NetworkKind, on_gpu: bool) -> FieldConfig:
     if on_gpu:
         return FieldConfig(network=network)
     return FieldConfig(network=network, num_levels=8, features_per_level=4, log2_hashmap_size=17, max_resolution=512)
-
-
-# Adam's moments forget at these rates, those of Instant NGP: with nerfstudio's 0.999 an entry of the hash table that is
-# rarely seen is judged by gradients of long ago. docs/performance.md has the measurements.
-BETAS = (0.9, 0.99)
 
 
 @dataclass

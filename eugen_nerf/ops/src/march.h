@@ -98,7 +98,7 @@ EUGEN_FUNCTION void clip_to_box(const float low[3], const float high[3], Vec3 or
 // One ray's walk from sample to sample.
 struct Walk {
   Vec3 origin, direction;
-  float steps_per_cell[3];  // to cross an occupancy cell along each axis, signed; without contraction only
+  float steps_per_cell[3];  // to cross an occupancy cell along each axis, signed; without contraction and cone only
   float start;              // step coordinate of sample 0
   int number;               // next candidate
   int count;                // candidates in all
@@ -135,6 +135,7 @@ EUGEN_FUNCTION Walk begin_walk(const March& m, Vec3 origin, Vec3 direction, floa
   for (int a = 0; a < 3; a++) {
     const float cells = d[a] * m.scale[a] * float(m.resolution) * m.step_size;
     walk.steps_per_cell[a] = absolute(cells) > 1e-9f ? 1.f / cells : 1e9f;
+    if (m.cone_angle != 0.f) walk.steps_per_cell[a] = 0.f;  // steps of different lengths: no stride at all
   }
   return walk;
 }
@@ -153,7 +154,7 @@ EUGEN_FUNCTION Step step_at(const March& m, const Walk& walk, int number) {
 
 // Steps from an empty position to the next one that need not be empty: at least 1. `empty` is what empty_cells says of it.
 EUGEN_FUNCTION int steps_over(const March& m, const Walk& walk, const Step& step, int empty) {
-  if (m.contracted || m.cone_angle != 0.f) return 1;  // steps are of different lengths
+  if (m.contracted) return 1;
   // Every step up to the far side of this empty cell or block is empty too. One less, against round-off.
   const float cells = float(empty), r = float(m.resolution) / cells;
   const float p[3] = {step.unit.x * r, step.unit.y * r, step.unit.z * r};
