@@ -69,8 +69,9 @@ def test_field_shapes_and_ranges(kind: str, n: int) -> None:
 def test_what_a_look_has_found_is_not_computed_again(kind: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the field with its gradients is the same."""
     monkeypatch.setenv("EUGEN_BACKEND", backend)
-    field, (x, directions) = small_field(**KINDS[kind]), queries(50)
-    kept = torch.arange(0, 50, 3)
+    # A number of rows that leaves none over for itself: on AVX2 g++ rounds a single row in another way than several.
+    field, (x, directions) = small_field(**KINDS[kind]), queries(48)
+    kept = torch.arange(0, 48, 3)
     look = field.look(x)
     assert not any(tensor.requires_grad for tensor in (look.encoded, look.raw, look.sigma))
     results = []
@@ -79,7 +80,7 @@ def test_what_a_look_has_found_is_not_computed_again(kind: str, backend: str, mo
         sigma, rgb = field(x[kept], directions[kept], known)
         (sigma.sum() + rgb.square().sum()).backward()
         results.append([sigma, rgb, *(p.grad for p in field.parameters() if p.grad is not None)])
-    # Computed anew they may differ in the last digit: compilers round single rows in another way than many.
+    assert torch.equal(look.sigma[kept], results[0][0])
     assert torch.equal(look.sigma[kept], results[1][0])
     assert len(results[0]) > 4
     for first, second in zip(*results, strict=True):

@@ -30,7 +30,9 @@ class RayEngine(Engine):
         try:
             import ray
         except ImportError as error:
-            raise UserError("--engine ray needs Ray: pip install 'ray>=2.30'.") from error
+            raise UserError(
+                "--engine ray needs Ray: pip install '.[ray]' where eugen-nerf was installed from."
+            ) from error
         self._ray = ray
         self._owns_connection = not ray.is_initialized()
         if self._owns_connection:

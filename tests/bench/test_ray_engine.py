@@ -156,7 +156,7 @@ def test_no_ray_or_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"No Ray cluster at 'auto': Could not find any running instance"):
         RayEngine()
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"needs Ray: pip install 'ray>=2.30'"):
+    with pytest.raises(UserError, match=r"needs Ray: pip install '\.\[ray\]'"):
         RayEngine()
 
 

@@ -40,8 +40,8 @@ def start(cache: Path, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    out, err = process.communicate(timeout=600)
+def finish(process: subprocess.Popen[str], seconds: float = 240) -> tuple[str, str]:
+    out, err = process.communicate(timeout=seconds)
     assert process.returncode == 0, err
     return out.strip(), err
 
@@ -125,7 +125,7 @@ def test_zig_is_taken_where_there_is_no_other_compiler(monkeypatch: pytest.Monke
 @pytest.mark.skipif(not importlib.util.find_spec("ziglang"), reason="needs a C++ compiler: pip install ziglang")
 def test_zig_compiles_what_the_others_do(tmp_path: Path) -> None:
     """Takes two minutes at first."""
-    out, err = finish(start(tmp_path, PATH=str(tmp_path), CXX=""))
+    out, err = finish(start(tmp_path, PATH=str(tmp_path), CXX=""), seconds=600)
     assert Path(out).parent == tmp_path
     assert "compiles its native code with zig" in err
     assert "RuntimeWarning" not in err

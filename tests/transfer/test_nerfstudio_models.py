@@ -118,6 +118,8 @@ def test_a_run_becomes_one_with_eugen_layers(
     assert abs(json.loads(result.read_text())["results"]["psnr"] - outcome.after["psnr"]) < 1
 
     printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"ns-train {name}" in printed
+    assert "--pipeline.model.eugen.feature-bias True" in printed
     command = shlex.split(printed[printed.index("ns-train") :])
     assert command[:2] == ["ns-train", name]
     more: Any = tyro.cli(AnnotatedBaseConfigUnion, args=command[1:])  # type: ignore[call-overload]

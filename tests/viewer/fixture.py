@@ -20,6 +20,7 @@ from eugen_nerf.export.tables import half_precision, quantised
 from eugen_nerf.field import EugenField, FieldConfig
 from eugen_nerf.occupancy import pack_bits
 from eugen_nerf.ops import RadianceField, Space, StepRule, reference
+from tests.ops.comparisons import convert
 
 FOLDER = Path(__file__).parents[2] / "viewer" / "tests" / "fixtures"
 SPACE = Space(((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0)))
@@ -86,11 +87,15 @@ def write(folder: Path) -> None:
 
 
 def _evaluated(exported: ExportedField, positions: torch.Tensor, directions: torch.Tensor) -> dict[str, Any]:
-    table, layout = exported.table.values(), exported.table.layout
-    encoded = reference.hash_encode(positions, table, layout)
-    raw = reference.network(encoded, exported.field.density)
+    # In double precision: processors differ in single precision's last digit, which rounding may carry into the file.
+    positions, directions, table = positions.double(), directions.double(), exported.table.values().double()
+    density, color = (
+        convert(chain, lambda _, t: t.double()) for chain in (exported.field.density, exported.field.color)
+    )
+    encoded = reference.hash_encode(positions, table, exported.table.layout)
+    raw = reference.network(encoded, density)
     harmonics = reference.spherical_harmonics(directions)
-    color = torch.sigmoid(reference.network(torch.cat([harmonics, raw[:, 1:]], dim=-1), exported.field.color))
+    color = torch.sigmoid(reference.network(torch.cat([harmonics, raw[:, 1:]], dim=-1), color))
     return {"encoded": encoded.tolist(), "log_density": raw[:, 0].tolist(), "color": color.tolist()}
 
 
