@@ -107,7 +107,9 @@ class MergedChain:
     stages: tuple[FeatureStage, ...]
     weight: Tensor  # [out, features of the last stage]
     bias: Tensor | None  # [out]
-    ends: bool = True  # False: weight is the identity, with which `evaluate` need not multiply
+    ends: bool = (
+        True  # False: weight is the identity, which `evaluate` need not multiply by and which no count contains
+    )
 
     @property
     def in_features(self) -> int:
@@ -122,7 +124,7 @@ class MergedChain:
     @property
     def num_parameters(self) -> int:
         """Numbers stored by the merged network."""
-        return sum(stage.num_parameters for stage in self.stages) + _numel(self.weight, self.bias)
+        return sum(stage.num_parameters for stage in self.stages) + (_numel(self.weight, self.bias) if self.ends else 0)
 
     def evaluate(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
@@ -133,7 +135,7 @@ class MergedChain:
     @property
     def multiply_adds(self) -> int:
         """Multiply-adds of the merged network per input row; offsets and biases are not counted."""
-        return sum(stage.multiply_adds for stage in self.stages) + self.weight.numel()
+        return sum(stage.multiply_adds for stage in self.stages) + (self.weight.numel() if self.ends else 0)
 
 
 def merge_chain(

@@ -22,15 +22,6 @@ class _Part:
     skip: bool  # the network's input is put in front of what the part receives
     activation: nn.Module
 
-    @property
-    def multiply_adds(self) -> int:
-        return self.chain.multiply_adds - (0 if self.chain.ends else self.chain.weight.numel())
-
-    @property
-    def num_parameters(self) -> int:
-        bias = 0 if self.chain.bias is None else self.chain.bias.numel()
-        return self.chain.num_parameters - (0 if self.chain.ends else self.chain.weight.numel() + bias)
-
 
 class LayerStack(nn.Module):
     """Linear layers with activations, and EUGen layers in place of some, evaluated as merged.
@@ -120,12 +111,12 @@ class LayerStack(nn.Module):
     @torch.no_grad()
     def multiply_adds(self) -> int:
         """Multiply-adds per row of the merged network."""
-        return sum(part.multiply_adds for part in self._parts())
+        return sum(part.chain.multiply_adds for part in self._parts())
 
     @torch.no_grad()
     def num_parameters(self) -> int:
         """Numbers stored by the merged network."""
-        return sum(part.num_parameters for part in self._parts())
+        return sum(part.chain.num_parameters for part in self._parts())
 
     def extra_repr(self) -> str:
         """The skip connections, as printed inside `LayerStack(...)`."""

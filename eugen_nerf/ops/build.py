@@ -108,7 +108,7 @@ def compile_library(path: Path, compiler: list[str], flags: tuple[str, ...]) -> 
     environment = dict(os.environ)
     if "ziglang" in compiler:
         # It compiles a C++ library first, and keeps that in folders of its own.
-        zig = str(cache_folder() / "zig")
+        zig = str(path.parent / "zig")
         environment = {"ZIG_GLOBAL_CACHE_DIR": zig, "ZIG_LOCAL_CACHE_DIR": zig, **environment}
         print("eugen-nerf compiles its native code with zig, once; that takes about two minutes.", file=sys.stderr)
     try:

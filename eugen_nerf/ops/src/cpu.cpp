@@ -127,7 +127,7 @@ void position_gradient(const float* x, const float* table, const std::vector<Has
 std::vector<uint8> survey(March& m, int threads) {
   const int64 r = m.resolution, side = blocks_along_axis(m.resolution), bytes = r * r * r / 8;
   std::vector<uint8> blocks(side * side * side, 0);
-  in_ranges(threads, side, [&](int64 begin, int64 end) {
+  in_ranges(threads, side, [&](int64 begin, int64 end, int) {
     for (int64 z = begin * BLOCK; z < std::min(r, end * BLOCK); z++)
       for (int64 y = 0; y < r; y++)
         for (int64 x = 0; x < r; x += BLOCK) {
@@ -265,7 +265,7 @@ int eugen_hash_encode_forward(const float* x, const float* table, const int64* r
   // Level by level over a chunk: a level's rows stay in the cache while the chunk's positions visit them.
   const int64 chunk = 4096, chunks = (n + chunk - 1) / chunk;
 #define EUGEN_CALL(F)                                                                                 \
-  in_ranges(threads, chunks, [&](int64 first, int64 last) {                                           \
+  in_ranges(threads, chunks, [&](int64 first, int64 last, int) {                                      \
     for (int64 k = first; k < last; k++) {                                                            \
       const int64 begin = k * chunk, count = std::min(chunk, n - begin);                              \
       for (int l = 0; l < levels; l++)                                                                \
@@ -294,7 +294,7 @@ int eugen_hash_encode_backward(const float* x, const float* table, const int64* 
     });                                                                                                     \
   }                                                                                                         \
   if (grad_x) {                                                                                             \
-    in_ranges(threads, n, [&](int64 begin, int64 end) {                                                     \
+    in_ranges(threads, n, [&](int64 begin, int64 end, int) {                                                \
       position_gradient<F>(x, table, level, begin, end, grad, grad_x);                                      \
     });                                                                                                     \
   }
@@ -304,7 +304,7 @@ int eugen_hash_encode_backward(const float* x, const float* table, const int64* 
 }
 
 int eugen_spherical_harmonics(const float* directions, int64 n, float* out, int threads) {
-  in_ranges(threads, n, [&](int64 begin, int64 end) {
+  in_ranges(threads, n, [&](int64 begin, int64 end, int) {
     for (int64 i = begin; i < end; i++) spherical_harmonics(load3(directions + 3 * i), out + 16 * i);
   });
   return 0;
@@ -314,7 +314,7 @@ int eugen_network_forward(const float* x, const float* parameters, const int64* 
                           float* out, int threads) {
   const Network net(spec, eps, parameters);
   const int in = net.in(), ld = padded(net.out);
-  in_ranges(threads, (n + TILE - 1) / TILE, [&](int64 first, int64 last) {
+  in_ranges(threads, (n + TILE - 1) / TILE, [&](int64 first, int64 last, int) {
     Scratch scratch(net);
     for (int64 begin = first * TILE; begin < std::min(n, last * TILE); begin += TILE) {
       const int rows = int(std::min<int64>(TILE, n - begin));
@@ -337,12 +337,10 @@ int eugen_network_backward(const float* x, const float* parameters, const int64*
   const Network net(spec, eps, parameters);
   const int in = net.in();
   std::vector<Gradients> sums(threads, Gradients(net));
-  const int64 tiles = (n + TILE - 1) / TILE;
-  on_threads(threads, [&](int thread, int count) {
+  in_ranges(threads, (n + TILE - 1) / TILE, [&](int64 first, int64 last, int thread) {
     Scratch scratch(net);
     Gradients& mine = sums[thread];
-    const int64 last = std::min(n, tiles * (thread + 1) / count * TILE);
-    for (int64 begin = tiles * thread / count * TILE; begin < last; begin += TILE) {
+    for (int64 begin = first * TILE; begin < std::min(n, last * TILE); begin += TILE) {
       const int rows = int(std::min<int64>(TILE, n - begin));
       prefetch(x + (begin + rows) * in, x + std::min(n, begin + 2 * TILE) * in);
       prefetch(grad_out + (begin + rows) * net.out, grad_out + std::min(n, begin + 2 * TILE) * net.out);
@@ -490,7 +488,7 @@ int eugen_render(const float* origins, const float* directions, const float* nea
 int eugen_sparse_adam(float* parameter, const float* grad, float* first, float* second, int64 n, float beta1,
                       float beta2, float eps, float step_size, float second_scale, int threads) {
   const AdamStep step{beta1, beta2, eps, step_size, second_scale};
-  in_ranges(threads, n, [&](int64 b, int64 e) {
+  in_ranges(threads, n, [&](int64 b, int64 e, int) {
     adam_range(step, e - b, grad + b, parameter + b, first + b, second + b);
   });
   return 0;

@@ -29,10 +29,10 @@ void on_threads(int threads, const Body& body) {
   openmp.parallel(work, const_cast<Body*>(&body), unsigned(threads), 0);
 }
 
-// body(begin, end) for ranges of equal length that follow each other, one a thread.
+// body(begin, end, thread) for ranges of equal length that follow each other, one a thread.
 template <class Body>
 void in_ranges(int threads, int64 n, const Body& body) {
-  on_threads(threads, [&](int thread, int count) { body(n * thread / count, n * (thread + 1) / count); });
+  on_threads(threads, [&](int thread, int count) { body(n * thread / count, n * (thread + 1) / count, thread); });
 }
 
 // body(i) for all i below n: `grain` of them at a time to whichever thread is free.
