@@ -10,8 +10,11 @@ export OMP_WAIT_POLICY ?= passive
 demo: .venv/installed
 	$(BIN)/python -m eugen_nerf.bench.demo --output outputs/make-demo
 
+# Most of the suite runs on one thread, so two processes share it; a file's tests stay together, and with them what they
+# train at their start.
+WORKERS ?= 2
 test: .venv/installed-dev lint sanitize
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
