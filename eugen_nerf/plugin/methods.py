@@ -257,6 +257,9 @@ class NetworkAdamOptimizerConfig(AdamOptimizerConfig):
 
     betas: tuple[float, float] = BETAS
     """Decay of the running mean of gradients and of their squares, per step."""
+    fused: bool = True
+    """One pass over each parameter instead of an operator for every term: the networks are small, and operators cost
+    more than their work."""
 
 
 def _optimizer(config: type[OptimizerConfig], lr: float, steps: int) -> dict[str, Any]:
