@@ -1,6 +1,7 @@
 """Speed of the CUDA kernels against PyTorch, tiny-cuda-nn and what the GPU can do. One command, at most 8 minutes.
 
     python benchmarks/gpu.py [--scene DIR] [--iterations 5000] [--batch 1048576] [--minutes 8] [--markdown FILE]
+                             [--only SECTION ...]
 
 Times are CUDA events: after a warm-up, the median of 50 runs that take turns, each with cold caches and queued while
 the GPU is still busy, so that no time of the CPU is in them; marches, which wait for the GPU in between, and frames
@@ -9,7 +10,8 @@ tiny-cuda-nn is left out where it cannot be imported; its PyTorch modules take f
 scene, e.g. lego at 400 x 400) adds training with ns-train's own loop, PSNR, and frames per second at the scene's size
 and at twice that; the package need not be installed for it, nerfstudio must.
 
-Every line is printed, and the file written anew, as soon as it is measured: what fails costs its own line alone.
+Every line is printed, and the file written anew, as soon as it is measured: what fails costs its own line alone, and
+makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import argparse
 import contextlib
 import datetime
 import functools
+import math
 import os
 import statistics
 import sys
@@ -49,6 +52,8 @@ ROUNDS, WARM_UP = 50, 10
 WIDTHS = (32, 64, 128)
 VIEWS = 5  # of the test split, for frames per second
 NERFACTO_STEPS = 500
+# In this order: whatever has workers of its own, or a compiler, comes late, so that nothing is lost where it hangs.
+SECTIONS = ("networks", "hash-grid", "rays", "training", "torch.compile", "nerfacto")
 DEVICE = "cuda"
 FLUSHED_BYTES = 256 << 20  # more than any second-level cache holds
 AHEAD = 4_000_000  # clock cycles that the GPU waits while the CPU queues a run, about 2 ms
@@ -205,13 +210,18 @@ def eugen_chain(width: int) -> tuple[MergedChain, PackedChain]:
         return chain, pack_chain(chain)
 
 
-def network_rows(batch: int, machine: Machine, tcnn: ModuleType | None, compiled: bool = False) -> Iterator[Row]:
+def network_rows(
+    batch: int, machine: Machine, tcnn: ModuleType | None, compiled: bool = False, deadline: float = math.inf
+) -> Iterator[Row]:
     """Networks 32-W-W-16: EUGen merged by our kernels, the same by PyTorch, an MLP of that shape by tiny-cuda-nn.
 
     Args:
         compiled: by torch.compile alone, against ours.
+        deadline: no width is begun after it.
     """
     for width in WIDTHS:
+        if time.monotonic() > deadline:
+            raise TimeUp(f"the minutes were spent before width {width}")
         chain, packed = eugen_chain(width)
         x32, grad32 = torch.randn(batch, 32, device=DEVICE), torch.randn(batch, 16, device=DEVICE)
         x16, grad16 = x32.half(), grad32.half()
@@ -350,39 +360,52 @@ def name_methods() -> None:
     os.environ["NERFSTUDIO_DATAPARSER_CONFIGS"] = f"eugen-scene={place}dataparsers__eugen_scene"
 
 
-def training_rows(scene: Path, iterations: int, tcnn: ModuleType | None, deadline: float) -> Iterator[Row]:
-    """Training through nerfstudio's loop, PSNR of the test views, and frames per second on the trained scene."""
-    name_methods()
-    from eugen_nerf.bench.config import Budget
-    from eugen_nerf.bench.jobs import Progress, TrainingJob
-    from eugen_nerf.bench.training import train_and_evaluate
+@dataclass
+class Trainings:
+    """Trainings of a scene through nerfstudio's loop."""
 
-    nerfacto = {
-        "pipeline.model.near_plane": 2,
-        "pipeline.model.far_plane": 6,
-        "pipeline.model.background_color": "white",
-        "pipeline.model.use_appearance_embedding": False,
-        "pipeline.model.proposal_initial_sampler": "uniform",
-        "pipeline.model.distortion_loss_mult": 0,
-        "pipeline.model.disable_scene_contraction": True,
-        "pipeline.model.camera_optimizer.mode": "off",
-        "pipeline.model.implementation": "tcnn" if tcnn is not None else "torch",
-    }
-    ours = None
-    # One folder for all, since nerfstudio's writers of events go on writing where the first training began.
-    with tempfile.TemporaryDirectory() as folder:
-        for method, overrides, steps, views in (
-            ("eugen-nerf", {}, iterations, 20),
-            ("eugen-nerf-mlp", {}, iterations, 20),
-            ("nerfacto", nerfacto, min(iterations, NERFACTO_STEPS), 3),
-        ):
+    scene: Path
+    iterations: int
+    tcnn: ModuleType | None
+    deadline: float
+    folder: Path  # one for all, since nerfstudio's writers of events go on writing where the first training began
+    took: dict[str, float] = field(default_factory=dict)  # milliseconds of a step, by method
+
+    def rows(self, *methods: str) -> Iterator[Row]:
+        """Iterations per second, PSNR of the test views, and frames per second on the trained scene."""
+        name_methods()
+        import eugen_nerf.plugin.methods  # noqa: F401  # where it cannot be imported this says why; nerfstudio would not
+        from eugen_nerf.bench.config import Budget
+        from eugen_nerf.bench.jobs import Progress, TrainingJob
+        from eugen_nerf.bench.training import train_and_evaluate
+
+        nerfacto = {
+            "pipeline.model.near_plane": 2,
+            "pipeline.model.far_plane": 6,
+            "pipeline.model.background_color": "white",
+            "pipeline.model.use_appearance_embedding": False,
+            "pipeline.model.proposal_initial_sampler": "uniform",
+            "pipeline.model.distortion_loss_mult": 0,
+            "pipeline.model.disable_scene_contraction": True,
+            "pipeline.model.average_init_density": 1,
+            "pipeline.model.camera_optimizer.mode": "off",
+            "pipeline.model.implementation": "tcnn" if self.tcnn is not None else "torch",
+        }
+        known: dict[str, tuple[str, dict[str, Any], int, int]] = {
+            "eugen-nerf": ("eugen-nerf", {}, self.iterations, 20),
+            "eugen-nerf-mlp": ("eugen-nerf-mlp", {}, self.iterations, 20),
+            "nerfacto": (f"nerfacto ({nerfacto['pipeline.model.implementation']})", nerfacto,
+                         min(self.iterations, NERFACTO_STEPS), 3),
+        }  # fmt: skip
+        for method in methods:
+            name, overrides, steps, views = known[method]
             job = TrainingJob(
                 scene="scene",
-                scene_path=str(scene),
+                scene_path=str(self.scene),
                 name=method,
                 method=method,
                 dataparser="eugen-scene",
-                overrides=overrides,  # type: ignore[arg-type]
+                overrides=overrides,
                 seed=0,
                 budget=Budget(iterations=steps),
                 fit_schedules=True,
@@ -392,25 +415,26 @@ def training_rows(scene: Path, iterations: int, tcnn: ModuleType | None, deadlin
                 eval_images=views,
                 pictures=0,
             )
-            what = f"{method}, {steps} iterations"
+            what = f"{name}, {steps} iterations"
 
             def watch(progress: Progress) -> None:
-                if time.monotonic() > deadline:
+                if time.monotonic() > self.deadline:
                     raise TimeUp(f"the minutes were spent while {progress.phase}, after {progress.step} iterations")
 
             try:
-                values = train_and_evaluate(job, Path(folder), watch)
+                values = train_and_evaluate(job, self.folder, watch)
             except Exception as error:  # the other methods' numbers are worth having
                 yield what, "", "", "", failure(error)
                 continue
             seconds = values["training_seconds"]
             ms = 1000 * seconds / max(steps - 1, 1)  # the first step is not in the seconds
-            ours = ours or ms
+            self.took[method] = ms
+            ratio = f"{ms / self.took['eugen-nerf']:.2f}x" if "eugen-nerf" in self.took else ""
             note = f"PSNR {values['psnr']:.2f} dB of {views} test views after {seconds:.0f} s"
-            yield what, f"{1000 / ms:.1f} it/s", f"{ms:.2f}", f"{ms / ours:.2f}x", note
+            yield what, f"{1000 / ms:.1f} it/s", f"{ms:.2f}", ratio, note
             if method != "nerfacto":
                 try:
-                    yield from frame_rows(method, Path(folder) / values["load_config"])
+                    yield from frame_rows(method, self.folder / values["load_config"])
                 except Exception as error:
                     yield f"{method}, frames", "", "", "", failure(error)
 
@@ -487,6 +511,10 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=5000, help="of each training")
     parser.add_argument("--batch", type=int, default=1 << 20, help="rows and positions at a time")
     parser.add_argument("--minutes", type=float, default=8, help="after which a training is given up")
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION",
+        help=f"of {', '.join(SECTIONS)}; in processes of their own, if a kernel's crash costs all that follow it",
+    )  # fmt: skip
     parser.add_argument("--markdown", type=Path, help="write the table to this file too")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -507,14 +535,26 @@ def main() -> None:
         )
 
     report = Report(title, arguments.markdown)
-    report.add("networks", lambda: network_rows(batch, machine, tcnn))
-    report.add("hash grid", lambda: hash_rows(batch, machine, tcnn))
-    report.add("rays", lambda: ray_rows(batch // 4))
-    if scene:
-        report.add("training", lambda: training_rows(scene, arguments.iterations, tcnn, deadline))
-    if time.monotonic() < deadline - 60:  # what its compiler may take
-        report.add("torch.compile", lambda: network_rows(batch, machine, tcnn, compiled=True))
+    if tcnn is None:
+        report.add("tiny-cuda-nn", lambda: iter([("tiny-cuda-nn", "", "", "", "not measured: it is not installed")]))
+    folder = tempfile.TemporaryDirectory()
+    trainings = Trainings(scene, arguments.iterations, tcnn, deadline, Path(folder.name)) if scene else None
+    sections: dict[str, Callable[[], Iterator[Row]]] = {
+        "networks": lambda: network_rows(batch, machine, tcnn),
+        "hash-grid": lambda: hash_rows(batch, machine, tcnn),
+        "rays": lambda: ray_rows(batch // 4),
+        "training": lambda: trainings.rows("eugen-nerf", "eugen-nerf-mlp") if trainings else iter(()),
+        # 30 seconds are what the compiler may take for a width.
+        "torch.compile": lambda: network_rows(batch, machine, tcnn, compiled=True, deadline=deadline - 30),
+        "nerfacto": lambda: trainings.rows("nerfacto") if trainings else iter(()),
+    }
+    with folder:
+        for section in SECTIONS:
+            if section in arguments.only:
+                report.add(section, sections[section])
     print_table(title(), HEADS, report.rows, None)
+    if any(row[-1].startswith("failed") for row in report.rows):
+        raise SystemExit("Not everything could be measured; rows that begin with 'failed' say why.")
 
 
 if __name__ == "__main__":

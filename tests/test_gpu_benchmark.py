@@ -51,9 +51,11 @@ def a_cpu_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """Ends with a message, since a CPU's networks take no halves."""
     monkeypatch.setattr(torch, "compile", lambda module, dynamic: module)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--batch", "64", *arguments])
-    gpu.main()
+    with pytest.raises(SystemExit, match="Not everything could be measured"):
+        gpu.main()
 
 
 def test_all_rows_come_and_who_cannot_costs_his_own_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +75,22 @@ def test_all_rows_come_and_who_cannot_costs_his_own_alone(tmp_path: Path, monkey
         assert set(mine) == {"ours", "torch"}
         assert min(mine.values()) >= 0
     assert told["hash_encode, forward", "ours, fp16 table"][1].startswith("failed: TypeError")
+    assert told["tiny-cuda-nn", ""][1] == "not measured: it is not installed"
+
+
+def test_one_section_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "table.md"
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--batch", "64", "--only", "rays", "--markdown", str(file)])
+    gpu.main()
+    text = file.read_text()
+    assert "| march, " in text
+    assert "network" not in text
+    assert "hash_encode" not in text
+
+
+def test_no_width_is_begun_after_the_minutes() -> None:
+    with pytest.raises(gpu.TimeUp, match="before width 16"):
+        next(gpu.network_rows(64, gpu.Machine(1.0, 1.0), None, deadline=time.monotonic() - 1))
 
 
 def test_a_section_that_fails_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,20 +109,25 @@ def test_a_section_that_fails_costs_no_other(tmp_path: Path, monkeypatch: pytest
 
 def test_a_scene_that_is_not_there_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EUGEN_DATA", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--scene", "lego_400"])
     with pytest.raises(SystemExit, match="there is no such scene"):
-        run(monkeypatch, "--scene", "lego_400")
+        gpu.main()
     (tmp_path / "lego_400").mkdir()
     assert gpu.scene_folder(Path("lego_400")) == tmp_path / "lego_400"
 
 
-def test_training_ends_with_the_minutes(ball_scene: Path) -> None:
-    rows = list(gpu.training_rows(ball_scene, 5, None, deadline=time.monotonic()))
-    assert [row[0] for row in rows] == [f"{method}, 5 iterations" for method in ("eugen-nerf", "eugen-nerf-mlp",
-                                                                                 "nerfacto")]  # fmt: skip
+METHODS = ("eugen-nerf", "eugen-nerf-mlp", "nerfacto")
+
+
+def test_training_ends_with_the_minutes(ball_scene: Path, tmp_path: Path) -> None:
+    rows = list(gpu.Trainings(ball_scene, 5, None, time.monotonic(), tmp_path).rows(*METHODS))
+    assert [row[0] for row in rows] == [
+        f"{name}, 5 iterations" for name in ("eugen-nerf", "eugen-nerf-mlp", "nerfacto (torch)")
+    ]
     assert all("failed: TimeUp: the minutes were spent while loading" in row[-1] for row in rows)
 
 
-def test_training_and_frames(ball_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_and_frames(ball_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where tensors of two devices do not mix."""
     train = training.train_and_evaluate
 
@@ -118,7 +141,9 @@ def test_training_and_frames(ball_scene: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(trainer.writer, "EVENT_WRITERS", [])
     monkeypatch.setattr(gpu, "DEVICE", "cuda")
     with pretended_gpu(monkeypatch):
-        rows = list(gpu.training_rows(ball_scene, 3, None, deadline=float("inf")))
+        trainings = gpu.Trainings(ball_scene, 3, None, float("inf"), tmp_path)
+        rows = list(trainings.rows(*METHODS[:2])) + list(trainings.rows(METHODS[2]))
+    assert set(trainings.took) == set(METHODS[:2])
     for method in ("eugen-nerf", "eugen-nerf-mlp"):
         mine = [row for row in rows if row[0].startswith(f"{method}, ")]
         assert [row[0].removeprefix(f"{method}, ") for row in mine] == [

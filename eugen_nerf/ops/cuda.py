@@ -141,7 +141,8 @@ def network_backward(
         largest = torch.zeros(1, dtype=torch.int32, device=x.device)
         grid = min(_blocks(grad.numel(), 1024), device.multiprocessors * 8)
         arguments: tuple[Any, ...] = (grad, ctypes.c_int64(grad.numel()), largest)
-        device.launch("network.cu", constants, "largest_magnitude", (grid, 1), 256, 0, arguments)
+        of_warps = 4 * 256 // WARP
+        device.launch("network.cu", constants, "largest_magnitude", (grid, 1), 256, of_warps, arguments)
         rounded = _rounded(device, parameters, spec, constants) if tiles.back_streamed else None
         kernel = "network.cu", constants, "network_backward"
         grid = min(_blocks(n, tiles.back_rows), device.resident_blocks(*kernel, *size))

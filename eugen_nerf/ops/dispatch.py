@@ -90,8 +90,11 @@ def native_problem(device: torch.device) -> str | None:
     return _native_cpu_problem() if device.type == "cpu" else _native_cuda_problem(gpu_number(device))
 
 
-def uses_native(backend: Backend, *tensors: Tensor) -> bool:
+def uses_native(backend: Backend, *tensors: Tensor, table: Tensor | None = None) -> bool:
     """Whether the native runner of their device takes these tensors.
+
+    Args:
+        table: a hash grid's, which may be of fp16 on a GPU where nobody asks for gradients.
 
     Raises:
         UserError: it was asked for by name, and cannot.
@@ -100,6 +103,10 @@ def uses_native(backend: Backend, *tensors: Tensor) -> bool:
     if backend == "reference":
         return False
     device = tensors[0].device
+    if table is not None:
+        differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, table))
+        if differentiable or not operators.is_half_table(table) or table.device != device:
+            tensors = (*tensors, table)
     same = all(t.device == device and t.dtype == torch.float32 for t in tensors)
     if not same or device.type not in ("cpu", "cuda") or backend not in ("auto", device.type):
         if backend == "cpu":
@@ -162,7 +169,7 @@ def hash_encode(
         known: [N, L * F] the result, where it has been computed before; it is given a gradient. Native runners
             alone make use of it.
     """
-    if why_not_grid(layout, x.device) is None and uses_native(backend, x, table):
+    if why_not_grid(layout, x.device) is None and uses_native(backend, x, table=table):
         if known is not None:
             return operators.hash_encode_known(x, table, known, *grid_arguments(layout))
         return operators.hash_encode(x, table, *grid_arguments(layout))

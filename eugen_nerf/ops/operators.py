@@ -74,12 +74,17 @@ def _space(box: Sequence[float], contracted: bool) -> Space:
     return Space(((box[0], box[1], box[2]), (box[3], box[4], box[5])), contracted)
 
 
+def is_half_table(table: Tensor) -> bool:
+    """Whether it is a hash grid's table of fp16 where there are kernels for one, forward only."""
+    return table.is_cuda and table.dtype == torch.float16 and cuda.precision() == "fp16"
+
+
 def _grid(
     table: Tensor, resolutions: Sequence[int], offsets: Sequence[int], log2_table_size: int, halves: bool = False
 ) -> tuple[Tensor, HashGridLayout]:
     """The checked table [entries, F] of a hash grid, and the grid; a table of fp16 only where `halves` are allowed."""
-    half = halves and table.is_cuda and table.dtype == torch.float16 and cuda.precision() == "fp16"
-    table = prepare("table", table, (offsets[-1], None), table.dtype if half else F32, table.device)
+    dtype = torch.float16 if halves and is_half_table(table) else F32
+    table = prepare("table", table, (offsets[-1], None), dtype, table.device)
     layout = HashGridLayout(tuple(resolutions), tuple(offsets), table.shape[1], log2_table_size)
     check_grid(layout, table.device)
     return table, layout

@@ -24,7 +24,7 @@ class RadianceField:
     harmonics of the direction [16] followed by the density network's other outputs.
     """
 
-    table: Tensor  # [layout.num_entries, F]
+    table: Tensor  # [layout.num_entries, F]; on a GPU it may be of fp16
     layout: HashGridLayout
     density: MergedChain
     color: MergedChain

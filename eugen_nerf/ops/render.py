@@ -77,23 +77,24 @@ def _packed_networks(field: RadianceField, *rays: Tensor) -> tuple[PackedChain, 
     device, layout = rays[0].device, field.layout
     if why_not_native(field.density) or why_not_native(field.color) or why_not_grid(layout, device):
         return None
-    if not uses_native(field.backend, *rays, field.table, field.density.weight):
+    if not uses_native(field.backend, *rays, field.density.weight, table=field.table):
         return None
     density, color = pack_chain(field.density), pack_chain(field.color)
+    half_table = field.table.dtype == torch.float16
     if device.type == "cuda" and not _has_kernel(
-        density.spec, color.spec, layout.features_per_level, gpu_number(device)
+        density.spec, color.spec, layout.features_per_level, half_table, gpu_number(device)
     ):
         return None  # op by op, each with its own kernels
     return density, color
 
 
 @functools.cache
-def _has_kernel(density: tuple[int, ...], color: tuple[int, ...], features: int, index: int) -> bool:
+def _has_kernel(density: tuple[int, ...], color: tuple[int, ...], features: int, half_table: bool, index: int) -> bool:
     """Whether a GPU renders a field of these networks in one pass; warns once where it should and cannot."""
     if why_not_cuda(density) or why_not_cuda(color) or render_shared_bytes(density, color) > gpu(index).shared_memory:
         return False
     try:
-        cuda.load_render(gpu(index), density, color, features, half_table=False)
+        cuda.load_render(gpu(index), density, color, features, half_table)
     except (BuildError, CudaError) as error:
         warnings.warn(f"A field is rendered op by op, not in one pass: {error}.", RuntimeWarning, stacklevel=2)
         return False

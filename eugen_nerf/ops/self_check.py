@@ -60,21 +60,28 @@ class Verdict:
         return None
 
 
-def check_ops(device: torch.device, backend: Backend) -> list[str]:
-    """The ops whose native runner on a device disagrees with eager PyTorch there."""
+def check_ops(device: torch.device, backend: Backend, told: Callable[[str], None] | None = None) -> list[str]:
+    """The ops whose native runner on a device disagrees with eager PyTorch there.
+
+    Args:
+        told: is given a line for each op, with the relative differences of its outputs and gradients.
+    """
     failed = []
     choices: tuple[Backend, Backend] = (backend, "reference")
     # The caller may be anywhere, say in the middle of an evaluation without gradients.
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         for name, tolerance, run in _trials(device):
-            pairs = zip(*(run(which) for which in choices), strict=True)
-            if not all(mine.shape == theirs.shape and _difference(mine, theirs) <= tolerance for mine, theirs in pairs):
+            pairs = list(zip(*(run(which) for which in choices), strict=True))
+            differences = [_difference(mine, theirs) for mine, theirs in pairs]
+            if told:
+                told(f"{name}: {', '.join(f'{d:.1e}' for d in differences)}, at most {tolerance:.0e} may be")
+            if not all(difference <= tolerance for difference in differences):
                 failed.append(name)
     return failed
 
 
 def _difference(mine: Tensor, theirs: Tensor) -> float:
-    if not mine.isfinite().all():
+    if mine.shape != theirs.shape or not mine.isfinite().all():
         return float("inf")
     return float((mine.double() - theirs.double()).norm() / theirs.double().norm().clamp_min(1e-12))
 
@@ -281,14 +288,23 @@ def _last_error(stderr: str) -> str:
 
 
 def main(device: str) -> None:
-    """Print the names of the ops that disagree, as a JSON list."""
+    """Print the names of the ops that disagree, as a JSON list, and to stderr by how much each op differs.
+
+    Raises:
+        SystemExit: some do.
+    """
     place = torch.device(device)
     torch.zeros(1, device=place)
     print(ARRIVED, flush=True)
-    failed = check_ops(place, "cuda" if place.type == "cuda" else "cpu")
+    with _kernels_unchecked():  # this is the check
+        failed = check_ops(
+            place, "cuda" if place.type == "cuda" else "cpu", lambda line: print(line, file=sys.stderr, flush=True)
+        )
     if place.type == "cuda":
         torch.cuda.synchronize(place)
     print(json.dumps(failed))
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

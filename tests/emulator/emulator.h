@@ -104,6 +104,7 @@ template <class T> EUGEN_FUNCTION T shuffle_down(T value, int by) { return emula
 template <class T> EUGEN_FUNCTION T shuffle_xor(T value, int mask) { return emulator::exchange(value, lane_index() ^ mask); }
 EUGEN_FUNCTION int count_bits(uint32 v) { return __builtin_popcount(v); }
 EUGEN_FUNCTION int lowest_bit(uint32 v) { return __builtin_ffs(int(v)) - 1; }
+EUGEN_FUNCTION int highest_bit(uint32 v) { return 31 - __builtin_clz(v); }
 EUGEN_FUNCTION float float_from_bits(uint32 v) {
   float f;
   std::memcpy(&f, &v, 4);

@@ -166,6 +166,8 @@ MUTATIONS = [
             ("x < low[0] + BLOCK && x < r", "x < low[0] + BLOCK - 1 && x < r"),
             ("int64 begin = offsets[r];", "int64 begin = offsets[r] + 1;"),
             ("count_bits(samples & lanes_before)", "lane_index()"),
+            ("samples ? highest_bit(samples) : 0", "samples ? lowest_bit(samples) : 0"),
+            ("if (samples) stop = last;", "stop = last;"),
             ("(1u << lane_index()) - 1;", "(2u << lane_index()) - 1;"),
             ("i += WARP) {", "i += WARP + 1) {"),
             ("if (r >= rays) return;\n  const Range range = samples_of(offsets, r, n);\n  float sums",

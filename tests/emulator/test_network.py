@@ -12,7 +12,14 @@ from eugen_nerf.ops import cuda
 from eugen_nerf.ops.packing import pack_chain
 from eugen_nerf.ops.tiles import plan
 from tests.emulator.device import ORDERS, EmulatedDevice, library
-from tests.ops.comparisons import CHAINS, TOLERANCE, chain_of, network_case, relative_error
+from tests.ops.comparisons import (
+    CHAINS,
+    TOLERANCE,
+    chain_of,
+    check_numbers_beyond_halves,
+    network_case,
+    relative_error,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -102,15 +109,8 @@ def test_half_rows(name: str) -> None:
 
 
 def test_numbers_beyond_halves() -> None:
-    """Too large is bounded, not infinite; what is not a number stays visible, in its own row alone."""
-    case = network_case("density", 20, torch.float16)
-    x = case.x.clone()
-    x[0] = 1e30
-    x[1, 3] = math.nan
-    y = cuda.network_forward(EmulatedDevice(80), x, case.parameters, case.spec, case.eps)
-    assert y[0].isfinite().all()
-    assert y[1].isnan().all()
-    assert relative_error(y[2:], case.y[2:]) <= TOLERANCE[torch.float16]
+    device = EmulatedDevice(80)
+    check_numbers_beyond_halves(lambda case, x: cuda.network_forward(device, x, case.parameters, case.spec, case.eps))
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,6 +79,13 @@ def test_march_that_finds_less_than_was_counted() -> None:
     assert torch.equal(starts[filled], ends[filled])
     assert torch.equal(starts[~filled], expected.t_starts)
     assert torch.equal(ends[~filled], expected.t_ends)
+    # At the end of the ray's last sample, or where the ray begins if it has none.
+    last = expected.t_ends[(expected.ray_offsets[1:] - 1).clamp(min=0)]
+    assert (expected.counts() == 0).any()
+    assert (expected.counts() > 0).any()
+    stop = torch.where(expected.counts() > 0, last, rays[2])
+    assert torch.equal(starts[room[1:] - 1], stop)
+    assert torch.equal(starts[room[1:] - 2], stop)
 
 
 def test_march_of_odd_rays() -> None:
@@ -189,6 +197,16 @@ def test_render_variants(options: dict[str, int], architecture: int, monkeypatch
     of, rays, bits = field("eugen", **options), random_rays(40)[:4], random_bits(0.3)
     expected = reference.render(*rays, bits, RESOLUTION, *BOUNDED, of)
     got = render(EmulatedDevice(architecture, "shuffled"), of, list(rays), bits, *BOUNDED)
+    for mine, theirs in zip(got[:3], expected[:3], strict=True):
+        assert relative_error(mine, theirs) <= 5e-3
+
+
+def test_render_with_a_table_of_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EUGEN_BACKEND", "reference")
+    of, rays, bits = field("eugen"), random_rays(40)[:4], random_bits(0.3)
+    half = replace(of, table=of.table.half())
+    expected = reference.render(*rays, bits, RESOLUTION, *BOUNDED, replace(of, table=half.table.float()))
+    got = render(EmulatedDevice(80), half, list(rays), bits, *BOUNDED)
     for mine, theirs in zip(got[:3], expected[:3], strict=True):
         assert relative_error(mine, theirs) <= 5e-3
 

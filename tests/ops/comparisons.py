@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -154,3 +155,19 @@ def network_case(name: str, n: int, half: torch.dtype, grad_size: float = 1.0) -
     assert x64.grad is not None
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     return NetworkCase(packed.parameters, packed.spec, packed.eps, x, grad, y, x64.grad, flat)
+
+
+def check_numbers_beyond_halves(evaluate: Callable[[NetworkCase, Tensor], Tensor]) -> None:
+    """Too large is bounded, not infinite; what is not a number stays visible, in its own row alone.
+
+    Args:
+        evaluate: a case's network on other inputs, to results on the CPU.
+    """
+    case = network_case("density", 20, torch.float16)
+    x = case.x.clone()
+    x[0] = 1e30
+    x[1, 3] = math.nan
+    y = evaluate(case, x)
+    assert y[0].isfinite().all()
+    assert y[1].isnan().all()
+    assert relative_error(y[2:], case.y[2:]) <= TOLERANCE[torch.float16]

@@ -132,6 +132,27 @@ def test_cuda_tensors_take_the_cuda_runner(monkeypatch: pytest.MonkeyPatch) -> N
         dispatch.uses_native("cuda", torch.randn(3))
 
 
+def test_tables_of_halves_take_the_cuda_runner_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EUGEN_BACKEND", raising=False)
+    monkeypatch.delenv("EUGEN_PRECISION", raising=False)
+    monkeypatch.setattr(dispatch, "_native_cuda_problem", lambda index: None)
+    with FakeTensorMode():
+        x, table = cuda_tensors((5, 3), (8, 2))
+        half, on_cpu = table.half(), torch.empty(8, 2)
+        assert dispatch.uses_native("auto", x, table=table)
+        assert dispatch.uses_native("auto", x, table=half)
+        for other in (table.double(), table.bfloat16(), on_cpu, on_cpu.half()):
+            assert not dispatch.uses_native("auto", x, table=other)
+        assert not dispatch.uses_native("auto", on_cpu, table=half)
+        assert not dispatch.uses_native("auto", x.requires_grad_(), table=half)
+        assert dispatch.uses_native("auto", x, table=table)
+        with torch.no_grad():
+            assert dispatch.uses_native("auto", x, table=half)
+        monkeypatch.setenv("EUGEN_PRECISION", "bf16")
+        with torch.no_grad():
+            assert not dispatch.uses_native("auto", x, table=half)
+
+
 def test_without_cuda_kernels_the_reference_works_or_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EUGEN_BACKEND", raising=False)
     monkeypatch.setattr(dispatch, "_native_cuda_problem", lambda index: "NVRTC was found neither here nor there")
@@ -205,8 +226,8 @@ def test_fields_that_a_gpu_does_not_render_in_one_pass(monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "gpu", lambda index: Fake())
     small, wide = (pack_chain(merge_chain(build_network("eugen", 8, 16, 2, 3, m))).spec for m in (16, 256))
     module._has_kernel.cache_clear()
-    assert module._has_kernel(small, small, 2, 0)
-    assert not module._has_kernel(small, wide, 2, 0)
+    assert module._has_kernel(small, small, 2, False, 0)
+    assert not module._has_kernel(small, wide, 2, False, 0)
     with pytest.warns(RuntimeWarning, match=r"op by op, not in one pass: NVRTC 13.0 failed on render.cu"):
-        assert not module._has_kernel(small, small, 1, 0)
+        assert not module._has_kernel(small, small, 1, False, 0)
     module._has_kernel.cache_clear()

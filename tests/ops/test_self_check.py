@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -74,6 +75,18 @@ def test_in_a_process_of_its_own() -> None:
     arrived, failed = result.stdout.splitlines()
     assert arrived == self_check.ARRIVED
     assert json.loads(failed) == []
+    assert re.search(r"^spherical_harmonics: \d\.\de-\d\d, at most 1e-0\d may be$", result.stderr, re.MULTILINE)
+
+
+def test_a_process_that_finds_something_ends_with_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = operators.spherical_harmonics
+    monkeypatch.setattr(dispatch.operators, "spherical_harmonics", lambda d: wrong(right(d)))
+    with pytest.raises(SystemExit) as ended:
+        self_check.main("cpu")
+    assert ended.value.code == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == ["spherical_harmonics"]
 
 
 TORCHS_ERROR = """Traceback (most recent call last):

@@ -98,5 +98,12 @@ largest_magnitude(const Io* __restrict__ numbers, int64 n, uint32* __restrict__ 
     const uint32 other = shuffle_xor(mine, step);
     mine = mine > other ? mine : other;
   }
-  if (lane_index() == 0) raise_to(largest, mine);
+  // Thousands of warps at one word would wait for each other; so a block asks once.
+  EUGEN_SHARED(memory);
+  uint32* of_warps = reinterpret_cast<uint32*>(memory);
+  if (lane_index() == 0) store_one(of_warps + warp_index(), mine);
+  sync_block();
+  if (threadIdx.x != 0) return;
+  for (int warp = 1; warp < 256 / WARP; warp++) mine = mine > of_warps[warp] ? mine : of_warps[warp];
+  raise_to(largest, mine);
 }

@@ -29,7 +29,10 @@ EUGEN_FUNCTION Range samples_of(const int64* offsets, int64 r, int64 n) {
 // [n, 3] -> [n, 16].
 EUGEN_KERNEL(128) spherical_harmonics(const float* __restrict__ directions, int64 n, float* __restrict__ out) {
   const int64 i = thread_number();
-  if (i < n) eugen::spherical_harmonics(load3(directions + 3 * i), out + 16 * i);
+  if (i >= n) return;
+  float row[4][4];
+  eugen::spherical_harmonics(load3(directions + 3 * i), row[0]);
+  for (int k = 0; k < 4; k++) store_four(out + 16 * i + 4 * k, row[k]);
 }
 
 // Whether any cell of each BLOCK^3 cells is occupied: blocks [blocks_along_axis(resolution)^3].
@@ -73,8 +76,9 @@ march_write(const float* __restrict__ origins, const float* __restrict__ directi
   if (r >= rays) return;
   const March m = arguments.march(bits, blocks);
   Walk walk = begin_walk(m, load3(origins + 3 * r), load3(directions + 3 * r), near[r], far[r], jitter[r]);
-  Step step;
+  Step step = {};
   const uint32 lanes_before = (1u << lane_index()) - 1;
+  float stop = near[r];  // where the last sample ends
   int64 begin = offsets[r];
   const int64 end = offsets[r + 1];
   while (begin < end && walk.number < walk.count) {
@@ -84,11 +88,10 @@ march_write(const float* __restrict__ origins, const float* __restrict__ directi
       t_start[i] = step.t_start;
       t_end[i] = step.t_end;
     }
+    const float last = shuffle(step.t_end, samples ? highest_bit(samples) : 0);
+    if (samples) stop = last;
     begin += count_bits(samples);
   }
-  if (begin >= end) return;
-  sync_warp();  // what another lane has written
-  const float stop = begin > offsets[r] ? t_end[begin - 1] : near[r];
   for (int64 i = begin + lane_index(); i < end; i += WARP) t_start[i] = t_end[i] = stop;
 }
 

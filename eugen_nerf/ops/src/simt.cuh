@@ -51,6 +51,7 @@ template <class T> EUGEN_FUNCTION T shuffle_down(T value, int by) { return __shf
 template <class T> EUGEN_FUNCTION T shuffle_xor(T value, int mask) { return __shfl_xor_sync(ALL_LANES, value, mask); }
 EUGEN_FUNCTION int count_bits(uint32 v) { return __popc(v); }
 EUGEN_FUNCTION int lowest_bit(uint32 v) { return __ffs(int(v)) - 1; }
+EUGEN_FUNCTION int highest_bit(uint32 v) { return 31 - __clz(int(v)); }
 EUGEN_FUNCTION float float_from_bits(uint32 v) { return __uint_as_float(v); }
 EUGEN_FUNCTION uint32 bits_of_float(float v) { return __float_as_uint(v); }
 
