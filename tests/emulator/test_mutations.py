@@ -24,7 +24,15 @@ from eugen_nerf.ops.tiles import Shape, Tiles, plan
 from tests.emulator.device import ORDERS, EmulatedDevice, EmulationError, library
 from tests.emulator.mutations import MUTATIONS, Mutation
 from tests.emulator.test_grid import positions
-from tests.emulator.test_rays import RESOLUTION, exact_composite, field, random_bits, random_rays, render
+from tests.emulator.test_rays import (
+    RESOLUTION,
+    exact_composite,
+    field,
+    places_of_missing_samples,
+    random_bits,
+    random_rays,
+    render,
+)
 from tests.ops.comparisons import BOUNDED, TOLERANCE, network_case, relative_error
 
 PARTS = 3  # of all mutations, one of which is tried
@@ -110,6 +118,8 @@ def rays(device: EmulatedDevice) -> bool:
         exact = reference.sample_points(some[0], some[1], got, space)
         if not all(close(mine, theirs) for mine, theirs in zip(points, exact, strict=True)):
             return False
+    if not torch.equal(*places_of_missing_samples(device, random_rays(60), random_bits(0.3))):
+        return False
     n = got.num_samples
     sigma, rgb = torch.rand(n, generator=torch.Generator().manual_seed(0)), torch.rand(n, 3)
     weight = torch.randn(150, 5, generator=torch.Generator().manual_seed(1))
