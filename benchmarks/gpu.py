@@ -360,6 +360,16 @@ def name_methods() -> None:
     os.environ["NERFSTUDIO_DATAPARSER_CONFIGS"] = f"eugen-scene={place}dataparsers__eugen_scene"
 
 
+def nerfacto_overrides(implementation: str) -> dict[str, Any]:
+    """The settings that are fair to nerfacto on such scenes: those of configs/lego.yaml, but for what a CPU wants."""
+    import yaml
+
+    config = yaml.safe_load((Path(__file__).resolve().parents[1] / "configs" / "lego.yaml").read_text())
+    (overrides,) = (method["overrides"] for method in config["methods"] if method["method"] == "nerfacto")
+    del overrides["pipeline.model.eval_num_rays_per_chunk"]
+    return {**overrides, "pipeline.model.implementation": implementation}
+
+
 @dataclass
 class Trainings:
     """Trainings of a scene through nerfstudio's loop."""
@@ -379,18 +389,7 @@ class Trainings:
         from eugen_nerf.bench.jobs import Progress, TrainingJob
         from eugen_nerf.bench.training import train_and_evaluate
 
-        nerfacto = {
-            "pipeline.model.near_plane": 2,
-            "pipeline.model.far_plane": 6,
-            "pipeline.model.background_color": "white",
-            "pipeline.model.use_appearance_embedding": False,
-            "pipeline.model.proposal_initial_sampler": "uniform",
-            "pipeline.model.distortion_loss_mult": 0,
-            "pipeline.model.disable_scene_contraction": True,
-            "pipeline.model.average_init_density": 1,
-            "pipeline.model.camera_optimizer.mode": "off",
-            "pipeline.model.implementation": "tcnn" if self.tcnn is not None else "torch",
-        }
+        nerfacto = nerfacto_overrides("tcnn" if self.tcnn is not None else "torch")
         known: dict[str, tuple[str, dict[str, Any], int, int]] = {
             "eugen-nerf": ("eugen-nerf", {}, self.iterations, 20),
             "eugen-nerf-mlp": ("eugen-nerf-mlp", {}, self.iterations, 20),
@@ -478,13 +477,13 @@ class Report:
         """All rows of a section, up to the first that cannot be had."""
         try:
             for row in rows():
-                self._put(row)
+                self.put(row)
         except Exception as error:
-            self._put((section, "", "", "", failure(error)))
+            self.put((section, "", "", "", failure(error)))
         with contextlib.suppress(RuntimeError):  # after a kernel's crash nothing works
             torch.cuda.empty_cache()
 
-    def _put(self, row: Row) -> None:
+    def put(self, row: Row) -> None:
         print(" | ".join(row), flush=True)
         self.rows.append(row)
         if self.markdown:
@@ -536,7 +535,7 @@ def main() -> None:
 
     report = Report(title, arguments.markdown)
     if tcnn is None:
-        report.add("tiny-cuda-nn", lambda: iter([("tiny-cuda-nn", "", "", "", "not measured: it is not installed")]))
+        report.put(("tiny-cuda-nn", "", "", "", "not measured: it is not installed"))
     folder = tempfile.TemporaryDirectory()
     trainings = Trainings(scene, arguments.iterations, tcnn, deadline, Path(folder.name)) if scene else None
     sections: dict[str, Callable[[], Iterator[Row]]] = {

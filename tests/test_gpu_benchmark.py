@@ -78,7 +78,7 @@ def test_all_rows_come_and_who_cannot_costs_his_own_alone(tmp_path: Path, monkey
     assert told["tiny-cuda-nn", ""][1] == "not measured: it is not installed"
 
 
-def test_one_section_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_section_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "table.md"
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--batch", "64", "--only", "rays", "--markdown", str(file)])
     gpu.main()

@@ -107,9 +107,8 @@ class MergedChain:
     stages: tuple[FeatureStage, ...]
     weight: Tensor  # [out, features of the last stage]
     bias: Tensor | None  # [out]
-    ends: bool = (
-        True  # False: weight is the identity, which `evaluate` need not multiply by and which no count contains
-    )
+    # False: weight is the identity, which `evaluate` need not multiply by and which no count contains
+    ends: bool = True
 
     @property
     def in_features(self) -> int:

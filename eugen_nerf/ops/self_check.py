@@ -9,6 +9,7 @@ kernels (a GPU that serves one process alone, or whose memory is full), this one
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -32,6 +33,7 @@ from eugen_nerf.ops.nvrtc import OPTIONS, find_nvrtc, sources
 from eugen_nerf.ops.radiance_field import RadianceField
 from eugen_nerf.ops.render import render
 
+QUIET = "--quiet"  # argument of this module as a program
 SWITCH = "EUGEN_CUDA_CHECK"  # environment variable; 0 uses the kernels unchecked
 SECONDS = 300  # that the check may take; it compiles each program once
 ARRIVED = "the GPU is ours"  # what the other process says before it runs the first kernel
@@ -259,9 +261,9 @@ def in_another_process(index: int) -> Verdict:
         "eugen-nerf compiles its kernels for this GPU and checks them, once; that may take a minute.", file=sys.stderr
     )
     package = str(Path(__file__).parents[2])
-    settings = {**os.environ, "PYTHONPATH": os.pathsep.join([package, *filter(None, sys.path)]), SWITCH: "0"}
-    settings.pop("EUGEN_BACKEND", None)
-    command = [sys.executable, "-m", "eugen_nerf.ops.self_check", f"cuda:{index}"]
+    settings = {**os.environ, "PYTHONPATH": os.pathsep.join([package, *filter(None, sys.path)])}
+    # Quiet: where it crashes, the last line of stderr is the reason.
+    command = [sys.executable, "-m", "eugen_nerf.ops.self_check", f"cuda:{index}", QUIET]
     try:
         result = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -287,8 +289,11 @@ def _last_error(stderr: str) -> str:
     return next(iter([*errors[-1:], *lines[-1:]]), "")[:200]
 
 
-def main(device: str) -> None:
+def main(device: str, quiet: bool = False) -> None:
     """Print the names of the ops that disagree, as a JSON list, and to stderr by how much each op differs.
+
+    Args:
+        quiet: the list alone.
 
     Raises:
         SystemExit: some do.
@@ -297,9 +302,8 @@ def main(device: str) -> None:
     torch.zeros(1, device=place)
     print(ARRIVED, flush=True)
     with _kernels_unchecked():  # this is the check
-        failed = check_ops(
-            place, "cuda" if place.type == "cuda" else "cpu", lambda line: print(line, file=sys.stderr, flush=True)
-        )
+        told = None if quiet else functools.partial(print, file=sys.stderr, flush=True)
+        failed = check_ops(place, "cuda" if place.type == "cuda" else "cpu", told)
     if place.type == "cuda":
         torch.cuda.synchronize(place)
     print(json.dumps(failed))
@@ -308,4 +312,4 @@ def main(device: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], QUIET in sys.argv)

@@ -78,6 +78,23 @@ def test_in_a_process_of_its_own() -> None:
     assert re.search(r"^spherical_harmonics: \d\.\de-\d\d, at most 1e-0\d may be$", result.stderr, re.MULTILINE)
 
 
+def test_the_process_of_the_first_use_leaves_stderr_to_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, -11, f"{self_check.ARRIVED}\n", "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(self_check.subprocess, "run", run)
+        assert self_check.in_another_process(0) == Verdict(crash="exit status -11")
+    on_cpu = ["cpu" if word == "cuda:0" else word for word in commands[0]]
+    root = Path(self_check.__file__).parents[2]
+    result = subprocess.run(on_cpu, capture_output=True, text=True, check=True, cwd=root)
+    assert json.loads(result.stdout.splitlines()[-1]) == []
+    assert "may be" not in result.stderr
+
+
 def test_a_process_that_finds_something_ends_with_status_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

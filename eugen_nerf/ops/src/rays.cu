@@ -30,9 +30,12 @@ EUGEN_FUNCTION Range samples_of(const int64* offsets, int64 r, int64 n) {
 EUGEN_KERNEL(128) spherical_harmonics(const float* __restrict__ directions, int64 n, float* __restrict__ out) {
   const int64 i = thread_number();
   if (i >= n) return;
-  float row[4][4];
-  eugen::spherical_harmonics(load3(directions + 3 * i), row[0]);
-  for (int k = 0; k < 4; k++) store_four(out + 16 * i + 4 * k, row[k]);
+  float row[16];
+  eugen::spherical_harmonics(load3(directions + 3 * i), row);
+  for (int k = 0; k < 16; k += 4) {
+    const float four[4] = {row[k], row[k + 1], row[k + 2], row[k + 3]};
+    store_four(out + 16 * i + k, four);
+  }
 }
 
 // Whether any cell of each BLOCK^3 cells is occupied: blocks [blocks_along_axis(resolution)^3].
