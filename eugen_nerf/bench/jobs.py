@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from eugen_nerf.bench.config import Benchmark, Budget, MethodEntry, Overrides, SceneEntry
+from eugen_nerf.files import replace_file
 
 Phase = Literal["waiting", "loading", "training", "evaluating", "timing"]
 
@@ -45,7 +45,7 @@ class TrainingJob:
 
     @property
     def slug(self) -> str:
-        """Unique among the jobs of a benchmark, and fit to name a folder."""
+        """Fit to name a folder; `runner.check_rows` sees to it that no two jobs of a benchmark have the same."""
         return slug(f"{self.scene} {self.name} seed {self.seed}")
 
     @property
@@ -156,14 +156,7 @@ def _digest(job: Job) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a file in one go: readers see the old content or the new, never a part."""
-    text = json.dumps(value, indent=1, allow_nan=False)
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        temporary.write_text(text, "utf8")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    replace_file(path, json.dumps(value, indent=1, allow_nan=False).encode("utf8"))
 
 
 def read_json(path: Path) -> Any:

@@ -11,6 +11,7 @@ from eugen_nerf.bench.results import ResultStore, read_benchmark
 from eugen_nerf.bench.summary import mean_over_scenes, summarise
 from eugen_nerf.bench.tables import chosen, method_table
 from eugen_nerf.errors import UserError
+from eugen_nerf.files import replace_file
 
 BEGIN, END = "<!-- eugen-bench:begin -->", "<!-- eugen-bench:end -->"
 
@@ -49,7 +50,7 @@ def update_readme(file: Path, folders: Sequence[Path]) -> None:
     command = shlex.join(["eugen-bench", "readme", file.name, *(folder.as_posix() for folder in folders)])
     tables = "\n".join([f"<!-- {command} -->\n", *(_section(folder) for folder in folders)])
     try:
-        file.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", "utf8")
+        replace_file(file.resolve(), f"{before}{BEGIN}\n{tables}\n{END}{after}".encode())
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({error.strerror}).") from error
 

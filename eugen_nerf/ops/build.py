@@ -11,10 +11,11 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
+
+from eugen_nerf.files import new_file_beside
 
 SOURCE = Path(__file__).parent / "src"
 
@@ -99,12 +100,10 @@ def compile_library(path: Path, compiler: list[str], flags: tuple[str, ...]) -> 
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".so")
-        os.close(handle)
+        temporary = new_file_beside(path)
     except OSError as error:
         message = f"the folder {path.parent} cannot be written ({error.strerror}); EUGEN_CACHE may name another"
         raise BuildError(message) from error
-    temporary = Path(name)
     environment = dict(os.environ)
     if "ziglang" in compiler:
         # It compiles a C++ library first, and keeps that in folders of its own.
@@ -150,11 +149,19 @@ def cpu_library() -> ctypes.CDLL:
     compiler = find_compiler()
     flags = (*FLAGS, *os.environ.get("EUGEN_CXXFLAGS", "").split())
     path = library_path(compiler, flags)
-    if not path.exists():
+    library = _load(path) if path.exists() else None
+    if library is None:  # not there yet, damaged, or somebody else's that this user may not read
         compile_library(path, compiler, flags)
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise BuildError(f"the compiled library does not load ({error})") from error
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise BuildError(f"the compiled library does not load ({error})") from error
     share_threads(library)
     return library
+
+
+def _load(path: Path) -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        return None

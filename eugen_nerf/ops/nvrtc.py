@@ -13,12 +13,11 @@ import hashlib
 import os
 import re
 import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from eugen_nerf.files import replace_file
 from eugen_nerf.ops.build import SOURCE, BuildError, cache_folder
 
 OPTIONS = ("--std=c++17", "--device-as-default-execution-space", "--ptxas-options=-v")
@@ -196,25 +195,16 @@ def compile_cached(source: str, architecture: int, constants: tuple[str, ...] = 
     path = cache_folder() / f"cuda-{digest.hexdigest()[:24]}.cubin"
     log_path = path.with_suffix(".log")
     try:
-        if path.exists() and log_path.exists():
-            return Compiled(path.read_bytes(), log_path.read_text())
-        compiled = compiler.compile(source, architecture, constants, portable)
+        return Compiled(path.read_bytes(), log_path.read_text())
+    except (OSError, UnicodeDecodeError):
+        pass  # not there yet, or somebody else's that this user may not read
+    compiled = compiler.compile(source, architecture, constants, portable)
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The program last: where it stands, its log stands too.
         for target, content in ((log_path, compiled.log.encode()), (path, compiled.image)):
-            _replace(target, content)
+            replace_file(target, content)
     except OSError as error:
         message = f"the folder {path.parent} cannot be used ({error.strerror}); EUGEN_CACHE may name another"
         raise BuildError(message) from error
     return compiled
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from eugen_nerf.files import replace_file
 from eugen_nerf.layers import EUGen, build_network, merge_chain
 from eugen_nerf.ops import dispatch, operators
 from eugen_nerf.ops.build import cache_folder
@@ -212,9 +213,7 @@ def verdict(index: int, run: Callable[[int], Verdict] | None = None) -> Verdict:
         return found
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(asdict(found)))
-        temporary.replace(path)
+        replace_file(path, json.dumps(asdict(found)).encode())
     except OSError:
         pass  # asked again next time
     return found

@@ -59,6 +59,14 @@ def test_concurrent_first_uses_leave_one_library_and_the_next_use_compiles_nothi
     assert out == str(files[0])
     assert files[0].stat().st_mtime_ns == before
     assert "RuntimeWarning" not in err
+    # Other users may load it too, and one that a crash left damaged is compiled once more.
+    umask = os.umask(0)
+    os.umask(umask)
+    assert files[0].stat().st_mode & 0o444 == 0o444 & ~umask
+    files[0].write_bytes(b"")
+    out, err = finish(start(tmp_path, **fast))
+    assert out == str(files[0])
+    assert "RuntimeWarning" not in err
 
 
 def check_fallback(process: subprocess.Popen[str], reason: str) -> None:
