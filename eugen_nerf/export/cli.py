@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import tempfile
+import threading
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,7 @@ def _serve(folder: Path, options: View, console: Console) -> None:
     with make_server(folder, options.host, options.port) as server:
         console.print(f"Serving {folder} on {url(server)}. Ctrl-C ends it.", markup=False, soft_wrap=True)
         if options.browser:
-            webbrowser.open(url(server))
+            # A browser in the terminal keeps whoever opens it waiting, and itself waits for the server.
+            threading.Thread(target=webbrowser.open, args=(url(server),), daemon=True).start()
         with contextlib.suppress(KeyboardInterrupt):  # the way to end it
             server.serve_forever()

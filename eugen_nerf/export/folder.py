@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -34,6 +35,9 @@ def check_output(output: Path, overwrite: bool) -> None:
 def write_folder(output: Path, fill: Callable[[Path], None], overwrite: bool = False) -> None:
     """Make a folder appear with all its content at once.
 
+    A folder that is there already stays the same folder and changes its content: it may be a mount point, the target
+    of a link, or where a shell or a web server stands.
+
     Args:
         output: the folder; its parents are created.
         fill: writes the content into an empty folder that it is given.
@@ -42,25 +46,45 @@ def write_folder(output: Path, fill: Callable[[Path], None], overwrite: bool = F
     Raises:
         UserError: `output` may not be replaced, cannot be written, or the disk is full. What was there stays.
     """
-    output = output.absolute()
     check_output(output, overwrite)
+    target = Path(os.path.realpath(output))
+    exists = target.is_dir()
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the output, so that renaming does not copy.
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # On the same file system, so that renaming does not copy.
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target if exists else target.parent))
     except OSError as error:
         raise refused(output, error, "--output") from None
     try:
-        content = temporary / "new"
-        content.mkdir()
-        fill(content)
-        if output.exists():
-            output.rename(temporary / "old")
-        content.rename(output)
+        new, old = temporary / "new", temporary / "old"
+        new.mkdir()
+        old.mkdir()
+        fill(new)
+        if exists:
+            _exchange(target, temporary, new, old)
+        else:
+            new.rename(target)  # refused where another process has filled it meanwhile
     except OSError as error:
         raise refused(output, error, "--output") from None
     finally:
-        old = temporary / "old"
-        if old.exists() and not output.exists():
-            old.rename(output)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(folder: Path, temporary: Path, new: Path, old: Path) -> None:
+    """Put a folder's content into `old` and that of `new` in its place, or leave all as it is."""
+    done: list[tuple[Path, Path]] = []
+
+    def move(path: Path, destination: Path) -> None:
+        path.rename(destination / path.name)
+        done.append((path, destination / path.name))
+
+    try:
+        for path in list(folder.iterdir()):
+            if path != temporary:
+                move(path, old)
+        for path in list(new.iterdir()):
+            move(path, folder)
+    except BaseException:
+        for before, after in reversed(done):
+            after.rename(before)
+        raise

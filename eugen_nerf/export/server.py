@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,13 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     def end_headers(self) -> None:
         self.send_header("Content-Security-Policy", POLICY)
         self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("Cache-Control", "no-cache")
+        self.send_header("Cache-Control", "no-store")
         super().end_headers()
+
+    def send_head(self) -> Any:
+        """Always the file itself: a browser may remember a newer one of this name from a folder served before."""
+        del self.headers["If-Modified-Since"]
+        return super().send_head()
 
     def list_directory(self, path: Any) -> None:
         """No listings: an exported folder has an index.html."""
@@ -54,18 +60,31 @@ def check_export(folder: Path) -> None:
             )
 
 
-def make_server(folder: Path, host: str, port: int) -> http.server.ThreadingHTTPServer:
+class Server(http.server.ThreadingHTTPServer):
+    """Serves a folder; IPv6 where the address is one."""
+
+    def __init__(self, folder: Path, host: str, port: int) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), functools.partial(Handler, directory=str(folder)))
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A visitor who closes the page while it loads is no error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
+def make_server(folder: Path, host: str, port: int) -> Server:
     """A server of the folder that is bound but not yet running.
 
     Args:
+        host: IPv4 or IPv6 address, or a name that stands for an IPv4 address.
         port: 0 for any free one.
 
     Raises:
         UserError: the address cannot be had.
     """
-    handler = functools.partial(Handler, directory=str(folder))
     try:
-        return http.server.ThreadingHTTPServer((host, port), handler)
+        return Server(folder, host, port)
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UserError(
@@ -73,8 +92,8 @@ def make_server(folder: Path, host: str, port: int) -> http.server.ThreadingHTTP
         ) from None
 
 
-def url(server: http.server.ThreadingHTTPServer) -> str:
+def url(server: Server) -> str:
     """Where a browser on this machine finds the page."""
     host, port = str(server.server_address[0]), server.server_address[1]
-    shown = "127.0.0.1" if host == "0.0.0.0" else host
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://{shown}:{port}/" if server.address_family == socket.AF_INET else f"http://[{shown}]:{port}/"

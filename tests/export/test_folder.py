@@ -47,6 +47,47 @@ class TestExisting:
             write_folder(tmp_path, fill, overwrite=True)
         assert (tmp_path / "thesis.tex").is_file()
 
+    def test_stays_the_same_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whoever stands in it, and whatever links to it, sees the new content."""
+        (tmp_path / "out").mkdir()
+        (tmp_path / "link").symlink_to("out")
+        monkeypatch.chdir(tmp_path / "out")
+        write_folder(Path("."), fill)
+        assert Path("scene/scene.json").read_text() == "new"
+        Path("scene/scene.json").write_text("old")
+        write_folder(tmp_path / "link", fill, overwrite=True)
+        assert (tmp_path / "link").is_symlink()
+        assert Path("scene/scene.json").read_text() == "new"
+        assert [path.name for path in Path(".").iterdir()] == ["scene"]
+
+    def test_is_put_back_where_the_new_content_cannot_be_moved_in(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        output = tmp_path / "out"
+        write_folder(output, lambda folder: (fill(folder), (folder / "old").write_text("x"))[0])
+        rename = Path.rename
+
+        def refuse_the_second(path: Path, target: Path) -> Path:
+            if path.parent.name == "new" and path.name == "scene":
+                raise OSError(errno.EIO, "Input/output error")
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", refuse_the_second)
+        with pytest.raises(UserError, match="cannot be written"):
+            write_folder(output, lambda folder: (fill(folder), (folder / "a").write_text("x"))[0], overwrite=True)
+        assert {path.name for path in output.iterdir()} == {"scene", "old"}
+        assert (output / "scene" / "scene.json").is_file()
+
+    def test_one_that_another_process_has_filled_meanwhile(self, tmp_path: Path) -> None:
+        def slow(folder: Path) -> None:
+            write_folder(tmp_path / "out", lambda other: (fill(other), (other / "first").write_text("x"))[0])
+            fill(folder)
+
+        with pytest.raises(UserError, match="cannot be written"):
+            write_folder(tmp_path / "out", slow)
+        assert (tmp_path / "out" / "first").is_file()
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
     def test_a_file_in_the_way(self, tmp_path: Path) -> None:
         (tmp_path / "out").write_text("x")
         with pytest.raises(UserError, match="is a file"):

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import email.utils
 import http.client
+import queue
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
+import urllib.parse
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from eugen_nerf.errors import UserError
-from eugen_nerf.export.server import check_export, make_server, url
+from eugen_nerf.export import cli
+from eugen_nerf.export.server import Server, check_export, make_server, url
 
 
 @pytest.fixture
@@ -29,9 +36,9 @@ def address(tmp_path: Path) -> Iterator[tuple[str, int]]:
         server.shutdown()
 
 
-def get(address: tuple[str, int], path: str) -> tuple[int, dict[str, str], bytes]:
+def get(address: tuple[str, int], path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
     connection = http.client.HTTPConnection(*address, timeout=10)
-    connection.request("GET", path)
+    connection.request("GET", path, headers=headers)
     answer = connection.getresponse()
     return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
 
@@ -55,6 +62,23 @@ def test_nothing_else(address: tuple[str, int], tmp_path: Path, path: str) -> No
     assert get(address, path)[0] == 404
 
 
+def test_what_a_browser_remembers_of_another_folder_is_no_answer(address: tuple[str, int]) -> None:
+    tomorrow = email.utils.formatdate(time.time() + 86400, usegmt=True)
+    status, headers, content = get(address, "/scene/scene.safetensors", **{"If-Modified-Since": tomorrow})
+    assert (status, content) == (200, b"123")
+    assert headers["cache-control"] == "no-store"
+
+
+def test_a_visitor_who_leaves_is_no_news(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with make_server(tmp_path, "127.0.0.1", 0) as server:
+        for error, told in ((ConnectionResetError(), False), (ValueError("x"), True)):
+            try:
+                raise error
+            except (OSError, ValueError):
+                server.handle_error(None, ("127.0.0.1", 1))
+            assert ("Traceback" in capsys.readouterr().err) == told
+
+
 def test_address_in_use(address: tuple[str, int], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"port \d+: Address already in use. Choose another with --port"):
         make_server(tmp_path, *address)
@@ -63,6 +87,40 @@ def test_address_in_use(address: tuple[str, int], tmp_path: Path) -> None:
 def test_urls(tmp_path: Path) -> None:
     with make_server(tmp_path, "0.0.0.0", 0) as server:
         assert url(server) == f"http://127.0.0.1:{server.server_address[1]}/"
+    try:
+        server = make_server(tmp_path, "::1", 0)
+    except UserError:
+        return  # a system without IPv6
+    with server:
+        assert url(server) == f"http://[::1]:{server.server_address[1]}/"
+
+
+def test_a_browser_that_keeps_its_opener_waiting_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one in the terminal does, which returns when it is left."""
+    for part in ("index.html", "scene/scene.json"):
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        (tmp_path / part).write_text("here")
+    servers: list[Server] = []
+    seen: queue.Queue[bytes] = queue.Queue()
+
+    def remembered(*arguments: Any) -> Server:
+        servers.append(make_server(*arguments))
+        return servers[0]
+
+    def look(address: str) -> None:
+        parts = urllib.parse.urlsplit(address)
+        assert parts.hostname is not None
+        assert parts.port is not None
+        seen.put(get((parts.hostname, parts.port), "/")[2])
+
+    monkeypatch.setattr(cli, "make_server", remembered)
+    monkeypatch.setattr(webbrowser, "open", look)
+    serving = threading.Thread(target=cli.view_main, args=([str(tmp_path), "--port=0"],), daemon=True)
+    serving.start()
+    assert seen.get(timeout=30) == b"here"
+    servers[0].shutdown()
+    serving.join(timeout=30)
+    assert not serving.is_alive()
 
 
 def test_only_exports_are_served(tmp_path: Path) -> None:

@@ -143,6 +143,15 @@ def test_a_connection_that_breaks(page: Page, page_folder: Path) -> None:
     assert "reload the page" in text
 
 
+def test_a_photo_that_is_missing(page: Page, copy: Path, serve: Serve) -> None:
+    shutil.rmtree(copy / "scene" / "photos")
+    page.open(serve(copy))
+    page.wait("document.getElementById('status').textContent.includes('a picture of')")
+    page.key("KeyP", "p")
+    page.wait("document.getElementById('photo-label').textContent === 'The photo cannot be loaded'")
+    assert page.evaluate("document.getElementById('photo').hidden")
+
+
 def test_a_page_on_disk(page: Page, page_folder: Path) -> None:
     text = message(page, (page_folder / "index.html").as_uri())
     assert "does not let a page on disk read the files beside it" in text

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import io
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -133,7 +136,8 @@ def test_views_and_modes_by_keyboard(opened: Page) -> None:
 
 def test_photo_beside_the_picture(opened: Page) -> None:
     opened.key("KeyP", "p")
-    opened.wait("document.getElementById('photo').complete && document.getElementById('photo').naturalWidth > 0")
+    opened.wait("!document.getElementById('truth').hidden && !document.getElementById('photo').hidden")
+    assert opened.evaluate("document.getElementById('photo-label').textContent") == "Photo"
     box = opened.evaluate(
         "(r => [r.x, r.y, r.width, r.height])(document.getElementById('truth').getBoundingClientRect())"
     )
@@ -150,6 +154,70 @@ def test_photo_beside_the_picture(opened: Page) -> None:
             assert difference < 0.9 * np.abs(np.roll(photo, shift, axis=axis) - picture).mean()
     opened.drag((60, 30), (70, 30))
     opened.wait("document.getElementById('truth').hidden")  # there is no photo from elsewhere
+    finished(opened, lambda: opened.key("KeyP", "p"))  # asked for again, it brings the camera to where it was taken
+    assert link(opened) == "#view=0"
+    assert not opened.evaluate("document.getElementById('truth').hidden")
+
+
+def test_without_photos_there_is_nothing_to_compare_with(opened: Page) -> None:
+    opened.evaluate("eugenViewer.then(v => { for (const view of v.scene.views) delete view.photo; return 0 })")
+    finished(opened, lambda: opened.drag((60, 80), (90, 80)))
+    elsewhere = link(opened)
+    opened.key("KeyP", "p")
+    assert link(opened) == elsewhere
+    assert "at=" in elsewhere
+    assert not opened.evaluate("document.getElementById('compare').checked")
+
+
+def test_keys_are_those_with_the_sign_on_them(opened: Page) -> None:
+    """A German keyboard has + and - elsewhere than a US one, and brackets behind AltGr; a Russian one no N."""
+
+    def distance() -> float:
+        scene = opened.evaluate("eugenViewer.then(viewer => viewer.scene)")
+        position = [float(x) for x in link(opened).split("at=")[1].split("&")[0].split(",")]
+        return math.dist(position, scene["focus"])
+
+    finished(opened, lambda: opened.key("BracketRight", "+", 0.15))
+    near = distance()
+    finished(opened, lambda: opened.key("Slash", "-", 0.3))
+    assert distance() > near
+    finished(opened, lambda: opened.key("Digit9", "]"))
+    assert link(opened) == "#view=1"
+    finished(opened, lambda: opened.key("Digit8", "["))
+    assert link(opened) == "#view=0"
+    finished(opened, lambda: opened.key("KeyN", "т"))
+    assert link(opened) == "#view=0&network=1"
+
+
+@pytest.mark.parametrize("control", ["input[name=mode]", "#quality"])
+def test_keys_work_after_a_click_on_an_option(opened: Page, control: str) -> None:
+    opened.size(700, 150)  # with the options in sight
+    opened.key("KeyH", "h")
+    opened.evaluate(f"document.querySelector('{control}').focus()")
+    assert opened.evaluate(f"document.activeElement === document.querySelector('{control}')")
+    finished(opened, lambda: opened.key("BracketRight", "]"))
+    assert link(opened) == "#view=1"
+    opened.key("ArrowRight", "ArrowRight", 0.15)  # this one is the control's own
+    assert "at=" not in link(opened)
+
+
+def test_a_slider_that_is_let_go_where_it_began(opened: Page) -> None:
+    """Firefox then tells of no change."""
+    finished(opened, lambda: opened.evaluate("document.getElementById('zoom').dispatchEvent(new Event('input')), 0"))
+
+
+def test_a_window_of_another_size_is_never_black(opened: Page) -> None:
+    opened.evaluate(
+        "window.brightest = new Promise(done => new ResizeObserver(() => {"
+        "const canvas = document.getElementById('canvas');"
+        "if (canvas.clientWidth !== 230) return;"  # called at once, with the size that there is
+        "const copy = Object.assign(document.createElement('canvas'), {width: 32, height: 32}).getContext('2d');"
+        "copy.drawImage(canvas, 0, 0, 32, 32);"
+        "done(Math.max(...copy.getImageData(0, 0, 32, 32).data.filter((_, i) => i % 4 < 3)));"
+        "}).observe(document.getElementById('canvas'))), 0"
+    )
+    opened.size(230, 150)
+    assert opened.evaluate("brightest") > 50
 
 
 def test_the_other_network(opened: Page) -> None:
@@ -160,6 +228,36 @@ def test_the_other_network(opened: Page) -> None:
     assert np.abs(seen(opened).astype(int) - before).mean() > 1
     assert opened.evaluate("document.getElementById('time-0').textContent").endswith("at 200 × 150")
     assert opened.evaluate("document.getElementById('time-1').textContent").endswith("at 200 × 150")
+
+
+def test_the_network_chosen_last_is_shown(page: Page, page_folder: Path) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    class Slow(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.endswith("compare.safetensors"):
+                asked.set()
+                go_on.wait(60)
+            super().do_GET()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    handler = functools.partial(Slow, directory=str(page_folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page.size(200, 150)
+        page.open(f"http://127.0.0.1:{server.server_address[1]}/")
+        page.wait(FINISHED)
+        choose = "document.querySelector('#network-list input[value=\"%d\"]').click()"
+        page.evaluate(choose % 1)
+        assert asked.wait(60)
+        finished(page, lambda: page.evaluate(choose % 0))
+        go_on.set()
+        page.evaluate("eugenViewer.then(viewer => viewer.work(1))")  # it has been loaded
+        assert page.evaluate("new Promise(done => setTimeout(() => done(location.hash), 300))") == "#view=0"
+        assert page.evaluate("document.querySelector('#network-list input:checked').value") == "0"
+        server.shutdown()
 
 
 def test_counts_its_work(opened: Page) -> None:

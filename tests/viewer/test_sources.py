@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -46,6 +47,15 @@ def test_the_built_viewer_is_small_and_names_no_host() -> None:
         if name != "icon.svg":  # whose namespace looks like an address
             assert b"http://" not in data, name
             assert b"https://" not in data, name
+
+
+def test_browsers_without_light_and_dark_have_every_colour() -> None:
+    """light-dark() makes a declaration invalid where it is unknown, and so whatever uses the variable transparent."""
+    style = (VIEWER / "src" / "style.css").read_text()
+    chosen = re.findall(r"(--\w+): light-dark\(", style)
+    assert len(chosen) == style.count("light-dark(") - 1  # nowhere but in variables, and where it is asked for
+    fallback = style.partition("@supports not (color: light-dark(red, red)) {")[2].partition("\n}\n")[0]
+    assert re.findall(r"(--\w+): ", fallback) == chosen
 
 
 def test_the_fixtures_are_what_python_writes(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 import { fitted, frameOf, inFront, type Lens, type Pose, poseOf } from "./camera/camera";
-import { type Controlled, Controls, type Drag, isTyping } from "./camera/controls";
+import { type Controlled, Controls, type Drag, REST_MS } from "./camera/controls";
 import { formatLink, type Link, parseLink } from "./camera/link";
 import { add, length, scale, subtract, type Vec3 } from "./camera/vector";
 import type { FieldRenderer, Look } from "./gl/fieldRenderer";
@@ -10,6 +10,7 @@ import { SCENE_FOLDER } from "./scene/load";
 import type { Networks } from "./scene/networks";
 import { type Mode, MODES } from "./shader/fragment";
 import { choose, element, onChoice } from "./ui/elements";
+import { isTaken, label } from "./ui/keys";
 import { showError } from "./ui/messages";
 import { wireTheme } from "./ui/theme";
 import { Wipe } from "./ui/wipe";
@@ -37,6 +38,7 @@ export class App implements Controlled {
   private zoom: number;
   private mode: Mode;
   private network: number;
+  private choices = 0; // of a network so far
   private resolution = 1;
   private quality = QUALITIES.length - 1;
   private renderer: FieldRenderer | undefined;
@@ -65,8 +67,8 @@ export class App implements Controlled {
     progressive.onError = (error) => {
       showError(error, true);
     };
+    this.wire(); // its keys come first
     new Controls(this.canvas, this);
-    this.wire();
     this.writeControls();
     new ResizeObserver(() => {
       this.draw(false);
@@ -84,9 +86,13 @@ export class App implements Controlled {
     return this.canvasLens(this.canvas.clientWidth, this.canvas.clientHeight);
   }
 
-  changed(moving: boolean): void {
+  changed(): void {
     this.atView = false;
-    this.draw(moving);
+    this.draw(true);
+  }
+
+  rested(): void {
+    this.draw(false); // from a view, where one was chosen in the meantime
   }
 
   pick(x: number, y: number): void {
@@ -108,7 +114,8 @@ export class App implements Controlled {
         const shift = subtract(point, inFront(this.pose, point, 0));
         this.pose = { ...this.pose, position: add(this.pose.position, shift) };
         this.centre = point;
-        this.changed(false);
+        this.atView = false;
+        this.draw(false);
       })
       .catch((error: unknown) => {
         showError(error, false);
@@ -168,11 +175,12 @@ export class App implements Controlled {
     const factor = (window.devicePixelRatio || 1) * this.resolution;
     const width = Math.max(1, Math.round(canvas.clientWidth * factor));
     const height = Math.max(1, Math.round(canvas.clientHeight * factor));
-    if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
+    const resized = canvas.width !== width || canvas.height !== height;
+    if (resized) [canvas.width, canvas.height] = [width, height]; // which makes it black
     this.placeWipe();
     if (renderer === undefined) return;
     const frame: Frame = { renderer, pose: this.pose, lens: this.canvasLens(width, height), look: this.look() };
-    this.progressive.show(frame, moving);
+    this.progressive.show(frame, moving, resized);
     this.writeLegend(frame.look);
     if (!moving) {
       this.status("Drawing …");
@@ -188,13 +196,27 @@ export class App implements Controlled {
   private placeWipe(): void {
     const { photo } = this.described;
     element("compare-label", HTMLLabelElement).hidden = photo === undefined;
-    const wanted = photo !== undefined && element("compare", HTMLInputElement).checked && this.atView && this.zoom === 1;
+    const wanted = photo !== undefined && element("compare", HTMLInputElement).checked && this.atPhoto;
     const frame = frameOf(this.described, this.canvas.clientWidth, this.canvas.clientHeight);
     this.wipe.place(wanted ? SCENE_FOLDER + photo : undefined, frame);
   }
 
+  /** Whether the camera is where the view's photo was taken, with the same lens. */
+  private get atPhoto(): boolean {
+    return this.atView && this.zoom === 1;
+  }
+
+  private togglePhoto(): void {
+    if (this.described.photo === undefined) return;
+    const compare = element("compare", HTMLInputElement);
+    if (compare.checked && !this.atPhoto) this.goTo(this.view);
+    else compare.click();
+  }
+
   private async useNetwork(index: number): Promise<void> {
+    const choice = ++this.choices;
     const renderer = await this.networks.get(index);
+    if (choice !== this.choices) return; // another one was chosen while this one was loading
     this.network = index;
     this.renderer = renderer;
     this.writeControls();
@@ -251,24 +273,23 @@ export class App implements Controlled {
         this.drag = input.value as Drag;
       });
     }
-    const compare = element("compare", HTMLInputElement);
-    const actions: Record<string, () => void> = {
-      BracketLeft: () => {
+    const actions: Partial<Record<string, () => void>> = {
+      "[": () => {
         this.goTo(this.view - 1);
       },
-      BracketRight: () => {
+      "]": () => {
         this.goTo(this.view + 1);
       },
-      KeyR: () => {
+      r: () => {
         this.goTo(this.view);
       },
-      KeyP: () => {
-        compare.click();
+      p: () => {
+        this.togglePhoto();
       },
-      KeyH: () => {
+      h: () => {
         toggle.click();
       },
-      KeyN: () => {
+      n: () => {
         this.tryNetwork((this.network + 1) % scene.fields.length);
       },
     };
@@ -278,8 +299,11 @@ export class App implements Controlled {
       };
     });
     window.addEventListener("keydown", (event) => {
-      if (isTyping(event) || event.ctrlKey || event.metaKey || event.altKey) return;
-      if (event.code in actions) actions[event.code]();
+      if (isTaken(event)) return;
+      const action = actions[label(event)] ?? actions[event.code];
+      if (action === undefined) return;
+      event.preventDefault();
+      action();
     });
     window.addEventListener("hashchange", () => {
       if (location.hash.slice(1) === this.link()) return;
@@ -323,7 +347,7 @@ export class App implements Controlled {
     }
     element("compare", HTMLInputElement).addEventListener("change", (event) => {
       // The photo was taken from the view itself.
-      if ((event.target as HTMLInputElement).checked && !(this.atView && this.zoom === 1)) this.goTo(this.view);
+      if ((event.target as HTMLInputElement).checked && !this.atPhoto) this.goTo(this.view);
       this.placeWipe();
     });
   }
@@ -382,13 +406,16 @@ export class App implements Controlled {
   private wirePicture(): void {
     const slider = (id: string, change: (value: number) => void) => {
       const input = element(id, HTMLInputElement);
+      let rest: ReturnType<typeof setTimeout> | undefined;
       input.addEventListener("input", () => {
         change(Number(input.value));
         this.writeControls();
         this.draw(true);
-      });
-      input.addEventListener("change", () => {
-        this.draw(false);
+        // Firefox tells of no change where a slider is let go at the value that it began with.
+        clearTimeout(rest);
+        rest = setTimeout(() => {
+          this.draw(false);
+        }, REST_MS);
       });
     };
     slider("zoom", (value) => (this.zoom = 2 ** value));

@@ -1,3 +1,4 @@
+import { isTaken, label } from "../ui/keys";
 import { inFront, moved, orbit, type Lens, type Pose } from "./camera";
 import { length, subtract, type Vec3 } from "./vector";
 
@@ -13,8 +14,10 @@ export interface Controlled {
   drag: Drag;
   /** Lens of the canvas, in CSS pixels. */
   lens(): Lens;
-  /** The pose has changed; more changes are to come while `moving`. */
-  changed(moving: boolean): void;
+  /** The pose has changed, and more changes are to come. */
+  changed(): void;
+  /** No more changes are to come. */
+  rested(): void;
   /** Make the point of the scene at a place on the canvas (CSS pixels) the centre. */
   pick(x: number, y: number): void;
 }
@@ -22,32 +25,40 @@ export interface Controlled {
 const TURN_PER_PIXEL = Math.PI / 700;
 const TURN_PER_SECOND = Math.PI / 3;
 const WHEEL_STEP = 1.0015;
-// Without input for so long, the camera counts as at rest.
-const REST_MS = 180;
+/** Without input for so long, the camera counts as at rest. */
+export const REST_MS = 180;
 
-const MOVES: Readonly<Record<string, Vec3>> = {
-  KeyW: [0, 0, 1],
-  KeyS: [0, 0, -1],
-  KeyA: [-1, 0, 0],
-  KeyD: [1, 0, 0],
-  KeyE: [0, 1, 0],
-  KeyQ: [0, -1, 0],
-  Equal: [0, 0, 1],
-  NumpadAdd: [0, 0, 1],
-  Minus: [0, 0, -1],
-  NumpadSubtract: [0, 0, -1],
+/** What a key does while it is down. */
+interface Motion {
+  move?: Vec3;
+  turn?: [number, number];
+}
+
+// By place, whatever the keyboard's language has there.
+const PLACES: Readonly<Partial<Record<string, Motion>>> = {
+  KeyW: { move: [0, 0, 1] },
+  KeyS: { move: [0, 0, -1] },
+  KeyA: { move: [-1, 0, 0] },
+  KeyD: { move: [1, 0, 0] },
+  KeyE: { move: [0, 1, 0] },
+  KeyQ: { move: [0, -1, 0] },
+  ArrowLeft: { turn: [-1, 0] },
+  ArrowRight: { turn: [1, 0] },
+  ArrowUp: { turn: [0, 1] },
+  ArrowDown: { turn: [0, -1] },
 };
-const TURNS: Readonly<Record<string, [number, number]>> = {
-  ArrowLeft: [-1, 0],
-  ArrowRight: [1, 0],
-  ArrowUp: [0, 1],
-  ArrowDown: [0, -1],
+// By what is printed on them; = and _ share keys with + and - on many.
+const SIGNS: Readonly<Partial<Record<string, Motion>>> = {
+  "+": { move: [0, 0, 1] },
+  "=": { move: [0, 0, 1] },
+  "-": { move: [0, 0, -1] },
+  _: { move: [0, 0, -1] },
 };
 
 /** Mouse, touch and keys move a camera. */
 export class Controls {
   private readonly pointers = new Map<number, PointerEvent>();
-  private readonly pressed = new Set<string>();
+  private readonly pressed = new Map<string, Motion>(); // by the key's place
   private fast = false;
   private rest: ReturnType<typeof setTimeout> | undefined;
   private lastTick: number | undefined;
@@ -85,11 +96,12 @@ export class Controls {
       { passive: false },
     );
     window.addEventListener("keydown", (event) => {
-      if (isTyping(event) || event.ctrlKey || event.metaKey || event.altKey) return;
-      if (!(event.code in MOVES) && !(event.code in TURNS)) return;
+      if (isTaken(event) || event.defaultPrevented) return;
+      const motion = SIGNS[label(event)] ?? PLACES[event.code];
+      if (motion === undefined) return;
       event.preventDefault();
       this.fast = event.shiftKey;
-      this.pressed.add(event.code);
+      this.pressed.set(event.code, motion);
       this.tick();
     });
     window.addEventListener("keyup", (event) => {
@@ -106,10 +118,10 @@ export class Controls {
   }
 
   private change(): void {
-    this.camera.changed(true);
+    this.camera.changed();
     clearTimeout(this.rest);
     this.rest = setTimeout(() => {
-      if (this.pressed.size === 0) this.camera.changed(false);
+      if (this.pressed.size === 0) this.camera.rested();
     }, REST_MS);
   }
 
@@ -169,29 +181,20 @@ export class Controls {
     const run = (now: number) => {
       if (this.pressed.size === 0) {
         this.lastTick = undefined;
-        this.camera.changed(false);
+        this.camera.rested();
         return;
       }
       const seconds = Math.min(Math.max(now - this.lastTick!, 0) / 1000, 0.2);
       this.lastTick = now;
       // Crosses the distance to the centre in a bit more than a second, or a fifth of it.
       const speed = this.distance * seconds * (this.fast ? 4 : 0.8);
-      for (const code of this.pressed) {
-        if (code in MOVES) this.move(...(MOVES[code].map((part) => part * speed) as Vec3));
-        if (code in TURNS) {
-          const [yaw, pitch] = TURNS[code];
-          this.turn(yaw * TURN_PER_SECOND * seconds, pitch * TURN_PER_SECOND * seconds);
-        }
+      for (const { move, turn } of this.pressed.values()) {
+        if (move !== undefined) this.move(...(move.map((part) => part * speed) as Vec3));
+        if (turn !== undefined) this.turn(turn[0] * TURN_PER_SECOND * seconds, turn[1] * TURN_PER_SECOND * seconds);
       }
-      this.camera.changed(true);
+      this.camera.changed();
       requestAnimationFrame(run);
     };
     requestAnimationFrame(run);
   }
-}
-
-/** Whether a key belongs to a form element that has the focus. */
-export function isTyping(event: KeyboardEvent): boolean {
-  const { target } = event;
-  return target instanceof HTMLSelectElement || (target instanceof HTMLInputElement && target.type !== "checkbox");
 }

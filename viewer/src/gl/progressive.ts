@@ -58,19 +58,16 @@ export class Progressive {
     return new Progressive(gl, await Screen.create(gl));
   }
 
-  /** Show another frame. While `moving`, only coarse pictures are made. */
-  show(frame: Frame, moving: boolean): void {
+  /**
+   * Show another frame. While `moving`, only coarse pictures are made. The first one comes with the next frame of the browser's,
+   * or before this call ends if it is wanted `now` and its shader is there: for a canvas that has just lost its picture.
+   */
+  show(frame: Frame, moving: boolean, now = false): void {
     this.frame = frame;
     this.moving = moving;
     this.undone = null;
     this.schedule();
-  }
-
-  /** The camera has come to rest. */
-  settle(): void {
-    if (!this.moving) return;
-    this.moving = false;
-    this.schedule();
+    if (now && frame.renderer.isPrepared(frame.look.mode)) this.try();
   }
 
   /** Whether the canvas shows the last frame at full resolution. */
@@ -100,9 +97,13 @@ export class Progressive {
     this.scheduled = true;
     requestAnimationFrame(() => {
       this.scheduled = false;
-      this.step().catch((error: unknown) => {
-        this.onError(error);
-      });
+      this.try();
+    });
+  }
+
+  private try(): void {
+    this.step().catch((error: unknown) => {
+      this.onError(error);
     });
   }
 

@@ -4,12 +4,20 @@ import { element } from "./elements";
 export class Wipe {
   private readonly box = element("truth", HTMLDivElement);
   private readonly photo = element("photo", HTMLImageElement);
+  private readonly label = element("photo-label", HTMLSpanElement);
   private readonly slider = element("wipe", HTMLInputElement);
   private readonly line = element("line", HTMLDivElement);
 
   constructor() {
     this.slider.addEventListener("input", () => {
       this.move();
+    });
+    this.photo.addEventListener("load", () => {
+      this.photo.hidden = false;
+      this.label.textContent = "Photo";
+    });
+    this.photo.addEventListener("error", () => {
+      this.label.textContent = "The photo cannot be loaded";
     });
     this.move();
   }
@@ -18,7 +26,12 @@ export class Wipe {
   place(photo: string | undefined, frame: { left: number; top: number; width: number; height: number }): void {
     this.box.hidden = photo === undefined;
     if (photo === undefined) return;
-    if (!this.photo.src.endsWith(`/${photo}`)) this.photo.src = photo;
+    if (!this.photo.src.endsWith(`/${photo}`)) {
+      // Until the new photo is there, the element would go on showing the one of another view.
+      this.photo.hidden = true;
+      this.label.textContent = "Loading the photo";
+      this.photo.src = photo;
+    }
     for (const [side, value] of Object.entries(frame)) this.box.style.setProperty(side, `${value}px`);
   }
 
