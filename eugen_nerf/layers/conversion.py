@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from eugen_nerf.layers.baselines import Dense
 from eugen_nerf.layers.eugen import EUGen
+from eugen_nerf.layers.merge import why_not_linear
 from eugen_nerf.layers.stack import LayerStack
 
 # What makes a layer before it a feed-forward layer. Functions that bound their output (sigmoid, tanh) are not
@@ -88,6 +89,8 @@ class _FeedForward:
     linear: nn.Linear | Dense
     activation: str
     put: Callable[[EUGen], None]
+    stack: LayerStack | None = None
+    """Where the layer's network becomes one: what will evaluate the network's other layers too."""
 
 
 def convert(module: nn.Module, plan: ConversionPlan) -> Conversion:
@@ -103,8 +106,8 @@ def convert(module: nn.Module, plan: ConversionPlan) -> Conversion:
 
     Raises:
         ValueError: a pattern matches no feed-forward layer (the message lists those that there are) or one whose
-            weights are opaque (tiny-cuda-nn) or tied to another place; order 0, a layer of width 1, or more
-            features than the layer has units.
+            weights are opaque (tiny-cuda-nn) or tied to another place; order 0, a layer of width 1, more features
+            than the layer has units, or a perceptron with layers that compute something else than `torch.nn.Linear`.
     """
     root = nn.Module()
     root.add_module("model", module)
@@ -123,6 +126,12 @@ def convert(module: nn.Module, plan: ConversionPlan) -> Conversion:
 
     chosen = [c for c in candidates if any(fnmatchcase(c.path, pattern) for pattern in plan.layers)]
     layers = [_eugen(candidate, plan, module) for candidate in chosen]
+    gone = [candidate.linear for candidate in chosen]
+    for candidate in chosen:
+        for other in () if candidate.stack is None else candidate.stack.layers:
+            reason = None if other in gone else why_not_linear(other)
+            if reason is not None:
+                raise ValueError(f"convert: {candidate.path}: its network holds a {reason}, which merging would ignore")
     for candidate, layer in zip(chosen, layers, strict=True):
         candidate.put(layer)
     for child in module.modules():
@@ -147,6 +156,10 @@ def _eugen(candidate: _FeedForward, plan: ConversionPlan, module: nn.Module) -> 
     places = sum(child is linear for parent in module.modules() for child in parent._modules.values())
     if places > 1:
         raise ValueError(f"{what}, stands in {places} places of the model; layers with tied weights cannot be replaced")
+    own, inside = {id(parameter) for parameter in linear.parameters()}, set(linear.modules())
+    for path, other in module.named_modules():
+        if other not in inside and any(id(parameter) in own for parameter in other._parameters.values()):
+            raise ValueError(f"{what}, shares a parameter with {path}; layers with tied weights cannot be replaced")
     if min(linear.in_features, linear.out_features) < 2:
         raise ValueError(f"{what}, has width 1, which no random features can stand for")
     if plan.order < 1:
@@ -187,7 +200,8 @@ def _feed_forward_layers(module: nn.Module, root: nn.Module) -> Iterator[_FeedFo
         elif isinstance(child, Dense):
             yield _FeedForward(path, child, str(child.activation), _put_for(root, child))
         elif _is_nerfstudio_mlp(child):
-            yield from _in_stack(prefix, _as_stack(child), _put_for(root, child))
+            for candidate in _in_stack(prefix, stack := _as_stack(child), _put_for(root, child)):
+                yield replace(candidate, stack=stack)
 
 
 def _in_sequential(prefix: str, sequential: nn.Sequential) -> Iterator[_FeedForward]:
@@ -198,7 +212,8 @@ def _in_sequential(prefix: str, sequential: nn.Sequential) -> Iterator[_FeedForw
 
         return put
 
-    children = list(sequential.named_children())
+    # `named_children` lists a module once, and would make neighbours of others where it stands a second time.
+    children = list(sequential._modules.items())
     for (name, linear), (next_name, activation) in itertools.pairwise(children):
         if isinstance(linear, nn.Linear) and isinstance(activation, HIDDEN_ACTIVATIONS):
             put = putter(name, next_name)
@@ -266,5 +281,7 @@ def _is_opaque(module: nn.Module) -> bool:
 def _as_stack(mlp: nn.Module) -> LayerStack:
     layers: list[nn.Linear] = list(mlp.layers)  # type: ignore[arg-type]
     hidden: list[nn.Module | None] = [mlp.activation] * (len(layers) - 1)  # type: ignore[list-item]
-    stack = LayerStack(layers, [*hidden, mlp.out_activation], mlp.skip_connections or ())  # type: ignore[arg-type,list-item]
+    # nerfstudio's NeRFField has skip connections (4,) however few layers it is given.
+    skips = [position for position in mlp.skip_connections or () if position < len(layers)]  # type: ignore[union-attr]
+    stack = LayerStack(layers, [*hidden, mlp.out_activation], skips)  # type: ignore[list-item]
     return stack.train(mlp.training)

@@ -131,9 +131,12 @@ class NormalEquations:
             return self.leverage_scores(ridge).topk(number).indices.sort().values
         gram, cross, *_ = self._moments()
         gram, cross = gram.clone(), cross if consumer is None else cross @ consumer.double().T
-        floor = ((ridge + 1e-12) * gram.diagonal().mean()).clamp_min(1e-300)
+        scale = gram.diagonal().mean()
+        # Below this a feature repeats those chosen before, to round-off. A large ridge is no reason to think so.
+        floor = ((min(ridge, 1e-6) + 1e-12) * scale).clamp_min(1e-300)
         columns = torch.arange(len(gram), device=gram.device).view(columns_each, -1).T  # [features, columns_each]
-        damping = floor * torch.eye(columns_each, dtype=gram.dtype, device=gram.device)
+        penalty = ((ridge + 1e-12) * scale).clamp_min(1e-300)
+        damping = penalty * torch.eye(columns_each, dtype=gram.dtype, device=gram.device)
         chosen: list[int] = []
         taken = torch.zeros(len(columns), dtype=torch.bool, device=gram.device)
         for _ in range(number):

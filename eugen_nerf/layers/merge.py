@@ -159,7 +159,7 @@ def merge_chain(
 
     Raises:
         ValueError: widths do not fit, a module is not of these kinds, or it cannot be merged: an activation
-            after EUGen, an unnamed activation, Fourier features.
+            after EUGen, an unnamed activation, Fourier features, a `torch.nn.Linear` that computes something else.
     """
     layers = list(_flatten(modules))
     if not layers:
@@ -239,6 +239,9 @@ def _merge(layers: Sequence[nn.Module], affine: _Affine) -> MergedChain:
             if width is not None and width != layer.in_features:
                 raise ValueError(f"merge_chain: {where} takes {layer.in_features} inputs but receives {width}")
             width = layer.out_features
+        reason = why_not_linear(layer)
+        if reason is not None:
+            raise ValueError(f"merge_chain: {where} cannot be merged: it is a {reason}")
         if isinstance(layer, EUGen):
             if layer.order == 0:
                 raise ValueError(f"merge_chain: {where} has order 0, a constant with no features to merge")
@@ -308,6 +311,19 @@ def _named(activation: str | Activation, where: str) -> str:
         f"merge_chain: {where} uses the callable {describe(activation)}; only activations given by "
         f"name can be merged: {', '.join(ACTIVATIONS)}"
     )
+
+
+def why_not_linear(layer: nn.Module) -> str | None:
+    """Why a `torch.nn.Linear` is no affine map of its weight and bias, in words; None if it is, and for other modules.
+
+    A subclass may add something (LoRA), a hook in front may compute the weight anew in each call (spectral norm).
+    Neither would be asked when parameters are merged. Weights that `torch.nn.utils.parametrize` computes are fine.
+    """
+    if not isinstance(layer, nn.Linear):
+        return None
+    if type(layer).forward is not nn.Linear.forward:
+        return f"{type(layer).__name__} with a forward of its own"
+    return "linear layer with a hook before its forward" if layer._forward_pre_hooks else None
 
 
 def activation_name(module: nn.Module) -> str | None:

@@ -49,6 +49,18 @@ class TestSequential:
         assert found.kept == ("first.0", "first.2", "second.0")
         assert "first.0: kept" in str(found)
 
+    def test_one_activation_in_many_places(self) -> None:
+        act = nn.ReLU()
+        model = nn.Sequential(nn.Linear(6, 8), act, nn.Linear(8, 8), act, nn.Linear(8, 3))
+        assert paths(convert(model, PLAN)) == ["0", "2"]
+        assert [type(m).__name__ for m in model] == ["EUGen", "Identity", "EUGen", "Identity", "Linear"]
+
+    def test_a_norm_in_between_is_no_activation(self) -> None:
+        norm = nn.LayerNorm(8)
+        model = nn.Sequential(nn.Linear(6, 8), norm, nn.ReLU(), nn.Linear(8, 8), norm, nn.ReLU())
+        with pytest.raises(ValueError, match="those of the model are: none"):
+            convert(model, PLAN)
+
     def test_options_reach_the_layers(self) -> None:
         plan = ConversionPlan(2, ("0",), order=2, norm=False, phi="gelu", trainable_projections=False)
         (replacement,) = convert(perceptron().double().eval(), plan).replaced
@@ -108,6 +120,32 @@ class TestNerfstudioMLP:
         convert(holder, PLAN)
         assert isinstance(holder["a"], LayerStack)
         assert holder["a"] is holder["b"]
+
+    def test_skip_connections_beyond_the_last_layer(self) -> None:
+        """nerfstudio ignores them, and its fields give (4,) by default to networks of any depth."""
+        mlp = MLP(6, 3, 16, skip_connections=(4,))
+        before = mlp(torch.ones(1, 6)).shape
+        assert paths(convert(mlp, ConversionPlan(8, ("layers.1",)))) == ["layers.1"]
+        assert convert(mlp, ConversionPlan(8)).module(torch.ones(1, 6)).shape == before
+
+    def test_what_merging_would_ignore(self) -> None:
+        class Adapted(nn.Linear):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x) + 1
+
+        normed, adapted = self.mlp(), self.mlp()
+        nn.utils.spectral_norm(normed.layers[2])
+        adapted.layers[2] = Adapted(adapted.layers[2].in_features, adapted.layers[2].out_features)
+        for mlp, says in ((normed, "a hook before its forward"), (adapted, "Adapted with a forward of its own")):
+            kinds = [type(layer) for layer in mlp.layers]
+            with pytest.raises(ValueError, match=f"layers.1: its network holds a .*{says}"):
+                convert(mlp, ConversionPlan(8, ("layers.1",)))
+            assert [type(layer) for layer in mlp.layers] == kinds
+        # A layer that goes may be what it likes, and weights that PyTorch computes when asked for merge.
+        assert paths(convert(normed, ConversionPlan(8, ("layers.2",)))) == ["layers.2"]
+        computed = self.mlp()
+        nn.utils.parametrizations.weight_norm(computed.layers[2])
+        assert paths(convert(computed, ConversionPlan(8, ("layers.1",)))) == ["layers.1"]
 
 
 class TestTransformer:
@@ -189,6 +227,14 @@ class TestRefusals:
         linear = nn.Linear(8, 8)
         with pytest.raises(ValueError, match="stands in 2 places"):
             convert(nn.Sequential(linear, nn.ReLU(), linear, nn.ReLU()), PLAN)
+
+    def test_tied_weights(self) -> None:
+        first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+        second.weight = first.weight
+        model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
+        with pytest.raises(ValueError, match=r"0, Linear\(8, 8\), shares a parameter with 2"):
+            convert(model, ConversionPlan(4, ("0",)))
+        assert model[0] is first
 
     @pytest.mark.parametrize("pattern", ["*", "head.layers.0", "head"])
     def test_tiny_cuda_nn(self, pattern: str) -> None:

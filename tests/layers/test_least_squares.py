@@ -167,6 +167,13 @@ class TestChoice:
         }
         assert shares[tuple(chosen)] >= 0.95 * max(shares.values())
 
+    @pytest.mark.parametrize("ridge", [1e-6, 1e-2, 1.0])
+    def test_a_large_ridge_is_no_reason_to_take_what_comes_first(self, ridge: float) -> None:
+        features, _ = problem(m=6)
+        features[:, :4] *= 2  # the variances of the others are below the mean
+        targets = features[:, 4:] @ normal(2, 3)
+        assert equations(features, targets).choose(2, "contribution", ridge).tolist() == [4, 5]
+
     def test_repetitions_are_chosen_last(self) -> None:
         features, targets = problem(m=3)
         repeated = torch.cat([features, features, torch.zeros(200, 2, dtype=F64)], dim=1)
