@@ -21,8 +21,8 @@ from eugen_nerf.bench.engines import LocalEngine
 from eugen_nerf.bench.jobs import TrainingJob, training_jobs, write_json
 from eugen_nerf.bench.pictures import enlarged, open_picture, side_by_side
 from eugen_nerf.bench.report import write_report
-from eugen_nerf.bench.results import ResultStore, prepare_folder
-from eugen_nerf.bench.runner import check_rows, finished_records, run
+from eugen_nerf.bench.results import ResultStore, finished_records, prepare_folder
+from eugen_nerf.bench.runner import check_rows, run
 from eugen_nerf.bench.summary import summarise
 from eugen_nerf.bench.tables import Table, chosen, method_table, transposed
 from eugen_nerf.errors import UserError
@@ -60,15 +60,26 @@ def demo(options: DemoOptions, console: Console) -> None:
     """Run the demonstration.
 
     Raises:
-        UserError: the configuration or the output folder cannot be used, or a training failed.
+        UserError: an option, the configuration or the output folder cannot be used, or a training failed.
     """
     benchmark = load_benchmark(options.config)
+    _check(options, benchmark)
     check_rows(benchmark)
     store = prepare_folder(options.output, benchmark, replace=True)
     console.print(f"Training {_names(benchmark)} on {benchmark.scenes[0].path}, {benchmark.budget} each.", markup=False)
     outcome = run(benchmark, store, LocalEngine(), console, command_line())
     if outcome.failed:
         raise UserError(f"{outcome.failed} of the demo's jobs failed; the messages are above.")
+    try:
+        _show(benchmark, store, options, console)
+    except OSError as error:
+        raise UserError(
+            f"{store.folder}: video and pictures cannot be written ({error.strerror or error}). The results of the "
+            "trainings are there; eugen-bench report makes their tables."
+        ) from error
+
+
+def _show(benchmark: Benchmark, store: ResultStore, options: DemoOptions, console: Console) -> None:
     jobs = training_jobs(benchmark)
     films = film(jobs[0], store, options, console)
     comparison = compare(jobs, store)
@@ -81,6 +92,18 @@ def demo(options: DemoOptions, console: Console) -> None:
         console.print(f"{what}: {path}", markup=False, soft_wrap=True)
     load_config = _load_config(jobs[0], store)
     console.print(f"Look around: ns-viewer --load-config {load_config}", markup=False, soft_wrap=True)
+
+
+def _check(options: DemoOptions, benchmark: Benchmark) -> None:
+    """Raises UserError for what would fail only after the trainings."""
+    for option, value, least in (("--frames", options.frames, STILLS), ("--size", options.size, 2)):
+        if value < least:
+            raise UserError(f"{option} must be at least {least}, not {value}.")
+    if len(benchmark.scenes) > 1 or len(benchmark.seeds) > 1 or benchmark.pictures < 1:
+        raise UserError(
+            f"{options.config}: the demonstration takes one scene, one seed and pictures: 1 or more; eugen-bench run "
+            "measures the rest."
+        )
 
 
 def _names(benchmark: Benchmark) -> str:

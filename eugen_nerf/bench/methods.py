@@ -77,6 +77,8 @@ def row_config(job: TrainingJob, runs: Path, device: str) -> TrainerConfig:
             _fit_schedules(config, job.budget.iterations)
     else:
         config.max_num_iterations = 1 << 40  # the clock ends the training
+    if not job.fit_schedules and hasattr(config, "fit_schedules"):
+        config.fit_schedules = False  # our own methods fit theirs by themselves
     config.steps_per_save = config.max_num_iterations + 1
     apply_overrides(config, job.overrides)
     return config

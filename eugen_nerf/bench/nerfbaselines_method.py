@@ -176,10 +176,9 @@ class EugenNerf(Method):
             assert train_dataset is not None
             self.world = World.of_dataset(train_dataset)
             self._choose_background(train_dataset["metadata"])
-            apply_overrides(self.config, self.overrides)
-            config: Any = self.config
-            config.validate()
-            config.set_schedules()
+        apply_overrides(self.config, self.overrides)
+        self.config.validate()
+        self.config.set_schedules()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.config.machine.device_type = device
         self.step = self.loaded_step or 0
@@ -199,13 +198,13 @@ class EugenNerf(Method):
             shade = tuple(int(value) for value in color)
             if shade not in names:
                 raise UserError(f"The background {shade} of the dataset is neither white nor black.")
-            self.config.pipeline.model.eval_background = names[shade]
+            self.config.pipeline.datamanager.eval_background = names[shade]
 
     def _load_model(self, device: str) -> Any:
         model = self.config.pipeline.model.setup(
             scene_box=self.world.scene_box,
             num_train_data=self.world.num_images,
-            metadata=self.world.metadata,
+            metadata={**self.world.metadata, "eval_background": self.config.pipeline.datamanager.eval_background},
             device=device,
             grad_scaler=None,
         ).to(device)

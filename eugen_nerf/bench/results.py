@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eugen_nerf.bench.config import Benchmark, benchmark_from_json
-from eugen_nerf.bench.jobs import FramesJob, Job, Result, TrainingJob, read_json, write_json
+from eugen_nerf.bench.jobs import FramesJob, Job, Result, TrainingJob, read_json, training_jobs, write_json
 from eugen_nerf.bench.schema import from_mapping
 from eugen_nerf.errors import UserError
 
@@ -99,6 +99,35 @@ class ResultStore:
     def latest(self) -> dict[str, Record]:
         """The newest record of each digest."""
         return {record.digest: record for record in self.read()}
+
+
+def finished_records(store: ResultStore) -> dict[str, Record]:
+    """The newest record of each job that came to a good end."""
+    return {digest: record for digest, record in store.latest().items() if record.result.status == "done"}
+
+
+def frames_jobs(benchmark: Benchmark, store: ResultStore) -> list[FramesJob]:
+    """A timing for each scene and seed that has a finished training."""
+    done = finished_records(store)
+    limits = {method.name: method.timed_frames or benchmark.timed_frames for method in benchmark.methods}
+    order = list(limits)
+    found = []
+    for scene in benchmark.scenes:
+        for seed in benchmark.seeds:
+            rows = [job for job in training_jobs(benchmark) if (job.scene, job.seed) == (scene.name, seed)]
+            trained = sorted((job for job in rows if job.digest in done), key=lambda job: order.index(job.name))
+            if trained:
+                found.append(
+                    FramesJob(
+                        scene=scene.name,
+                        seed=seed,
+                        names=tuple(job.name for job in trained),
+                        load_configs=tuple(done[job.digest].result.values["load_config"] for job in trained),
+                        timed_frames=tuple(limits[job.name] for job in trained),
+                        trained=tuple(job.digest for job in trained),
+                    )
+                )
+    return found
 
 
 def prepare_folder(folder: Path, benchmark: Benchmark, *, resume: bool = False, replace: bool = False) -> ResultStore:

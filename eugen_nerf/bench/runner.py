@@ -17,9 +17,9 @@ from rich.console import Console
 from eugen_nerf.bench import jobs
 from eugen_nerf.bench.config import Benchmark
 from eugen_nerf.bench.engines import Engine
-from eugen_nerf.bench.jobs import FramesJob, Job, Result, TrainingJob
+from eugen_nerf.bench.jobs import Job, Result, TrainingJob
 from eugen_nerf.bench.progress import Display
-from eugen_nerf.bench.results import Record, ResultStore
+from eugen_nerf.bench.results import ResultStore, finished_records, frames_jobs
 from eugen_nerf.bench.schema import from_mapping
 from eugen_nerf.errors import UserError
 
@@ -39,12 +39,20 @@ def check_rows(benchmark: Benchmark) -> None:
     """Build every row's configuration once, so that a typing error does not come to light after hours.
 
     Raises:
-        UserError: a method, dataparser or option that does not exist, or a value that an option cannot take.
+        UserError: a method, dataparser or option that does not exist, a value that an option cannot take, or names
+            of which two rows would make the same folder.
     """
     from eugen_nerf.bench.methods import row_config
     from eugen_nerf.plugin.methods import EugenTrainerConfig
 
+    folders: dict[str, jobs.TrainingJob] = {}
     for job in jobs.training_jobs(benchmark):
+        other = folders.setdefault(job.slug, job)
+        if other is not job:
+            raise UserError(
+                f"{job.name!r} on {job.scene!r} and {other.name!r} on {other.scene!r} would both have the folder "
+                f"{job.slug}; give one of them another `name`."
+            )
         try:
             config = row_config(job, Path("runs"), "cpu")
             if isinstance(config, EugenTrainerConfig):
@@ -150,35 +158,6 @@ class _Runner:
             display.finish(job.label, f"FAILED: {result.message} See {folder / 'log.txt'}", "bold red")
         else:
             display.finish(job.label, _summary(job, result))
-
-
-def finished_records(store: ResultStore) -> dict[str, Record]:
-    """The newest record of each job that came to a good end."""
-    return {digest: record for digest, record in store.latest().items() if record.result.status == "done"}
-
-
-def frames_jobs(benchmark: Benchmark, store: ResultStore) -> list[FramesJob]:
-    """A timing for each scene and seed that has a finished training."""
-    done = finished_records(store)
-    limits = {method.name: method.timed_frames or benchmark.timed_frames for method in benchmark.methods}
-    order = list(limits)
-    found = []
-    for scene in benchmark.scenes:
-        for seed in benchmark.seeds:
-            rows = [job for job in jobs.training_jobs(benchmark) if (job.scene, job.seed) == (scene.name, seed)]
-            trained = sorted((job for job in rows if job.digest in done), key=lambda job: order.index(job.name))
-            if trained:
-                found.append(
-                    FramesJob(
-                        scene=scene.name,
-                        seed=seed,
-                        names=tuple(job.name for job in trained),
-                        load_configs=tuple(done[job.digest].result.values["load_config"] for job in trained),
-                        timed_frames=tuple(limits[job.name] for job in trained),
-                        trained=tuple(job.digest for job in trained),
-                    )
-                )
-    return found
 
 
 def _progress(folder: Path) -> jobs.Progress:

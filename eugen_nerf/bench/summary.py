@@ -10,7 +10,7 @@ import numpy as np
 
 from eugen_nerf.bench import jobs
 from eugen_nerf.bench.config import Benchmark
-from eugen_nerf.bench.results import Record, ResultStore, frames_job, training_job
+from eugen_nerf.bench.results import Record, ResultStore, frames_job, frames_jobs, training_job
 from eugen_nerf.bench.statistics import Interval, middle, paired_ratio, time_to_reach
 
 # Values of a training record that are averaged over seeds and scenes.
@@ -94,11 +94,16 @@ def collect(benchmark: Benchmark, store: ResultStore) -> Rows:
             job = training_job(record)
             trainings[job.scene, job.name, job.seed] = record
     finished = {record.digest for record in trainings.values() if record.result.status == "done"}
+    present = {job.digest for job in frames_jobs(benchmark, store)}
     for record in store.read():
         if record.kind == "frames":
             timing = frames_job(record)
-            # A timing of runs that have been trained anew since says nothing.
-            if set(timing.trained) <= finished:
+            before = frames.get((timing.scene, timing.seed))
+            # A timing of runs that have been trained anew since says nothing. One of fewer methods or frames, from
+            # when the configuration asked for those, is no reason to forget the one of all.
+            if set(timing.trained) <= finished and not (
+                before is not None and before.digest in present and record.digest not in present
+            ):
                 frames[timing.scene, timing.seed] = record
     failed = [record.result.message for record in frames.values() if record.result.status == "failed"]
     timed = {key: record for key, record in frames.items() if record.result.status == "done"}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import imageio.v2 as imageio
 import pytest
@@ -71,4 +74,36 @@ def test_somebody_elses_folder_is_left_alone(options: DemoOptions, quiet: Consol
     options.output.mkdir()
     (options.output / "precious").write_text("")
     with pytest.raises(UserError, match="holds other files"):
+        demo.demo(options, quiet)
+
+
+@pytest.mark.parametrize(
+    ("changes", "benchmark", "message"),
+    [
+        ({"frames": 2}, {}, "--frames must be at least 3, not 2"),
+        ({"size": 1}, {}, "--size must be at least 2, not 1"),
+        ({}, {"pictures": 0}, "pictures: 1 or more"),
+        ({}, {"seeds": [0, 1]}, "one seed"),
+    ],
+)
+def test_what_would_fail_after_the_trainings_is_refused_before(
+    write_config: WriteConfig,
+    options: DemoOptions,
+    quiet: Console,
+    changes: dict[str, int],
+    benchmark: dict[str, Any],
+    message: str,
+) -> None:
+    write_config(**benchmark)
+    with pytest.raises(UserError, match=message):
+        demo.demo(dataclasses.replace(options, **changes), quiet)  # type: ignore[arg-type]
+    assert not options.output.exists()
+
+
+def test_a_full_disk_after_the_trainings(options: DemoOptions, quiet: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(demo, "compare", full)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\). The results of the trainings"):
         demo.demo(options, quiet)

@@ -19,7 +19,7 @@ nerfbaselines = pytest.importorskip(
     "nerfbaselines", reason="needs nerfbaselines: pip install --no-deps nerfbaselines plyfile"
 )
 SIZE = 16
-STEPS = 120
+STEPS = 200
 OPTIONS = {
     **SMALL,
     "pipeline.model.field.num_features": 16,
@@ -117,6 +117,38 @@ def test_a_checkpoint_renders_the_same_and_goes_on(
     assert again.train_iteration(STEPS)["loss"] < np.mean(trained.losses[:5])
     # nerfbaselines goes on to the last step, so steps count as if there had been no pause.
     assert again.trainer.pipeline.spent(STEPS) == STEPS / again.config.max_num_iterations
+
+
+def test_pictures_lie_on_the_datasets_background(method_class: Any, scene: Path, tmp_path: Path) -> None:
+    dataset = load(scene, "train", method_class)
+    camera = dataset["cameras"][0]
+    corners = {}
+    for name, color in (("white", (255, 255, 255)), ("black", (0, 0, 0))):
+        torch.manual_seed(0)
+        told = {**dataset, "metadata": {**dataset["metadata"], "background_color": color}}
+        method = method_class(train_dataset=told, config_overrides=OPTIONS)
+        method.save(str(tmp_path / name))
+        loaded = method_class(checkpoint=str(tmp_path / name))
+        pictures = [each.render(camera) for each in (method, loaded)]
+        np.testing.assert_array_equal(pictures[0]["color"], pictures[1]["color"])
+        corners[name] = pictures[0]["color"]
+        left = 1 - pictures[0]["accumulation"]
+    # Untrained fields of one seed; what light passes through them shows the background.
+    np.testing.assert_allclose(
+        corners["white"] - corners["black"], np.broadcast_to(left, corners["white"].shape), atol=1e-4
+    )
+
+
+def test_options_hold_for_a_checkpoint_too(trained: Any, method_class: Any, scene: Path, tmp_path: Path) -> None:
+    trained.save(str(tmp_path / "saved"))
+    steps = trained.config.max_num_iterations + 1000
+    options = {"max_num_iterations": str(steps)}
+    dataset = load(scene, "train", method_class)
+    longer = method_class(checkpoint=str(tmp_path / "saved"), train_dataset=dataset, config_overrides=options)
+    assert longer.get_info()["num_iterations"] == steps
+    assert longer.config.optimizers["networks"]["scheduler"].max_steps == steps
+    with pytest.raises(UserError, match="has no option 'levels'"):
+        method_class(checkpoint=str(tmp_path / "saved"), config_overrides={"pipeline.model.field.levels": "2"})
 
 
 def test_what_cannot_be_trained_on_is_refused(method_class: Any, scene: Path) -> None:

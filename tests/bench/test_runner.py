@@ -14,8 +14,8 @@ from rich.console import Console
 from eugen_nerf.bench import runner
 from eugen_nerf.bench.config import Benchmark, load_benchmark
 from eugen_nerf.bench.jobs import Result, write_json
-from eugen_nerf.bench.results import ResultStore, frames_job, prepare_folder, training_job
-from eugen_nerf.bench.runner import Outcome, check_rows, frames_jobs
+from eugen_nerf.bench.results import ResultStore, frames_job, frames_jobs, prepare_folder, training_job
+from eugen_nerf.bench.runner import Outcome, check_rows
 from eugen_nerf.errors import UserError
 from tests.bench.conftest import InProcessEngine, WriteConfig
 
@@ -160,3 +160,6 @@ def test_mistakes_come_to_light_before_anything_is_trained(write_config: WriteCo
     unfit = {"pipeline.model.eugen.num_features": 257}
     with pytest.raises(UserError, match=r"eugen-vanilla-nerf on ball: pipeline\.model\.eugen: .*257 features"):
         check_rows(load_benchmark(write_config(methods=["eugen-vanilla-nerf"], overrides=unfit)))
+    twins = [{"method": "eugen-nerf", "name": name} for name in ("EUGen 2", "EUGen-2")]
+    with pytest.raises(UserError, match=r"'EUGen-2' on 'ball' and 'EUGen 2' on 'ball' would both have the folder"):
+        check_rows(load_benchmark(write_config(methods=twins)))

@@ -10,7 +10,7 @@ import pytest
 
 from eugen_nerf.bench.config import Benchmark, Budget, MethodEntry, SceneEntry
 from eugen_nerf.bench.jobs import FramesJob, Result, TrainingJob, training_jobs
-from eugen_nerf.bench.results import ResultStore
+from eugen_nerf.bench.results import ResultStore, frames_jobs
 from eugen_nerf.bench.summary import AVERAGED, MethodSummary, collect, mean_over_scenes, summarise
 from eugen_nerf.bench.tables import Table, chosen, method_table, method_tables, seconds, transposed
 
@@ -28,6 +28,7 @@ def training(psnr: float, views: int = 2, **changes: Any) -> Result:
     rows = [{"view": view, "psnr": psnr + view, "ssim": 0.9} for view in range(views)]
     curve = [{"step": 1, "seconds": 1.0, "psnr": 10.0}, {"step": 9, "seconds": 3.0, "psnr": 20.0}]
     values |= {"psnr": sum(row["psnr"] for row in rows) / views, "views": rows, "num_test_views": 2, "curve": curve}
+    values["load_config"] = "config.yml"
     return Result("done", values={**values, "machine": {"date": "2026-01-01 10:00 UTC"}, **changes})
 
 
@@ -135,6 +136,22 @@ def test_records_of_another_configuration_do_not_count(store: ResultStore) -> No
 def test_a_timing_of_runs_that_were_trained_anew_does_not_count(store: ResultStore) -> None:
     changed = dataclasses.replace(BENCHMARK, methods=(BENCHMARK.methods[0], MethodEntry("nerfacto", "M")))
     assert collect(changed, store).frames == {}
+
+
+def test_a_timing_of_fewer_methods_does_not_hide_that_of_all(store: ResultStore) -> None:
+    """A method is taken out of the configuration, frames are timed again, and the method comes back."""
+    alone = dataclasses.replace(BENCHMARK, methods=BENCHMARK.methods[:1])
+    for benchmark, times in ((BENCHMARK, {"E": [5.0], "M": [10.0]}), (alone, {"E": [9.0]})):
+        for job in frames_jobs(benchmark, store):
+            if job.scene == "a":
+                store.append(job, frames(job, times))
+    for benchmark, value in ((BENCHMARK, 5.0), (alone, 9.0)):
+        frame = summarise(benchmark, store)[0].methods[0].frame
+        assert frame is not None
+        assert frame.value == value
+    ratio = summarise(BENCHMARK, store)[0].methods[1].ratio
+    assert ratio is not None
+    assert ratio.value == 2.0
 
 
 def test_tables(store: ResultStore) -> None:
