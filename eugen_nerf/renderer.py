@@ -103,10 +103,16 @@ class Renderer:
 
         Args:
             origins, directions: [R, 3], directions of unit length.
-            near, far: [R] narrower limits of the rays (a crop box), world units.
+            near, far: [R] narrower limits of the rays (a crop box), world units. Ranges that end within twice the
+                renderer's near are taken as they are: ns-export looks at the middle of such a range, a surface, from
+                right in front of it, where no camera is whose surroundings were to be left out.
         """
         default_near, default_far = self.limits(origins)
-        near = default_near if near is None else torch.maximum(near, default_near)
+        if near is None:
+            near = default_near
+        else:
+            short = torch.zeros_like(near, dtype=torch.bool) if far is None else far <= 2 * default_near
+            near = torch.where(short, near.clamp_min(0), torch.maximum(near, default_near))
         far = default_far if far is None else torch.minimum(far, default_far)
         with torch.no_grad():
             color, alpha, depth, count = ops.render(

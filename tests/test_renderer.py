@@ -131,6 +131,19 @@ def test_limits_of_a_crop_cut_further_and_never_widen() -> None:
     assert not out.rgb[2:].any()
 
 
+@pytest.mark.parametrize("length", [0.04, 0.4, 4.0])
+def test_a_surface_is_seen_from_right_in_front_of_it(length: float) -> None:
+    """As ns-export sees it: it lies in the middle of a range that begins at 0."""
+
+    def wall(positions: Tensor) -> Tensor:
+        return 1e4 * (positions[:, 0] > 0).to(positions)
+
+    medium = renderer(wall, rule=StepRule(0.005), near=0.9, far=10.0)
+    origins, directions = along_x([0.0], x=-length / 2)
+    out = medium.render(origins, directions, torch.zeros_like(origins[:, 0]), torch.full_like(origins[:, 0], length))
+    assert out.alpha.item() == pytest.approx(1, abs=1e-3)
+
+
 def test_early_termination_changes_less_than_its_threshold() -> None:
     medium = renderer(uniform(30.0))
     stopped = medium.render(*along_x([0.0]))

@@ -7,13 +7,23 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.datamanagers.base_datamanager import (
+    VanillaDataManager,
+    VanillaDataManagerConfig,
+    variable_res_collate,
+)
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.data.pixel_samplers import PixelSampler
+from nerfstudio.data.utils.dataloaders import CacheDataloader
+from nerfstudio.model_components.ray_generators import RayGenerator
 from nerfstudio.utils.colors import get_color
 from PIL import Image
+from torch.utils.data import Dataset
 
 from eugen_nerf.plugin.dataparsers import reading_frames
+from eugen_nerf.plugin.pixel_sampler import MixedSizesPixelSampler
 from eugen_nerf.plugin.rays import TabulatedRays
 from eugen_nerf.scenes import Frame, read_image, read_mask
 
@@ -66,6 +76,20 @@ class SceneDataset(InputDataset):
         return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
 
 
+class StoredPixels(Dataset):
+    """A dataset's images as bytes, a quarter of the memory that nerfstudio's float32 takes."""
+
+    def __init__(self, dataset: InputDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        # nerfstudio paints masked pixels with a colour from 0 to 1.
+        return self.dataset.get_data(index, "float32" if self.dataset.mask_color else "uint8")
+
+
 def _has_alpha(outputs: DataparserOutputs) -> bool:
     with Image.open(outputs.image_filenames[0]) as image:
         return image.mode == "RGBA"
@@ -94,7 +118,13 @@ class SceneDataManager(VanillaDataManager[SceneDataset]):
         return self._on_background(super().create_train_dataset())
 
     def create_eval_dataset(self) -> SceneDataset:
-        return self._on_background(super().create_eval_dataset())
+        dataset = self._on_background(super().create_eval_dataset())
+        # nerfstudio looks at the sizes of the training photos only, which are there before these.
+        cameras = [each.cameras for each in (self.train_dataset, dataset)]
+        sizes = torch.cat([torch.cat([camera.width, camera.height], dim=-1) for camera in cameras])
+        if (sizes != sizes[0]).any():
+            self.config.collate_fn = variable_res_collate
+        return dataset
 
     def _on_background(self, dataset: SceneDataset) -> SceneDataset:
         dataset.set_background(self.config.eval_background)
@@ -104,9 +134,35 @@ class SceneDataManager(VanillaDataManager[SceneDataset]):
     def setup_train(self) -> None:
         # Only training knows what to do with alpha.
         self.train_dataset.set_background(None)
-        super().setup_train()
+        config = self.config
+        self.train_image_dataloader = CacheDataloader(
+            StoredPixels(self.train_dataset),
+            num_images_to_sample_from=config.train_num_images_to_sample_from,
+            num_times_to_repeat_images=config.train_num_times_to_repeat_images,
+            device=self.device,
+            num_workers=self.world_size * 4,
+            pin_memory=True,
+            collate_fn=config.collate_fn,
+            exclude_batch_keys_from_device=self.exclude_batch_keys_from_device,
+        )
+        self.iter_train_image_dataloader = iter(self.train_image_dataloader)
+        self.train_pixel_sampler = self._get_pixel_sampler(self.train_dataset, config.train_num_rays_per_batch)
+        self.train_ray_generator = RayGenerator(self.train_dataset.cameras.to(self.device))
         # A video's or a rig's cameras share their intrinsics; very many large different ones are left to nerfstudio.
         with contextlib.suppress(ValueError):
             self.train_ray_generator = TabulatedRays(  # type: ignore[assignment]
                 self.train_dataset.cameras.to(self.device)
             )
+
+    def _get_pixel_sampler(self, dataset: SceneDataset, num_rays_per_batch: int) -> PixelSampler:
+        sampler = super()._get_pixel_sampler(dataset, num_rays_per_batch)
+        if self.config.collate_fn is variable_res_collate and type(sampler) is PixelSampler:
+            return MixedSizesPixelSampler(sampler.config, num_rays_per_batch=num_rays_per_batch)
+        return sampler
+
+    def next_train(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
+        """Rays of random pixels, and their colours from 0 to 1."""
+        rays, batch = super().next_train(step)
+        if batch["image"].dtype == torch.uint8:
+            batch["image"] = batch["image"].float() / 255.0
+        return rays, batch

@@ -1,5 +1,6 @@
 """The scene loaders as nerfstudio dataparsers: one that detects the layout, and one for each layout."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +14,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserCo
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 from nerfstudio.utils.rich_utils import CONSOLE
+from PIL import Image
 
 from eugen_nerf.scenes import Frame, Scene, SceneError, load_scene
 from eugen_nerf.scenes.normalise import Centre, Orientation
@@ -56,6 +58,46 @@ def refuse_reduction(frames: Sequence[Frame], downscale_factor: int) -> None:
             )
 
 
+def check_readable_by_nerfstudio(frames: Sequence[Frame]) -> None:
+    """For a data manager that opens the files as they are, takes what is in them for colours, and stacks them.
+
+    Raises:
+        SceneError: pictures or masks of a split that nerfstudio would misread, stumble over, or wait for forever.
+    """
+    channels = {"L": 3, "RGB": 3, "RGBA": 4}
+    first = frames[0]
+    for frame in frames:
+        mode, size = _header(frame.image_path)
+        if mode not in channels:
+            raise SceneError(
+                f"{frame.image_path}: is of Pillow's mode {mode}, and this method reads pictures as nerfstudio does, "
+                "which takes grey, RGB and RGBA of 8 bits; convert it"
+            )
+        if channels[mode] != channels[_header(first.image_path)[0]]:
+            raise SceneError(
+                f"{frame.image_path}: only one of it and {first.image_path} has an alpha channel, and this method "
+                "reads pictures as nerfstudio does, which wants all of a split alike; convert them"
+            )
+        if (frame.mask_path is None) != (first.mask_path is None):
+            without = frame if frame.mask_path is None else first
+            raise SceneError(
+                f"{without.image_path}: has no mask while others have one, and this method reads masks as nerfstudio "
+                "does, which would then use none; give it a white one"
+            )
+        if frame.mask_path is not None and _header(frame.mask_path) not in (("L", size), ("1", size)):
+            mode, _ = _header(frame.mask_path)
+            raise SceneError(
+                f"{frame.mask_path}: is of Pillow's mode {mode}, or of another size than {frame.image_path}; this "
+                "method reads masks as nerfstudio does, which takes grey ones (L or 1) of that size; convert it"
+            )
+
+
+@functools.lru_cache(maxsize=4096)
+def _header(path: Path) -> tuple[str, tuple[int, int]]:
+    with Image.open(path) as image:
+        return image.mode, image.size
+
+
 @dataclass
 class SceneDataParserConfig(DataParserConfig):
     """Options of the scene loaders."""
@@ -64,8 +106,9 @@ class SceneDataParserConfig(DataParserConfig):
     """Class to instantiate."""
     layout: Layout = "auto"
     """Layout of the scene's folder; auto looks at what is in it."""
-    downscale_factor: int = 1
-    """Train and evaluate on images reduced by this whole number along each axis."""
+    downscale_factor: int | None = None
+    """Train and evaluate on images reduced by this whole number along each axis; None for the power of two that leaves
+    no side longer than 1,600 pixels."""
     eval_interval: int = 8
     """Hold out every n-th image for evaluation where the scene itself names no such split; 0 trains on all of them."""
     bounded: bool | None = None
@@ -89,21 +132,32 @@ class SceneDataParser(DataParser):
         self.config = config
         self._told: set[str] = set()
 
-    def load(self, split: str) -> Scene:
+    def load(self, split: str, reduces: bool = True) -> Scene:
         """Load and check one split ("train", "val" or "test").
+
+        Args:
+            reduces: whether pictures are read with `read_image`; otherwise the automatic reduction takes only
+                reduced copies that there are.
 
         Raises:
             SceneError: the scene cannot be used.
         """
-        config = self.config
+        factor = self.config.downscale_factor
         # ns-render sets this option to a float.
-        if config.downscale_factor != int(config.downscale_factor):
-            raise SceneError(f"downscale factor must be a whole number, not {config.downscale_factor}")
+        if factor is not None and factor != int(factor):
+            raise SceneError(f"downscale factor must be a whole number, not {factor}")
+        scene = self._load(split, None if factor is None else int(factor))
+        if factor is None and not reduces and any(frame.downscale > 1 for frame in scene.frames):
+            return self._load(split, 1)
+        return scene
+
+    def _load(self, split: str, downscale: int | None) -> Scene:
+        config = self.config
         return load_scene(
             Path(config.data),
             split,  # type: ignore[arg-type]
             layout=config.layout,
-            downscale=int(config.downscale_factor),
+            downscale=downscale,
             eval_interval=config.eval_interval,
             bounded=config.bounded,
             scene_scale=config.scene_scale,
@@ -112,7 +166,7 @@ class SceneDataParser(DataParser):
         )
 
     def _generate_dataparser_outputs(self, split: str = "train", **_: object) -> DataparserOutputs:
-        scene = self.load(split)
+        scene = self.load(split, _reads_frames.get())
         # Most warnings hold for all splits; once is enough.
         for warning in scene.warnings:
             if warning not in self._told:
@@ -128,7 +182,7 @@ class SceneDataParser(DataParser):
         """
         frames = scene.frames
         if not _reads_frames.get():
-            refuse_reduction(frames, int(self.config.downscale_factor))
+            refuse_reduction(frames, int(self.config.downscale_factor or 1))
 
         def column(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.tensor([getattr(frame, name) for frame in frames], dtype=dtype)[:, None]

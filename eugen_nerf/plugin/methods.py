@@ -35,6 +35,7 @@ from eugen_nerf.plugin.datamanager import SceneDataManagerConfig
 from eugen_nerf.plugin.dataparsers import (
     SceneDataParser,
     SceneDataParserConfig,
+    check_readable_by_nerfstudio,
     reading_frames,
     refuse_reduction,
 )
@@ -143,7 +144,7 @@ class EugenTrainerConfig(TrainerConfig):
                 group["scheduler"].max_steps = done + self.max_num_iterations
 
     def _check_scene(self) -> list[Scene]:
-        """The views for training and those for validation; nothing where the dataparser is nerfstudio's own.
+        """The views for training, for validation and for tests; nothing where the dataparser is nerfstudio's own.
 
         Raises:
             UserError: the scene, or an option with this scene, cannot be used.
@@ -151,7 +152,9 @@ class EugenTrainerConfig(TrainerConfig):
         manager: Any = self.pipeline.datamanager
         scenes: list[Scene] = []
         if isinstance(manager.dataparser, SceneDataParserConfig):
-            scenes = [SceneDataParser(manager.dataparser).load(split) for split in ("train", "val")]
+            parser = SceneDataParser(manager.dataparser)
+            reduces = isinstance(manager, SceneDataManagerConfig)
+            scenes = [parser.load(split, reduces) for split in ("train", "val", "test")]
         if isinstance(self.pipeline.model, EugenModelConfig):
             self.pipeline.model.limits({"near": scenes[0].near, "far": scenes[0].far} if scenes else {})
         return scenes
@@ -216,10 +219,13 @@ class ConvertedTrainerConfig(EugenTrainerConfig):
 
     def _check_scene(self) -> list[Scene]:
         scenes = super()._check_scene()
-        frames = [frame for scene in scenes for frame in scene.frames]
+        # Of every file once: val and test are often the same.
+        frames = list({frame.image_path: frame for scene in scenes for frame in scene.frames}.values())
         parser: Any = self.pipeline.datamanager.dataparser  # type: ignore[attr-defined]
         if frames:
-            refuse_reduction(frames, int(parser.downscale_factor))
+            refuse_reduction(frames, int(parser.downscale_factor or 1))
+            for scene in scenes:
+                check_readable_by_nerfstudio(scene.frames)
 
         def decode(frame: Frame) -> None:
             read_image(frame)

@@ -15,6 +15,7 @@ from eugen_nerf.layers.selection import follow
 from eugen_nerf.transfer.recording import record
 
 MIN_RAYS = 64
+RAYS_OF_NERFSTUDIO = 1024  # of its data managers by default
 SELECTION_RAYS = 1 << 16  # at most, where few of them meet anything
 SELECTION_AGAIN = 0.1  # later, as part of the training, where none of them does
 
@@ -42,6 +43,12 @@ class SampleBudgetPipelineConfig(DynamicBatchPipelineConfig):
             raise UserError(
                 f"Pipeline option max_rays_per_batch must be at least {MIN_RAYS}, not {self.max_rays_per_batch}."
             )
+        for name in ("train_num_rays_per_batch", "eval_num_rays_per_batch"):
+            if getattr(self.datamanager, name, RAYS_OF_NERFSTUDIO) != RAYS_OF_NERFSTUDIO:
+                raise UserError(
+                    f"pipeline.datamanager.{name} has no effect: a step takes as many rays as make "
+                    "pipeline.target_num_samples samples, and no more than pipeline.max_rays_per_batch. Set those."
+                )
         if not 0 <= self.selection_share < 1:
             raise UserError(
                 f"Pipeline option selection_share must be 0 or more and below 1, not {self.selection_share}."

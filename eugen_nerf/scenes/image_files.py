@@ -95,6 +95,19 @@ def reduced_folders(folder: Path) -> dict[int, Path]:
     return found
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image in pixels, without looking whether the file is whole.
+
+    Raises:
+        SceneError: it has no readable header.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.size
+    except Exception:
+        return inspect_image(path).size  # which says what is wrong
+
+
 def inspect_image(path: Path) -> ImageInfo:
     """Header of an image, after checking that the file is whole.
 

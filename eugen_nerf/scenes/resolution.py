@@ -9,9 +9,12 @@ from pathlib import Path
 
 from eugen_nerf.errors import SceneError
 from eugen_nerf.scenes.capture import Shot
-from eugen_nerf.scenes.image_files import ImageInfo, inspect_image
+from eugen_nerf.scenes.image_files import ImageInfo, image_size, inspect_image
 
 Size = tuple[int, int]
+
+# In pixels, where nobody asks for another; nerfstudio's dataparsers have the same limit.
+LONGEST_SIDE = 1600
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,36 @@ class ChosenImage:
     fy: float
     cx: float
     cy: float
+
+
+def automatic_downscale(shots: Sequence[Shot]) -> tuple[int, list[str]]:
+    """The reduction by a power of two after which no image has a side longer than LONGEST_SIDE.
+
+    Args:
+        shots: of all splits, each with an image.
+
+    Returns:
+        The factor, relative to the size the scene's files state, and remarks for the user.
+
+    Raises:
+        SceneError: an image has no readable header.
+    """
+    longest, factor = (0, 0), 1
+    for shot in shots:
+        if shot.image_path is not None:
+            size = image_size(shot.image_path)
+            longest = max(longest, size, key=max)
+            # Images may be smaller already than the files state, which `choose_images` checks.
+            factor = max(factor, round(shot.intrinsics.stated_size(size)[0] / size[0]))
+    rest = 1
+    while max(longest) > rest * LONGEST_SIDE:
+        rest *= 2
+    if rest == 1:
+        return 1, []
+    return rest * factor, [
+        f"photos of up to {_text(longest)} pixels are used at 1/{rest} of their width and height; a downscale factor "
+        f"of {factor} uses them as they are"
+    ]
 
 
 def choose_images(shots: Sequence[Shot], downscale: int) -> tuple[list[ChosenImage], list[str]]:

@@ -16,7 +16,7 @@ from eugen_nerf.scenes.colmap import read_colmap
 from eugen_nerf.scenes.detect import LAYOUTS, describe_folder, detect_layout, scene_root
 from eugen_nerf.scenes.llff import POSES_FILE, read_llff
 from eugen_nerf.scenes.normalise import Centre, Orientation, WorldChange
-from eugen_nerf.scenes.resolution import ChosenImage, check_mask, choose_images
+from eugen_nerf.scenes.resolution import ChosenImage, automatic_downscale, check_mask, choose_images
 from eugen_nerf.scenes.splits import select_split
 from eugen_nerf.scenes.transforms import read_transforms
 from eugen_nerf.scenes.world import bounded_range, change_world, remark_on_astray_cameras, unbounded_range
@@ -101,7 +101,7 @@ def load_scene(
     split: Split = "train",
     *,
     layout: Layout = "auto",
-    downscale: int = 1,
+    downscale: int | None = 1,
     eval_interval: int = 8,
     bounded: bool | None = None,
     scene_scale: float | None = None,
@@ -114,7 +114,8 @@ def load_scene(
         path: the scene's folder, or a transforms .json file.
         split: "train", "val" or "test".
         layout: "auto" recognises it, see `detect_layout`.
-        downscale: reduce images by this integer, relative to the size the files state.
+        downscale: reduce images by this integer, relative to the size the files state; None: by the power of two
+            that leaves no side of any image longer than `resolution.LONGEST_SIDE`.
         eval_interval: where the files define no splits, every `eval_interval`-th frame, sorted by name, is
             held out for both val and test; 0 trains on all, and evaluates on some of those.
         bounded: whether everything is inside the scene box; None: only in the Blender layout.
@@ -133,10 +134,13 @@ def load_scene(
     capture = _read(path, detected)
     bounded = detected == "blender" if bounded is None else bounded
     selected, warnings = select_split(capture, split, eval_interval)
+    usable = [shot for shot in capture.shots if shot.image_path is not None]
+    if downscale is None:  # the same for all splits
+        downscale, remarks = automatic_downscale(usable)
+        warnings += remarks
     images, remarks = choose_images(selected, downscale)
     warnings += remarks
 
-    usable = [shot for shot in capture.shots if shot.image_path is not None]
     # Of all splits, so that they share one world and one range.
     poses = np.stack([shot.camera_to_world for shot in usable])
     change = change_world(capture, poses, bounded, orientation, centre)
@@ -178,7 +182,7 @@ def _check_options(
     layout: str,
     orientation: str | None,
     centre: str | None,
-    downscale: int,
+    downscale: int | None,
     eval_interval: int,
     scene_scale: float | None,
 ) -> None:
@@ -191,7 +195,7 @@ def _check_options(
     for option, (value, allowed) in choices.items():
         if value not in allowed:
             raise ValueError(f"{option} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
-    if downscale < 1:
+    if downscale is not None and downscale < 1:
         raise SceneError(f"downscale must be a whole number from 1 on, not {downscale}")
     if eval_interval < 0 or eval_interval == 1:
         raise SceneError(

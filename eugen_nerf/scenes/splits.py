@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 from eugen_nerf.errors import SceneError
@@ -66,6 +67,12 @@ def _with_image(capture: Capture, shots: Sequence[Shot], warnings: list[str]) ->
     missing = [shot for shot in shots if shot.image_path is None]
     if missing:
         source = missing[0].source
+        foreign = next((shot for shot in missing if os.path.isfile(capture.root / shot.listed)), None)
+        if foreign is not None:
+            raise SceneError(
+                f"{capture.root / foreign.listed}: which {source.name} lists, is no .png, .jpg or .jpeg file; convert "
+                "such images to PNG or JPEG. The names in the scene's files may stay, only the ending changes"
+            )
         if len(missing) == len(shots):
             raise SceneError(
                 f"{source}: none of the {len(shots)} images it lists exists; the first is "

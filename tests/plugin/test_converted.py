@@ -16,6 +16,7 @@ from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion, method_c
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.scripts import eval as ns_eval
 from nerfstudio.scripts.train import main
+from PIL import Image
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers import EUGen, LayerStack
@@ -202,3 +203,38 @@ class TestRefusals:
         with pytest.raises(UserError, match=rf"{split}/r_1\.png: the image cannot be decoded"):
             main(parse("eugen-nerfacto", scene, tmp_path / "out"))
         assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (
+                lambda folder: Image.open(folder / "r_1.png").convert("RGB").save(folder / "r_1.png"),
+                r"r_1\.png: only one of it and .*r_0\.png has an alpha channel",
+            ),
+            (
+                lambda folder: [Image.open(f).convert("P").save(f) for f in folder.iterdir()],
+                r"is of Pillow's mode P, and this method reads pictures as nerfstudio does",
+            ),
+            (lambda folder: edit(folder, 0, mask="L"), r"r_1\.png: has no mask while others have one"),
+            (lambda folder: [edit(folder, i, mask="RGB") for i in range(16)], r"m\.png: is of Pillow's mode RGB"),
+        ],
+        ids=["alpha in some", "palette", "masks for some", "masks in colour"],
+    )
+    def test_pictures_that_nerfstudio_would_misread(
+        self, damage: Any, message: str, ball_scene: Path, tmp_path: Path
+    ) -> None:
+        """The first would keep its training waiting for ever, palettes would be taken for grey, masks be dropped."""
+        scene = tmp_path / "scene"
+        shutil.copytree(ball_scene, scene)
+        damage(scene / "train")
+        with pytest.raises(UserError, match=message):
+            main(parse("eugen-nerfacto", scene, tmp_path / "out"))
+        assert not (tmp_path / "out").exists()
+
+
+def edit(folder: Path, index: int, mask: str) -> None:
+    """Give a training photo a white mask of one of Pillow's modes."""
+    Image.new(mask, (16, 16), "white").save(folder.parent / "m.png")
+    listing = json.loads((folder.parent / "transforms_train.json").read_text())
+    listing["frames"][index]["mask_path"] = "m.png"
+    (folder.parent / "transforms_train.json").write_text(json.dumps(listing))

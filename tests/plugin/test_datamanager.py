@@ -140,6 +140,81 @@ class TestMasks:
         assert "mask" not in build(parse, "--data", capture).train_dataset[0]
 
 
+class TestSizesThatDiffer:
+    @staticmethod
+    def shrink(capture: Path, small: int) -> Path:
+        """Every pixel of every photo gets a colour of its own, and one photo half the height."""
+        listing = json.loads((capture / "transforms.json").read_text())
+        for index, frame in enumerate(listing["frames"]):
+            height = 8 if index == small else 16
+            row, column = np.mgrid[:height, :16]
+            colours = np.stack([np.full_like(row, 10 * index), 10 * row, 10 * column], axis=-1)
+            Image.fromarray(colours.astype(np.uint8)).save(capture / frame["file_path"])
+            frame.update(w=16, h=height, cx=8.0, cy=height / 2)
+        (capture / "transforms.json").write_text(json.dumps(listing))
+        return capture
+
+    @pytest.fixture
+    def mixed(self, capture: Path) -> Path:
+        """Of the photos to train on the last one is smaller."""
+        return self.shrink(capture, 15)
+
+    @pytest.mark.parametrize("masks", [False, True])
+    @pytest.mark.parametrize("rays", [1, 65, 4000])
+    def test_every_pixel_is_drawn_alike(self, parse: Any, mixed: Path, masks: bool, rays: int) -> None:
+        torch.manual_seed(rays)
+        if not masks:
+            unmask_all(mixed)
+        manager = build(parse, "--data", mixed)
+        assert manager.train_pixel_sampler is not None
+        manager.train_pixel_sampler.set_num_rays_per_batch(rays)
+        names = [int(file.stem) for file in manager.train_dataset.image_filenames]
+        counts = torch.zeros(len(names), 16, 16)
+        for step in range(max(1, 4000 // rays)):
+            bundle, batch = manager.next_train(step)
+            camera, row, column = batch["indices"].unbind(-1)
+            expected = 10 * torch.stack([torch.tensor(names)[camera], row, column], dim=-1) / 255
+            torch.testing.assert_close(batch["image"], expected)
+            assert torch.equal(bundle.camera_indices[:, 0], camera)
+            counts.index_put_((camera, row, column), torch.ones(rays), accumulate=True)
+        usable = torch.ones_like(counts, dtype=torch.bool)
+        usable[names.index(max(names)), 8:] = False
+        if masks:
+            usable[names.index(1), :, :6] = False
+        assert not counts[~usable].any()
+        # Poisson's spread of each count about the mean, and of each photo's share of the rays.
+        mean = counts.sum() / usable.sum()
+        assert (counts[usable] <= mean + 8 * mean.sqrt()).all()
+        shares, areas = counts.sum(dim=(1, 2)), usable.sum(dim=(1, 2))
+        assert ((shares - mean * areas).abs() <= 5 * (mean * areas).sqrt()).all()
+
+    def test_few_usable_pixels(self, parse: Any, mixed: Path) -> None:
+        listing = json.loads((mixed / "transforms.json").read_text())
+        for index, frame in enumerate(listing["frames"]):
+            mask = np.zeros((frame["h"], 16), dtype=np.uint8)
+            mask[2, index] = 255
+            Image.fromarray(mask).save(mixed / f"mask_{index}.png")
+            frame["mask_path"] = f"mask_{index}.png"
+        (mixed / "transforms.json").write_text(json.dumps(listing))
+        manager = build(parse, "--data", mixed)
+        _, batch = manager.next_train(0)
+        names = torch.tensor([int(file.stem) for file in manager.train_dataset.image_filenames])
+        camera, row, column = batch["indices"].unbind(-1)
+        assert (row == 2).all()
+        assert torch.equal(column, names[camera])
+
+    def test_only_a_photo_that_is_held_out_differs(self, parse: Any, capture: Path) -> None:
+        unmask_all(self.shrink(capture, 8))
+        manager = build(parse, "--data", capture)
+        sizes = [
+            {tuple(d[i]["image"].shape[:2]) for i in range(len(d))}
+            for d in (manager.train_dataset, manager.eval_dataset)
+        ]
+        assert sizes == [{(16, 16)}, {(16, 16), (8, 16)}]
+        assert manager.next_train(0)[1]["image"].isfinite().all()
+        assert manager.next_eval(0)[1]["image"].isfinite().all()
+
+
 class TestParsersOfNerfstudio:
     def test_blender_data_keeps_alpha_and_is_bounded(self, parse: Any, ball_scene: Path) -> None:
         manager = build(parse, "blender-data", "--data", ball_scene)

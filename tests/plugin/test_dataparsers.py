@@ -23,7 +23,7 @@ from eugen_nerf.plugin import dataparsers
 from eugen_nerf.plugin.datamanager import SceneDataset
 from eugen_nerf.plugin.dataparsers import SceneDataParserConfig, reading_frames
 from eugen_nerf.renderer import Renderer
-from eugen_nerf.scenes import Scene, load_scene
+from eugen_nerf.scenes import Scene, load_scene, resolution
 from tests.conftest import DISTANCE, RADIUS
 from tests.plugin.conftest import Parse
 from tests.scenes import builders
@@ -258,3 +258,26 @@ def test_warnings_are_printed_once_and_as_they_are(
 def test_a_missing_scene_is_a_message_for_the_user(tmp_path: Path) -> None:
     with pytest.raises(SceneError, match="does not exist"):
         SceneDataParserConfig(data=tmp_path / "nowhere").setup().get_dataparser_outputs("train")
+
+
+def test_large_photos_are_reduced_by_themselves_for_who_can(
+    ball_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nerfstudio's own data managers get reduced copies where there are some, and otherwise the photos as they are."""
+    monkeypatch.setattr(resolution, "LONGEST_SIDE", 48)
+
+    def width_and_folder(scene: Path) -> tuple[int, str]:
+        outputs = SceneDataParserConfig(data=scene).setup().get_dataparser_outputs("train")
+        return int(outputs.cameras.width[0]), outputs.image_filenames[0].parent.name
+
+    builders.make_transforms(tmp_path)
+    with reading_frames():
+        assert width_and_folder(tmp_path) == (48, "images")
+    assert width_and_folder(tmp_path) == (96, "images")
+    (tmp_path / "images_2").mkdir()
+    for file in (tmp_path / "images").iterdir():
+        with Image.open(file) as image:
+            image.reduce(2).save(tmp_path / "images_2" / file.name)
+    assert width_and_folder(tmp_path) == (48, "images_2")
+    with reading_frames():
+        assert width_and_folder(tmp_path) == (48, "images_2")

@@ -268,13 +268,13 @@ class TestCheckpoint:
         read: list[str] = []
         load = SceneDataParser.load
 
-        def counted(self: SceneDataParser, split: str) -> Scene:
+        def counted(self: SceneDataParser, split: str, *reduces: bool) -> Scene:
             read.append(split)
-            return load(self, split)
+            return load(self, split, *reduces)
 
         monkeypatch.setattr(SceneDataParser, "load", counted)
         self.config(parse, ball_scene, tmp_path, "--load-dir", trained_run / "nerfstudio_models").save_config()
-        assert read == ["train", "val"]
+        assert read == ["train", "val", "test"]
 
     @pytest.mark.parametrize(
         ("method", "options", "message"),

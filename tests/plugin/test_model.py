@@ -231,6 +231,12 @@ class TestTraining:
         assert pipeline.get_train_loss_dict(0)[1]["rgb_loss"].isfinite()
 
 
+def test_an_option_without_effect_is_refused(parse: Any, ball_scene: Path) -> None:
+    config = parse("--data", ball_scene, "--pipeline.datamanager.train-num-rays-per-batch=512")
+    with pytest.raises(UserError, match=r"train_num_rays_per_batch has no effect.*target_num_samples"):
+        config.validate()
+
+
 class TestSelection:
     """When features are selected; 24 candidates, of which 16 stay."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from eugen_nerf.errors import SceneError
-from eugen_nerf.scenes import load_scene, read_image, read_mask
+from eugen_nerf.scenes import load_scene, read_image, read_mask, resolution
 from tests.scenes import builders
 
 CAPTURES = {
@@ -47,6 +49,47 @@ def test_without_such_a_folder_the_reader_reduces(capture):
     frame = load_scene(capture, downscale=2).frames[0]
     assert frame.image_path.parent == capture / "images"
     assert frame.downscale == 2
+
+
+class TestAutomatic:
+    @pytest.mark.parametrize(("limit", "factor"), [(96, 1), (95, 2), (48, 2), (20, 8)])
+    def test_no_side_is_longer_than_the_limit(self, capture, monkeypatch, limit, factor):
+        monkeypatch.setattr(resolution, "LONGEST_SIDE", limit)
+        for split in ("train", "test"):
+            scene = load_scene(capture, split, downscale=None)
+            asked = load_scene(capture, split, downscale=factor)
+            assert [(f.downscale, f.width, f.fx) for f in scene.frames] == [
+                (f.downscale, f.width, f.fx) for f in asked.frames
+            ]
+            assert any("of up to 96 x 72 pixels are used at 1/" in warning for warning in scene.warnings) == (
+                factor > 1
+            )
+
+    def test_the_largest_photo_decides_for_all_splits(self, tmp_path, monkeypatch):
+        builders.make_transforms(tmp_path)
+        builders.edit_frame(tmp_path / "transforms.json", 0, w=192, h=144, cx=96.0, cy=72.0)  # held out
+        with Image.open(tmp_path / "images" / "000.png") as image:
+            image.resize((192, 144)).save(tmp_path / "images" / "000.png")
+        monkeypatch.setattr(resolution, "LONGEST_SIDE", 96)
+        assert {frame.downscale for frame in load_scene(tmp_path, "train", downscale=None).frames} == {2}
+        assert {frame.downscale for frame in load_scene(tmp_path, "test", downscale=None).frames} == {2}
+
+    def test_images_that_are_smaller_than_stated(self, tmp_path, monkeypatch):
+        builders.make_transforms(tmp_path)
+        reduce_images(tmp_path, 2)
+        shutil.rmtree(tmp_path / "images")
+        (tmp_path / "images_2").rename(tmp_path / "images")
+        monkeypatch.setattr(resolution, "LONGEST_SIDE", 24)  # they are 48 wide
+        (frame, *_) = load_scene(tmp_path, downscale=None).frames
+        assert (frame.downscale, frame.width) == (2, 24)
+        monkeypatch.setattr(resolution, "LONGEST_SIDE", 48)
+        (frame, *_) = load_scene(tmp_path, downscale=None).frames
+        assert (frame.downscale, frame.width) == (1, 48)
+
+    def test_copies_are_preferred(self, capture, monkeypatch):
+        reduce_images(capture, 4)
+        monkeypatch.setattr(resolution, "LONGEST_SIDE", 24)
+        assert load_scene(capture, downscale=None).frames[0].image_path.parent == capture / "images_4"
 
 
 def test_copies_of_the_wrong_size_are_not_used(capture):

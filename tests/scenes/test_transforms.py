@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from eugen_nerf.errors import SceneError
 from eugen_nerf.scenes import load_scene
@@ -152,6 +153,14 @@ class TestPaths:
         builders.make_transforms(tmp_path)
         (tmp_path / "images").rename(tmp_path / "photos")
         with pytest.raises(SceneError, match=r"transforms\.json: none of the 9 images it lists exists"):
+            load_scene(tmp_path)
+
+    def test_an_image_of_another_kind(self, tmp_path):
+        builders.make_transforms(tmp_path)
+        (tmp_path / "images" / "003.png").unlink()
+        builders.edit_frame(tmp_path / "transforms.json", 3, file_path="images/003.tif")
+        Image.new("RGB", (96, 72)).save(tmp_path / "images" / "003.tif")
+        with pytest.raises(SceneError, match=r"images/003\.tif: which transforms\.json lists, is no \.png"):
             load_scene(tmp_path)
 
 
