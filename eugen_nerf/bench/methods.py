@@ -58,6 +58,8 @@ def row_config(job: TrainingJob, runs: Path, device: str) -> TrainerConfig:
         raise UserError(f"Unknown dataparser {job.dataparser!r}. {suggestion(job.dataparser, all_dataparsers)}")
     manager: Any = config.pipeline.datamanager
     manager.dataparser = copy.deepcopy(all_dataparsers[job.dataparser])
+    if getattr(manager.dataparser, "downscale_factor", 1) is None:
+        manager.dataparser.downscale_factor = 1  # methods that could not reduce photos stand beside
     manager.data = Path(job.scene_path)
     config.data = Path(job.scene_path)
     config.output_dir = runs

@@ -156,7 +156,11 @@ class SceneDataManager(VanillaDataManager[SceneDataset]):
 
     def _get_pixel_sampler(self, dataset: SceneDataset, num_rays_per_batch: int) -> PixelSampler:
         sampler = super()._get_pixel_sampler(dataset, num_rays_per_batch)
-        if self.config.collate_fn is variable_res_collate and type(sampler) is PixelSampler:
+        if (
+            self.config.collate_fn is variable_res_collate
+            and type(sampler) is PixelSampler
+            and not sampler.config.is_equirectangular
+        ):
             return MixedSizesPixelSampler(sampler.config, num_rays_per_batch=num_rays_per_batch)
         return sampler
 

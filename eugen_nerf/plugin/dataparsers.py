@@ -108,7 +108,7 @@ class SceneDataParserConfig(DataParserConfig):
     """Layout of the scene's folder; auto looks at what is in it."""
     downscale_factor: int | None = None
     """Train and evaluate on images reduced by this whole number along each axis; None for the power of two that leaves
-    no side longer than 1,600 pixels."""
+    no side longer than 1,600 pixels, or for 1 in methods whose pictures nerfstudio reads."""
     eval_interval: int = 8
     """Hold out every n-th image for evaluation where the scene itself names no such split; 0 trains on all of them."""
     bounded: bool | None = None
@@ -136,8 +136,7 @@ class SceneDataParser(DataParser):
         """Load and check one split ("train", "val" or "test").
 
         Args:
-            reduces: whether pictures are read with `read_image`; otherwise the automatic reduction takes only
-                reduced copies that there are.
+            reduces: whether pictures are read with `read_image`; otherwise they are not reduced unless asked for.
 
         Raises:
             SceneError: the scene cannot be used.
@@ -146,18 +145,14 @@ class SceneDataParser(DataParser):
         # ns-render sets this option to a float.
         if factor is not None and factor != int(factor):
             raise SceneError(f"downscale factor must be a whole number, not {factor}")
-        scene = self._load(split, None if factor is None else int(factor))
-        if factor is None and not reduces and any(frame.downscale > 1 for frame in scene.frames):
-            return self._load(split, 1)
-        return scene
-
-    def _load(self, split: str, downscale: int | None) -> Scene:
+        if factor is None and not reduces:
+            factor = 1
         config = self.config
         return load_scene(
             Path(config.data),
             split,  # type: ignore[arg-type]
             layout=config.layout,
-            downscale=downscale,
+            downscale=None if factor is None else int(factor),
             eval_interval=config.eval_interval,
             bounded=config.bounded,
             scene_scale=config.scene_scale,

@@ -18,7 +18,7 @@ from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.plugins.types import MethodSpecification
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from eugen_nerf.errors import UserError
+from eugen_nerf.errors import SceneError, UserError
 from eugen_nerf.field import ORDER_2_LAYERS, FieldConfig, NetworkKind
 from eugen_nerf.folders import check_place, refused
 from eugen_nerf.ops.dispatch import native_problem, requested_backend
@@ -144,7 +144,7 @@ class EugenTrainerConfig(TrainerConfig):
                 group["scheduler"].max_steps = done + self.max_num_iterations
 
     def _check_scene(self) -> list[Scene]:
-        """The views for training, for validation and for tests; nothing where the dataparser is nerfstudio's own.
+        """The views for training and those for validation; nothing where the dataparser is nerfstudio's own.
 
         Raises:
             UserError: the scene, or an option with this scene, cannot be used.
@@ -154,7 +154,11 @@ class EugenTrainerConfig(TrainerConfig):
         if isinstance(manager.dataparser, SceneDataParserConfig):
             parser = SceneDataParser(manager.dataparser)
             reduces = isinstance(manager, SceneDataManagerConfig)
-            scenes = [parser.load(split, reduces) for split in ("train", "val", "test")]
+            scenes = [parser.load(split, reduces) for split in ("train", "val")]
+            try:
+                parser.load("test", reduces)
+            except SceneError as error:  # training needs none of it
+                CONSOLE.print(f"Warning: ns-eval will refuse: {error}", style="bold yellow", markup=False)
         if isinstance(self.pipeline.model, EugenModelConfig):
             self.pipeline.model.limits({"near": scenes[0].near, "far": scenes[0].far} if scenes else {})
         return scenes
