@@ -30,6 +30,16 @@ def test_row_config(job: TrainingJob, tmp_path: Path) -> None:
     assert type(config.pipeline.datamanager.dataparser).__name__ == "SceneDataParserConfig"
 
 
+@pytest.mark.parametrize("method", ["eugen-nerf", "nerfacto"])
+def test_all_methods_see_photos_of_one_size(job: TrainingJob, tmp_path: Path, method: str) -> None:
+    """By themselves some would reduce large ones."""
+    row: Any = row_config(dataclasses.replace(job, method=method, overrides={}), tmp_path, "cpu")
+    assert row.pipeline.datamanager.dataparser.downscale_factor == 1
+    reduced = {"pipeline.datamanager.dataparser.downscale_factor": 4}
+    row = row_config(dataclasses.replace(job, method=method, overrides=reduced), tmp_path, "cpu")
+    assert row.pipeline.datamanager.dataparser.downscale_factor == 4
+
+
 def test_the_method_itself_is_left_alone(job: TrainingJob, tmp_path: Path) -> None:
     before = method_config("eugen-nerf")
     row_config(job, tmp_path, "cpu")

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nerfstudio.cameras.cameras import CameraType
+from nerfstudio.data.pixel_samplers import PixelSampler
 from PIL import Image
 
 from eugen_nerf.errors import UserError
@@ -202,6 +204,13 @@ class TestSizesThatDiffer:
         camera, row, column = batch["indices"].unbind(-1)
         assert (row == 2).all()
         assert torch.equal(column, names[camera])
+
+    def test_equirectangular_photos_keep_the_sampler_that_knows_of_poles(self, parse: Any, mixed: Path) -> None:
+        manager = build(parse, "--data", mixed)
+        manager.train_dataset.cameras.camera_type[:] = CameraType.EQUIRECTANGULAR.value
+        sampler = manager._get_pixel_sampler(manager.train_dataset, 64)
+        assert type(sampler) is PixelSampler
+        assert sampler.config.is_equirectangular
 
     def test_only_a_photo_that_is_held_out_differs(self, parse: Any, capture: Path) -> None:
         unmask_all(self.shrink(capture, 8))
