@@ -89,21 +89,19 @@ def collect(benchmark: Benchmark, store: ResultStore) -> Rows:
     wanted = {job.digest for job in jobs.training_jobs(benchmark)}
     trainings: dict[tuple[str, str, int], Record] = {}
     frames: dict[tuple[str, int], Record] = {}
-    for record in store.read():
+    records = store.read()
+    for record in records:
         if record.kind == "training" and record.digest in wanted:
             job = training_job(record)
             trainings[job.scene, job.name, job.seed] = record
     finished = {record.digest for record in trainings.values() if record.result.status == "done"}
     present = {job.digest for job in frames_jobs(benchmark, store)}
-    for record in store.read():
+    # The last one counts: those that the present configuration asks for come after those of fewer methods or frames.
+    for record in sorted(records, key=lambda record: record.digest in present):
         if record.kind == "frames":
             timing = frames_job(record)
-            before = frames.get((timing.scene, timing.seed))
-            # A timing of runs that have been trained anew since says nothing. One of fewer methods or frames, from
-            # when the configuration asked for those, is no reason to forget the one of all.
-            if set(timing.trained) <= finished and not (
-                before is not None and before.digest in present and record.digest not in present
-            ):
+            # A timing of runs that have been trained anew since says nothing.
+            if set(timing.trained) <= finished:
                 frames[timing.scene, timing.seed] = record
     failed = [record.result.message for record in frames.values() if record.result.status == "failed"]
     timed = {key: record for key, record in frames.items() if record.result.status == "done"}

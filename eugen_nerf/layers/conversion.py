@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -200,8 +200,7 @@ def _feed_forward_layers(module: nn.Module, root: nn.Module) -> Iterator[_FeedFo
         elif isinstance(child, Dense):
             yield _FeedForward(path, child, str(child.activation), _put_for(root, child))
         elif _is_nerfstudio_mlp(child):
-            for candidate in _in_stack(prefix, stack := _as_stack(child), _put_for(root, child)):
-                yield replace(candidate, stack=stack)
+            yield from _in_stack(prefix, _as_stack(child), _put_for(root, child))
 
 
 def _in_sequential(prefix: str, sequential: nn.Sequential) -> Iterator[_FeedForward]:
@@ -240,7 +239,7 @@ def _in_stack(prefix: str, stack: LayerStack, place: Callable[[LayerStack], None
 
     for i, (linear, activation) in enumerate(zip(stack.layers, stack.activations, strict=True)):
         if isinstance(linear, nn.Linear) and isinstance(activation, HIDDEN_ACTIVATIONS):
-            yield _FeedForward(f"{prefix}layers.{i}", linear, type(activation).__name__, putter(i))
+            yield _FeedForward(f"{prefix}layers.{i}", linear, type(activation).__name__, putter(i), stack)
 
 
 def _put_for(root: nn.Module, old: nn.Module) -> Callable[[nn.Module], None]:

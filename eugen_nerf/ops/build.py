@@ -149,7 +149,7 @@ def cpu_library() -> ctypes.CDLL:
     compiler = find_compiler()
     flags = (*FLAGS, *os.environ.get("EUGEN_CXXFLAGS", "").split())
     path = library_path(compiler, flags)
-    library = _load(path) if path.exists() else None
+    library = _load(path)
     if library is None:  # not there yet, damaged, or somebody else's that this user may not read
         compile_library(path, compiler, flags)
         try:

@@ -1,6 +1,5 @@
 """nerfstudio's data manager, reading pixels through our scene loaders."""
 
-import contextlib
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -147,12 +146,12 @@ class SceneDataManager(VanillaDataManager[SceneDataset]):
         )
         self.iter_train_image_dataloader = iter(self.train_image_dataloader)
         self.train_pixel_sampler = self._get_pixel_sampler(self.train_dataset, config.train_num_rays_per_batch)
-        self.train_ray_generator = RayGenerator(self.train_dataset.cameras.to(self.device))
+        cameras = self.train_dataset.cameras.to(self.device)
         # A video's or a rig's cameras share their intrinsics; very many large different ones are left to nerfstudio.
-        with contextlib.suppress(ValueError):
-            self.train_ray_generator = TabulatedRays(  # type: ignore[assignment]
-                self.train_dataset.cameras.to(self.device)
-            )
+        try:
+            self.train_ray_generator = TabulatedRays(cameras)  # type: ignore[assignment]
+        except ValueError:
+            self.train_ray_generator = RayGenerator(cameras)
 
     def _get_pixel_sampler(self, dataset: SceneDataset, num_rays_per_batch: int) -> PixelSampler:
         sampler = super()._get_pixel_sampler(dataset, num_rays_per_batch)

@@ -1,6 +1,5 @@
 """The scene loaders as nerfstudio dataparsers: one that detects the layout, and one for each layout."""
 
-import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,9 +13,9 @@ from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserCo
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 from nerfstudio.utils.rich_utils import CONSOLE
-from PIL import Image
 
 from eugen_nerf.scenes import Frame, Scene, SceneError, load_scene
+from eugen_nerf.scenes.image_files import inspect_image
 from eugen_nerf.scenes.normalise import Centre, Orientation
 
 Layout = Literal["auto", "blender", "transforms", "colmap", "llff"]
@@ -66,14 +65,15 @@ def check_readable_by_nerfstudio(frames: Sequence[Frame]) -> None:
     """
     channels = {"L": 3, "RGB": 3, "RGBA": 4}
     first = frames[0]
+    first_mode = inspect_image(first.image_path).mode
     for frame in frames:
-        mode, size = _header(frame.image_path)
-        if mode not in channels:
+        image = inspect_image(frame.image_path)
+        if image.mode not in channels:
             raise SceneError(
-                f"{frame.image_path}: is of Pillow's mode {mode}, and this method reads pictures as nerfstudio does, "
-                "which takes grey, RGB and RGBA of 8 bits; convert it"
+                f"{frame.image_path}: is of Pillow's mode {image.mode}, and this method reads pictures as nerfstudio "
+                "does, which takes grey, RGB and RGBA of 8 bits; convert it"
             )
-        if channels[mode] != channels[_header(first.image_path)[0]]:
+        if channels[image.mode] != channels[first_mode]:
             raise SceneError(
                 f"{frame.image_path}: only one of it and {first.image_path} has an alpha channel, and this method "
                 "reads pictures as nerfstudio does, which wants all of a split alike; convert them"
@@ -84,18 +84,14 @@ def check_readable_by_nerfstudio(frames: Sequence[Frame]) -> None:
                 f"{without.image_path}: has no mask while others have one, and this method reads masks as nerfstudio "
                 "does, which would then use none; give it a white one"
             )
-        if frame.mask_path is not None and _header(frame.mask_path) not in (("L", size), ("1", size)):
-            mode, _ = _header(frame.mask_path)
-            raise SceneError(
-                f"{frame.mask_path}: is of Pillow's mode {mode}, or of another size than {frame.image_path}; this "
-                "method reads masks as nerfstudio does, which takes grey ones (L or 1) of that size; convert it"
-            )
-
-
-@functools.lru_cache(maxsize=4096)
-def _header(path: Path) -> tuple[str, tuple[int, int]]:
-    with Image.open(path) as image:
-        return image.mode, image.size
+        if frame.mask_path is not None:
+            mask = inspect_image(frame.mask_path)
+            if mask.mode not in ("L", "1") or mask.size != image.size:
+                raise SceneError(
+                    f"{frame.mask_path}: is of Pillow's mode {mask.mode}, or of another size than {frame.image_path}; "
+                    "this method reads masks as nerfstudio does, which takes grey ones (L or 1) of that size; convert "
+                    "it"
+                )
 
 
 @dataclass
@@ -132,11 +128,8 @@ class SceneDataParser(DataParser):
         self.config = config
         self._told: set[str] = set()
 
-    def load(self, split: str, reduces: bool = True) -> Scene:
+    def load(self, split: str) -> Scene:
         """Load and check one split ("train", "val" or "test").
-
-        Args:
-            reduces: whether pictures are read with `read_image`; otherwise they are not reduced unless asked for.
 
         Raises:
             SceneError: the scene cannot be used.
@@ -145,7 +138,7 @@ class SceneDataParser(DataParser):
         # ns-render sets this option to a float.
         if factor is not None and factor != int(factor):
             raise SceneError(f"downscale factor must be a whole number, not {factor}")
-        if factor is None and not reduces:
+        if factor is None and not _reads_frames.get():
             factor = 1
         config = self.config
         return load_scene(
@@ -161,7 +154,7 @@ class SceneDataParser(DataParser):
         )
 
     def _generate_dataparser_outputs(self, split: str = "train", **_: object) -> DataparserOutputs:
-        scene = self.load(split, _reads_frames.get())
+        scene = self.load(split)
         # Most warnings hold for all splits; once is enough.
         for warning in scene.warnings:
             if warning not in self._told:

@@ -1,5 +1,6 @@
 """The methods that ``ns-train`` offers, with defaults for the device at hand."""
 
+import contextlib
 import copy
 import os
 from collections.abc import Mapping
@@ -153,12 +154,12 @@ class EugenTrainerConfig(TrainerConfig):
         scenes: list[Scene] = []
         if isinstance(manager.dataparser, SceneDataParserConfig):
             parser = SceneDataParser(manager.dataparser)
-            reduces = isinstance(manager, SceneDataManagerConfig)
-            scenes = [parser.load(split, reduces) for split in ("train", "val")]
-            try:
-                parser.load("test", reduces)
-            except SceneError as error:  # training needs none of it
-                CONSOLE.print(f"Warning: ns-eval will refuse: {error}", style="bold yellow", markup=False)
+            with reading_frames() if isinstance(manager, SceneDataManagerConfig) else contextlib.nullcontext():
+                scenes = [parser.load(split) for split in ("train", "val")]
+                try:
+                    parser.load("test")
+                except SceneError as error:  # training needs none of it
+                    CONSOLE.print(f"Warning: ns-eval will refuse: {error}", style="bold yellow", markup=False)
         if isinstance(self.pipeline.model, EugenModelConfig):
             self.pipeline.model.limits({"near": scenes[0].near, "far": scenes[0].far} if scenes else {})
         return scenes
@@ -223,8 +224,7 @@ class ConvertedTrainerConfig(EugenTrainerConfig):
 
     def _check_scene(self) -> list[Scene]:
         scenes = super()._check_scene()
-        # Of every file once: val and test are often the same.
-        frames = list({frame.image_path: frame for scene in scenes for frame in scene.frames}.values())
+        frames = [frame for scene in scenes for frame in scene.frames]
         parser: Any = self.pipeline.datamanager.dataparser  # type: ignore[attr-defined]
         if frames:
             refuse_reduction(frames, int(parser.downscale_factor or 1))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.pipelines.dynamic_batch import DynamicBatchPipeline, DynamicBatchPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -15,7 +16,6 @@ from eugen_nerf.layers.selection import follow
 from eugen_nerf.transfer.recording import record
 
 MIN_RAYS = 64
-RAYS_OF_NERFSTUDIO = 1024  # of its data managers by default
 SELECTION_RAYS = 1 << 16  # at most, where few of them meet anything
 SELECTION_AGAIN = 0.1  # later, as part of the training, where none of them does
 
@@ -44,7 +44,8 @@ class SampleBudgetPipelineConfig(DynamicBatchPipelineConfig):
                 f"Pipeline option max_rays_per_batch must be at least {MIN_RAYS}, not {self.max_rays_per_batch}."
             )
         for name in ("train_num_rays_per_batch", "eval_num_rays_per_batch"):
-            if getattr(self.datamanager, name, RAYS_OF_NERFSTUDIO) != RAYS_OF_NERFSTUDIO:
+            default = getattr(VanillaDataManagerConfig, name)
+            if getattr(self.datamanager, name, default) != default:
                 raise UserError(
                     f"pipeline.datamanager.{name} has no effect: a step takes as many rays as make "
                     "pipeline.target_num_samples samples, and no more than pipeline.max_rays_per_batch. Set those."

@@ -24,9 +24,10 @@ _JPEG_END = b"\xff\xd9"
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What an image's header says: `size` (width, height) in pixels, transparency, rotation by EXIF."""
+    """What an image's header says: `size` (width, height) in pixels, Pillow's mode, transparency, rotation by EXIF."""
 
     size: tuple[int, int]
+    mode: str
     has_alpha: bool
     rotated_by_exif: bool
 
@@ -121,7 +122,7 @@ def inspect_image(path: Path) -> ImageInfo:
             file.seek(0)
             try:
                 with Image.open(file, formats=FORMATS) as image:
-                    info = ImageInfo(image.size, _has_alpha(image), _rotated_by_exif(image))
+                    info = ImageInfo(image.size, image.mode, _has_alpha(image), _rotated_by_exif(image))
                     is_png = image.format == "PNG"
                 if min(info.size) < 1:
                     raise ValueError("its size is zero")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import errno
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,17 @@ class TestSaveConfig:
         config = parse("--output-dir", output, "--timestamp=now", *options)
         config.pipeline.datamanager.data = scene
         return config
+
+    def test_test_photos_that_are_missing_are_told_of_and_not_needed(
+        self, parse: Any, ball_scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shutil.copytree(ball_scene, tmp_path / "scene", ignore=lambda folder, _: ["test"])
+        config = self.config(parse, tmp_path / "scene", tmp_path)
+        config.save_config()
+        assert (config.get_base_dir() / "config.yml").is_file()
+        told = " ".join(capsys.readouterr().out.split())
+        assert "Warning: ns-eval will refuse: " in told
+        assert "none of the 2 images it lists exists" in told
 
     def test_writes_a_configuration_that_finds_the_scene_from_anywhere(
         self, parse: Any, ball_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -268,9 +280,9 @@ class TestCheckpoint:
         read: list[str] = []
         load = SceneDataParser.load
 
-        def counted(self: SceneDataParser, split: str, *reduces: bool) -> Scene:
+        def counted(self: SceneDataParser, split: str) -> Scene:
             read.append(split)
-            return load(self, split, *reduces)
+            return load(self, split)
 
         monkeypatch.setattr(SceneDataParser, "load", counted)
         self.config(parse, ball_scene, tmp_path, "--load-dir", trained_run / "nerfstudio_models").save_config()
