@@ -173,12 +173,21 @@ class ChainNetwork(nn.Module):
 
     def merged(self) -> MergedChain:
         """The chain, differentiable in the parameters."""
-        return merge_chain(self.layers)
-
-    def forward(self, x: Tensor, known: Tensor | None = None) -> Tensor:
         # Autocast would merge in half precision, for which native runners have no code; they choose their own.
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            return merge_chain(self.layers)
+
+    def forward(self, x: Tensor, chain: MergedChain | None = None, known: Tensor | None = None) -> Tensor:
+        """Evaluate the layers.
+
+        Args:
+            x: [N, D].
+            chain: what `merged` gives for the parameters as they are now, where it is at hand.
+            known: [N, D_out] the result, as for `ops.network`.
+        """
+        chain = self.merged() if chain is None else chain
         with torch.autocast(x.device.type, enabled=False):
-            return ops.network(x, self.merged(), known=known, backend=self.backend)
+            return ops.network(x, chain, known=known, backend=self.backend)
 
 
 def _shrink_to_checkpoint(field: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -193,16 +202,17 @@ def _shrink_to_checkpoint(field: nn.Module, state: dict[str, Any], prefix: str, 
 
 @dataclass(frozen=True)
 class Look:
-    """What a look at the densities of N samples has found, without gradients."""
+    """What a look at the densities of N samples has found; the tensors have no gradients."""
 
     encoded: Tensor  # [N, L * F] from the hash grid
     raw: Tensor  # [N, 1 + G] from the density network
     sigma: Tensor  # [N] densities, per world unit
+    chain: MergedChain | None  # that network, differentiable in its parameters; None where tiny-cuda-nn evaluates it
 
     def select(self, indices: Tensor) -> Look:
         """The same of the samples with these indices."""
         encoded, raw, sigma = (t.index_select(0, indices) for t in (self.encoded, self.raw, self.sigma))
-        return Look(encoded, raw, sigma)
+        return Look(encoded, raw, sigma, self.chain)
 
 
 class EugenField(nn.Module):
@@ -324,12 +334,14 @@ class EugenField(nn.Module):
         """Positions [N, 3] in the unit cube -> density [N] per world unit, geometry features [N, G]."""
         return self._split(self.density_network(self.encoding(x)))
 
-    @torch.no_grad()
     def look(self, x: Tensor) -> Look:
         """Positions [N, 3] in the unit cube -> their densities, and what `forward` need not compute again."""
-        encoded = self.encoding(x)
-        raw = self.density_network(encoded)
-        return Look(encoded, raw, self._split(raw)[0])
+        network = self.density_network
+        chain = network.merged() if isinstance(network, ChainNetwork) else None
+        with torch.no_grad():
+            encoded = self.encoding(x)
+            raw = network(encoded) if chain is None else network(encoded, chain)
+            return Look(encoded, raw, self._split(raw)[0], chain)
 
     def forward(self, x: Tensor, directions: Tensor, look: Look | None = None) -> tuple[Tensor, Tensor]:
         """Positions [N, 3] in the unit cube, unit directions [N, 3] -> density [N], rgb [N, 3] in [0, 1].
@@ -340,7 +352,8 @@ class EugenField(nn.Module):
         if look is None or not isinstance(self.encoding, HashGrid):  # tiny-cuda-nn computes it again
             sigma, geometry = self.density(x)
         else:
-            sigma, geometry = self._split(self.density_network(self.encoding(x, look.encoded), look.raw))
+            encoded = self.encoding(x, look.encoded)
+            sigma, geometry = self._split(self.density_network(encoded, look.chain, look.raw))
         return sigma, self._color(geometry, directions)
 
     def evaluator(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -24,6 +24,10 @@ REAL_GENERATOR = torch.Generator
 INDEXING = {"__getitem__", "__setitem__", "index_put_", "index_put"}
 TO_NUMPY = {"numpy", "__array__"}
 
+# What a program waits for the GPU for, and what has been waited for.
+WAITING = {"cpu", "item", "tolist", "nonzero", "masked_select", "unique", "__bool__", "__int__", "__float__"}
+WAITS: list[str] = []
+
 
 class OnGpu(Tensor):
     """A tensor that pretends."""
@@ -75,6 +79,8 @@ def call(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         mixed = [tensor for tensor in tensors if not isinstance(tensor, OnGpu) and tensor.dim()]
         if mixed:
             raise RuntimeError(f"{name}: Expected all tensors to be on the same device, found cuda:0 and cpu")
+    if pretend and (name in WAITING or (name in INDEXING and _has_mask(args[1]))):
+        WAITS.append(name)
     source = kwargs.get("generator")
     if source is not None and isinstance(source, GpuGenerator) != (pretend if wanted is None else wanted):
         raise RuntimeError(f"{name}: the generator is on another device than the result")
@@ -89,6 +95,11 @@ def call(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         else:
             wanted = pretend and name != "cpu"
     return tree_map(lambda value: _place(value, wanted), result)
+
+
+def _has_mask(index: Any) -> bool:
+    """Whether it takes a look at values to know the shape of what is indexed."""
+    return any(isinstance(part, Tensor) and part.dtype == torch.bool for part in tree_flatten(index)[0])
 
 
 def _check_indexing(name: str, indexed: Tensor, index: Any, value: Any = None, *_: Any) -> None:
@@ -143,6 +154,7 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     monkeypatch.setenv("EUGEN_BACKEND", "reference")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (1 << 30, 1 << 31))
     # Files hold where tensors were, not who pretended.
     save = torch.save
     monkeypatch.setattr(

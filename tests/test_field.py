@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eugen_nerf.errors import UserError
-from eugen_nerf.field import EugenField, FieldConfig, Look, TruncatedExp
+from eugen_nerf.field import EugenField, FieldConfig, TruncatedExp
+from eugen_nerf.layers import merge_chain
+from eugen_nerf.layers.merge import MergedChain
 from eugen_nerf.ops import HashGridLayout
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -86,8 +88,21 @@ def test_what_a_look_has_found_is_not_computed_again(kind: str, backend: str, mo
     for first, second in zip(*results, strict=True):
         torch.testing.assert_close(second, first)
     if backend == "auto":  # what is handed over is used
-        other = Look(look.encoded, look.raw + 1, look.sigma)
+        other = dataclasses.replace(look, raw=look.raw + 1)
         torch.testing.assert_close(field(x, directions, other)[0], math.e * look.sigma)
+
+
+def test_networks_are_merged_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    merged: list[nn.Sequential] = []
+
+    def merge(layers: nn.Sequential) -> MergedChain:
+        merged.append(layers)
+        return merge_chain(layers)
+
+    monkeypatch.setattr("eugen_nerf.field.merge_chain", merge)
+    field, (x, directions) = small_field(), queries(20)
+    field(x, directions, field.look(x))
+    assert merged == [field.density_network.layers, field.color_network.layers]
 
 
 @every_kind

@@ -39,7 +39,7 @@ class Medium(nn.Module):
 
     def look(self, unit: Tensor) -> Look:
         sigma = self.density(unit)[0].detach()
-        return Look(sigma[:, None], sigma[:, None], sigma)
+        return Look(sigma[:, None], sigma[:, None], sigma, None)
 
     def forward(self, unit: Tensor, directions: Tensor, look: Look | None = None) -> tuple[Tensor, Tensor]:
         return self.density(unit)[0], torch.tensor(COLOR, dtype=unit.dtype).expand(len(unit), 3)

@@ -22,7 +22,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from eugen_nerf.plugin.dataparsers import reading_frames
-from eugen_nerf.plugin.pixel_sampler import MixedSizesPixelSampler
+from eugen_nerf.plugin.pixel_sampler import UniformPixelSampler
 from eugen_nerf.plugin.rays import TabulatedRays
 from eugen_nerf.scenes import Frame, read_image, read_mask
 
@@ -100,6 +100,9 @@ class SceneDataManagerConfig(VanillaDataManagerConfig):
 
     _target: type = field(default_factory=lambda: SceneDataManager)
     """Class to instantiate."""
+    images_on_gpu: bool | None = None  # type: ignore[assignment]
+    """Whether the training photos are kept on the GPU; None for where they take no more than a quarter of what is free
+    there."""
     eval_background: Background = "white"
     """Behind the scene in pictures and metrics."""
 
@@ -109,9 +112,12 @@ class SceneDataManager(VanillaDataManager[SceneDataset]):
 
     config: SceneDataManagerConfig
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, config: SceneDataManagerConfig, *args: Any, **kwargs: Any) -> None:
+        self._images_on_gpu = config.images_on_gpu
+        # nerfstudio would hand indices on the GPU to ray generators that look them up in main memory.
+        config = replace(config, images_on_gpu=False)
         with reading_frames():
-            super().__init__(*args, **kwargs)
+            super().__init__(config, *args, **kwargs)
 
     def create_train_dataset(self) -> SceneDataset:
         return self._on_background(super().create_train_dataset())
@@ -155,13 +161,24 @@ class SceneDataManager(VanillaDataManager[SceneDataset]):
 
     def _get_pixel_sampler(self, dataset: SceneDataset, num_rays_per_batch: int) -> PixelSampler:
         sampler = super()._get_pixel_sampler(dataset, num_rays_per_batch)
-        if (
-            self.config.collate_fn is variable_res_collate
-            and type(sampler) is PixelSampler
-            and not sampler.config.is_equirectangular
-        ):
-            return MixedSizesPixelSampler(sampler.config, num_rays_per_batch=num_rays_per_batch)
-        return sampler
+        special = sampler.config.is_equirectangular or sampler.config.fisheye_crop_radius is not None
+        place = self._place_of_photos(dataset)
+        if type(sampler) is not PixelSampler or special:
+            return sampler
+        if place.type == "cpu" and self.config.collate_fn is not variable_res_collate:
+            return sampler
+        return UniformPixelSampler(sampler.config, place, num_rays_per_batch=num_rays_per_batch)
+
+    def _place_of_photos(self, dataset: SceneDataset) -> torch.device:
+        """Where the pixels that a dataset's batches draw from are kept."""
+        gpu, wanted = torch.device(self.device), self._images_on_gpu
+        if gpu.type != "cuda" or dataset is not self.train_dataset or wanted is False:
+            return torch.device("cpu")
+        if wanted is None:
+            cameras = dataset.cameras
+            # Four bytes for colour and alpha, or for colour and mask.
+            wanted = 4 * int((cameras.width * cameras.height).sum()) <= torch.cuda.mem_get_info(gpu)[0] // 4
+        return gpu if wanted else torch.device("cpu")
 
     def next_train(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
         """Rays of random pixels, and their colours from 0 to 1."""

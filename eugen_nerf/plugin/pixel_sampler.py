@@ -1,4 +1,4 @@
-"""Drawing training pixels from photos of different sizes."""
+"""Drawing training pixels from photos of any sizes, on the device where they are kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from nerfstudio.data.pixel_samplers import PixelSampler
+from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
 from torch import Tensor
 
 from eugen_nerf.errors import UserError
@@ -14,33 +14,35 @@ from eugen_nerf.errors import UserError
 # With fewer usable pixels than this share, their list is shorter than trying would be long.
 FEW = 0.1
 
+Images = Tensor | list[Tensor]  # [I, H, W, C], or [H, W, C] of different sizes
+
 
 @dataclass(frozen=True, eq=False)
 class _Pixels:
-    """Images [H, W, C] of different sizes, row after row in one tensor."""
+    """Images row after row in one tensor."""
 
-    source: list[Tensor]  # the images, whose memory is that of `values`
+    source: Images  # the images, whose memory is that of `values` where they stay on their device
     values: Tensor  # [P, C]
+    cameras: Tensor  # [I] int64
     starts: Tensor  # [I + 1] int64, the first of each image and P
     widths: Tensor  # [I] int64
     usable: Tensor | None  # [P] bool; None: all
     listed: Tensor | None  # [U] int64, the usable ones where they are few
 
     @classmethod
-    def of(cls, images: list[Tensor], masks: list[Tensor] | None) -> _Pixels:
-        """The images' pixels; the lists' entries are replaced by views, so that nothing is kept twice."""
-        values = _joined(images)
-        usable = None if masks is None else _joined(masks)[:, 0].bool()
+    def of(cls, images: Images, masks: Images | None, cameras: Tensor, device: torch.device) -> _Pixels:
+        """The images' pixels; entries of lists are replaced by views, so that nothing is kept twice on one device."""
+        values = _joined(images).to(device)
+        usable = None if masks is None else _joined(masks)[:, 0].bool().to(device)
         listed = None
         if usable is not None:
             share = float(usable.float().mean())
             if not share:
                 raise UserError("The masks of the training photos leave no pixel to train on.")
             listed = usable.nonzero()[:, 0] if share < FEW else None
-        counts = torch.tensor([0, *(image.shape[0] * image.shape[1] for image in images)])
-        widths = torch.tensor([image.shape[1] for image in images])
-        device = values.device
-        return cls(images, values, counts.cumsum(0).to(device), widths.to(device), usable, listed)
+        starts = torch.tensor([0, *(image.shape[0] * image.shape[1] for image in images)]).cumsum(0).to(device)
+        widths = torch.tensor([image.shape[1] for image in images], device=device)
+        return cls(images, values, cameras.to(device), starts, widths, usable, listed)
 
     def draw(self, number: int) -> Tensor:
         """Rows [number] of `values`, each usable one as likely as any other."""
@@ -53,7 +55,10 @@ class _Pixels:
         return rows
 
 
-def _joined(images: list[Tensor]) -> Tensor:
+def _joined(images: Images) -> Tensor:
+    """All pixels, [P, C]."""
+    if isinstance(images, Tensor):
+        return images.flatten(0, 2)
     joined = torch.cat([image.flatten(0, 1) for image in images])
     begin = 0
     for index, image in enumerate(images):
@@ -63,26 +68,33 @@ def _joined(images: list[Tensor]) -> Tensor:
     return joined
 
 
-class MixedSizesPixelSampler(PixelSampler):
-    """Draws from all pixels of all photos alike, where these differ in size.
+class UniformPixelSampler(PixelSampler):
+    """Draws from all pixels of all photos alike.
 
-    nerfstudio's own sampler gives each photo the same even number of rays: none to most of them where a step has few
-    rays, and an error where it has an odd number. It knows no masks in such scenes.
+    Where photos differ in size, nerfstudio's own sampler gives each the same even number of rays: none to most of them
+    where a step has few rays, and an error where it has an odd number. It knows no masks in such scenes. And it looks
+    pixels up in main memory, for which a GPU has to be waited for in every step.
+
+    Args:
+        config: nerfstudio's.
+        device: where to keep the photos, and what is drawn.
     """
 
     _pixels: _Pixels | None = None
 
-    def collate_image_dataset_batch_list(
-        self, batch: dict[str, Any], num_rays_per_batch: int, keep_full_image: bool = False
-    ) -> dict[str, Any]:
+    def __init__(self, config: PixelSamplerConfig, device: torch.device | str, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        self.device = torch.device(device)
+
+    def sample(self, image_batch: dict[str, Any]) -> dict[str, Any]:
         """A cached batch of images -> colours [R, C] of pixels, and their indices [R, 3]: camera, row, column."""
-        if self._pixels is None or self._pixels.source is not batch["image"]:
-            self._pixels = _Pixels.of(batch["image"], None if self.config.ignore_mask else batch.get("mask"))
+        if self._pixels is None or self._pixels.source is not image_batch["image"]:
+            masks = None if self.config.ignore_mask else image_batch.get("mask")
+            self._pixels = _Pixels.of(image_batch["image"], masks, image_batch["image_idx"], self.device)
         pixels = self._pixels
-        rows = pixels.draw(num_rays_per_batch)
+        rows = pixels.draw(self.num_rays_per_batch)
         image = torch.searchsorted(pixels.starts, rows, right=True) - 1
         local, width = rows - pixels.starts[image], pixels.widths[image]
-        camera = batch["image_idx"].to(image.device)[image]
-        indices = torch.stack([camera, local // width, local % width], dim=-1)
+        indices = torch.stack([pixels.cameras[image], local // width, local % width], dim=-1)
         drawn = {"image": pixels.values[rows], "indices": indices}
-        return {**drawn, "full_image": batch["image"]} if keep_full_image else drawn
+        return {**drawn, "full_image": image_batch["image"]} if self.config.keep_full_image else drawn

@@ -16,13 +16,14 @@ from PIL import Image
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.plugin.datamanager import SceneDataManager
+from tests.pretended_gpu import WAITS, OnGpu, pretended_gpu
 
 
-def build(parse: Any, *arguments: str | Path, test_mode: str = "val") -> SceneDataManager:
+def build(parse: Any, *arguments: str | Path, test_mode: str = "val", device: str = "cpu") -> SceneDataManager:
     config = parse(*arguments)
     if config.data is not None:
         config.pipeline.datamanager.data = config.data
-    return config.pipeline.datamanager.setup(device="cpu", test_mode=test_mode)
+    return config.pipeline.datamanager.setup(device=device, test_mode=test_mode)
 
 
 def pixels(path: Path) -> torch.Tensor:
@@ -222,6 +223,59 @@ class TestSizesThatDiffer:
         assert sizes == [{(16, 16)}, {(16, 16), (8, 16)}]
         assert manager.next_train(0)[1]["image"].isfinite().all()
         assert manager.next_eval(0)[1]["image"].isfinite().all()
+
+
+class TestPhotosOnTheGpu:
+    @pytest.mark.parametrize("mixed", [False, True])
+    def test_drawing_does_not_wait_for_it(
+        self, parse: Any, capture: Path, mixed: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        unmask_all(capture)
+        if mixed:
+            TestSizesThatDiffer.shrink(capture, 15)
+        with pretended_gpu(monkeypatch):
+            manager = build(parse, "--data", capture, device="cuda")
+            manager.next_train(0)
+            WAITS.clear()
+            bundle, batch = manager.next_train(1)
+            assert WAITS == []
+            assert {type(value) for value in (*batch.values(), bundle.origins)} == {OnGpu}
+            camera, row, column = batch["indices"].cpu().unbind(-1)
+            for drawn in range(0, len(camera), 50):
+                photo = manager.train_dataset[int(camera[drawn])]["image"]
+                torch.testing.assert_close(batch["image"][drawn].cpu(), photo[row[drawn], column[drawn]])
+
+    def test_masks(self, parse: Any, capture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        unmask_all(capture, but=1)
+        with pretended_gpu(monkeypatch):
+            manager = build(parse, "--data", capture, device="cuda")
+            names = [file.name for file in manager.train_dataset.image_filenames]
+            for step in range(10):
+                camera, _, column = manager.next_train(step)[1]["indices"].cpu().unbind(-1)
+                assert not (column[camera == names.index("01.png")] < 6).any()
+
+    @pytest.mark.parametrize(
+        ("option", "share_of_free", "there"),
+        [(None, 4, True), (None, 3, False), ("True", 1, True), ("False", 100, False)],
+    )
+    def test_they_stay_in_main_memory_where_they_are_too_many(
+        self,
+        parse: Any,
+        capture: Path,
+        option: str | None,
+        share_of_free: int,
+        there: bool,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        unmask_all(capture)
+        arguments = () if option is None else (f"--pipeline.datamanager.images-on-gpu={option}",)
+        with pretended_gpu(monkeypatch):
+            photos = len(build(parse, "--data", capture).train_dataset)
+            free = 4 * 16 * 16 * photos * share_of_free
+            monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free, 1 << 40))
+            manager = build(parse, "--data", capture, *arguments, device="cuda")
+            assert isinstance(manager.next_train(0)[1]["image"], OnGpu) == there
+            assert manager.next_eval(0)[1]["image"].isfinite().all()
 
 
 class TestParsersOfNerfstudio:
