@@ -27,7 +27,7 @@ NetworkKind = Literal["eugen", "mlp", "low-rank", "snnk"]
 
 @dataclass
 class FieldConfig:
-    """Shape of an `EugenField`; of all this only ``network`` differs between the methods that are compared."""
+    """Shape of an `EugenField`; of all this only ``network`` differs between eugen-nerf and its twins."""
 
     network: NetworkKind = "eugen"
     """Kind of the hidden layers of both networks."""
@@ -114,7 +114,7 @@ class FieldConfig:
             )
 
 
-# What docs/eugen-study.md found best on objects in front of a plain background: features are projections and their
+# What docs/eugen-study.md found best on lego at equal steps: features are projections and their
 # products in pairs, with no other nonlinearity. Merged, such networks cost what those of the defaults do.
 ORDER_2_LAYERS: dict[str, Any] = {
     "order": 2,

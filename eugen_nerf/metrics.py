@@ -1,7 +1,7 @@
 """Image metrics by one protocol for every method.
 
-As nerfbaselines does it: prediction and truth are rounded to 8 bits on the dataset's background and compared
-at full size, so that no method gains from precision that a stored picture does not have.
+As nerfbaselines does it, prediction and truth are compared in 8 bits (rounded, which it truncates) on the dataset's
+background at full size, so that no method gains from precision that a stored picture does not have.
 """
 
 from __future__ import annotations

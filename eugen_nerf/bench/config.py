@@ -187,7 +187,7 @@ def find_scene(path: str, beside: Path) -> Path:
     places = [Path.cwd(), beside.absolute(), *([Path(data).expanduser().absolute()] if data else [])]
     for place in places:
         if (place / given).exists():
-            return (place / given).resolve()
+            return Path(os.path.abspath(place / given))  # a link's own name is what tables call the scene
     looked = ", ".join(dict.fromkeys(str(place / given) for place in places))
     near = difflib.get_close_matches(path, _folders(places), n=1, cutoff=0.6)
     hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -196,7 +196,11 @@ class EUGen(nn.Module):
             self.bias.copy_(-self._kernel_constant())
 
     def features(self, x: Tensor) -> Tensor:
-        """F(x), the random features: [..., d] -> [..., k * m]."""
+        """F(x), the random features: [..., d] -> [..., k * m].
+
+        Raises:
+            ValueError: the input has another width.
+        """
         if x.shape[-1] != self.in_features:
             raise ValueError(f"EUGen takes [..., {self.in_features}], got {list(x.shape)}")
         rows = self.projections.flatten(0, 1)

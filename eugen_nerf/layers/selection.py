@@ -1,8 +1,8 @@
 """Fewer random features after training has begun: those of an EUGen layer that its outputs depend on most.
 
-A network that starts with many features and keeps the best of them after part of its training ends better than one that
-has only as many from the start: docs/eugen-study.md. Which features to keep is a question that EUGens (NeurIPS 2025,
-arXiv 2601.22563) leave open.
+A network that starts with many features and keeps the best of them after part of its training can end better, after
+equal steps, than one that has only as many from the start: docs/eugen-study.md. Which features to keep is a question
+that EUGens (NeurIPS 2025, arXiv 2601.22563) leave open.
 """
 
 from __future__ import annotations

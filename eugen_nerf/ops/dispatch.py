@@ -50,7 +50,7 @@ def _native_cpu_problem() -> str | None:
         cpu_library()
     except BuildError as error:
         warnings.warn(
-            f"eugen-nerf runs on eager PyTorch, about ten times slower than its native code: {error}.",
+            f"eugen-nerf runs on eager PyTorch, several times slower than its native code: {error}.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -8,6 +8,7 @@ kernels (a GPU that serves one process alone, or whose memory is full), this one
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import hashlib
@@ -311,4 +312,10 @@ def main(device: str, quiet: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], QUIET in sys.argv)
+    parser = argparse.ArgumentParser(
+        description="Compare each native op with eager PyTorch; exit status 1 where one differs."
+    )
+    parser.add_argument("device", help="cuda:0, another GPU, or cpu")
+    parser.add_argument(QUIET, action="store_true", help="print the names of those that differ, and nothing else")
+    arguments = parser.parse_args()
+    main(arguments.device, arguments.quiet)

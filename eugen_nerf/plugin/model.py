@@ -55,7 +55,7 @@ class EugenModelConfig(ModelConfig):
     occupancy_resolution: int = 128
     """Cells of the occupancy grid along each axis."""
     occupancy_threshold: float = 0.01
-    """Optical thickness of one step from which on a cell counts as occupied."""
+    """Optical thickness of one step from which on a cell counts as occupied; the grid's mean, where that is less."""
     skip_hidden: bool | None = None
     """Whether samples that no light reaches are left out of training, at the price of a look at the densities of all;
     None in captures, where a ray has many of them."""

@@ -80,7 +80,11 @@ def read_colmap(root: Path) -> Capture:
 
 
 def read_model(folder: Path) -> ColmapModel:
-    """Reads the sparse model in a folder; the binary files where both kinds are there, as COLMAP does."""
+    """Reads the sparse model in a folder; the binary files where both kinds are there, as COLMAP does.
+
+    Raises:
+        SceneError: there is none, or its files are damaged.
+    """
     extension = _extension(folder)
     if extension is None:
         raise SceneError(f"{folder}: no COLMAP model; it needs cameras and images as .bin or .txt")

@@ -40,7 +40,11 @@ def read_transforms(path: Path) -> Capture:
 
 
 def read_frames(path: Path, meta: Mapping[str, object], finder: ImageFinder) -> tuple[Shot, ...]:
-    """Frames of a parsed transforms file, in the file's order; intrinsics shared or per frame."""
+    """Frames of a parsed transforms file, in the file's order; intrinsics shared or per frame.
+
+    Raises:
+        SceneError: a frame cannot be used, or two are of one photo.
+    """
     frames = as_list(meta.get("frames"), f"{path}: frames")
     shots: list[Shot] = []
     first_use: dict[str, int] = {}
@@ -110,6 +114,9 @@ def read_intrinsics(values: Mapping[str, object], where: str) -> Intrinsics:
 
     Keys: fl_x, fl_y, cx, cy, w, h in pixels; camera_angle_x, camera_angle_y in radians; k1..k4, p1, p2 or
     distortion_params [k1, k2, k3, k4, p1, p2]; camera_model; is_fisheye.
+
+    Raises:
+        SceneError: a value is missing, is not what its key asks for, or belongs to a camera that is not supported.
     """
 
     # A null is as good as no key.

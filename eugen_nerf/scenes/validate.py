@@ -77,7 +77,7 @@ def as_number(value: object, where: str) -> float:
 
 
 def as_positive(value: object, where: str) -> float:
-    """A number in [1e-9, 1e9], such as a focal length in pixels."""
+    """A number in [1e-9, 1e9], such as a focal length in pixels; raises SceneError for any other."""
     number = as_number(value, where)
     if number <= 0:
         raise SceneError(f"{where}: must be positive, found {shorten(value)}")
@@ -87,7 +87,7 @@ def as_positive(value: object, where: str) -> float:
 
 
 def as_size(value: object, where: str) -> int:
-    """A whole number of pixels; JSON and npy files often store it as a float such as 480.0."""
+    """A whole number of pixels, which files often store as a float such as 480.0; raises SceneError for any other."""
     number = as_number(value, where)
     if number != int(number) or not 1 <= number <= MAX_PIXELS_PER_SIDE:
         raise SceneError(f"{where}: must be a whole number of pixels, at least 1, found {shorten(value)}")
@@ -95,14 +95,14 @@ def as_size(value: object, where: str) -> int:
 
 
 def as_list(value: object, where: str) -> list[object]:
-    """A non-empty JSON list."""
+    """A non-empty JSON list; raises SceneError for anything else."""
     if not isinstance(value, list) or not value:
         raise SceneError(f"{where}: expected a non-empty list, found {shorten(value)}")
     return value
 
 
 def as_path_text(value: object, where: str) -> str:
-    """A non-empty path as a file states it, with forward slashes and no leading "./"."""
+    """A non-empty path as a file states it, with forward slashes and no leading "./"; raises SceneError for no path."""
     if not isinstance(value, str) or not value.strip():
         raise SceneError(f"{where}: expected a file path, found {shorten(value)}")
     # Control characters, and the lone surrogates that JSON can spell, are no names and would garble messages.
@@ -115,7 +115,7 @@ def as_path_text(value: object, where: str) -> str:
 
 
 def as_matrix(value: object, where: str) -> np.ndarray:
-    """A 3 x 4 or 4 x 4 matrix of finite numbers from nested JSON lists, as float64."""
+    """A 3 x 4 or 4 x 4 matrix of finite numbers from nested JSON lists, as float64; raises SceneError for others."""
     matrix: list[list[float]] = []
     for i, row in enumerate(as_list(value, where)):
         numbers = [as_number(x, f"{where}[{i}][{j}]") for j, x in enumerate(as_list(row, f"{where}[{i}]"))]

@@ -92,6 +92,17 @@ def test_scenes_are_looked_for_beside_the_file_and_in_eugen_data(
     assert load_benchmark(write_config(scenes=["ball"])).scenes[0].path == str(ball_scene.resolve())
 
 
+def test_links_to_one_scene_are_scenes_of_their_own(
+    write_config: WriteConfig, ball_scene: Path, tmp_path: Path
+) -> None:
+    for name in ("chair", "drums"):
+        (tmp_path / name).symlink_to(ball_scene)
+    assert [scene.name for scene in load_benchmark(write_config(scenes=["chair", "drums"])).scenes] == [
+        "chair",
+        "drums",
+    ]
+
+
 def test_shipped_configs_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the scenes, which a machine may lack, and which are stood in for by empty folders."""
     from eugen_nerf.bench.runner import check_rows
