@@ -4,9 +4,11 @@
                              [--only SECTION ...]
 
 Times are CUDA events: after a warm-up, the median of 50 runs that take turns, each with cold caches and queued while
-the GPU is still busy, so that no time of the CPU is in them; marches, which wait for the GPU in between, and frames
-come with the CPU's part. "Against the machine" compares with matrix products and copies measured in the same run.
-tiny-cuda-nn is left out where it cannot be imported; its PyTorch modules take float32 rows. ``--scene`` (a Blender
+the GPU is still busy, so that no time of the CPU is in them; marches wait for the GPU in between and come with the
+CPU's part. Frames follow one another as fast as CPU and GPU get through them; "one at a time" waits for each, as a
+viewer does. "Against the machine" compares with matrix products and copies measured in the same run.
+tiny-cuda-nn is left out where it cannot be imported; its PyTorch modules take float32 rows and give fp16, so its times
+are compared with ours for fp16 rows, which move less, and for float32 rows, which move more. ``--scene`` (a Blender
 scene, e.g. lego at 400 x 400) adds training with ns-train's own loop, PSNR, and frames per second at the scene's size
 and at twice that; the package need not be installed for it, nerfstudio must.
 
@@ -50,6 +52,7 @@ from eugen_nerf.tcnn_modules import hash_grid, load_tcnn, mlp
 
 ROUNDS, WARM_UP = 50, 10
 WIDTHS = (32, 64, 128)
+OURS_FLOAT32, TCNN = "ours, float32 rows", "tcnn, float32 rows in"
 VIEWS = 5  # of the test split, for frames per second
 NERFACTO_STEPS = 500
 # In this order: whatever has workers of its own, or a compiler, comes late, so that nothing is lost where it hangs.
@@ -151,6 +154,7 @@ def race(
     contenders: list[tuple[str, Callable[[], Callable[[], object]]]],
     note: Callable[[str, float], str],
     factors: dict[str, float] | None = None,
+    beside: dict[str, str] | None = None,
 ) -> Iterator[Row]:
     """A row for each; who fails at the first run has a row that says so, and is left out.
 
@@ -158,6 +162,7 @@ def race(
         contenders: name and function that prepares what is timed; the first is "ours" to all others.
         note: of a name and its milliseconds.
         factors: what the times of some are multiplied by.
+        beside: for some, who else to compare them with.
     """
     able: dict[str, Callable[[], object]] = {}
     for name, prepare in contenders:
@@ -172,7 +177,11 @@ def race(
     took = {name: ms * (factors or {}).get(name, 1) for name, ms in zip(able, found, strict=True)}
     ours = took.get(contenders[0][0])
     for name, ms in took.items():
-        yield what, name, f"{ms:.3f}", f"{ms / ours:.2f}x" if ours else "", note(name, ms)
+        ratios = [f"{ms / ours:.2f}x"] if ours else []
+        other = (beside or {}).get(name, "")
+        if other in took:
+            ratios.append(f"{ms / took[other]:.2f}x of {other}")
+        yield what, name, f"{ms:.3f}", "; ".join(ratios), note(name, ms)
 
 
 def failure(error: BaseException) -> str:
@@ -237,15 +246,15 @@ def network_rows(
             module = torch.compile(eager, dynamic=False)
             contenders.append(Contender("torch.compile fp16", module, x16, grad16, tuple(eager.parameters())))
         else:
-            contenders.append(Contender("ours, float32 rows", ours, x32, grad32, (parameters,)))
+            contenders.append(Contender(OURS_FLOAT32, ours, x32, grad32, (parameters,)))
             contenders.append(Contender("torch fp16", eager, x16, grad16, tuple(eager.parameters())))
         if tcnn is not None and not compiled:
             network = mlp(32, 16, width, 2).to(DEVICE)
-            contenders.append(Contender("tcnn, float32 rows in", network, x32, grad16, tuple(network.parameters())))
+            contenders.append(Contender(TCNN, network, x32, grad16, tuple(network.parameters())))
 
         def note(name: str, ms: float, work: int, chain: MergedChain = chain) -> str:
             tflops = work * 2 * batch * chain.multiply_adds / ms / 1e9
-            into, out = (4 if "float32" in name else 2) * 32, (4 if name == "ours, float32 rows" else 2) * 16
+            into, out = (4 if "float32" in name else 2) * 32, (4 if name == OURS_FLOAT32 else 2) * 16
             # Backward reads inputs and gradients, and writes the inputs' gradients.
             moved = batch * (into + out + (2 * into + out if work > 1 else 0)) / ms / 1e9
             return f"{tflops:.0f} of {machine.tflops:.0f} TFLOP/s, rows {moved:.2f} of {machine.tbytes:.2f} TB/s"
@@ -255,11 +264,13 @@ def network_rows(
             f"{what}, forward",
             [(c.name, lambda c=c: c.forward) for c in contenders],  # type: ignore[misc]
             functools.partial(note, work=1),
+            beside={TCNN: OURS_FLOAT32},
         )
         yield from race(
             f"{what}, forward + backward",
             [(c.name, c.forward_backward) for c in contenders],
             functools.partial(note, work=3),
+            beside={TCNN: OURS_FLOAT32},
         )
 
 
@@ -384,6 +395,8 @@ class Trainings:
     def rows(self, *methods: str) -> Iterator[Row]:
         """Iterations per second, PSNR of the test views, and frames per second on the trained scene."""
         name_methods()
+        import nerfstudio.configs.method_configs  # noqa: F401  # before ours, which it looks for and must find whole
+
         import eugen_nerf.plugin.methods  # noqa: F401  # where it cannot be imported this says why; nerfstudio would not
         from eugen_nerf.bench.config import Budget
         from eugen_nerf.bench.jobs import Progress, TrainingJob
@@ -440,7 +453,7 @@ class Trainings:
 
 def frame_rows(method: str, load_config: Path) -> Iterator[Row]:
     """Test views of a trained run, one after another, at their size and at twice that: from rays to pixels by our
-    renderer, and from camera to picture as nerfstudio asks for it. What a program gets, the CPU's part included."""
+    renderer, and from camera to picture as nerfstudio asks for it."""
     from eugen_nerf.bench.evaluation import evaluating, render_view
     from eugen_nerf.plugin.runs import load_run
 
@@ -456,6 +469,9 @@ def frame_rows(method: str, load_config: Path) -> Iterator[Row]:
             rays = [(b.origins.contiguous(), b.directions.contiguous()) for b in bundles]
             kinds = {
                 "rays to pixels": [functools.partial(renderer.render, *of_view) for of_view in rays],
+                "rays to pixels, one at a time": [
+                    functools.partial(wait_for, functools.partial(renderer.render, *of_view)) for of_view in rays
+                ],
                 "camera to picture": [
                     functools.partial(render_view, pipeline, cameras[i : i + 1]) for i in range(len(cameras))
                 ],
@@ -463,6 +479,12 @@ def frame_rows(method: str, load_config: Path) -> Iterator[Row]:
             for kind, views in kinds.items():
                 ms = statistics.mean(times(*views, rounds=rounds, warm_up=2, alone=False))
                 yield f"{method}, {size}, {kind}", f"{1000 / ms:.0f} frames/s", f"{ms:.2f}", "", ""
+
+
+def wait_for(function: Callable[[], object]) -> None:
+    """Until the GPU has done all of a function's work."""
+    function()
+    torch.cuda.synchronize()
 
 
 @dataclass

@@ -77,7 +77,7 @@ def default_programs(architecture: int) -> Iterator[Program]:
             yield Program(f"{kind}, {part}", "network.cu", constants, architecture, shared)
         if specs not in seen:
             seen[specs] = None
-            constants = cuda.render_constants(*specs, 2, False)
+            constants = cuda.render_constants(*specs, 2, half_table=True)
             shared = (("render", render_shared_bytes(*specs)),)
             yield Program(f"{kind}, render", "render.cu", constants, architecture, shared)
 

@@ -13,8 +13,8 @@ POSITIONS_AT_ONCE = 1 << 18
 
 def pack_bits(mask: Tensor) -> Tensor:
     """[8 n] bool -> [n] uint8, the first element in the lowest bit."""
-    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
-    return (mask.view(-1, 8).to(torch.uint8) * weights).sum(dim=1, dtype=torch.uint8)
+    places = torch.arange(8, dtype=torch.uint8, device=mask.device)  # made there: nothing waits for a copy
+    return (mask.view(-1, 8).to(torch.uint8) << places).sum(dim=1, dtype=torch.uint8)
 
 
 class OccupancyGrid(nn.Module):

@@ -79,7 +79,9 @@ def call(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         mixed = [tensor for tensor in tensors if not isinstance(tensor, OnGpu) and tensor.dim()]
         if mixed:
             raise RuntimeError(f"{name}: Expected all tensors to be on the same device, found cuda:0 and cpu")
-    if pretend and (name in WAITING or (name in INDEXING and _has_mask(args[1]))):
+    # Copies from main memory wait until they are done.
+    copied = wanted and not pretend and name in ("to", "cuda", "tensor", "as_tensor")
+    if copied or (pretend and (name in WAITING or (name in INDEXING and _has_mask(args[1])))):
         WAITS.append(name)
     source = kwargs.get("generator")
     if source is not None and isinstance(source, GpuGenerator) != (pretend if wanted is None else wanted):

@@ -4,6 +4,8 @@ that nothing of it is lost is not."""
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -117,6 +119,31 @@ def test_a_scene_that_is_not_there_is_told_at_once(tmp_path: Path, monkeypatch: 
 
 
 METHODS = ("eugen-nerf", "eugen-nerf-mlp", "nerfacto")
+KINDS = ("rays to pixels", "rays to pixels, one at a time", "camera to picture")
+HIDE_ENTRY_POINTS = """
+import importlib.metadata as metadata, sys
+def without_ours(known=metadata.entry_points, **wanted):
+    found = known(**wanted)
+    return metadata.EntryPoints(e for e in found if not e.value.startswith("eugen_nerf")) if wanted else found
+metadata.entry_points = without_ours
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_program_finds_our_methods_by_itself(installed: bool, ball_scene: Path, tmp_path: Path) -> None:
+    """Where nothing else has imported nerfstudio before, and where the package is not installed."""
+    code = f"""
+import gpu
+from pathlib import Path
+trainings = gpu.Trainings(Path({str(ball_scene)!r}), 2, None, float("inf"), Path({str(tmp_path)!r}))
+print(next(trainings.rows("eugen-nerf")))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(gpu.__file__).parent), "EUGEN_CUDA_CHECK": "0"}
+    command = [sys.executable, "-c", ("" if installed else HIDE_ENTRY_POINTS) + code]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "('eugen-nerf, 2 iterations', " in result.stdout, result.stderr
+    assert " it/s" in result.stdout
 
 
 def test_training_ends_with_the_minutes(ball_scene: Path, tmp_path: Path) -> None:
@@ -148,6 +175,6 @@ def test_training_and_frames(ball_scene: Path, tmp_path: Path, monkeypatch: pyte
         mine = [row for row in rows if row[0].startswith(f"{method}, ")]
         assert [row[0].removeprefix(f"{method}, ") for row in mine] == [
             "3 iterations",
-            *(f"{size} x {size}, {kind}" for size in (16, 32) for kind in ("rays to pixels", "camera to picture")),
+            *(f"{size} x {size}, {kind}" for size in (16, 32) for kind in KINDS),
         ]
         assert all(float(row[2]) > 0 for row in mine)

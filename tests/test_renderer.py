@@ -255,10 +255,14 @@ class NativeOps(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
+        self.rendered_table: torch.dtype | None = None
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function.namespace == "eugen_nerf":
-            self.names.add(function.__name__.removesuffix(".default"))
+            name = function.__name__.removesuffix(".default")
+            self.names.add(name)
+            if name == "render":
+                self.rendered_table = args[9].dtype
         return function(*args, **(kwargs or {}))
 
 
@@ -281,3 +285,4 @@ def test_on_a_gpu_every_op_is_native(network: str, contracted: bool, monkeypatch
         assert trained.rgb.requires_grad
     assert ops.names == {"march", "sample_points", "hash_encode", "hash_encode_known", "network", "network_known",
                          "spherical_harmonics", "composite", "render"}  # fmt: skip
+    assert ops.rendered_table == torch.float16

@@ -50,6 +50,8 @@ def render(
         colors, alphas, depths, counts = (torch.cat(part) for part in zip(*parts, strict=True))
         return colors, alphas, depths, counts
     density, color = networks
+    # Tensor cores take the features in fp16 anyway, and its table is half as much to read: docs/gpu.md.
+    table = field.table.half() if reads_half_tables(origins.device) else field.table
     out, samples = operators.render(
         origins,
         directions,
@@ -59,7 +61,7 @@ def render(
         resolution,
         *space_arguments(space),
         rule_argument(rule),
-        field.table,
+        table,
         *grid_arguments(field.layout),
         density.parameters,
         density.spec,
@@ -72,6 +74,11 @@ def render(
     return out[:, :3], out[:, 3], out[:, 4], samples
 
 
+def reads_half_tables(device: torch.device) -> bool:
+    """Whether a device's pictures are made with the hash grid's table in fp16."""
+    return device.type == "cuda" and cuda.precision() == "fp16"
+
+
 def _packed_networks(field: RadianceField, *rays: Tensor) -> tuple[PackedChain, PackedChain] | None:
     """The field's networks for the native runner of its device; None if that cannot render the field in one pass."""
     device, layout = rays[0].device, field.layout
@@ -80,9 +87,8 @@ def _packed_networks(field: RadianceField, *rays: Tensor) -> tuple[PackedChain, 
     if not uses_native(field.backend, *rays, field.density.weight, table=field.table):
         return None
     density, color = pack_chain(field.density), pack_chain(field.color)
-    half_table = field.table.dtype == torch.float16
     if device.type == "cuda" and not _has_kernel(
-        density.spec, color.spec, layout.features_per_level, half_table, gpu_number(device)
+        density.spec, color.spec, layout.features_per_level, reads_half_tables(device), gpu_number(device)
     ):
         return None  # op by op, each with its own kernels
     return density, color

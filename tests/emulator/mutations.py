@@ -28,7 +28,7 @@ MUTATIONS = [
         "chain.cuh",
         "network",
         pairs=[
-            ("column = c / in_padded(I) * IN + in_feature;", "column = in_feature;"),
+            ("column = int(uint32(c) / IN_PADDED) * IN + in_feature;", "column = in_feature;"),
             ("return feature < OUT ? parameters", "return feature <= OUT ? parameters"),
             ("offsets_at(i) + (has_offsets(i) ? rows(i) : 0)", "offsets_at(i)"),
             ("return feature < out_block(I) ? at", "return feature <= out_block(I) ? at"),

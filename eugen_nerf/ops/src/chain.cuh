@@ -73,12 +73,13 @@ struct Chain {
   template <int I>
   static EUGEN_MEMBER int weight_place(int r, int c) {
     constexpr int OUT = out_block(I), IN = in_block(I), COLUMNS = columns(I);
-    const int feature = r % out_padded(I), in_feature = c % in_padded(I);
-    const int column = c / in_padded(I) * IN + in_feature;
+    constexpr uint32 OUT_PADDED = out_padded(I), IN_PADDED = in_padded(I);
+    const int feature = int(uint32(r) % OUT_PADDED), in_feature = int(uint32(c) % IN_PADDED);
+    const int column = int(uint32(c) / IN_PADDED) * IN + in_feature;
     if (in_feature >= IN) return -1;
     if constexpr (norm_rows(I) != 0)
       if (r >= projected(I)) return r - projected(I) < norm_rows(I) ? form_at(I) + (r - projected(I)) * COLUMNS + column : -1;
-    return feature < OUT ? parameters_before(I) + (r / out_padded(I) * OUT + feature) * COLUMNS + column : -1;
+    return feature < OUT ? parameters_before(I) + (int(uint32(r) / OUT_PADDED) * OUT + feature) * COLUMNS + column : -1;
   }
   // The same of padded row r's offset, and of its number in the norm column.
   template <int I>

@@ -151,6 +151,7 @@ struct Backward {
       float sum[2][4] = {};
       add_product<I>(sum, tile);
       flush_weights<I>(sum, tile);
+      sync_warp();  // lanes of padding add nothing, and must be back for the next products
     }
     if constexpr (Sums::has_vectors) {
 #pragma unroll 1
@@ -158,6 +159,7 @@ struct Backward {
         float sum[4] = {};
         add_vector_product<I>(sum, tile);
         flush_vectors<I>(sum, tile);
+        sync_warp();
       }
     }
   }

@@ -38,7 +38,8 @@ EUGEN_FUNCTION void round_matrices(uint16* to, const float* parameters, int thre
   if constexpr (I <= C::stages) {
     constexpr int WORDS = C::k(I) / 2;
     for (int i = thread; i < C::n(I) * WORDS; i += threads) {
-      const int r = i / WORDS, c = i % WORDS * 2;
+      // Divided without a sign: half of the instructions, and twice as many loads under way.
+      const int r = int(uint32(i) / WORDS), c = int(uint32(i) % WORDS * 2);
       const float low = parameter_at(parameters, C::template weight_place<I>(r, c));
       const float high = parameter_at(parameters, C::template weight_place<I>(r, c + 1));
       store_halves(to + C::weights_before(I) + r * C::row(I) + c, pack(low, high));
