@@ -25,8 +25,9 @@ def test_a_file_in_the_way(tmp_path: Path, inside: str) -> None:
         check_place(tmp_path / "file" / inside, "--output")
 
 
-def test_a_folder_that_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda place, mode: False)  # root may write everywhere
+@pytest.mark.parametrize("missing", [os.W_OK, os.X_OK], ids=["read only", "not to be entered"])
+def test_a_folder_that_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int) -> None:
+    monkeypatch.setattr(os, "access", lambda place, mode: not mode & missing)  # root may write everywhere
     with pytest.raises(UserError, match=r"new: cannot be written \(.* may not be written to\)"):
         check_place(tmp_path / "new", "--output")
 

@@ -99,6 +99,7 @@ def test_lpips_without_weights_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_lpips_with_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Random weights under the name that torchvision looks for stand in for the trained ones."""
+    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
     from torchvision.models import AlexNet_Weights, alexnet
 
     asked = break_downloads(monkeypatch, RuntimeError("asked for a download"), tmp_path)
@@ -112,9 +113,13 @@ def test_lpips_with_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     equal = image_metrics(image, image, lpips)
     assert equal["lpips"] == 0
     near = image_metrics((image + 0.02).clamp(0, 1), image, lpips)["lpips"]
-    other = image_metrics(picture(seed=1).flip(0), image, lpips)["lpips"]
+    flipped = picture(seed=1).flip(0)
+    other = image_metrics(flipped, image, lpips)["lpips"]
     assert 0 < near < other < math.inf
     assert lpips.reason is None
+    # The network sees colours from -1 to 1.
+    first, second = ((to_uint8(i).float() / 127.5 - 1).permute(2, 0, 1)[None] for i in (flipped, image))
+    assert other == pytest.approx(float(learned_perceptual_image_patch_similarity(first, second, "alex")), rel=1e-5)
     assert not asked
 
 

@@ -55,6 +55,7 @@ def test_json_round_trip(write_config: WriteConfig) -> None:
         ({"seeds": []}, "seeds must name at least one"),
         ({"seeds": [1, 1]}, "seeds must name at least one, and none twice"),
         ({"seeds": [-1]}, "seeds must be from 0"),
+        ({"seeds": [2**32]}, r"seeds must be from 0 to 2\^32 - 1"),
         ({"seeds": ["a"]}, r"seeds\[0\]: must be a whole number"),
         ({"curve": {"at": [0.5, 1.5]}}, "curve.at takes shares of the budget"),
         ({"curve": {"at": [0.5], "views": 0}}, "curve.views must be at least 1, not 0"),

@@ -65,6 +65,40 @@ def test_slow_methods_are_warm_after_one_frame(monkeypatch: pytest.MonkeyPatch) 
     assert reports[-1] == 1.0
 
 
+class Queued(Scripted):
+    """A pipeline that asks a device for its frames, which are ready once somebody has waited for them."""
+
+    asked_for = 0.0
+
+    def get_outputs_for_camera(self, camera: Cameras) -> dict[str, Tensor]:
+        self.asked_for += 2.0
+        return super().get_outputs_for_camera(camera)
+
+    def synchronize(self) -> None:
+        self.clock[0] += self.asked_for
+        self.asked_for = 0.0
+
+
+def test_a_frame_lasts_until_the_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    pipeline = Queued("a", 0.0, clock, [])
+    monkeypatch.setattr(frame_times, "synchronize", pipeline.synchronize)
+    (frames,) = time_frames([pipeline], [3])
+    assert [frame["seconds"] for frame in frames] == [2.0] * 3
+
+
+def test_what_the_device_still_had_to_do_is_in_no_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(frame_times, "WARM_UP", 0)
+    pipeline = Queued("a", 0.0, clock, [])
+    pipeline.asked_for = 7.0
+    monkeypatch.setattr(frame_times, "synchronize", pipeline.synchronize)
+    (frames,) = time_frames([pipeline], [1])
+    assert [frame["seconds"] for frame in frames] == [2.0]
+
+
 def test_measure_runs(finished: Any) -> None:
     _, store, _, _ = finished
     runs = sorted(store.folder.glob("runs/*/*/*/config.yml"))[:2]

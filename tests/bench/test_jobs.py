@@ -31,6 +31,12 @@ def test_overrides_of_the_method_win_over_the_scene_and_both_over_all(
     assert training_jobs(load_benchmark(path))[0].overrides == {"a": 0, "b": 1, "c": 2}
 
 
+def test_a_method_may_be_evaluated_on_a_number_of_images_of_its_own(write_config: WriteConfig) -> None:
+    methods = ["eugen-nerf", {"method": "nerfacto", "eval_images": 2}]
+    rows = training_jobs(load_benchmark(write_config(methods=methods, eval_images=5)))
+    assert [(job.name, job.eval_images) for job in rows] == [("eugen-nerf", 5), ("nerfacto", 2)]
+
+
 def test_digest_follows_what_the_result_depends_on(write_config: WriteConfig) -> None:
     job = training_jobs(load_benchmark(write_config()))[0]
     moved = dataclasses.replace(job, scene_path="/elsewhere/ball")

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
+from eugen_nerf.bench import machine
 from eugen_nerf.bench.machine import cpu_model, describe_machine, git_revision, peak_memory
 
 
@@ -31,6 +33,26 @@ def test_revision_is_that_of_the_checkout() -> None:
         assert head.stdout.startswith(revision.rstrip("+"))
     else:
         assert revision is None
+
+
+def test_a_changed_checkout_is_told_from_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> str:
+        names = ("-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+        words = ("git", *names, *words)
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    module = tmp_path / "machine.py"
+    module.write_text("")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "First")
+    monkeypatch.setattr(machine, "__file__", str(module))
+    revision = git("rev-parse", "--short=12", "HEAD")
+    assert git_revision() == revision
+    (tmp_path / "results.jsonl").write_text("")  # what does not belong to the checkout does not change it
+    assert git_revision() == revision
+    module.write_text("changed")
+    assert git_revision() == revision + "+"
 
 
 def test_peak_memory_is_of_this_process_alone() -> None:

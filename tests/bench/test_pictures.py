@@ -50,6 +50,7 @@ def test_the_crop_is_where_all_err_most() -> None:
     assert telling_crop([first, second], truth) == (50, 10, 60, 20)
     assert telling_crop([truth], truth) == (0, 0, 10, 10)
     failed = plain((255, 255, 255), (80, 40))
+    failed.paste((0, 0, 0), (50, 10, 60, 20))  # right here, and far off everywhere else
     assert telling_crop([first, second, failed], truth) == (50, 10, 60, 20)
 
 

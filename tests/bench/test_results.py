@@ -12,7 +12,7 @@ import pytest
 
 from eugen_nerf.bench.config import Benchmark, load_benchmark
 from eugen_nerf.bench.jobs import Result, TrainingJob, training_jobs
-from eugen_nerf.bench.results import RESULTS, ResultStore, prepare_folder, read_benchmark, training_job
+from eugen_nerf.bench.results import RESULTS, ResultStore, frames_jobs, prepare_folder, read_benchmark, training_job
 from eugen_nerf.errors import UserError
 from tests.bench.conftest import WriteConfig
 
@@ -45,6 +45,15 @@ def test_the_newest_record_counts(store: ResultStore, jobs: list[TrainingJob]) -
     store.append(jobs[0], Result("failed", "first attempt"))
     store.append(jobs[0], Result("done"))
     assert store.latest()[jobs[0].digest].result.status == "done"
+
+
+def test_a_method_may_have_a_number_of_timed_frames_of_its_own(store: ResultStore, write_config: WriteConfig) -> None:
+    methods = ["eugen-nerf", {"method": "nerfacto", "timed_frames": 3}]
+    benchmark = load_benchmark(write_config(methods=methods, timed_frames=20))
+    for job in training_jobs(benchmark):
+        store.append(job, Result("done", values={"load_config": "config.yml"}))
+    (timing,) = frames_jobs(benchmark, store)
+    assert (timing.names, timing.timed_frames) == (("eugen-nerf", "nerfacto"), (20, 3))
 
 
 def test_a_line_cut_short_by_a_crash_is_skipped_and_written_over(store: ResultStore, jobs: list[TrainingJob]) -> None:

@@ -36,6 +36,14 @@ def test_interval_covers_the_true_median() -> None:
     assert hits >= 54 - 4 * np.sqrt(60 * 0.9 * 0.1)
 
 
+@pytest.mark.parametrize(("confidence", "limits"), [(0.8, (2.0, 4.0)), (0.92, (1.0, 100.0))])
+def test_interval_of_five_ratios(confidence: float, limits: tuple[float, float]) -> None:
+    """The median of five draws is at most the k-th ratio with probability P(Binomial(5, k/5) >= 3): 5.8 % for the
+    first, 31.7 % for the second. Half of what is left out lies on each side: tails of 10 % and of 4 %."""
+    interval = paired_ratio([1.0, 2.0, 3.0, 4.0, 100.0], [1.0] * 5, confidence)
+    assert interval == Interval(3.0, *limits)
+
+
 def test_paired_ratio_is_deterministic_and_refuses_unequal_lists() -> None:
     times, reference = [1.0, 2.0, 4.0], [1.0, 3.0, 3.0]
     assert paired_ratio(times, reference) == paired_ratio(times, reference)

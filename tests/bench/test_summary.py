@@ -93,6 +93,17 @@ def test_mean_leaves_out_methods_without_results_on_a_scene(store: ResultStore) 
     assert [method.name for method in mean_over_scenes(summarise(lost, store))] == ["E", "M"]
 
 
+def test_a_value_that_one_seed_lacks_has_no_mean(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    benchmark = dataclasses.replace(BENCHMARK, scenes=BENCHMARK.scenes[:1], methods=BENCHMARK.methods[:1])
+    first, second = training_jobs(benchmark)
+    store.append(first, training(20, lpips=0.25))
+    store.append(second, training(20, lpips=None))
+    ((e,),) = (scene.methods for scene in summarise(benchmark, store))
+    assert e.values["lpips"] is None
+    assert e.values["ssim"] == 1.0
+
+
 def test_mean_frame_time_is_geometric_and_ratios_keep_their_uncertainty(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
     benchmark = dataclasses.replace(BENCHMARK, seeds=(0,))
@@ -112,6 +123,8 @@ def test_mean_frame_time_is_geometric_and_ratios_keep_their_uncertainty(tmp_path
     assert m.ratio.value == pytest.approx(2.0)
     # Two independent ratios of equal width: their mean is narrower by the square root of two.
     assert m.ratio.high / m.ratio.value == pytest.approx((a.ratio.high / a.ratio.value) ** (1 / 2**0.5))
+    assert a.ratio.low < a.ratio.value
+    assert m.ratio.value / m.ratio.low == pytest.approx((a.ratio.value / a.ratio.low) ** (1 / 2**0.5))
 
 
 def test_views_that_only_some_methods_rendered_are_told_apart(tmp_path: Path) -> None:

@@ -178,21 +178,36 @@ def test_help_needs_no_nerfstudio() -> None:
 
 def test_photos_lose_their_distortion() -> None:
     """A pixel of the result shows what the distorted camera saw along the pinhole's ray."""
-    distortion = torch.tensor([[0.1, -0.02, 0.0, 0.0, 0.01, -0.005]])
+    distortion = torch.tensor([[1.0, 0.2, 0.0, 0.0, 0.05, -0.02]])
     intrinsics = (60.0, 62.0, 33.0, 23.0, 64, 48)
     camera = Cameras(torch.eye(4)[None, :3], *intrinsics, distortion_params=distortion)  # type: ignore[arg-type]
     directions = camera.generate_rays(camera_indices=0).directions.numpy()
     # A photo whose colour says along which ray it was seen.
     seen = -directions / directions[..., 2:]
-    photo = np.round(127.5 + 150 * seen[..., :2]).clip(0, 255)
+    photo = np.round(127.5 + 200 * seen[..., :2]).clip(0, 255)
     pixels = np.concatenate([photo, np.zeros((48, 64, 1))], axis=-1).astype(np.uint8)
     result = views.undistorted(pixels, camera, 0).astype(float)
     pinhole = Cameras(torch.eye(4)[None, :3], *intrinsics).generate_rays(camera_indices=0)  # type: ignore[arg-type]
     wanted = -pinhole.directions.numpy() / pinhole.directions.numpy()[..., 2:]
-    inner = (slice(6, -6), slice(6, -6), slice(0, 2))
-    assert np.abs((result[..., :2] - 127.5) / 150 - wanted[..., :2])[inner].max() < 0.02
+    inner = (slice(8, -8), slice(8, -8), slice(0, 2))
+    error = ((result[..., :2] - 127.5) / 200 - wanted[..., :2])[inner]
+    assert np.abs(error).max() < 0.005  # a level of 8 bits
+    assert np.abs(error.mean(axis=(0, 1))).max() < 5e-4  # a centre that is half a pixel off shows here
     assert np.abs(pixels[inner].astype(float) - result[inner]).max() > 1  # there was something to undo
     assert CameraType.PERSPECTIVE.value == int(camera.camera_type[0])
+
+
+@pytest.mark.parametrize(("background", "level"), [((1.0, 1.0, 1.0), 255), ((0.0, 0.0, 0.0), 0)])
+def test_photos_lie_on_the_background_they_are_compared_on(
+    tmp_path: Path, background: tuple[float, float, float], level: int
+) -> None:
+    class Photos(list[dict[str, torch.Tensor]]):
+        cameras = Cameras(torch.eye(4)[None, :3], 10.0, 10.0, 4.0, 4.0, width=8, height=8)
+
+    transparent = Photos([{"image": torch.zeros(8, 8, 4)}])
+    views.write_photo(transparent, 0, tmp_path / "photo.jpg", background)
+    photo = np.asarray(Image.open(tmp_path / "photo.jpg")).astype(int)
+    assert np.abs(photo - level).max() <= 2  # JPEG
 
 
 @pytest.mark.parametrize("given", [None, torch.zeros(1, 6)], ids=["no coefficients", "coefficients of zero"])

@@ -126,6 +126,14 @@ class TestFfmpeg:
         compat.provide_ffmpeg()
         assert os.environ["PATH"] == before
 
+    def test_another_users_folder_is_not_put_on_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its name is known beforehand, so anybody could have made it, with a program of theirs."""
+        owner = os.getuid()
+        monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+        before = os.environ["PATH"]
+        compat.provide_ffmpeg()
+        assert os.environ["PATH"] == before
+
     def test_nothing_breaks_without_imageio_ffmpeg(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)  # importing it fails
         compat.provide_ffmpeg()

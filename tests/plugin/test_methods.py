@@ -101,6 +101,18 @@ def test_defaults_follow_the_device() -> None:
         assert options["optimizers.encoding.scheduler.max_steps"] == options["max_num_iterations"]
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_optimizer_averages_and_divides_alike(device: Any) -> None:
+    """Gradients of a hash grid are tiny: an eps as large as Adam's usual one would take its step."""
+    configs = [method_config("m", network, device) for _, network in METHODS.values()]  # type: ignore[arg-type]
+    for config in (*configs, order_2_method_config("m", device)):
+        groups = config.optimizers
+        assert set(groups) == {"encoding", "networks"}
+        for group in groups.values():
+            optimizer: Any = group["optimizer"]
+            assert (optimizer.betas, optimizer.eps) == ((0.9, 0.99), 1e-15)
+
+
 @pytest.mark.parametrize("available", [True, False])
 def test_the_device_is_chosen_by_what_there_is(monkeypatch: pytest.MonkeyPatch, available: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)

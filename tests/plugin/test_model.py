@@ -21,6 +21,7 @@ from eugen_nerf.errors import UserError
 from eugen_nerf.layers import EUGen
 from eugen_nerf.plugin.model import EugenModel, EugenModelConfig
 from eugen_nerf.plugin.pipeline import SampleBudgetPipeline
+from eugen_nerf.renderer import RenderOutput
 from tests.pretended_gpu import OnGpu, pretended_gpu
 
 BOX = SceneBox(aabb=torch.tensor([[-1.5, -1.5, -1.5], [1.5, 1.5, 1.5]]))
@@ -71,6 +72,34 @@ def test_samples_are_counted(parse: Any, skip_hidden: bool) -> None:
         rays = bundle().to(gpu)
         count = model.train().get_metrics_dict(model(rays), {})["num_samples_per_batch"]
         assert not isinstance(count, OnGpu)  # the pipeline reads it in every step, and would wait for the GPU
+
+
+def test_training_shifts_the_samples_of_each_ray(parse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(parse=parse).train()
+    shifts: list[torch.Tensor] = []
+    render = model.renderer.differentiable
+
+    def noted(origins: torch.Tensor, directions: torch.Tensor, jitter: torch.Tensor) -> RenderOutput:
+        shifts.append(jitter)
+        return render(origins, directions, jitter)
+
+    monkeypatch.setattr(model.renderer, "differentiable", noted)
+    model(bundle())
+    model(bundle())
+    for jitter in shifts:
+        assert ((jitter >= 0) & (jitter < 1)).all()
+    assert len(torch.cat(shifts).unique()) == 2 * 64  # anew in each step
+    model.eval()
+    first, second = model(bundle()), model(bundle())
+    assert len(shifts) == 2
+    assert torch.equal(first["rgb"], second["rgb"])
+
+
+def test_colors_of_pictures_keep_within_their_range(parse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(parse=parse).eval()
+    rgb, ones = torch.tensor([[1.25, -0.25, 0.5]]).expand(64, 3), torch.ones(64)
+    monkeypatch.setattr(model.renderer, "render", lambda *_: RenderOutput(rgb, ones, ones, ones))
+    assert torch.equal(model(bundle())["rgb"], torch.tensor([[1.0, 0.0, 0.5]]).expand(64, 3))
 
 
 class TestBackgrounds:
@@ -142,6 +171,16 @@ class TestSpace:
         assert (bounded.skip_hidden, unbounded.skip_hidden) == (False, True)
         assert bounded.rule.cone_angle == 0
         assert unbounded.rule.cone_angle > 0
+
+    @pytest.mark.parametrize(("metadata", "density"), [(BOUNDED, 1.0), ({}, 0.1)], ids=["bounded", "contracted"])
+    def test_training_begins_in_fog_that_is_thin_where_rays_are_long(
+        self, parse: Any, metadata: dict[str, Any], density: float
+    ) -> None:
+        model = build(metadata, parse=parse)
+        with torch.no_grad():
+            model.field.get_parameter("encoding.table").mul_(1e-4)  # as it is before training
+            sigma, _ = model.field.density(torch.rand(100, 3))
+        torch.testing.assert_close(sigma, torch.full((100,), density), rtol=0.01, atol=0)
 
     def test_options_go_before_what_the_scene_says(self, parse: Any) -> None:
         renderer = build(parse=parse).renderer

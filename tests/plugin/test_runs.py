@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 import yaml
 
 from eugen_nerf.errors import UserError
+from eugen_nerf.plugin.checkpoints import latest_checkpoint
 from eugen_nerf.plugin.runs import load_run, read_config
 
 BIAS = "_model.field.density_network.layers.1.bias"
@@ -64,6 +66,14 @@ class TestFound:
         config.load_step = 17
         (copied / "config.yml").write_text(yaml.dump(config))
         assert (bias(copied / "config.yml") == 7).all()
+
+    def test_the_newest_of_several_checkpoints(self, tmp_path: Path) -> None:
+        (tmp_path / "models").mkdir()
+        for step in (200, 2999, 1000):
+            (tmp_path / "models" / f"step-{step:09d}.ckpt").write_text("")
+        config = SimpleNamespace(relative_model_dir=Path("models"))
+        newest = latest_checkpoint(tmp_path / "config.yml", config)
+        assert newest == tmp_path / "models" / "step-000002999.ckpt"
 
 
 class TestRefusals:

@@ -123,13 +123,17 @@ def test_an_unbounded_scene_is_scaled_into_the_unit_box(tmp_path):
     np.testing.assert_array_equal(scene.scene_box, [[-1] * 3, [1] * 3])
 
 
-def test_cameras_that_look_past_the_box_cause_a_remark(tmp_path):
+@pytest.mark.parametrize("case", ["moved aside", "turned around"])
+def test_cameras_that_look_past_the_box_cause_a_remark(tmp_path, case):
     builders.make_blender(tmp_path, {"train": 8, "test": 2})
     path = tmp_path / "transforms_train.json"
     meta = json.loads(path.read_text())
     for frame in meta["frames"]:
         for row in frame["transform_matrix"][:3]:
-            row[3] += 50.0
+            if case == "moved aside":
+                row[3] += 50.0
+            else:
+                row[0], row[2] = -row[0], -row[2]
     path.write_text(json.dumps(meta))
     (warning,) = load_scene(tmp_path).warnings
     assert warning.startswith("8 of 10 cameras do not look into the scene box")

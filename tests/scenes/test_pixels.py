@@ -104,6 +104,12 @@ def test_transparent_pixels_do_not_bleed_into_colours(frame):
     np.testing.assert_array_equal(result[0, 0], [200, 100, 50, 64])
 
 
+def test_masks_end_at_half_grey(frame):
+    save(frame, np.array([[0, 127, 128, 255]], dtype=np.uint8))
+    mask = read_mask(replace(frame, width=4, height=1, mask_path=frame.image_path))
+    np.testing.assert_array_equal(mask, [[False, False, True, True]])
+
+
 def test_damaged_pixels_name_the_file(frame):
     save(frame, random_pixels(3))
     data = bytearray(frame.image_path.read_bytes())
