@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.field import EugenField, FieldConfig, TruncatedExp
-from eugen_nerf.layers import merge_chain
+from eugen_nerf.layers import EUGen, merge_chain
 from eugen_nerf.layers.merge import MergedChain
 from eugen_nerf.ops import HashGridLayout
 
@@ -279,6 +279,14 @@ def test_a_new_hash_table_is_almost_zero() -> None:
     table = EugenField(SMALL).get_parameter("encoding.table")
     assert table.abs().max() <= 1e-4
     assert table.std().item() == pytest.approx(1e-4 / math.sqrt(3), rel=0.1)
+
+
+def test_new_eugen_layers_have_output_weights_of_twice_their_own_size() -> None:
+    field = small_field(hidden_features=512, num_features=32)
+    layers = [module for module in field.modules() if isinstance(module, EUGen)]
+    assert len(layers) == 3
+    for layer in layers:
+        assert layer.weight.std().item() == pytest.approx(2 * math.sqrt(2 / 32), rel=0.05)
 
 
 @every_kind

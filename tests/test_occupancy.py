@@ -147,6 +147,15 @@ def test_after_the_warm_up_a_quarter_in_turn_and_as_many_occupied_cells() -> Non
     assert set().union(*turns) == set(range(total))
 
 
+def test_where_all_is_occupied_a_quarter_of_all_cells_is_drawn_beside_the_quarter_in_turn() -> None:
+    grid = OccupancyGrid(8, interval=16, warmup_steps=16)
+    grid.update(0, constant(1.0))
+    calls: list[Tensor] = []
+    grid.update(16, recorded(calls, constant(1.0)))
+    # Of those drawn, a quarter is in turn anyway: 7/16 of all, but for chance.
+    assert 0.38 * 512 < sum(len(c) for c in calls) <= 0.5 * 512
+
+
 def test_the_grid_empties_the_space_around_a_ball() -> None:
     grid = OccupancyGrid(16, interval=1, warmup_steps=16)
     for step in range(40):

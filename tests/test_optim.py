@@ -30,6 +30,16 @@ def test_equals_adam_where_everything_is_touched(backend: str, width: int, monke
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_equals_adam_where_gradients_are_tiny(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a hash table are: eps must stay small beside the root of the second moment."""
+    monkeypatch.setenv("EUGEN_BACKEND", backend)
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(50, 2, generator=generator)
+    grads = [1e-10 * torch.randn(50, 2, generator=generator) for _ in range(5)]
+    torch.testing.assert_close(run(SparseAdam, grads, table), run(torch.optim.Adam, grads, table))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_untouched_values_keep_value_and_moments(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EUGEN_BACKEND", backend)
     generator = torch.Generator().manual_seed(0)

@@ -102,12 +102,13 @@ class TestSingularGramMatrix:
         assert solution.explained == 1
 
 
-def test_float32_batches_far_from_zero_lose_nothing() -> None:
+@pytest.mark.parametrize(("offset", "dtype"), [(1e3, torch.float32), (1e6, F64)])
+def test_batches_far_from_zero_lose_nothing(offset: float, dtype: torch.dtype) -> None:
     features, targets = problem(n=4000)
-    shifted = (features + 1000).float()
+    shifted = (features + offset).to(dtype)
     solution = equations(shifted, targets, parts=9).solve(0.0)
     expected = torch.linalg.lstsq(
-        torch.cat([shifted.double() - 1000, torch.ones(4000, 1, dtype=F64)], dim=1), targets
+        torch.cat([shifted.double() - offset, torch.ones(4000, 1, dtype=F64)], dim=1), targets
     ).solution
     torch.testing.assert_close(solution.weight, expected[:-1].T, rtol=1e-7, atol=1e-7)
 

@@ -122,6 +122,32 @@ def test_later_layers_make_up_for_what_earlier_ones_lost() -> None:
     assert (net(x) - wanted).square().mean() < (alone(x) - wanted).square().mean()
 
 
+def test_a_later_layer_is_fitted_to_what_it_receives_now() -> None:
+    net, x = network(10), inputs()
+    with torch.no_grad():
+        wanted = net[:2](x)
+        select_features(net, 4, pairs(x))
+        design = torch.cat([net[1].features(net[0](x)), torch.ones_like(x[:, :1])], dim=1)  # type: ignore[operator]
+        best = torch.linalg.lstsq(design, wanted).solution
+        least = (design @ best - wanted).square().sum()
+        error = (net[:2](x) - wanted).square().sum()
+    assert error <= least * (1 + 1e-4)
+
+
+def test_features_of_outputs_that_the_next_layer_does_not_see_are_the_ones_to_go() -> None:
+    net = network(8, norm_first=False)
+    first, second = net[0], net[1]
+    assert isinstance(first, EUGen)
+    assert isinstance(second, EUGen)
+    used = [1, 3, 5, 7]
+    with torch.no_grad():
+        second.projections[:, :, 6:] = 0
+        first.weight[:6, [0, 2, 4, 6]] = 0
+        first.weight[6:, [0, 2, 4, 6]] *= 10  # the outputs themselves depend on these most
+    kept = select_features(net, 4, pairs(inputs()))
+    assert kept[0].features.tolist() == used
+
+
 def test_layers_with_few_features_stay_as_they_are() -> None:
     net = network(4)
     before = copy.deepcopy(net.state_dict())

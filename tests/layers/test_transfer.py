@@ -11,7 +11,7 @@ from nerfstudio.field_components.mlp import MLP
 from torch import Tensor, nn
 
 from eugen_nerf.layers import ConversionPlan, Dense, EUGen, LayerStack, convert, merge_chain
-from eugen_nerf.layers.transfer import LayerFit, TransferOptions, fit_layer, transfer_network, units
+from eugen_nerf.layers.transfer import LayerFit, TransferOptions, _consumer, fit_layer, transfer_network, units
 from eugen_nerf.ops.reference import network as evaluate
 
 F64 = torch.float64
@@ -146,6 +146,19 @@ class TestOptions:
         assert fit.explained > 0.5
         assert distance(network, student, normal(500, 6, seed=1)) < 0.6
 
+    @pytest.mark.parametrize("rows", ["gaussian", "orthogonal"])
+    def test_random_rows_are_scaled_to_the_inputs_and_their_kinks_pass_through_some(self, rows: str) -> None:
+        network = teacher(6, 40, 3)
+        x = normal(200, 6) * torch.logspace(0, 2, 6, dtype=F64)
+        student = student_of(network, 8)
+        transfer_network(network, student, [(x, x)], TransferOptions(rows=rows))  # type: ignore[arg-type]
+        with torch.no_grad():
+            projected = x @ student[0].projections[0].T + student[0].offsets[0]
+        assert projected.abs().amin(dim=0).max() < 1e-9
+        deviations = projected.std(dim=0)
+        assert deviations.min() > 0.2
+        assert deviations.max() < 3
+
     def test_training_a_layer_alone_improves_it(self) -> None:
         network, x = teacher(6, 40, 40, 3), normal(2000, 6)
         closed, trained = student_of(network, 8), student_of(network, 8)
@@ -156,6 +169,23 @@ class TestOptions:
         assert after[0].explained > before[0].explained + 0.01
         assert distance(network, trained, x) < distance(network, closed, x)
         assert all(parameter.grad is None for parameter in trained.parameters())
+
+    def test_the_learning_rate_of_layerwise_ends_near_zero(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        rates: list[float] = []
+        step = torch.optim.Adam.step
+
+        def noted(optimizer: torch.optim.Adam) -> None:
+            rates.append(optimizer.param_groups[0]["lr"])
+            step(optimizer)
+
+        monkeypatch.setattr(torch.optim.Adam, "step", noted)
+        network = teacher(6, 20, 3)
+        options = TransferOptions(solver="layerwise", steps=20)
+        transfer_network(network, student_of(network, 5), batches(normal(100, 6)), options)
+        assert len(rates) == 20
+        assert rates[0] == options.rate
+        assert rates == sorted(rates, reverse=True)
+        assert rates[-1] < 0.01 * rates[0]
 
     def test_training_that_leads_astray_is_undone(self) -> None:
         network, x = teacher(6, 40, 3), normal(500, 6)
@@ -196,6 +226,13 @@ def test_nothing_of_the_teacher_changes() -> None:
     transfer_network(network, student, batches(x), TransferOptions(solver="layerwise", steps=3))
     assert all(torch.equal(network.state_dict()[name], before[name]) for name in before)
     assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+
+
+def test_the_next_layer_sees_an_output_behind_what_a_skip_connection_puts_in_front() -> None:
+    network = MLP(4, 5, 12, 3, skip_connections=(2,), activation=nn.ReLU())
+    consumer = _consumer(units(network), 1)
+    assert consumer is not None
+    assert torch.equal(consumer, network.layers[2].weight[:, 4:])
 
 
 def test_units_of_a_sequential() -> None:

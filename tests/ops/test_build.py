@@ -106,6 +106,16 @@ def test_name_depends_on_flags_and_compiler() -> None:
     assert build.library_path(compiler, build.FLAGS) in paths
 
 
+@needs_compiler
+def test_name_depends_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache in a home folder serves several machines, and code for one may be illegal on another."""
+    compiler, paths = build.find_compiler(), set()
+    for processor in ("one", "another"):
+        monkeypatch.setattr(build, "_processor", lambda name=processor: name)
+        paths.add(build.library_path(compiler, build.FLAGS))
+    assert len(paths) == 2
+
+
 def test_compiled_code_gets_pytorchs_threads() -> None:
     given: list[ctypes.c_void_p] = []
 

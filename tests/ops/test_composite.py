@@ -93,3 +93,20 @@ def test_transmittance() -> None:
             expected.append(passing)
             passing *= math.exp(-sigma[n] * (samples.t_ends[n] - samples.t_starts[n]))
     torch.testing.assert_close(transmittance(sigma, samples), torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dense", [1e18, 1e30, math.inf])
+def test_transmittance_a_huge_density_spoils_no_other_ray(dense: float) -> None:
+    samples = PackedSamples(torch.tensor([0, 2, 4]), torch.tensor([0.0, 1, 0, 1]), torch.tensor([1.0, 2, 1, 2]))
+    got = transmittance(torch.tensor([dense, dense, 0.5, 0.5]), samples)
+    torch.testing.assert_close(got, torch.tensor([1.0, 0.0, 1.0, math.exp(-0.5)]))
+
+
+def test_transmittance_of_a_thin_ray_after_many_dense_ones() -> None:
+    rays, each = 4000, 20
+    edges = torch.arange(each + 1.0).expand(rays, -1)
+    starts, ends = edges[:, :-1].reshape(-1), edges[:, 1:].reshape(-1)
+    sigma = torch.full((rays * each,), 150.0)
+    sigma[-each:] = 0.05
+    got = transmittance(sigma, PackedSamples(each * torch.arange(rays + 1), starts, ends))
+    torch.testing.assert_close(got[-each:], torch.exp(-0.05 * torch.arange(each)), rtol=1e-5, atol=1e-6)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -177,6 +178,42 @@ def test_the_answer_is_kept(found: Verdict, answers: list[int]) -> None:
 
     assert [self_check.verdict(index, run) for index in (0, 0, 1, 0)] == [found] * 4
     assert answers == [0, 1]
+
+
+def rewrite(path: Path) -> None:
+    path.write_text("other")
+
+
+CHANGES: dict[str, Callable[[pytest.MonkeyPatch, Path], None]] = {
+    "kernel": lambda patch, _: patch.setattr(self_check, "sources", lambda: {"march.h": b"other"}),
+    "name-of-a-kernel": lambda patch, _: patch.setattr(self_check, "sources", lambda: {"other.h": b"march"}),
+    "python": lambda _, folder: rewrite(folder / "dispatch.py"),
+    "options": lambda patch, _: patch.setattr(self_check, "OPTIONS", ("--other",)),
+    "compiler": lambda patch, _: patch.setattr(self_check, "find_nvrtc", lambda: SimpleNamespace(version=(12, 8))),
+    "gpu": lambda patch, _: patch.setattr(torch.cuda, "get_device_name", lambda index: "other"),
+    "capability": lambda patch, _: patch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 1)),
+    "torch": lambda patch, _: patch.setattr(torch, "__version__", "other"),
+    "driver": lambda patch, _: patch.setattr(self_check, "_driver_version", lambda: "other"),
+    "precision": lambda patch, _: patch.setenv("EUGEN_PRECISION", "other"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_answer_is_kept_for_what_it_depends_on(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dispatch.py").write_text("dispatch")
+    monkeypatch.setattr(self_check, "__file__", str(tmp_path / "self_check.py"))
+    monkeypatch.setattr(self_check, "sources", lambda: {"march.h": b"march"})
+    monkeypatch.setattr(self_check, "find_nvrtc", lambda: SimpleNamespace(version=(12, 6)))
+    monkeypatch.setattr(self_check, "_driver_version", lambda: "driver")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "gpu")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.delenv("EUGEN_PRECISION", raising=False)
+    before = self_check._circumstances(0)
+    assert self_check._circumstances(0) == before
+    CHANGES[change](monkeypatch, tmp_path)
+    assert self_check._circumstances(0) != before
 
 
 def test_no_answer_is_no_answer_to_keep(answers: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

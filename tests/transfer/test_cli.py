@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.scripts import eval as ns_eval
 from nerfstudio.scripts import train as ns_train
 from nerfstudio.utils.eval_utils import eval_setup
@@ -23,7 +24,9 @@ from rich.console import Console
 from eugen_nerf import ops
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers import EUGen
+from eugen_nerf.layers.transfer import TransferOptions
 from eugen_nerf.transfer.cli import Outcome, Transfer, main, transfer
+from eugen_nerf.transfer.recording import random_rays
 
 pytestmark = pytest.mark.slow
 
@@ -135,6 +138,30 @@ def test_layerwise_with_random_rows(mlp_run: Path, tmp_path: Path) -> None:
     given = options(mlp_run, tmp_path, solver="layerwise", rows="orthogonal", features=16, steps=20, views=1)
     outcome, _ = run_transfer(given)
     assert outcome.after["psnr"] > 12
+
+
+def test_rays_pass_through_the_middles_of_all_pixels() -> None:
+    fx, fy, cx, cy, width, height = 10.0, 11.0, 6.0, 3.0, 12, 6
+    cameras = Cameras(torch.eye(4)[None, :3].repeat(2, 1, 1), fx, fy, cx, cy, width, height)
+    x, y, z = random_rays(cameras, 500, torch.Generator().manual_seed(0)).directions.unbind(dim=-1)
+    for middles, size in ((cx - fx * x / z, width), (cy + fy * y / z, height)):
+        pixels = (middles - 0.5).round()
+        torch.testing.assert_close(pixels + 0.5, middles, atol=1e-3, rtol=0)
+        assert set(pixels.int().tolist()) == set(range(size))
+
+
+def test_the_seed_is_that_of_the_fits_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    class Noted(TransferOptions):
+        def __post_init__(self) -> None:
+            seeds.append(self.seed)
+            raise ValueError("no more is wanted")
+
+    monkeypatch.setattr("eugen_nerf.layers.transfer.TransferOptions", Noted)
+    with pytest.raises(SystemExit):
+        main([f"--load-config={tmp_path / 'config.yml'}", "--features=8", "--seed=5"])
+    assert seeds == [5]
 
 
 class TestRefusals:
