@@ -14,7 +14,7 @@ from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
 from nerfstudio.configs.method_configs import method_configs
 from nerfstudio.engine.optimizers import AdamOptimizerConfig, OptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
-from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.plugins.types import MethodSpecification
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -43,6 +43,7 @@ from eugen_nerf.plugin.dataparsers import (
 from eugen_nerf.plugin.model import EugenModelConfig
 from eugen_nerf.plugin.pipeline import SampleBudgetPipelineConfig
 from eugen_nerf.plugin.schedules import LinearDecaySchedulerConfig
+from eugen_nerf.plugin.trainer import EugenTrainer
 from eugen_nerf.scenes import Frame, Scene, read_image
 
 compat.apply()
@@ -74,7 +75,7 @@ def busy_machine_hint(load: float) -> str | None:
 class EugenTrainerConfig(TrainerConfig):
     """nerfstudio's trainer options, and a look at the scene before anything is written."""
 
-    _target: type = field(default_factory=lambda: Trainer)
+    _target: type = field(default_factory=lambda: EugenTrainer)
     """Class to instantiate."""
     fit_schedules: bool = True
     """Let every learning rate decay over exactly max_num_iterations, whatever its scheduler's max_steps says. Where

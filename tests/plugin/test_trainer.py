@@ -1,0 +1,73 @@
+"""EugenTrainer: checkpoints are whole or not there."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from eugen_nerf.errors import UserError
+from eugen_nerf.plugin import methods
+from eugen_nerf.plugin.trainer import EugenTrainer
+
+
+def trainer(folder: Path, only_latest: bool) -> EugenTrainer:
+    """One that holds nothing but what it saves."""
+    made: Any = EugenTrainer.__new__(EugenTrainer)
+    made.checkpoint_dir = folder
+    made.pipeline = nn.Linear(200, 200)
+    made.optimizers = SimpleNamespace(optimizers={}, schedulers={})
+    made.grad_scaler = torch.amp.GradScaler("cpu", enabled=False)
+    made.config = SimpleNamespace(save_only_latest_checkpoint=only_latest)
+    return made
+
+
+@pytest.mark.parametrize("only_latest", [True, False])
+def test_keeps_what_it_is_asked_to_keep(only_latest: bool, tmp_path: Path) -> None:
+    saving = trainer(tmp_path / "models", only_latest)
+    for step in (10, 20):
+        saving.save_checkpoint(step)
+    there = sorted(file.name for file in (tmp_path / "models").iterdir())
+    assert there == ["step-000000010.ckpt", "step-000000020.ckpt"][int(only_latest) :]
+    loaded = torch.load(tmp_path / "models" / there[-1])
+    assert loaded["step"] == 20
+    assert torch.equal(loaded["pipeline"]["weight"], saving.pipeline.weight)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_checkpoint_that_ends_half_way_leaves_the_one_before(
+    full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saving = trainer(tmp_path, only_latest=True)
+    saving.save_checkpoint(10)
+    before = (tmp_path / "step-000000010.ckpt").read_bytes()
+    if full:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # files end here, as on a full disk
+    try:
+        with pytest.raises(UserError, match=r"checkpoint of step 20 cannot be written.*Earlier ones are as") as told:
+            saving.save_checkpoint(20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert ("the disk is full" in str(told.value)) == full
+    assert [file.name for file in tmp_path.iterdir()] == ["step-000000010.ckpt"]
+    assert (tmp_path / "step-000000010.ckpt").read_bytes() == before
+    assert saving.checkpoint_dir == tmp_path
+
+
+def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/models: the checkpoint of step 1 cannot be written \(Not a directory\)"):
+        trainer(tmp_path / "file" / "models", only_latest=False).save_checkpoint(1)
+
+
+def test_methods_train_with_it() -> None:
+    for method in (methods.eugen_nerf, methods.eugen_nerf_mlp, methods.eugen_vanilla_nerf):
+        assert method.config._target is EugenTrainer
