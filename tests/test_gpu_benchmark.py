@@ -121,7 +121,7 @@ def test_a_scene_that_is_not_there_is_told_at_once(tmp_path: Path, monkeypatch: 
 METHODS = ("eugen-nerf", "eugen-nerf-mlp", "nerfacto")
 KINDS = ("rays to pixels", "rays to pixels, one at a time", "camera to picture")
 HIDE_ENTRY_POINTS = """
-import importlib.metadata as metadata, sys
+import importlib.metadata as metadata
 def without_ours(known=metadata.entry_points, **wanted):
     found = known(**wanted)
     return metadata.EntryPoints(e for e in found if not e.value.startswith("eugen_nerf")) if wanted else found

@@ -20,8 +20,9 @@ class EugenTrainer(Trainer):
     def save_checkpoint(self, step: int) -> None:
         """Save what training would go on with after a step.
 
-        It is written beside its place and then moved there: a half would be the newest checkpoint, and all that
-        nerfstudio keeps where it keeps the latest alone.
+        It is written into the run's folder and then moved to its place: a half would be the newest checkpoint, and all
+        that nerfstudio keeps where it keeps the latest alone. What else lies among checkpoints, nerfstudio's commands
+        take for one.
 
         Raises:
             UserError: it cannot be written; earlier ones stay.
@@ -29,7 +30,7 @@ class EugenTrainer(Trainer):
         place = self.checkpoint_dir
         try:
             place.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".", dir=place) as temporary:
+            with tempfile.TemporaryDirectory(prefix=".", dir=place.parent) as temporary:
                 self.checkpoint_dir = Path(temporary)
                 try:
                     super().save_checkpoint(step)

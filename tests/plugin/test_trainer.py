@@ -40,13 +40,33 @@ def test_keeps_what_it_is_asked_to_keep(only_latest: bool, tmp_path: Path) -> No
     assert torch.equal(loaded["pipeline"]["weight"], saving.pipeline.weight)
 
 
+def test_only_checkpoints_lie_among_checkpoints_while_one_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nerfstudio's commands read a step from every name in the folder, while the training goes on."""
+    saving = trainer(tmp_path / "models", only_latest=False)
+    saving.save_checkpoint(10)
+    seen: list[str] = []
+    save = torch.save
+
+    def watched(state: Any, path: Path) -> None:
+        save(state, path)
+        seen.extend(file.name for file in (tmp_path / "models").iterdir())
+
+    monkeypatch.setattr(torch, "save", watched)
+    saving.save_checkpoint(20)
+    assert seen == ["step-000000010.ckpt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["models"]
+
+
 @pytest.mark.parametrize("full", [True, False])
 def test_a_checkpoint_that_ends_half_way_leaves_the_one_before(
     full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saving = trainer(tmp_path, only_latest=True)
+    models = tmp_path / "models"
+    saving = trainer(models, only_latest=True)
     saving.save_checkpoint(10)
-    before = (tmp_path / "step-000000010.ckpt").read_bytes()
+    before = (models / "step-000000010.ckpt").read_bytes()
     if full:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -57,9 +77,9 @@ def test_a_checkpoint_that_ends_half_way_leaves_the_one_before(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert ("the disk is full" in str(told.value)) == full
-    assert [file.name for file in tmp_path.iterdir()] == ["step-000000010.ckpt"]
-    assert (tmp_path / "step-000000010.ckpt").read_bytes() == before
-    assert saving.checkpoint_dir == tmp_path
+    assert [file.name for file in tmp_path.rglob("*")] == ["models", "step-000000010.ckpt"]
+    assert (models / "step-000000010.ckpt").read_bytes() == before
+    assert saving.checkpoint_dir == models
 
 
 def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
