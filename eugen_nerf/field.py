@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from eugen_nerf.layers import ACTIVATIONS, EUGen, build_network, merge_chain
 from eugen_nerf.layers.merge import MergedChain
 from eugen_nerf.layers.selection import Kept, select_features
 from eugen_nerf.ops import Backend, HashGridLayout, RadianceField
-from eugen_nerf.ops.radiance_field import MAX_LOG_DENSITY
+from eugen_nerf.ops.radiance_field import TruncatedExp
 
 # Initial output weights of EUGen layers, times those of the layer's own initialisation. A hash grid's features start
 # near zero; larger weights let their gradients through sooner. docs/performance.md has the measurements.
@@ -126,20 +126,6 @@ ORDER_2_LAYERS: dict[str, Any] = {
 }
 
 
-class TruncatedExp(torch.autograd.Function):
-    """exp whose gradient is computed with the argument limited to 15, so that it cannot overflow."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return torch.exp(x.clamp(max=MAX_LOG_DENSITY))
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return grad_outputs[0] * torch.exp(x.clamp(max=15))
-
-
 class HashGrid(nn.Module):
     """Trainable multiresolution hash grid: [N, 3] in the unit cube -> [N, L * F]."""
 
@@ -151,8 +137,8 @@ class HashGrid(nn.Module):
         table = torch.empty(layout.num_entries, layout.features_per_level).uniform_(-1e-4, 1e-4)
         self.table = nn.Parameter(table)
 
-    def forward(self, x: Tensor, known: Tensor | None = None) -> Tensor:
-        return ops.hash_encode(x, self.table, self.layout, known=known, backend=self.backend)
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.hash_encode(x, self.table, self.layout, backend=self.backend)
 
     def extra_repr(self) -> str:
         layout = self.layout
@@ -172,22 +158,13 @@ class ChainNetwork(nn.Module):
         self.backend = backend
 
     def merged(self) -> MergedChain:
-        """The chain, differentiable in the parameters."""
-        # Autocast would merge in half precision, for which native runners have no code; they choose their own.
-        with torch.autocast(next(self.parameters()).device.type, enabled=False):
-            return merge_chain(self.layers)
+        """The chain, differentiable in the parameters; in their precision, also under autocast."""
+        return merge_chain(self.layers)
 
-    def forward(self, x: Tensor, chain: MergedChain | None = None, known: Tensor | None = None) -> Tensor:
-        """Evaluate the layers.
-
-        Args:
-            x: [N, D].
-            chain: what `merged` gives for the parameters as they are now, where it is at hand.
-            known: [N, D_out] the result, as for `ops.network`.
-        """
-        chain = self.merged() if chain is None else chain
+    def forward(self, x: Tensor) -> Tensor:
+        chain = self.merged()
         with torch.autocast(x.device.type, enabled=False):
-            return ops.network(x, chain, known=known, backend=self.backend)
+            return ops.network(x, chain, backend=self.backend)
 
 
 def _shrink_to_checkpoint(field: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -198,21 +175,6 @@ def _shrink_to_checkpoint(field: nn.Module, state: dict[str, Any], prefix: str, 
             stored = state.get(f"{prefix}{path}.projections")
             if stored is not None and stored.shape[1] == field.config.num_features:
                 layer.keep(field.config.num_features)
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a look at the densities of N samples has found; the tensors have no gradients."""
-
-    encoded: Tensor  # [N, L * F] from the hash grid
-    raw: Tensor  # [N, 1 + G] from the density network
-    sigma: Tensor  # [N] densities, per world unit
-    chain: MergedChain | None  # that network, differentiable in its parameters; None where tiny-cuda-nn evaluates it
-
-    def select(self, indices: Tensor) -> Look:
-        """The same of the samples with these indices."""
-        encoded, raw, sigma = (t.index_select(0, indices) for t in (self.encoded, self.raw, self.sigma))
-        return Look(encoded, raw, sigma, self.chain)
 
 
 class EugenField(nn.Module):
@@ -330,38 +292,30 @@ class EugenField(nn.Module):
         pairs = list(zip(before, seen(), strict=True))
         return kept + select_features(self.color_network.layers, of_color, pairs)
 
-    def density(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def density_at(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Positions [N, 3] in the unit cube -> density [N] per world unit, geometry features [N, G]."""
         return self._split(self.density_network(self.encoding(x)))
 
-    def look(self, x: Tensor) -> Look:
-        """Positions [N, 3] in the unit cube -> their densities, and what `forward` need not compute again."""
-        network = self.density_network
-        chain = network.merged() if isinstance(network, ChainNetwork) else None
-        with torch.no_grad():
-            encoded = self.encoding(x)
-            raw = network(encoded) if chain is None else network(encoded, chain)
-            return Look(encoded, raw, self._split(raw)[0], chain)
+    def forward(self, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions [N, 3] in the unit cube, unit directions [N, 3] -> density [N], rgb [N, 3] in [0, 1]."""
+        sigma, geometry = self.density_at(x)
+        harmonics = ops.spherical_harmonics(directions, backend=self.backend)
+        color = self.color_network(torch.cat([harmonics, geometry], dim=-1))
+        return sigma, torch.sigmoid(color.to(geometry.dtype))
 
-    def forward(self, x: Tensor, directions: Tensor, look: Look | None = None) -> tuple[Tensor, Tensor]:
-        """Positions [N, 3] in the unit cube, unit directions [N, 3] -> density [N], rgb [N, 3] in [0, 1].
-
-        Args:
-            look: what `look` has found at the same positions, with the parameters as they are now.
-        """
-        if look is None or not isinstance(self.encoding, HashGrid):  # tiny-cuda-nn computes it again
-            sigma, geometry = self.density(x)
-        else:
-            encoded = self.encoding(x, look.encoded)
-            sigma, geometry = self._split(self.density_network(encoded, look.chain, look.raw))
-        return sigma, self._color(geometry, directions)
-
-    def evaluator(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """`forward` with the networks merged once; for inference, until the parameters change."""
+    def merged(self) -> RadianceField | EugenField:
+        """The field with its networks merged once, differentiable in its parameters, until those change; the field
+        itself where tiny-cuda-nn evaluates it, which merges nothing."""
         if not isinstance(self.encoding, HashGrid):
-            return self.forward  # tiny-cuda-nn merges nothing
+            return self
         density, color = self._merged_chains()
-        return RadianceField(self.encoding.table.detach(), self.encoding.layout, density, color, self.backend)
+        return RadianceField(self.encoding.table, self.encoding.layout, density, color, self.backend)
+
+    @torch.no_grad()
+    def evaluator(self) -> RadianceField | EugenField:
+        """`merged` for inference: its tensors want no gradients."""
+        field = self.merged()
+        return replace(field, table=field.table.detach()) if isinstance(field, RadianceField) else field
 
     @staticmethod
     def _split(raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -369,14 +323,11 @@ class EugenField(nn.Module):
         raw = raw if raw.dtype == torch.float64 else raw.float()
         return TruncatedExp.apply(raw[:, 0]), raw[:, 1:]
 
-    def _color(self, geometry: Tensor, directions: Tensor) -> Tensor:
-        harmonics = ops.spherical_harmonics(directions, backend=self.backend)
-        return torch.sigmoid(self.color_network(torch.cat([harmonics, geometry], dim=-1)).to(geometry.dtype))
-
     def num_parameters(self) -> int:
         """Trained and frozen values that a checkpoint stores for the field."""
         return sum(tensor.numel() for tensor in self.state_dict().values())
 
+    @torch.no_grad()
     def network_parameters(self) -> int:
         """Values of both networks after merging.
 
@@ -385,6 +336,7 @@ class EugenField(nn.Module):
         """
         return sum(chain.num_parameters for chain in self._merged_chains())
 
+    @torch.no_grad()
     def multiply_adds(self) -> int:
         """Multiply-adds per sample of both networks after merging, without encoding and activations.
 
@@ -398,6 +350,5 @@ class EugenField(nn.Module):
         for network in (self.density_network, self.color_network):
             if not isinstance(network, ChainNetwork):
                 raise UserError("The networks of implementation tcnn cannot be merged or counted.")
-            with torch.no_grad():
-                chains.append(network.merged())
+            chains.append(network.merged())
         return chains

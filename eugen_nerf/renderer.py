@@ -56,8 +56,8 @@ class Renderer:
 
     def limits(self, origins: Tensor) -> tuple[Tensor, Tensor]:
         """near and far of each ray, both [R]."""
-        ones = torch.ones_like(origins[:, 0])
-        return self.near * ones, self.far * ones
+        rays = origins.shape[0]
+        return origins.new_full((rays,), self.near), origins.new_full((rays,), self.far)
 
     def differentiable(self, origins: Tensor, directions: Tensor, jitter: Tensor | None = None) -> RenderOutput:
         """Render with gradients to the field.
@@ -67,7 +67,7 @@ class Renderer:
             jitter: [R] in [0, 1) shifts each ray's samples by that part of a step; None centres them.
         """
         near, far = self.limits(origins)
-        samples = ops.march(
+        color, alpha, depth, samples = ops.differentiable_render(
             origins,
             directions,
             near,
@@ -76,20 +76,10 @@ class Renderer:
             self.occupancy.resolution,
             self.space,
             self.rule,
+            self.field.merged(),
             jitter,
-            backend=self.field.backend,
+            self.skip_hidden,
         )
-        unit, views = ops.sample_points(origins, directions, samples, self.space, backend=self.field.backend)
-        look = None
-        if self.skip_hidden:
-            look = self.field.look(unit)
-            visible = ops.transmittance(look.sigma, samples) >= ops.MIN_TRANSMITTANCE
-            # As indices, for which a GPU has to be waited for once; each use of a mask would wait.
-            seen = visible.nonzero()[:, 0]
-            samples, look = samples.select(seen), look.select(seen)
-            unit, views = unit.index_select(0, seen), views.index_select(0, seen)
-        sigma, rgb = self.field(unit, views, look)
-        color, alpha, depth = ops.composite(sigma, rgb, samples, backend=self.field.backend)
         return RenderOutput(color, alpha, _expected(depth, alpha), samples.counts(), samples.num_samples)
 
     def render(
@@ -135,7 +125,7 @@ class Renderer:
     def _thickness(self, unit: Tensor) -> Tensor:
         """Optical thickness of the shortest step. In the distance steps are longer, but so is what they look at: to
         count their full length would keep every far cell occupied for its last trace of fog."""
-        sigma, _ = self.field.density(unit)
+        sigma, _ = self.field.density_at(unit)
         return sigma * self.rule.step_size
 
 

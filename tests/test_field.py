@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.field import EugenField, FieldConfig, TruncatedExp
-from eugen_nerf.layers import EUGen, merge_chain
-from eugen_nerf.layers.merge import MergedChain
+from eugen_nerf.layers import EUGen
 from eugen_nerf.ops import HashGridLayout
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -61,48 +60,9 @@ def test_field_shapes_and_ranges(kind: str, n: int) -> None:
     assert sigma.dtype == rgb.dtype == torch.float32
     assert (sigma > 0).all()
     assert ((rgb >= 0) & (rgb <= 1)).all()
-    density, geometry = small_field(**KINDS[kind]).density(queries(n)[0])
+    density, geometry = small_field(**KINDS[kind]).density_at(queries(n)[0])
     assert torch.equal(density, sigma)
     assert geometry.shape == (n, 5)
-
-
-@every_kind
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_what_a_look_has_found_is_not_computed_again(kind: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the field with its gradients is the same."""
-    monkeypatch.setenv("EUGEN_BACKEND", backend)
-    # A number of rows that leaves none over for itself: on AVX2 g++ rounds a single row in another way than several.
-    field, (x, directions) = small_field(**KINDS[kind]), queries(48)
-    kept = torch.arange(0, 48, 3)
-    look = field.look(x)
-    assert not any(tensor.requires_grad for tensor in (look.encoded, look.raw, look.sigma))
-    results = []
-    for known in (None, look.select(kept)):
-        field.zero_grad()
-        sigma, rgb = field(x[kept], directions[kept], known)
-        (sigma.sum() + rgb.square().sum()).backward()
-        results.append([sigma, rgb, *(p.grad for p in field.parameters() if p.grad is not None)])
-    assert torch.equal(look.sigma[kept], results[0][0])
-    assert torch.equal(look.sigma[kept], results[1][0])
-    assert len(results[0]) > 4
-    for first, second in zip(*results, strict=True):
-        torch.testing.assert_close(second, first)
-    if backend == "auto":  # what is handed over is used
-        other = dataclasses.replace(look, raw=look.raw + 1)
-        torch.testing.assert_close(field(x, directions, other)[0], math.e * look.sigma)
-
-
-def test_networks_are_merged_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    merged: list[nn.Sequential] = []
-
-    def merge(layers: nn.Sequential) -> MergedChain:
-        merged.append(layers)
-        return merge_chain(layers)
-
-    monkeypatch.setattr("eugen_nerf.field.merge_chain", merge)
-    field, (x, directions) = small_field(), queries(20)
-    field(x, directions, field.look(x))
-    assert merged == [field.density_network.layers, field.color_network.layers]
 
 
 @every_kind

@@ -14,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eugen_nerf.field import EugenField, FieldConfig, Look
+from eugen_nerf.field import EugenField, FieldConfig
+from eugen_nerf.layers.merge import MergedChain, merge_chain
 from eugen_nerf.occupancy import OccupancyGrid
 from eugen_nerf.ops import Space, StepRule, dispatch
 from eugen_nerf.renderer import Renderer
@@ -34,18 +35,16 @@ class Medium(nn.Module):
         self.world_density = density
         self.strength = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
 
-    def density(self, unit: Tensor) -> tuple[Tensor, Tensor]:
+    def density_at(self, unit: Tensor) -> tuple[Tensor, Tensor]:
         return self.strength * self.world_density(self.space.to_world(unit)), torch.empty(len(unit), 0)
 
-    def look(self, unit: Tensor) -> Look:
-        sigma = self.density(unit)[0].detach()
-        return Look(sigma[:, None], sigma[:, None], sigma, None)
+    def forward(self, unit: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        return self.density_at(unit)[0], torch.tensor(COLOR, dtype=unit.dtype).expand(len(unit), 3)
 
-    def forward(self, unit: Tensor, directions: Tensor, look: Look | None = None) -> tuple[Tensor, Tensor]:
-        return self.density(unit)[0], torch.tensor(COLOR, dtype=unit.dtype).expand(len(unit), 3)
+    def merged(self) -> Medium:
+        return self
 
-    def evaluator(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        return self.forward
+    evaluator = merged
 
 
 def renderer(
@@ -249,6 +248,45 @@ def test_a_real_field_renders_alike_with_and_without_gradients() -> None:
         )
 
 
+def small_scene() -> tuple[EugenField, Renderer]:
+    torch.manual_seed(0)
+    field = EugenField(FieldConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4, max_resolution=8))
+    return field, Renderer(field, OccupancyGrid(8), Space(BOX), StepRule(1 / 16), 0.0, 10.0)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_networks_are_merged_once_a_step(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EUGEN_BACKEND", backend)
+    merged: list[nn.Sequential] = []
+
+    def merge(layers: nn.Sequential) -> MergedChain:
+        merged.append(layers)
+        return merge_chain(layers)
+
+    monkeypatch.setattr("eugen_nerf.field.merge_chain", merge)
+    field, scene = small_scene()
+    origins, directions = (t.float() for t in along_x([0.0, 0.5]))
+    scene.differentiable(origins, directions).rgb.sum().backward()
+    assert merged == [field.density_network.layers, field.color_network.layers]
+    assert all(parameter.grad is not None for parameter in field.parameters())
+
+
+def test_mixed_precision_trains_as_float32_does() -> None:
+    """ns-train --mixed-precision True: native code has its own idea of what to compute in halves."""
+    results = []
+    for enabled in (False, True):
+        field, scene = small_scene()
+        origins, directions = (t.float() for t in along_x([0.0, 0.5, -0.3]))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = scene.differentiable(origins, directions)
+        (out.rgb.sum() + out.depth.sum()).backward()
+        results.append([out.rgb, out.depth, *(parameter.grad for parameter in field.parameters())])
+    for one, other in zip(*results, strict=True):
+        assert other is not None
+        assert other.dtype == torch.float32
+        assert torch.equal(one, other)
+
+
 class NativeOps(TorchDispatchMode):
     """Notes which of the package's operators run."""
 
@@ -283,6 +321,6 @@ def test_on_a_gpu_every_op_is_native(network: str, contracted: bool, monkeypatch
         trained, drawn = made.differentiable(origins, directions, jitter), made.render(origins, directions)
         assert trained.rgb.device == drawn.rgb.device == origins.device
         assert trained.rgb.requires_grad
-    assert ops.names == {"march", "sample_points", "hash_encode", "hash_encode_known", "network", "network_known",
-                         "spherical_harmonics", "composite", "render"}  # fmt: skip
+    assert ops.names == {"march", "sample_points", "hash_encode", "network", "spherical_harmonics", "composite",
+                         "render"}  # fmt: skip
     assert ops.rendered_table == torch.float16

@@ -1,5 +1,6 @@
 """What a radiance field is rendered with: each op has one eager definition and native runners that agree with it."""
 
+from eugen_nerf.ops.differentiable import differentiable_render
 from eugen_nerf.ops.dispatch import (
     Backend,
     composite,
@@ -23,6 +24,7 @@ __all__ = [
     "Space",
     "StepRule",
     "composite",
+    "differentiable_render",
     "hash_encode",
     "march",
     "network",

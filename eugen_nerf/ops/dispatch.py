@@ -160,18 +160,9 @@ def runs_network(packed: PackedChain, device: torch.device, backend: Backend) ->
     return problem is None
 
 
-def hash_encode(
-    x: Tensor, table: Tensor, layout: HashGridLayout, *, known: Tensor | None = None, backend: Backend = "auto"
-) -> Tensor:
-    """See `reference.hash_encode`.
-
-    Args:
-        known: [N, L * F] the result, where it has been computed before; it is given a gradient. Native runners
-            alone make use of it.
-    """
+def hash_encode(x: Tensor, table: Tensor, layout: HashGridLayout, *, backend: Backend = "auto") -> Tensor:
+    """See `reference.hash_encode`."""
     if why_not_grid(layout, x.device) is None and uses_native(backend, x, table=table):
-        if known is not None:
-            return operators.hash_encode_known(x, table, known, *grid_arguments(layout))
         return operators.hash_encode(x, table, *grid_arguments(layout))
     return reference.hash_encode(x, table, layout)
 
@@ -183,17 +174,11 @@ def spherical_harmonics(directions: Tensor, *, backend: Backend = "auto") -> Ten
     return reference.spherical_harmonics(directions)
 
 
-def network(x: Tensor, chain: MergedChain, *, known: Tensor | None = None, backend: Backend = "auto") -> Tensor:
-    """See `reference.network`.
-
-    Args:
-        known: [N, D_out] the result, as for `hash_encode`.
-    """
+def network(x: Tensor, chain: MergedChain, *, backend: Backend = "auto") -> Tensor:
+    """See `reference.network`."""
     if why_not_native(chain) is None and uses_native(backend, x, chain.weight):
         packed = pack_chain(chain)
         if runs_network(packed, x.device, backend):
-            if known is not None:
-                return operators.network_known(x, packed.parameters, known, packed.spec, packed.eps)
             return operators.network(x, packed.parameters, packed.spec, packed.eps)
     return reference.network(x, chain)
 
@@ -214,7 +199,8 @@ def march(
     """See `reference.march`."""
     if uses_native(backend, origins, directions, near, far):
         shift = torch.full_like(near, 0.5) if jitter is None else jitter
-        rays = (origins, directions, near, far, shift)
+        # Samples have no gradient, whatever cameras want: an operator without a formula would be an error there.
+        rays = (tensor.detach() for tensor in (origins, directions, near, far, shift))
         where = (*space_arguments(space), rule_argument(rule))
         return PackedSamples(*operators.march(*rays, bits, resolution, *where))
     return reference.march(origins, directions, near, far, bits, resolution, space, rule, jitter)

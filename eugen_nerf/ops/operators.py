@@ -29,30 +29,13 @@ DEVICES = ("cpu", "cuda")
 T = TypeVar("T")
 
 
-def _choose(device: torch.device, on_cpu: Callable[..., T], on_gpu: Callable[..., T]) -> Callable[..., T]:
-    """The function that works on a device's tensors."""
+def choose(device: torch.device, on_cpu: Callable[..., T], on_gpu: Callable[..., T]) -> Callable[..., T]:
+    """The one of an op's two runners that works on a device's tensors."""
     return on_cpu if device.type == "cpu" else functools.partial(on_gpu, gpu(gpu_number(device)))
 
 
 def _operator(function: Callable[..., Any]) -> Any:
     return torch.library.custom_op(f"eugen_nerf::{function.__name__}", function, mutates_args=(), device_types=DEVICES)
-
-
-def _register_known(operator: Any, setup: Callable[..., None], gradient: Callable[..., tuple[Any, ...]]) -> None:
-    """Shape and gradient of an operator whose third argument is its output, from those of the one that computes it."""
-
-    def shape(x: Tensor, parameters: Tensor, known: Tensor, *_: Any) -> Tensor:
-        return torch.empty_like(known)
-
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        setup(ctx, (*inputs[:2], *inputs[3:]), output)
-
-    def differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        grads = gradient(ctx, grad)
-        return (*grads[:2], None, *grads[2:])
-
-    operator.register_fake(shape)
-    operator.register_autograd(differentiate, setup_context=keep)
 
 
 def grid_arguments(layout: HashGridLayout) -> tuple[Sequence[int], Sequence[int], int]:
@@ -105,7 +88,7 @@ def hash_encode(
     """[N, 3], [entries, F] -> [N, L * F]; see reference.hash_encode."""
     x = prepare("x", x, (None, 3), F32, x.device)
     table, layout = _grid(table, resolutions, offsets, log2_table_size, halves=True)
-    return _choose(x.device, cpu.hash_encode_forward, cuda.hash_encode_forward)(x, table, layout)
+    return choose(x.device, cpu.hash_encode_forward, cuda.hash_encode_forward)(x, table, layout)
 
 
 @hash_encode.register_fake
@@ -128,7 +111,7 @@ def hash_encode_backward(
     x = prepare("x", x, (None, 3), F32, x.device)
     table, layout = _grid(table, resolutions, offsets, log2_table_size)
     grad = prepare("grad", grad, (x.shape[0], layout.out_features), F32, x.device)
-    run = _choose(x.device, cpu.hash_encode_backward, cuda.hash_encode_backward)
+    run = choose(x.device, cpu.hash_encode_backward, cuda.hash_encode_backward)
     return run(x, table, grad, layout, needs_table, needs_x)
 
 
@@ -155,18 +138,6 @@ def _hash_encode_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 hash_encode.register_autograd(_hash_encode_gradient, setup_context=_hash_encode_setup)
 
 
-@_operator
-def hash_encode_known(
-    x: Tensor, table: Tensor, known: Tensor, resolutions: Sequence[int], offsets: Sequence[int], log2_table_size: int
-) -> Tensor:
-    """hash_encode where its output is known already: that output, with hash_encode's gradient."""
-    layout = HashGridLayout(tuple(resolutions), tuple(offsets), table.shape[1], log2_table_size)
-    return prepare("known", known, (x.shape[0], layout.out_features), F32, x.device).clone()
-
-
-_register_known(hash_encode_known, _hash_encode_setup, _hash_encode_gradient)
-
-
 # --- spherical_harmonics -------------------------------------------------------------------------------------
 
 
@@ -174,7 +145,7 @@ _register_known(hash_encode_known, _hash_encode_setup, _hash_encode_gradient)
 def spherical_harmonics(directions: Tensor) -> Tensor:
     """[N, 3] -> [N, 16]; see reference.spherical_harmonics. Without a gradient."""
     directions = prepare("directions", directions, (None, 3), F32, directions.device)
-    return _choose(directions.device, cpu.spherical_harmonics, cuda.spherical_harmonics)(directions)
+    return choose(directions.device, cpu.spherical_harmonics, cuda.spherical_harmonics)(directions)
 
 
 @spherical_harmonics.register_fake
@@ -189,7 +160,7 @@ def _(directions: Tensor) -> Tensor:
 def network(x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Sequence[float]) -> Tensor:
     """[N, D] and a packed chain -> [N, D_out]; see reference.network and packing.PackedChain."""
     x, parameters = check_network(x, parameters, spec, eps, _row_dtype(x))
-    return _choose(x.device, cpu.network_forward, cuda.network_forward)(x, parameters, spec, eps)
+    return choose(x.device, cpu.network_forward, cuda.network_forward)(x, parameters, spec, eps)
 
 
 @network.register_fake
@@ -204,7 +175,7 @@ def network_backward(
     """Gradients of x (empty if nobody needs it) and of the packed parameters."""
     x, parameters = check_network(x, parameters, spec, eps, _row_dtype(x))
     grad = prepare("grad", grad, (x.shape[0], spec[-3]), x.dtype, x.device)
-    run = _choose(x.device, cpu.network_backward, cuda.network_backward)
+    run = choose(x.device, cpu.network_backward, cuda.network_backward)
     return run(x, parameters, grad, spec, eps, needs_x)
 
 
@@ -230,16 +201,6 @@ def _network_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 network.register_autograd(_network_gradient, setup_context=_network_setup)
 
 
-@_operator
-def network_known(x: Tensor, parameters: Tensor, known: Tensor, spec: Sequence[int], eps: Sequence[float]) -> Tensor:
-    """network where its output is known already: that output, with network's gradient."""
-    check_network(x, parameters, spec, eps, _row_dtype(x))
-    return prepare("known", known, (x.shape[0], spec[-3]), x.dtype, x.device).clone()
-
-
-_register_known(network_known, _network_setup, _network_gradient)
-
-
 # --- march, sample_points ------------------------------------------------------------------------------------
 
 
@@ -259,7 +220,7 @@ def march(
     """Rays and an occupancy bitfield -> ray_offsets [R + 1], t_starts [N], t_ends [N]; see reference.march."""
     *rays, bits = check_rays(origins, directions, near, far, bits, resolution, rule)
     jitter = prepare("jitter", jitter, (origins.shape[0],), F32, origins.device)
-    run = _choose(origins.device, cpu.march, cuda.march)
+    run = choose(origins.device, cpu.march, cuda.march)
     return run(*rays, jitter, bits, resolution, _space(box, contracted), StepRule(*rule))
 
 
@@ -282,7 +243,7 @@ def sample_points(
 ) -> tuple[Tensor, Tensor]:
     """Packed samples -> positions in the unit cube [N, 3], directions [N, 3]; see reference.sample_points."""
     device, rays, n = origins.device, ray_offsets.shape[0] - 1, t_starts.shape[0]
-    return _choose(device, cpu.sample_points, cuda.sample_points)(
+    return choose(device, cpu.sample_points, cuda.sample_points)(
         prepare("origins", origins, (rays, 3), F32, device),
         prepare("directions", directions, (rays, 3), F32, device),
         check_offsets(ray_offsets, n, device),
@@ -314,7 +275,7 @@ def _samples(sigma: Tensor, rgb: Tensor, t_starts: Tensor, t_ends: Tensor, ray_o
 @_operator
 def composite(sigma: Tensor, rgb: Tensor, t_starts: Tensor, t_ends: Tensor, ray_offsets: Tensor) -> Tensor:
     """Packed samples -> [R, 5]: rgb, alpha, depth; see reference.composite."""
-    run = _choose(sigma.device, cpu.composite_forward, cuda.composite_forward)
+    run = choose(sigma.device, cpu.composite_forward, cuda.composite_forward)
     return run(*_samples(sigma, rgb, t_starts, t_ends, ray_offsets))
 
 
@@ -329,7 +290,7 @@ def composite_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of sigma [N] and rgb [N, 3]."""
     grad = prepare("grad", grad, (ray_offsets.shape[0] - 1, 5), F32, sigma.device)
-    run = _choose(sigma.device, cpu.composite_backward, cuda.composite_backward)
+    run = choose(sigma.device, cpu.composite_backward, cuda.composite_backward)
     return run(*_samples(sigma, rgb, t_starts, t_ends, ray_offsets), grad)
 
 
@@ -383,7 +344,7 @@ def render(
     _, color = check_network(near.new_empty(0, 15 + density_spec[-3]), color, color_spec, color_eps)
     if color_spec[-3] != 3:
         raise ValueError(f"the colour network must have 3 outputs, not {color_spec[-3]}")
-    return _choose(origins.device, cpu.render, cuda.render)(
+    return choose(origins.device, cpu.render, cuda.render)(
         *rays,
         resolution,
         _space(box, contracted),
@@ -422,5 +383,5 @@ def sparse_adam(
         prepare(name, tensor, shape, F32, device)
         if not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous, since it is changed in place")
-    run = _choose(device, cpu.sparse_adam, cuda.sparse_adam)
+    run = choose(device, cpu.sparse_adam, cuda.sparse_adam)
     run(parameter, grad, first, second, betas, eps, step_size, second_scale)

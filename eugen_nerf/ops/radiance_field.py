@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,14 +15,31 @@ from eugen_nerf.ops.layout import HashGridLayout
 
 # exp(89) is infinite in float32.
 MAX_LOG_DENSITY = 80.0
+# From here on a density's gradient grows no more: together with a large gradient from behind it would overflow.
+MAX_LOG_SLOPE = 15.0
+
+
+class TruncatedExp(torch.autograd.Function):
+    """exp of a density's logarithm, of any shape, with a gradient that cannot overflow."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.exp(x.clamp(max=MAX_LOG_DENSITY))
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad_outputs[0] * torch.exp(x.clamp(max=MAX_LOG_SLOPE))
 
 
 @dataclass(frozen=True, eq=False)
 class RadianceField:
-    """Hash grid, density network and colour network with their parameters merged; for inference.
+    """Hash grid, density network and colour network with their parameters merged.
 
-    The density network's first output is the logarithm of the density; the colour network receives spherical
-    harmonics of the direction [16] followed by the density network's other outputs.
+    Differentiable in the table and in what the chains were merged from. The density network's first output is the
+    logarithm of the density; the colour network receives spherical harmonics of the direction [16] followed by the
+    density network's other outputs.
     """
 
     table: Tensor  # [layout.num_entries, F]; on a GPU it may be of fp16
@@ -32,8 +50,13 @@ class RadianceField:
 
     def __call__(self, unit: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Positions in the unit cube [N, 3], unit directions [N, 3] -> density [N], rgb [N, 3] in [0, 1]."""
+        sigma, geometry = self.density_at(unit)
+        harmonics = dispatch.spherical_harmonics(directions, backend=self.backend)
+        color = dispatch.network(torch.cat([harmonics, geometry], dim=-1), self.color, backend=self.backend)
+        return sigma, torch.sigmoid(color)
+
+    def density_at(self, unit: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions in the unit cube [N, 3] -> density [N] per world unit, geometry features [N, G]."""
         encoded = dispatch.hash_encode(unit, self.table, self.layout, backend=self.backend)
         raw = dispatch.network(encoded, self.density, backend=self.backend)
-        harmonics = dispatch.spherical_harmonics(directions, backend=self.backend)
-        color = dispatch.network(torch.cat([harmonics, raw[:, 1:]], dim=-1), self.color, backend=self.backend)
-        return torch.exp(raw[:, 0].clamp(max=MAX_LOG_DENSITY)), torch.sigmoid(color)
+        return TruncatedExp.apply(raw[:, 0]), raw[:, 1:]

@@ -141,7 +141,7 @@ def _record_ours(model: EugenModel, bundle: Any, samples: Samples, generator: to
     samples.seen += unit.shape[0]
     if unit.shape[0] == 0:
         return
-    sigma, _ = field.density(unit)
+    sigma, _ = field.density_at(unit)
     keep = _relevant(sigma, packed.t_ends - packed.t_starts, ops.transmittance(sigma, packed), generator)
     samples.kept += int(keep.sum())
     if keep.any():

@@ -163,5 +163,5 @@ class EmulatedDevice:
 @contextlib.contextmanager
 def emulated(device: EmulatedDevice) -> Iterator[None]:
     """Let the operators' CUDA kernels run there, on the tensors of a CPU."""
-    with mock.patch.object(operators, "_choose", lambda _, on_cpu, on_gpu: functools.partial(on_gpu, device)):
+    with mock.patch.object(operators, "choose", lambda _, on_cpu, on_gpu: functools.partial(on_gpu, device)):
         yield

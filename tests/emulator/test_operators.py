@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from eugen_nerf.ops import HashGridLayout, operators, reference
+from eugen_nerf.ops import HashGridLayout, Space, StepRule, operators, reference
 from eugen_nerf.ops.operators import grid_arguments, rule_argument, space_arguments
 from eugen_nerf.ops.packing import pack_chain
 from tests.emulator.device import EmulatedDevice, emulated
 from tests.emulator.test_rays import RESOLUTION, field, random_bits, random_rays
-from tests.ops.comparisons import BOUNDED, TOLERANCE, network_case, relative_error
+from tests.ops.comparisons import BOUNDED, TOLERANCE, UNBOUNDED, network_case, relative_error
+from tests.ops.test_differentiable import Field, definition, gradients, loss
+from tests.ops.test_differentiable import render as differentiable_render
 
 OPS = (
     "hash_encode",
@@ -95,6 +97,24 @@ def test_render() -> None:
                  reference.MIN_TRANSMITTANCE)  # fmt: skip
     for mine, theirs in both("render", *arguments):
         assert relative_error(mine, theirs) <= 5e-3
+
+
+@pytest.mark.parametrize("skip_hidden", [False, True], ids=["all", "visible"])
+@pytest.mark.parametrize("where", [BOUNDED, UNBOUNDED], ids=["bounded", "unbounded"])
+@pytest.mark.parametrize("kind", ["eugen", "order-2"])
+def test_rendering_with_gradients(kind: str, where: tuple[Space, StepRule], skip_hidden: bool) -> None:
+    """From rays to the gradient of every parameter."""
+    field = Field(kind)
+    with emulated(EmulatedDevice(80)):
+        *got, samples = differentiable_render(field.merged(), 40, skip_hidden, where)
+        loss(*got).backward()
+    mine = gradients(field)
+    field.zero_grad()
+    expected = definition(field, 40, samples, where[0])
+    loss(*expected).backward()
+    assert samples.num_samples > 200
+    for got_one, exact in zip([*got, *mine], [*expected, *gradients(field)], strict=True):
+        assert relative_error(got_one, exact) <= 0.03  # halves, and ReLUs that let a unit through in one alone
 
 
 def test_sparse_adam() -> None:

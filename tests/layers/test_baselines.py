@@ -217,8 +217,9 @@ class TestBuildNetwork:
         assert build_network("mlp", 5, 16, 1, 2, 6, activation="gelu")[0].activation == "gelu"
         assert build_network("low-rank", 5, 16, 1, 2, 6, activation="gelu")[0].activation == "gelu"
         for kind in ("low-rank", "snnk"):
-            layer = build_network(kind, 5, 16, 1, 2, 6, projection="gaussian")[0]
-            assert (layer.num_features, layer.projection) == (6, "gaussian")
+            for projection in ("gaussian", "orthogonal"):
+                layer = build_network(kind, 5, 16, 1, 2, 6, projection=projection)[0]
+                assert (layer.num_features, layer.projection) == (6, projection)
 
     def test_merged_cost_of_an_eugen_network_does_not_depend_on_the_nominal_width(self) -> None:
         narrow, wide = (merge_chain(build_network("eugen", 5, hidden, 3, 2, 6)) for hidden in (8, 256))

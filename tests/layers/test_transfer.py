@@ -170,6 +170,20 @@ class TestOptions:
         assert distance(network, trained, x) < distance(network, closed, x)
         assert all(parameter.grad is None for parameter in trained.parameters())
 
+    def test_a_layer_trained_alone_is_judged_by_what_the_next_one_sees(self) -> None:
+        """Outputs that the next layer ignores need not be right."""
+        dense, x = teacher(6, 40, 3)[0], normal(1000, 6)
+        y = dense(x).detach()
+        sees = torch.zeros(4, 40, dtype=F64)
+        sees[:, :4] = torch.eye(4)
+        missed = []
+        for consumer in (None, sees):
+            layer = student_of(nn.Sequential(dense, nn.Linear(40, 3, dtype=F64)), 6)[0]
+            options = TransferOptions(rows="gaussian", solver="layerwise", steps=200, batch=256)
+            fit_layer(layer, dense, [(x, y)], options, consumer, torch.Generator().manual_seed(0))
+            missed.append((layer(x) - y)[:, :4].square().mean().item())
+        assert missed[1] < 0.8 * missed[0]
+
     def test_the_learning_rate_of_layerwise_ends_near_zero(self, monkeypatch: pytest.MonkeyPatch) -> None:
         rates: list[float] = []
         step = torch.optim.Adam.step

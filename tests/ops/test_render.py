@@ -124,6 +124,17 @@ def test_render_without_rays_and_of_rays_that_miss() -> None:
     assert not torch.cat([rgb.flatten(), alpha, depth, evaluated]).any()
 
 
+@pytest.mark.parametrize("threshold", [0.5, 0.05])
+def test_the_threshold_is_passed_on(threshold: float) -> None:
+    def dense(unit: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        return field(unit, directions, density=40.0)
+
+    scene = (*rays(), bits(), RESOLUTION, *BOUNDED, dense)
+    alpha = ops.render(*scene, threshold)[1]
+    full = ops.render(*scene, 0)[1]
+    assert threshold / 10 < (full - alpha).max() < threshold
+
+
 def test_without_native_code_rays_are_rendered_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole picture's samples at once would not fit into a GPU's memory."""
     whole = ops.render(*rays(), bits(), RESOLUTION, *BOUNDED, field)

@@ -152,6 +152,15 @@ class TestBackgrounds:
         assert images["accumulation"].shape == images["depth"].shape == (16, 16, 3)
 
     @pytest.mark.parametrize(("name", "value"), [("white", 1.0), ("black", 0.0)])
+    def test_the_loss_on_test_views_is_that_of_pictures(self, parse: Any, name: str, value: float) -> None:
+        """Which are on the dataset's background already."""
+        model = empty(build({**BOUNDED, "eval_background": name}, parse=parse)).eval()
+        alpha = torch.rand(64, 1, generator=torch.Generator().manual_seed(0))
+        truth = torch.cat([torch.full((64, 3), 0.3), alpha], dim=-1)
+        loss = model.get_loss_dict(model(bundle()), {"image": truth})["rgb_loss"]
+        torch.testing.assert_close(loss, ((0.3 - value) * alpha).square().mean())
+
+    @pytest.mark.parametrize(("name", "value"), [("white", 1.0), ("black", 0.0)])
     def test_rgba_image_takes_the_background_out_again(self, parse: Any, name: str, value: float) -> None:
         model = build({**BOUNDED, "eval_background": name}, parse=parse).eval()
         outputs = model(bundle())
@@ -179,7 +188,7 @@ class TestSpace:
         model = build(metadata, parse=parse)
         with torch.no_grad():
             model.field.get_parameter("encoding.table").mul_(1e-4)  # as it is before training
-            sigma, _ = model.field.density(torch.rand(100, 3))
+            sigma, _ = model.field.density_at(torch.rand(100, 3))
         torch.testing.assert_close(sigma, torch.full((100,), density), rtol=0.01, atol=0)
 
     def test_options_go_before_what_the_scene_says(self, parse: Any) -> None:
@@ -318,6 +327,24 @@ class TestSelection:
         before = self.trainer(candidates, steps=40)
         assert before(38)
         assert not before(39)
+
+    def test_rays_are_drawn_up_to_a_limit(
+        self, candidates: SampleBudgetPipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However large the photos are; and no more of them than there are pixels."""
+        cameras, shares = candidates.datamanager.train_dataset.cameras, []
+
+        def recorded(pipeline: Any, fields: list[str], share: float, *_: Any, **__: Any) -> None:
+            shares.append(share)
+            raise UserError("no more is wanted")
+
+        monkeypatch.setattr("eugen_nerf.plugin.pipeline.record", recorded)
+        pixels = int((cameras.height * cameras.width).sum())
+        for limit in (pixels // 4, 2 * pixels):
+            monkeypatch.setattr("eugen_nerf.plugin.pipeline.SELECTION_RAYS", limit)
+            with pytest.raises(UserError, match="no more is wanted"):
+                candidates.select_features(torch.optim.Adam(candidates.model.field.parameters()))
+        assert shares == [0.25, 1.0]
 
     def test_later_where_there_is_nothing_to_select_them_by(
         self, candidates: SampleBudgetPipeline, capsys: pytest.CaptureFixture[str]

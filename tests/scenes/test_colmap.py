@@ -387,6 +387,11 @@ BAD_TEXT = {
     "far-away": ("images.txt", "1 1 0 0 0 1e12 0 0 1 000.png", "absurdly large"),
     "no-images": ("images.txt", "# nothing\n", "lists no image"),
     "short-point": ("points3D.txt", "1 2 3 4 5 6\n", "line 1: expected POINT3D_ID X Y Z R G B ERROR TRACK"),
+    "half-a-track-point": (
+        "points3D.txt",
+        "1 0 0 0 5 0 0 1 2\n",
+        "line 1: expected POINT3D_ID X Y Z R G B ERROR TRACK",
+    ),
     "bright-point": ("points3D.txt", "1 0 0 0 256 0 0 1\n", "line 1: not a position and an 8-bit colour"),
     "nan-point": ("points3D.txt", "1 0 nan 0 25 0 0 1\n", "line 1: not a position"),
     "word-point": ("points3D.txt", "1 0 x 0 25 0 0 1\n", "line 1: X Y Z must be numbers"),

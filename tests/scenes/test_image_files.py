@@ -101,10 +101,12 @@ def test_transparency_is_read_from_the_header(inspect, mode, alpha):
     assert inspect(stream.getvalue()).has_alpha is alpha
 
 
-def test_a_rotation_in_the_exif_data_is_reported(inspect):
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_rotation_in_the_exif_data_is_reported(inspect, orientation):
+    """Of the eight orientations, the last four exchange width and height."""
     exif = Image.Exif()
-    exif[274] = 8
-    assert inspect(encoded("JPEG", exif=exif)).rotated_by_exif
+    exif[274] = orientation
+    assert inspect(encoded("JPEG", exif=exif)).rotated_by_exif is (orientation > 4)
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "truncated"])

@@ -1,0 +1,206 @@
+"""Rendering with gradients, for training: in one piece where a device has native code, else op by op.
+
+In one piece means one autograd function that calls the ops' native code itself, forward and backward. Op by op,
+PyTorch takes longer to dispatch some hundred operators and to record their gradients than a fast GPU takes for their
+work (docs/gpu.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from eugen_nerf.ops import cpu, cuda, dispatch, operators
+from eugen_nerf.ops.checks import check_grid, check_network, check_rays, prepare, why_not_grid
+from eugen_nerf.ops.dispatch import Backend, runs_network, uses_native
+from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule
+from eugen_nerf.ops.packing import PackedChain, pack_chain, why_not_native
+from eugen_nerf.ops.radiance_field import MAX_LOG_DENSITY, MAX_LOG_SLOPE, RadianceField
+from eugen_nerf.ops.reference import MIN_TRANSMITTANCE, transmittance
+
+F32 = torch.float32
+
+
+class Field(Protocol):
+    """A field that is rendered op by op; both methods are differentiable."""
+
+    backend: Backend
+
+    def density_at(self, unit: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Positions in the unit cube [N, 3] -> density [N], and whatever colours need."""
+        ...
+
+    def __call__(self, unit: Tensor, directions: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Positions in the unit cube [N, 3], unit directions [N, 3] -> density [N], rgb [N, 3]."""
+        ...
+
+
+def differentiable_render(
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    bits: Tensor,
+    resolution: int,
+    space: Space,
+    rule: StepRule,
+    field: RadianceField | Field,
+    jitter: Tensor | None = None,
+    skip_hidden: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, PackedSamples]:
+    """March, evaluate the field and composite, with gradients to the field.
+
+    Args:
+        origins, directions, near, far, bits, resolution, space, rule, jitter: as in `reference.march`.
+        field: what to render.
+        skip_hidden: leave out samples that less than MIN_TRANSMITTANCE of a ray's light reaches.
+
+    Returns:
+        rgb [R, 3] without a background, alpha [R], depth [R] as `reference.composite`, and the samples that were
+        composited. Gradients of first order reach what the field was made of.
+    """
+    rays = (origins, directions, near, far)
+    if isinstance(field, RadianceField) and (networks := _native_networks(field, *rays)) is not None:
+        shift = torch.full_like(near, 0.5) if jitter is None else jitter
+        with torch.no_grad():
+            where = _march(*rays, shift, bits, resolution, space, rule)
+            evaluated = _evaluate_densities(*where, field, networks[0], skip_hidden)
+        density, color = (network.parameters for network in networks)
+        colors, alphas, depths = _InOnePiece.apply(field.table, density, color, evaluated, field.layout, networks)
+        return colors, alphas, depths, evaluated.samples
+
+    backend = field.backend
+    samples = dispatch.march(*rays, bits, resolution, space, rule, jitter, backend=backend)
+    unit, views = dispatch.sample_points(origins, directions, samples, space, backend=backend)
+    if skip_hidden:
+        with torch.no_grad():
+            seen = _seen(field.density_at(unit)[0], samples)
+        samples, unit, views = samples.select(seen), unit.index_select(0, seen), views.index_select(0, seen)
+    sigma, rgb = field(unit, views)
+    return *dispatch.composite(sigma, rgb, samples, backend=backend), samples
+
+
+def _seen(sigma: Tensor, samples: PackedSamples) -> Tensor:
+    """Indices of the samples that light reaches. They are what a GPU is waited for; each use of a mask would wait."""
+    return (transmittance(sigma, samples) >= MIN_TRANSMITTANCE).nonzero()[:, 0]
+
+
+def _native_networks(field: RadianceField, *rays: Tensor) -> tuple[PackedChain, PackedChain] | None:
+    """The field's networks for the native code of its device; None where something wants the ops one by one."""
+    layout, device = field.layout, field.table.device
+    if why_not_native(field.density) or why_not_native(field.color) or why_not_grid(layout, device):
+        return None
+    tensors = (*rays, field.table, field.density.weight, field.color.weight)
+    # Only operators can be traced, or be seen by what subclasses of Tensor stand for.
+    if torch.compiler.is_compiling() or any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
+        return None
+    if any(t.requires_grad for t in rays) or not uses_native(field.backend, *tensors):
+        return None
+    density, color = pack_chain(field.density), pack_chain(field.color)
+    if not all(runs_network(chain, device, field.backend) for chain in (density, color)):
+        return None
+    return density, color
+
+
+@dataclass(frozen=True, eq=False)
+class _Evaluated:
+    """Samples whose densities are known already; no tensor has a gradient."""
+
+    samples: PackedSamples
+    unit: Tensor  # [N, 3] positions in the unit cube
+    views: Tensor  # [N, 3] directions
+    encoded: Tensor  # [N, L * F] from the hash grid
+    raw: Tensor  # [N, 1 + G] from the density network: logarithm of the density, geometry features
+    sigma: Tensor  # [N]
+
+    def select(self, indices: Tensor) -> _Evaluated:
+        """The samples with these indices, which must rise."""
+        tensors = (self.unit, self.views, self.encoded, self.raw, self.sigma)
+        return _Evaluated(self.samples.select(indices), *(tensor.index_select(0, indices) for tensor in tensors))
+
+
+def _run(name: str, *arguments: Any) -> Any:
+    """Call an op's native code for the device of its first argument."""
+    return operators.choose(arguments[0].device, getattr(cpu, name), getattr(cuda, name))(*arguments)
+
+
+def _march(
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    jitter: Tensor,
+    bits: Tensor,
+    resolution: int,
+    space: Space,
+    rule: StepRule,
+) -> tuple[PackedSamples, Tensor, Tensor]:
+    """The samples, their positions in the unit cube and their directions."""
+    steps = (rule.step_size, rule.cone_angle)
+    *rays, bits = check_rays(origins, directions, near, far, bits, resolution, steps)
+    jitter = prepare("jitter", jitter, (origins.shape[0],), F32, origins.device)
+    samples = PackedSamples(*_run("march", *rays, jitter, bits, resolution, space, rule))
+    unit, views = _run("sample_points", *rays[:2], samples.ray_offsets, samples.t_starts, samples.t_ends, space)
+    return samples, unit, views
+
+
+def _evaluate_densities(
+    samples: PackedSamples, unit: Tensor, views: Tensor, field: RadianceField, density: PackedChain, skip_hidden: bool
+) -> _Evaluated:
+    layout = field.layout
+    check_grid(layout, unit.device)
+    table = prepare("table", field.table, (layout.num_entries, layout.features_per_level), F32, unit.device)
+    encoded = _run("hash_encode_forward", unit, table, layout)
+    check_network(encoded, density.parameters, density.spec, density.eps)
+    raw = _run("network_forward", encoded, density.parameters, density.spec, density.eps)
+    evaluated = _Evaluated(samples, unit, views, encoded, raw, torch.exp(raw[:, 0].clamp(max=MAX_LOG_DENSITY)))
+    return evaluated.select(_seen(evaluated.sigma, samples)) if skip_hidden else evaluated
+
+
+class _InOnePiece(torch.autograd.Function):
+    """Colours and compositing of samples, and the gradient of everything from there back to the table."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        table: Tensor,
+        density: Tensor,
+        color: Tensor,
+        at: _Evaluated,
+        layout: HashGridLayout,
+        networks: tuple[PackedChain, PackedChain],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.layout, ctx.networks = layout, networks
+        seen = torch.cat([_run("spherical_harmonics", at.views), at.raw[:, 1:]], dim=-1)
+        check_network(seen, color, networks[1].spec, networks[1].eps)
+        if networks[1].spec[-3] != 3:
+            raise ValueError(f"the colour network must have 3 outputs, not {networks[1].spec[-3]}")
+        rgb = torch.sigmoid(_run("network_forward", seen, color, networks[1].spec, networks[1].eps))
+        samples = at.samples
+        packed = (samples.t_starts, samples.t_ends, samples.ray_offsets)
+        out = _run("composite_forward", at.sigma, rgb, *packed)
+        ctx.save_for_backward(table, density, color, at.unit, at.encoded, at.raw, at.sigma, seen, rgb, *packed)
+        return out[:, :3], out[:, 3], out[:, 4]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        table, density, color, unit, encoded, raw, sigma, seen, rgb, *packed = ctx.saved_tensors
+        of_density, of_color = ((chain.spec, chain.eps) for chain in ctx.networks)
+        grad = torch.cat([grads[0], grads[1][:, None], grads[2][:, None]], dim=1)
+        grad_sigma, grad_rgb = _run("composite_backward", sigma, rgb, *packed, grad)
+        grad_logits = torch.ops.aten.sigmoid_backward(grad_rgb, rgb)
+        grad_seen, grad_color = _run("network_backward", seen, color, grad_logits, *of_color, True)
+        grad_log = grad_sigma * torch.exp(raw[:, 0].clamp(max=MAX_LOG_SLOPE))
+        harmonics = seen.shape[1] - raw.shape[1] + 1
+        grad_raw = torch.cat([grad_log[:, None], grad_seen[:, harmonics:]], dim=1)
+        needs_table = ctx.needs_input_grad[0]
+        grad_encoded, grad_density = _run("network_backward", encoded, density, grad_raw, *of_density, needs_table)
+        grad_table = None
+        if needs_table:
+            grad_table, _ = _run("hash_encode_backward", unit, table, grad_encoded, ctx.layout, True, False)
+        return grad_table, grad_density, grad_color, None, None, None
