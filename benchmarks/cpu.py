@@ -16,6 +16,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,9 +30,11 @@ from eugen_nerf.occupancy import pack_bits
 from eugen_nerf.ops import (
     HashGridLayout,
     PackedSamples,
+    RadianceField,
     Space,
     StepRule,
     composite,
+    differentiable_render,
     hash_encode,
     march,
     network,
@@ -253,6 +256,15 @@ def ray_rows() -> list[list[str]]:
     native, eager = times(lambda: march(*arguments), lambda: reference.march(*arguments), rounds=5)
     rays = len(origins[few])
     rows.append([f"march, {rays} rays", f"{native:.2f}", f"{eager:.2f}", f"{eager / native:.1f}x", ""])
+    trained, place = field.merged(), arguments
+
+    def step(field: RadianceField) -> None:
+        color, _, _, _ = differentiable_render(*place, field, None, True)
+        color.square().sum().backward(retain_graph=True)
+
+    native, eager = times(lambda: step(trained), lambda: step(replace(trained, backend="reference")), rounds=5)
+    label = f"differentiable_render, {rays} rays, forward + backward"
+    rows.append([label, f"{native:.2f}", f"{eager:.2f}", f"{eager / native:.1f}x", "hidden samples left out"])
     native, eager = times(
         lambda: render(origins, directions, near, far, bits, resolution, space, rule, evaluator),
         lambda: reference.render(origins, directions, near, far, bits, resolution, space, rule, evaluator),

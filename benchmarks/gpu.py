@@ -5,12 +5,12 @@
 
 Times are CUDA events: after a warm-up, the median of 50 runs that take turns, each with cold caches and queued while
 the GPU is still busy, so that no time of the CPU is in them; marches wait for the GPU in between and come with the
-CPU's part. Frames follow one another as fast as CPU and GPU get through them; "one at a time" waits for each, as a
-viewer does. "Against the machine" compares with matrix products and copies measured in the same run.
-tiny-cuda-nn is left out where it cannot be imported; its PyTorch modules take float32 rows and give fp16, so its times
-are compared with ours for fp16 rows, which move less, and for float32 rows, which move more. ``--scene`` (a Blender
-scene, e.g. lego at 400 x 400) adds training with ns-train's own loop, PSNR, and frames per second at the scene's size
-and at twice that; the package need not be installed for it, nerfstudio must.
+CPU's part, "rays to gradients" comes with all of it. Frames follow one another as fast as CPU and GPU get through them;
+"one at a time" waits for each, as a viewer does. "Against the machine" compares with matrix products and copies
+measured in the same run. tiny-cuda-nn is left out where it cannot be imported; its PyTorch modules take float32 rows
+and give fp16, so its times are compared with ours for fp16 rows, which move less, and for float32 rows, which move
+more. ``--scene`` (a Blender scene, e.g. lego at 400 x 400) adds training with ns-train's own loop, PSNR, and frames per
+second at the scene's size and at twice that; the package need not be installed for it, nerfstudio must.
 
 Every line is printed, and the file written anew, as soon as it is measured: what fails costs its own line alone, and
 makes the exit code 1.
@@ -42,10 +42,22 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # on a machine that is lent, nothing may be installed
 
 from eugen_nerf.errors import UserError
+from eugen_nerf.field import EugenField, FieldConfig
 from eugen_nerf.layers import build_network, merge_chain
 from eugen_nerf.layers.merge import MergedChain
 from eugen_nerf.occupancy import pack_bits
-from eugen_nerf.ops import HashGridLayout, PackedSamples, Space, StepRule, dispatch, operators, reference
+from eugen_nerf.ops import (
+    Backend,
+    HashGridLayout,
+    PackedSamples,
+    RadianceField,
+    Space,
+    StepRule,
+    differentiable_render,
+    dispatch,
+    operators,
+    reference,
+)
 from eugen_nerf.ops.operators import rule_argument, space_arguments
 from eugen_nerf.ops.packing import PackedChain, pack_chain
 from eugen_nerf.tcnn_modules import hash_grid, load_tcnn, mlp
@@ -155,6 +167,7 @@ def race(
     note: Callable[[str, float], str],
     factors: dict[str, float] | None = None,
     beside: dict[str, str] | None = None,
+    alone: bool = True,
 ) -> Iterator[Row]:
     """A row for each; who fails at the first run has a row that says so, and is left out.
 
@@ -163,6 +176,7 @@ def race(
         note: of a name and its milliseconds.
         factors: what the times of some are multiplied by.
         beside: for some, who else to compare them with.
+        alone: as for `times`.
     """
     able: dict[str, Callable[[], object]] = {}
     for name, prepare in contenders:
@@ -173,7 +187,7 @@ def race(
             able[name] = function
         except Exception as error:
             yield what, name, "", "", failure(error)
-    found = times(*able.values())
+    found = times(*able.values(), alone=alone)
     took = {name: ms * (factors or {}).get(name, 1) for name, ms in zip(able, found, strict=True)}
     ours = took.get(contenders[0][0])
     for name, ms in took.items():
@@ -315,28 +329,37 @@ def ray_rows(batch: int) -> Iterator[Row]:
     as at the beginning, and of many rays that meet few occupied cells each."""
     for share in (1.0, 0.03):
         yield from rays_through_a_box(max(1, int(batch / (500 * share))), share)  # a ray crosses about 500 steps of it
+    yield from gradient_rows(max(1, batch // 4 // 15))  # about as many samples as a training step has
+
+
+class Rays:
+    """So many rays through a box where this share of the cells is occupied."""
+
+    space, resolution = Space(((-1.5, -1.5, -1.5), (1.5, 1.5, 1.5))), 128
+    rule = StepRule(space.diagonal / 1024)
+
+    def __init__(self, rays: int, share: float) -> None:
+        self.bits = pack_bits(torch.rand(self.resolution**3, device=DEVICE) < share)
+        origins = 4 * nn.functional.normalize(torch.randn(rays, 3, device=DEVICE), dim=-1)
+        directions = nn.functional.normalize(torch.rand(rays, 3, device=DEVICE) - 0.5 - origins, dim=-1)
+        near, far = torch.full((rays,), 1.0, device=DEVICE), torch.full((rays,), 8.0, device=DEVICE)
+        self.where, self.jitter = (origins, directions, near, far), torch.full((rays,), 0.5, device=DEVICE)
+
+    def march(self) -> PackedSamples:
+        arguments = (*space_arguments(self.space), rule_argument(self.rule))
+        return PackedSamples(*operators.march(*self.where, self.jitter, self.bits, self.resolution, *arguments))
 
 
 def rays_through_a_box(rays: int, share: float) -> Iterator[Row]:
-    """So many rays where this share of the cells is occupied."""
-    space, resolution = Space(((-1.5, -1.5, -1.5), (1.5, 1.5, 1.5))), 128
-    rule = StepRule(space.diagonal / 1024)
-    bits = pack_bits(torch.rand(resolution**3, device=DEVICE) < share)
-    origins = 4 * nn.functional.normalize(torch.randn(rays, 3, device=DEVICE), dim=-1)
-    directions = nn.functional.normalize(torch.rand(rays, 3, device=DEVICE) - 0.5 - origins, dim=-1)
-    near, far = torch.full((rays,), 1.0, device=DEVICE), torch.full((rays,), 8.0, device=DEVICE)
-    where, jitter = (origins, directions, near, far), torch.full((rays,), 0.5, device=DEVICE)
-
-    def march() -> PackedSamples:
-        arguments = (*space_arguments(space), rule_argument(rule))
-        return PackedSamples(*operators.march(*where, jitter, bits, resolution, *arguments))
+    """March and composite so many rays where this share of the cells is occupied."""
+    box = Rays(rays, share)
 
     def eager_march() -> PackedSamples:
-        return reference.march(*where, bits, resolution, space, rule, jitter)
+        return reference.march(*box.where, box.bits, box.resolution, box.space, box.rule, box.jitter)
 
-    samples = march()
+    samples = box.march()
     size = f"{samples.num_samples} samples of {rays} rays"
-    yield from race(f"march, {size}", [("ours", lambda: march), ("torch", lambda: eager_march)], lambda *_: "")
+    yield from race(f"march, {size}", [("ours", lambda: box.march), ("torch", lambda: eager_march)], lambda *_: "")
 
     sigma, rgb = torch.rand(samples.num_samples, device=DEVICE), torch.rand(samples.num_samples, 3, device=DEVICE)
     grad = torch.randn(rays, 5, device=DEVICE)
@@ -359,6 +382,37 @@ def rays_through_a_box(rays: int, share: float) -> Iterator[Row]:
 
     contenders = [("ours", lambda: forward_backward(composite)), ("torch", lambda: forward_backward(eager_composite))]
     yield from race(f"composite, forward + backward, {size}", contenders, lambda *_: "")
+
+
+class OneByOne:
+    """A field that does not show what it is made of, so that its ops run one by one."""
+
+    backend: Backend = "auto"
+
+    def __init__(self, field: RadianceField) -> None:
+        self.density_at, self.call = field.density_at, field.__call__
+
+    def __call__(self, unit: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        return self.call(unit, directions)
+
+
+def gradient_rows(rays: int) -> Iterator[Row]:
+    """From rays to the gradient of every parameter, as it comes: in one piece, and op by op."""
+    box, field = Rays(rays, 0.03), EugenField(FieldConfig()).to(DEVICE)
+
+    def step(show: Callable[[Any], Any]) -> Callable[[], int]:
+        def run() -> int:
+            field.zero_grad()
+            place = (*box.where, box.bits, box.resolution, box.space, box.rule)
+            color, _, _, samples = differentiable_render(*place, show(field.merged()), box.jitter, True)
+            color.square().sum().backward()
+            return samples.num_samples
+
+        return run
+
+    contenders = [("ours", lambda: step(lambda merged: merged)), ("ours, op by op", lambda: step(OneByOne))]
+    what = f"rays to gradients, {box.march().num_samples} samples of {rays} rays"
+    yield from race(what, contenders, lambda *_: "", alone=False)
 
 
 def name_methods() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -120,13 +121,14 @@ class Renderer:
 
     def update_occupancy(self, step: int) -> bool:
         """Let the occupancy grid follow the field; returns whether this step was one for an update."""
-        return self.occupancy.update_every_n_steps(step, self._thickness)
+        field = functools.cache(self.field.evaluator)  # merged once for all cells, and not in vain
 
-    def _thickness(self, unit: Tensor) -> Tensor:
-        """Optical thickness of the shortest step. In the distance steps are longer, but so is what they look at: to
-        count their full length would keep every far cell occupied for its last trace of fog."""
-        sigma, _ = self.field.density_at(unit)
-        return sigma * self.rule.step_size
+        def thickness(unit: Tensor) -> Tensor:
+            """Of the shortest step. In the distance steps are longer, but so is what they look at: to count their full
+            length would keep every far cell occupied for its last trace of fog."""
+            return field().density_at(unit)[0] * self.rule.step_size
+
+        return self.occupancy.update_every_n_steps(step, thickness)
 
 
 def _expected(depth: Tensor, alpha: Tensor) -> Tensor:

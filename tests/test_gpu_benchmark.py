@@ -76,6 +76,9 @@ def test_all_rows_come_and_who_cannot_costs_his_own_alone(tmp_path: Path, monkey
         mine = {who: float(ms) for (what, who), (ms, _) in told.items() if what.startswith(f"{op}, ")}
         assert set(mine) == {"ours", "torch"}
         assert min(mine.values()) >= 0
+    steps = {who: float(ms) for (what, who), (ms, _) in told.items() if what.startswith("rays to gradients, ")}
+    assert set(steps) == {"ours", "ours, op by op"}
+    assert min(steps.values()) > 0
     assert told["hash_encode, forward", "ours, fp16 table"][1].startswith("failed: TypeError")
     assert told["tiny-cuda-nn", ""][1] == "not measured: it is not installed"
 

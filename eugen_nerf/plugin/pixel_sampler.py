@@ -11,10 +11,37 @@ from torch import Tensor
 
 from eugen_nerf.errors import UserError
 
-# With fewer usable pixels than this share, their list is shorter than trying would be long.
-FEW = 0.1
+# Usable pixels are counted in groups of so many: half a byte for each pixel, and few to look through for the one drawn.
+GROUP = 16
 
 Images = Tensor | list[Tensor]  # [I, H, W, C], or [H, W, C] of different sizes
+
+
+@dataclass(frozen=True, eq=False)
+class _Usable:
+    """Which of P pixels may be drawn."""
+
+    groups: Tensor  # [ceil(P / GROUP), GROUP] bool
+    before: Tensor  # [ceil(P / GROUP)] int64, those in earlier groups
+    number: int
+
+    @classmethod
+    def of(cls, mask: Tensor) -> _Usable:
+        """Of a mask [P] bool."""
+        padded = mask.new_zeros(-(-len(mask) // GROUP) * GROUP)
+        padded[: len(mask)] = mask
+        groups = padded.view(-1, GROUP)
+        counts = groups.sum(dim=1)
+        return cls(groups, counts.cumsum(0) - counts, int(counts.sum()))
+
+    def draw(self, number: int) -> Tensor:
+        """Pixels [number], each usable one as likely as any other. Drawing until all are usable would be waiting for
+        the device again and again."""
+        rank = torch.randint(self.number, (number,), device=self.before.device)
+        group = torch.searchsorted(self.before, rank, right=True) - 1
+        upto = self.groups[group].cumsum(dim=1)  # of the group's usable ones, with each pixel
+        within = rank - self.before[group]
+        return group * GROUP + torch.searchsorted(upto, within[:, None], right=True)[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,33 +53,24 @@ class _Pixels:
     cameras: Tensor  # [I] int64
     starts: Tensor  # [I + 1] int64, the first of each image and P
     widths: Tensor  # [I] int64
-    usable: Tensor | None  # [P] bool; None: all
-    listed: Tensor | None  # [U] int64, the usable ones where they are few
+    usable: _Usable | None  # None: all
 
     @classmethod
     def of(cls, images: Images, masks: Images | None, cameras: Tensor, device: torch.device) -> _Pixels:
         """The images' pixels; entries of lists are replaced by views, so that nothing is kept twice on one device."""
         values = _joined(images).to(device)
-        usable = None if masks is None else _joined(masks)[:, 0].bool().to(device)
-        listed = None
-        if usable is not None:
-            share = float(usable.float().mean())
-            if not share:
-                raise UserError("The masks of the training photos leave no pixel to train on.")
-            listed = usable.nonzero()[:, 0] if share < FEW else None
+        usable = None if masks is None else _Usable.of(_joined(masks)[:, 0].bool().to(device))
+        if usable is not None and not usable.number:
+            raise UserError("The masks of the training photos leave no pixel to train on.")
         starts = torch.tensor([0, *(image.shape[0] * image.shape[1] for image in images)]).cumsum(0).to(device)
         widths = torch.tensor([image.shape[1] for image in images], device=device)
-        return cls(images, values, cameras.to(device), starts, widths, usable, listed)
+        return cls(images, values, cameras.to(device), starts, widths, usable)
 
     def draw(self, number: int) -> Tensor:
         """Rows [number] of `values`, each usable one as likely as any other."""
-        device = self.values.device
-        if self.listed is not None:
-            return self.listed[torch.randint(len(self.listed), (number,), device=device)]
-        rows = torch.randint(len(self.values), (number,), device=device)
-        while self.usable is not None and not (good := self.usable[rows]).all():
-            rows[~good] = torch.randint(len(self.values), (int((~good).sum()),), device=device)
-        return rows
+        if self.usable is not None:
+            return self.usable.draw(number)
+        return torch.randint(len(self.values), (number,), device=self.values.device)
 
 
 def _joined(images: Images) -> Tensor:

@@ -226,11 +226,12 @@ class TestSizesThatDiffer:
 
 
 class TestPhotosOnTheGpu:
-    @pytest.mark.parametrize("mixed", [False, True])
+    @pytest.mark.parametrize(("mixed", "masks"), [(False, False), (True, False), (True, True)])
     def test_drawing_does_not_wait_for_it(
-        self, parse: Any, capture: Path, mixed: bool, monkeypatch: pytest.MonkeyPatch
+        self, parse: Any, capture: Path, mixed: bool, masks: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        unmask_all(capture)
+        if not masks:
+            unmask_all(capture)
         if mixed:
             TestSizesThatDiffer.shrink(capture, 15)
         with pretended_gpu(monkeypatch):
