@@ -67,7 +67,7 @@ def differentiable_render(
     if isinstance(field, RadianceField) and (networks := _native_networks(field, *rays)) is not None:
         shift = torch.full_like(near, 0.5) if jitter is None else jitter
         with torch.no_grad():
-            where = _march(*rays, shift, bits, resolution, space, rule)
+            where = _march(rays, shift, bits, resolution, space, rule)
             evaluated = _evaluate_densities(*where, field, networks[0], skip_hidden)
         density, color = (network.parameters for network in networks)
         colors, alphas, depths = _InOnePiece.apply(field.table, density, color, evaluated, field.layout, networks)
@@ -129,10 +129,7 @@ def _run(name: str, *arguments: Any) -> Any:
 
 
 def _march(
-    origins: Tensor,
-    directions: Tensor,
-    near: Tensor,
-    far: Tensor,
+    rays: tuple[Tensor, Tensor, Tensor, Tensor],
     jitter: Tensor,
     bits: Tensor,
     resolution: int,
@@ -140,11 +137,10 @@ def _march(
     rule: StepRule,
 ) -> tuple[PackedSamples, Tensor, Tensor]:
     """The samples, their positions in the unit cube and their directions."""
-    steps = (rule.step_size, rule.cone_angle)
-    *rays, bits = check_rays(origins, directions, near, far, bits, resolution, steps)
-    jitter = prepare("jitter", jitter, (origins.shape[0],), F32, origins.device)
-    samples = PackedSamples(*_run("march", *rays, jitter, bits, resolution, space, rule))
-    unit, views = _run("sample_points", *rays[:2], samples.ray_offsets, samples.t_starts, samples.t_ends, space)
+    *checked, bits = check_rays(*rays, bits, resolution, (rule.step_size, rule.cone_angle))
+    jitter = prepare("jitter", jitter, (rays[0].shape[0],), F32, rays[0].device)
+    samples = PackedSamples(*_run("march", *checked, jitter, bits, resolution, space, rule))
+    unit, views = _run("sample_points", *checked[:2], samples.ray_offsets, samples.t_starts, samples.t_ends, space)
     return samples, unit, views
 
 
