@@ -256,10 +256,10 @@ def ray_rows() -> list[list[str]]:
     native, eager = times(lambda: march(*arguments), lambda: reference.march(*arguments), rounds=5)
     rays = len(origins[few])
     rows.append([f"march, {rays} rays", f"{native:.2f}", f"{eager:.2f}", f"{eager / native:.1f}x", ""])
-    trained, place = field.merged(), arguments
+    trained = field.merged()
 
     def step(field: RadianceField) -> None:
-        color, _, _, _ = differentiable_render(*place, field, None, True)
+        color, _, _, _ = differentiable_render(*arguments, field, None, True)
         color.square().sum().backward(retain_graph=True)
 
     native, eager = times(lambda: step(trained), lambda: step(replace(trained, backend="reference")), rounds=5)

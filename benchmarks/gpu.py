@@ -390,23 +390,22 @@ class OneByOne:
     backend: Backend = "auto"
 
     def __init__(self, field: RadianceField) -> None:
-        self.density_at, self.call = field.density_at, field.__call__
+        self.field, self.density_at = field, field.density_at
 
     def __call__(self, unit: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        return self.call(unit, directions)
+        return self.field(unit, directions)
 
 
 def gradient_rows(rays: int) -> Iterator[Row]:
     """From rays to the gradient of every parameter, as it comes: in one piece, and op by op."""
     box, field = Rays(rays, 0.03), EugenField(FieldConfig()).to(DEVICE)
 
-    def step(show: Callable[[Any], Any]) -> Callable[[], int]:
-        def run() -> int:
+    def step(show: Callable[[Any], Any]) -> Callable[[], None]:
+        def run() -> None:
             field.zero_grad()
             place = (*box.where, box.bits, box.resolution, box.space, box.rule)
-            color, _, _, samples = differentiable_render(*place, show(field.merged()), box.jitter, True)
+            color, _, _, _ = differentiable_render(*place, show(field.merged()), box.jitter, True)
             color.square().sum().backward()
-            return samples.num_samples
 
         return run
 

@@ -225,14 +225,16 @@ def test_hidden_samples_are_left_out_of_training() -> None:
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0.005)
 
 
-def test_a_real_field_renders_alike_with_and_without_gradients() -> None:
+def small_scene() -> tuple[EugenField, Renderer]:
     torch.manual_seed(0)
-    config = FieldConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4, max_resolution=8)
-    field = EugenField(config)
+    field = EugenField(FieldConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4, max_resolution=8))
+    return field, Renderer(field, OccupancyGrid(8), Space(BOX), StepRule(1 / 16), 0.0, 10.0)
+
+
+def test_a_real_field_renders_alike_with_and_without_gradients() -> None:
+    field, scene = small_scene()
     with torch.no_grad():
         field.get_parameter("encoding.table").normal_()
-    space = Space(BOX)
-    scene = Renderer(field, OccupancyGrid(8), space, StepRule(1 / 16), 0.0, 10.0)
     generator = torch.Generator().manual_seed(0)
     origins = 3 * torch.nn.functional.normalize(torch.randn(40, 3, generator=generator), dim=-1)
     directions = torch.nn.functional.normalize(-origins + 0.5 * torch.randn(40, 3, generator=generator), dim=-1)
@@ -246,12 +248,6 @@ def test_a_real_field_renders_alike_with_and_without_gradients() -> None:
             atol=1e-3,
             msg=lambda m, n=name: f"{n}: {m}",
         )
-
-
-def small_scene() -> tuple[EugenField, Renderer]:
-    torch.manual_seed(0)
-    field = EugenField(FieldConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4, max_resolution=8))
-    return field, Renderer(field, OccupancyGrid(8), Space(BOX), StepRule(1 / 16), 0.0, 10.0)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -271,8 +267,10 @@ def test_networks_are_merged_once_a_step(backend: str, monkeypatch: pytest.Monke
     assert all(parameter.grad is not None for parameter in field.parameters())
 
 
-def test_mixed_precision_trains_as_float32_does() -> None:
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_mixed_precision_trains_as_float32_does(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """ns-train --mixed-precision True: native code has its own idea of what to compute in halves."""
+    monkeypatch.setenv("EUGEN_BACKEND", backend)
     results = []
     for enabled in (False, True):
         field, scene = small_scene()

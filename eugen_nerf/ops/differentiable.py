@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from eugen_nerf.ops import cpu, cuda, dispatch, operators
-from eugen_nerf.ops.checks import check_grid, check_network, check_rays, prepare, why_not_grid
-from eugen_nerf.ops.dispatch import Backend, runs_network, uses_native
+from eugen_nerf.ops.checks import check_grid, check_network, check_rays, prepare
+from eugen_nerf.ops.dispatch import Backend, runs_network
 from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule
-from eugen_nerf.ops.packing import PackedChain, pack_chain, why_not_native
+from eugen_nerf.ops.packing import PackedChain
 from eugen_nerf.ops.radiance_field import MAX_LOG_DENSITY, MAX_LOG_SLOPE, RadianceField
 from eugen_nerf.ops.reference import MIN_TRANSMITTANCE, transmittance
 
@@ -91,19 +91,16 @@ def _seen(sigma: Tensor, samples: PackedSamples) -> Tensor:
 
 def _native_networks(field: RadianceField, *rays: Tensor) -> tuple[PackedChain, PackedChain] | None:
     """The field's networks for the native code of its device; None where something wants the ops one by one."""
-    layout, device = field.layout, field.table.device
-    if why_not_native(field.density) or why_not_native(field.color) or why_not_grid(layout, device):
-        return None
     tensors = (*rays, field.table, field.density.weight, field.color.weight)
     # Only operators can be traced, or be seen by what subclasses of Tensor stand for.
     if torch.compiler.is_compiling() or any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
         return None
-    if any(t.requires_grad for t in rays) or not uses_native(field.backend, *tensors):
+    if any(t.requires_grad for t in rays) or field.table.dtype != F32:
         return None
-    density, color = pack_chain(field.density), pack_chain(field.color)
-    if not all(runs_network(chain, device, field.backend) for chain in (density, color)):
+    networks = field.native_networks(*rays)
+    if networks is None or not all(runs_network(chain, field.table.device, field.backend) for chain in networks):
         return None
-    return density, color
+    return networks
 
 
 @dataclass(frozen=True, eq=False)

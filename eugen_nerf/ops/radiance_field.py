@@ -10,8 +10,10 @@ from torch import Tensor
 
 from eugen_nerf.layers.merge import MergedChain
 from eugen_nerf.ops import dispatch
+from eugen_nerf.ops.checks import why_not_grid
 from eugen_nerf.ops.dispatch import Backend
 from eugen_nerf.ops.layout import HashGridLayout
+from eugen_nerf.ops.packing import PackedChain, pack_chain, why_not_native
 
 # exp(89) is infinite in float32.
 MAX_LOG_DENSITY = 80.0
@@ -52,11 +54,24 @@ class RadianceField:
         """Positions in the unit cube [N, 3], unit directions [N, 3] -> density [N], rgb [N, 3] in [0, 1]."""
         sigma, geometry = self.density_at(unit)
         harmonics = dispatch.spherical_harmonics(directions, backend=self.backend)
-        color = dispatch.network(torch.cat([harmonics, geometry], dim=-1), self.color, backend=self.backend)
-        return sigma, torch.sigmoid(color)
+        return sigma, torch.sigmoid(self._network(torch.cat([harmonics, geometry], dim=-1), self.color))
 
     def density_at(self, unit: Tensor) -> tuple[Tensor, Tensor]:
         """Positions in the unit cube [N, 3] -> density [N] per world unit, geometry features [N, G]."""
         encoded = dispatch.hash_encode(unit, self.table, self.layout, backend=self.backend)
-        raw = dispatch.network(encoded, self.density, backend=self.backend)
+        raw = self._network(encoded, self.density)
         return TruncatedExp.apply(raw[:, 0]), raw[:, 1:]
+
+    def _network(self, x: Tensor, chain: MergedChain) -> Tensor:
+        # Autocast would compute in half precision; native code chooses its own.
+        with torch.autocast(x.device.type, enabled=False):
+            return dispatch.network(x, chain, backend=self.backend)
+
+    def native_networks(self, *rays: Tensor) -> tuple[PackedChain, PackedChain] | None:
+        """Both networks for the native code of the device of table and rays; None where it has none for this field."""
+        layout = self.layout
+        if why_not_native(self.density) or why_not_native(self.color) or why_not_grid(layout, self.table.device):
+            return None
+        if not dispatch.uses_native(self.backend, *rays, self.density.weight, self.color.weight, table=self.table):
+            return None
+        return pack_chain(self.density), pack_chain(self.color)

@@ -11,12 +11,10 @@ from torch import Tensor
 
 from eugen_nerf.ops import cuda, operators, reference
 from eugen_nerf.ops.build import BuildError
-from eugen_nerf.ops.checks import why_not_grid
 from eugen_nerf.ops.cuda_driver import CudaError, gpu, gpu_number
-from eugen_nerf.ops.dispatch import uses_native
 from eugen_nerf.ops.layout import Space, StepRule
 from eugen_nerf.ops.operators import grid_arguments, rule_argument, space_arguments
-from eugen_nerf.ops.packing import PackedChain, pack_chain, why_not_native
+from eugen_nerf.ops.packing import PackedChain
 from eugen_nerf.ops.radiance_field import RadianceField
 from eugen_nerf.ops.tiles import render_shared_bytes, why_not_cuda
 
@@ -82,16 +80,15 @@ def reads_half_tables(device: torch.device) -> bool:
 def _packed_networks(field: RadianceField, *rays: Tensor) -> tuple[PackedChain, PackedChain] | None:
     """The field's networks for the native runner of its device; None if that cannot render the field in one pass."""
     device, layout = rays[0].device, field.layout
-    if why_not_native(field.density) or why_not_native(field.color) or why_not_grid(layout, device):
+    networks = field.native_networks(*rays)
+    if networks is None:
         return None
-    if not uses_native(field.backend, *rays, field.density.weight, table=field.table):
-        return None
-    density, color = pack_chain(field.density), pack_chain(field.color)
+    density, color = networks
     if device.type == "cuda" and not _has_kernel(
         density.spec, color.spec, layout.features_per_level, reads_half_tables(device), gpu_number(device)
     ):
         return None  # op by op, each with its own kernels
-    return density, color
+    return networks
 
 
 @functools.cache

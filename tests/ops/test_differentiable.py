@@ -15,6 +15,7 @@ from eugen_nerf.occupancy import pack_bits
 from eugen_nerf.ops import HashGridLayout, PackedSamples, RadianceField, Space, StepRule, reference
 from tests.ops.comparisons import BOUNDED, UNBOUNDED, relative_error
 from tests.ops.test_cpu import have_compiler
+from tests.test_renderer import NativeOps
 
 pytestmark = pytest.mark.skipif(not have_compiler(), reason="no C++ compiler")
 
@@ -178,19 +179,6 @@ def test_jitter_is_in_the_middle_of_steps_by_default() -> None:
     assert results[0].shape != results[2].shape or not torch.equal(results[0], results[2])
 
 
-class Seen(torch.utils._python_dispatch.TorchDispatchMode):
-    """Which of the package's operators run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if function.namespace == "eugen_nerf":
-            self.names.add(function.__name__.split(".")[0])
-        return function(*args, **(kwargs or {}))
-
-
 class Subclass(Tensor):
     """Any subclass of Tensor may give operators a meaning of its own."""
 
@@ -207,7 +195,7 @@ def test_operators_are_there_for_those_who_watch_them(
     make: Callable[[pytest.MonkeyPatch], tuple[Tensor, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = make(monkeypatch)
-    with Seen() as seen:
+    with NativeOps() as seen:
         ops.differentiable_render(*limits, BITS, RESOLUTION, *BOUNDED, Field().merged(), None, True)
     assert seen.names == {"march", "sample_points", "hash_encode", "network", "spherical_harmonics", "composite"}
 
