@@ -11,6 +11,7 @@ from eugen_nerf.errors import UserError
 from eugen_nerf.export.tables import StoredTable, folded, half_precision, quantised
 from eugen_nerf.field import HashGrid
 from eugen_nerf.optim import BETAS, SparseAdam
+from eugen_nerf.plugin.runs import photos_in_the_same_order
 
 REFIT_STEPS = 300
 # A trained table moves little; the rates fall to a thirtieth, as in training.
@@ -82,7 +83,7 @@ def _train(pipeline: Any, steps: int) -> None:
     ]
     schedules = [torch.optim.lr_scheduler.LinearLR(o, 1.0, FINAL_PART, max(steps, 1)) for o in optimizers]
     pipeline.train()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), photos_in_the_same_order():
         torch.manual_seed(0)
         for step in range(steps):
             _, losses, _ = pipeline.get_train_loss_dict(step)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,5 +68,16 @@ def build_pipeline(config: Any, load_config: Path, device: torch.device) -> Any:
         raise UserError(f"{load_config}: is a run of {config.method_name}, which is not installed.")
     # As nerfstudio's eval_setup does: YAML loses the dataset that a data manager is made for.
     config.pipeline.datamanager._target = registered.pipeline.datamanager._target
-    with without_nerfstudio_lpips():
+    with without_nerfstudio_lpips(), photos_in_the_same_order():
         return config.pipeline.setup(device=device, test_mode="test")
+
+
+@contextlib.contextmanager
+def photos_in_the_same_order() -> Iterator[None]:
+    """nerfstudio shuffles the photos that it caches, and what is trained on them would differ from call to call."""
+    state = random.getstate()
+    random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(state)

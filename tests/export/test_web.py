@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -82,6 +83,16 @@ def test_a_budget_is_kept_and_its_price_told(run: Path, tmp_path: Path, budget: 
     assert change > (-0.3 if budget > 0.03 else -3)
     tensors = load_file(tmp_path / "page" / "scene" / "scene.safetensors")
     assert tensors["table"].dtype == np.uint8
+
+
+def test_the_same_run_gives_the_same_files(run: Path, tmp_path: Path) -> None:
+    """A smaller table is trained some steps, on photos that nerfstudio caches in random order."""
+    pages = [tmp_path / name for name in ("first", "second")]
+    for seed, page in enumerate(pages):
+        random.seed(seed)
+        export_web([run], page, Options(size_budget=0.0185))
+    first, second = ((page / "scene" / "scene.safetensors").read_bytes() for page in pages)
+    assert first == second
 
 
 class TestRefusals:
