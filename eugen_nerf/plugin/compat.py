@@ -9,12 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, SimpleNamespace, TracebackType
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
+from nerfstudio.configs import external_methods
 from torch import nn
 
 from eugen_nerf.errors import UserError
@@ -76,6 +77,25 @@ def provide_ffmpeg() -> None:
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}{os.pathsep}{folder}"
 
 
+def callers() -> list[SimpleNamespace]:
+    """What `inspect.stack` returns, but of each frame only `function`, its name."""
+    found: list[SimpleNamespace] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        found.append(SimpleNamespace(function=frame.f_code.co_name))
+        frame = frame.f_back
+    return found
+
+
+def start_sooner() -> None:
+    """Save every nerfstudio command a quarter of the time it takes to start.
+
+    For each method that it knows but that is not installed, nerfstudio asks for the whole stack to read one name from
+    it, and Python then looks for every frame's source file among all modules.
+    """
+    external_methods.inspect = SimpleNamespace(stack=callers)  # type: ignore[assignment]
+
+
 class NoLpips(nn.Module):
     """Stands in for the LPIPS module that nerfstudio's models construct together with themselves."""
 
@@ -96,4 +116,5 @@ def apply() -> None:
     allow_numpy_scalars_in_checkpoints()
     print_user_errors_without_traceback()
     provide_ffmpeg()
+    start_sooner()
     hide_warnings_about_nerfstudio()

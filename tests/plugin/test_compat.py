@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nerfstudio.configs import external_methods
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.plugin import compat
@@ -152,3 +154,28 @@ def test_remarks_on_nerfstudios_own_code_are_hidden_unless_asked_for(
         warnings.warn_explicit(remark, UserWarning, "cameras.py", 601, module="nerfstudio.cameras.cameras")
         warnings.warn_explicit(own, UserWarning, "field.py", 1, module="eugen_nerf.field")
     assert [str(warning.message) for warning in caught] == ([remark, own] if asked_for else [own])
+
+
+class TestMethodsToInstall:
+    """nerfstudio tells by the stack whether its list of them is being made, or one was chosen."""
+
+    def test_all_are_listed(self, capsys: pytest.CaptureFixture[str]) -> None:
+        compat.start_sooner()
+        methods, descriptions = external_methods.get_external_methods()
+        assert methods.keys() == descriptions.keys()
+        assert set(methods) == {name for each in external_methods.external_methods for name, _ in each.configurations}
+        assert capsys.readouterr().out == ""
+
+    def test_one_that_was_chosen_says_how_to_install_it(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        compat.start_sooner()
+        monkeypatch.setattr(external_methods.Confirm, "ask", lambda *_, **__: False)
+        method = external_methods.external_methods[0]
+        with pytest.raises(SystemExit):
+            external_methods.ExternalMethodDummyTrainerConfig(method.configurations[0][0], method)
+        assert "install" in capsys.readouterr().out
+
+    def test_callers_are_those_of_the_stack(self) -> None:
+        names = [frame.function for frame in compat.callers()]
+        assert names == [frame.function for frame in inspect.stack()]
