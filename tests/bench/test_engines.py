@@ -90,7 +90,7 @@ def test_describe_exit() -> None:
 
 
 def test_a_real_worker_records_what_it_was_told(write_config: WriteConfig, tmp_path: Path) -> None:
-    """Through a process: job.json in, log.txt and result.json out. The tests of Ctrl-C and Ray train in one."""
+    """Through a process: job.json in, log.txt and result.json out. The test of Ctrl-C trains in one."""
     job = jobs.training_jobs(load_benchmark(write_config()))[0]
     folder = tmp_path / "job"
     folder.mkdir()

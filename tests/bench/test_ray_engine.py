@@ -33,12 +33,27 @@ ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
 from ray.cluster_utils import Cluster
 
 options = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 100 * 2**20}
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **options})
-cluster.add_node(num_cpus=1, **options)
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **options})
 cluster.add_node(num_cpus=1, **options)
 print("ADDRESS", cluster.address, flush=True)
 sys.stdin.read()
 cluster.shutdown()
+"""
+
+
+# Takes the place of training in the workers, which else are the real ones: training takes a minute to begin, and is
+# what other tests are for.
+STUB = """
+import sys, time, types
+
+def train_and_evaluate(job, out, report):
+    from eugen_nerf.bench.jobs import Progress
+    for step in range(job.budget.iterations):
+        report(Progress("training", step=step))
+        time.sleep(0.01)
+    return {"steps": job.budget.iterations}
+
+sys.modules["eugen_nerf.bench.training"] = types.SimpleNamespace(train_and_evaluate=train_and_evaluate)
 """
 
 
@@ -51,7 +66,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = SECONDS) 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """The address of a head that runs nothing and two workers with one CPU each."""
+    """The address of two nodes with one CPU each."""
     pytest.importorskip("ray", reason="needs the extra ray")
     import ray._private.ray_constants
 
@@ -59,6 +74,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "sitecustomize.py").write_text(STUB)
+    path = [str(tmp_path / "stub"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     with open(tmp_path / "cluster.txt", "w+") as out:
         command = [sys.executable, "-c", CLUSTER]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)

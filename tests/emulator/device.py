@@ -9,6 +9,7 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ KERNELS = {
 }
 ORDERS = {"forwards": 0, "backwards": 1, "shuffled": 2}
 # Kernels are unrolled for registers that a CPU does not have; -O2 on that takes minutes.
-FLAGS = ("-std=c++17", "-O1", "-mf16c", "-shared", "-fPIC", "-w")
+FLAGS = ("-std=c++17", "-O1", "-mf16c", "-fPIC", "-w")
 
 
 class EmulationError(Exception):
@@ -66,6 +67,19 @@ def _folder() -> Path:
     return Path(folder.name)
 
 
+def _system_header() -> Path:
+    """system.h as g++ includes it from its precompiled form, which saves it a sixth of the time."""
+    with _system_header_lock:
+        header = _folder() / "system.h"
+        if not header.exists():
+            shutil.copy(HERE / "system.h", header)
+            subprocess.run(["g++", "-x", "c++-header", *FLAGS, str(header), "-o", f"{header}.gch"], check=True)
+        return header
+
+
+_system_header_lock = threading.Lock()
+
+
 _folder_owner: list[tempfile.TemporaryDirectory[str]] = []
 
 
@@ -82,7 +96,8 @@ def library(source: str, constants: tuple[str, ...], architecture: int, sources:
 def _library(source: str, constants: tuple[str, ...], architecture: int, sources: Path) -> ctypes.CDLL:
     key = hashlib.sha256(repr((source, constants, architecture, str(sources))).encode()).hexdigest()[:16]
     target = _folder() / f"{Path(source).stem}-{key}.so"
-    command = ["g++", *FLAGS, f"-I{HERE}", f"-I{sources}", f"-DEUGEN_EMULATED={architecture}"]
+    command = ["g++", *FLAGS, "-shared", "-include", str(_system_header()), f"-I{HERE}", f"-I{sources}"]
+    command += [f"-DEUGEN_EMULATED={architecture}"]
     command += [f'-DEUGEN_SOURCE="{source}"', "-DEUGEN_KERNELS=" + " ".join(f"X({name})" for name in KERNELS[source])]
     command += [f"-D{constant}" for constant in constants]
     result = subprocess.run(

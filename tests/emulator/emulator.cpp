@@ -1,17 +1,6 @@
 // The scheduler behind emulator.h, and the C entry points that tests call. Compiled together with one source of
 // kernels, EUGEN_SOURCE, of which EUGEN_KERNELS lists the names as X(name) X(name) ...
-#include <setjmp.h>
-#include <signal.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <ucontext.h>
-#include <unistd.h>
-
-#include <string>
-#include <utility>
-#include <vector>
+#include "system.h"
 
 #include EUGEN_SOURCE
 

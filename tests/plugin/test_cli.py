@@ -26,6 +26,7 @@ from nerfstudio.scripts import train as ns_train
 from PIL import Image
 
 from eugen_nerf.errors import UserError
+from tests.viewer.chromium import find_chromium
 
 pytestmark = pytest.mark.slow
 
@@ -334,6 +335,7 @@ def test_point_cloud(command: Command, config: Path, tmp_path: Path) -> None:
     assert np.abs(np.asarray(cloud.colors) - (0.5 + 0.5 * normal)).mean() < 0.15
 
 
+@pytest.mark.skipif(find_chromium() is not None, reason="tests/viewer looks at it in a browser")
 def test_viewer_serves_the_run(config: Path, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -97,13 +97,13 @@ class Page:
         self.call("Page.navigate", url=address)
         self.wait(f"document.readyState === 'complete' && location.href.startsWith({json.dumps(address[:20])})")
 
-    def size(self, width: int, height: int, phone: bool = False) -> None:
-        """The size of the window."""
+    def size(self, width: int, height: int, phone: bool = False, scale: float = 1.0) -> None:
+        """The size of the window in CSS pixels, and how many of the device's go into one of these along a side."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
             height=height,
-            deviceScaleFactor=1,
+            deviceScaleFactor=scale,
             mobile=phone,
         )
         self.call("Emulation.setTouchEmulationEnabled", enabled=phone)

@@ -19,6 +19,7 @@ from tests.viewer.chromium import Page
 
 pytestmark = pytest.mark.slow
 
+COARSE = 0.5
 FINISHED = "document.getElementById('status').textContent.includes('a picture of')"
 
 
@@ -29,8 +30,18 @@ def address(page_folder: Path, serve: Callable[[Path], str]) -> str:
 
 @pytest.fixture
 def opened(page: Page, address: str) -> Page:
-    """The page with its first picture complete."""
-    page.size(200, 150)
+    """The page with its first picture complete, on a screen of few pixels, which a processor draws sooner."""
+    return with_first_picture(page, address, COARSE)
+
+
+@pytest.fixture
+def sharp(page: Page, address: str) -> Page:
+    """The same, a pixel of the screen for each of the page."""
+    return with_first_picture(page, address, 1.0)
+
+
+def with_first_picture(page: Page, address: str, scale: float) -> Page:
+    page.size(200, 150, scale=scale)
     page.open(address)
     page.wait(FINISHED)
     return page
@@ -100,7 +111,7 @@ def test_wheel_keys_and_panning_move_the_camera(opened: Page) -> None:
 
 
 def test_touch_turns_and_pinches(opened: Page) -> None:
-    opened.size(200, 300, phone=True)
+    opened.size(200, 300, phone=True, scale=COARSE)
     opened.touch("touchStart", (60, 80))
     opened.touch("touchMove", (90, 80))
     finished(opened, lambda: opened.touch("touchEnd"))
@@ -125,7 +136,7 @@ def test_views_and_modes_by_keyboard(opened: Page) -> None:
         for second in range(first):
             assert np.abs(pictures[first].astype(int) - pictures[second]).mean() > 3
     # Every control can be reached with the tab key.
-    opened.size(900, 700)
+    opened.size(900, 700, scale=COARSE)
     opened.key("KeyH", "h")
     reached = opened.evaluate(
         "[...document.querySelectorAll('#panel button, #panel select, #panel input, #panel summary')]"
@@ -134,29 +145,29 @@ def test_views_and_modes_by_keyboard(opened: Page) -> None:
     assert reached
 
 
-def test_photo_beside_the_picture(opened: Page) -> None:
-    opened.key("KeyP", "p")
-    opened.wait("!document.getElementById('truth').hidden && !document.getElementById('photo').hidden")
-    assert opened.evaluate("document.getElementById('photo-label').textContent") == "Photo"
-    box = opened.evaluate(
+def test_photo_beside_the_picture(sharp: Page) -> None:
+    sharp.key("KeyP", "p")
+    sharp.wait("!document.getElementById('truth').hidden && !document.getElementById('photo').hidden")
+    assert sharp.evaluate("document.getElementById('photo-label').textContent") == "Photo"
+    box = sharp.evaluate(
         "(r => [r.x, r.y, r.width, r.height])(document.getElementById('truth').getBoundingClientRect())"
     )
     assert box == [25, 0, 150, 150]  # the square photo in the middle of the window
     set_wipe = "(w => { w.value = %d; w.dispatchEvent(new Event('input')); })(document.getElementById('wipe'))"
-    opened.evaluate(set_wipe % 100)
-    photo = seen(opened)[5:120, 30:170].astype(int)
-    opened.evaluate(set_wipe % 0)
-    picture = seen(opened)[5:120, 30:170].astype(int)
+    sharp.evaluate(set_wipe % 100)
+    photo = seen(sharp)[5:120, 30:170].astype(int)
+    sharp.evaluate(set_wipe % 0)
+    picture = seen(sharp)[5:120, 30:170].astype(int)
     difference = np.abs(photo - picture).mean()
     assert difference > 0.5  # two pictures of the same, in the same place
     for axis in (0, 1):
         for shift in (-15, 15):
             assert difference < 0.9 * np.abs(np.roll(photo, shift, axis=axis) - picture).mean()
-    opened.drag((60, 30), (70, 30))
-    opened.wait("document.getElementById('truth').hidden")  # there is no photo from elsewhere
-    finished(opened, lambda: opened.key("KeyP", "p"))  # asked for again, it brings the camera to where it was taken
-    assert link(opened) == "#view=0"
-    assert not opened.evaluate("document.getElementById('truth').hidden")
+    sharp.drag((60, 30), (70, 30))
+    sharp.wait("document.getElementById('truth').hidden")  # there is no photo from elsewhere
+    finished(sharp, lambda: sharp.key("KeyP", "p"))  # asked for again, it brings the camera to where it was taken
+    assert link(sharp) == "#view=0"
+    assert not sharp.evaluate("document.getElementById('truth').hidden")
 
 
 def test_without_photos_there_is_nothing_to_compare_with(opened: Page) -> None:
@@ -191,7 +202,7 @@ def test_keys_are_those_with_the_sign_on_them(opened: Page) -> None:
 
 @pytest.mark.parametrize("control", ["input[name=mode]", "#quality"])
 def test_keys_work_after_a_click_on_an_option(opened: Page, control: str) -> None:
-    opened.size(700, 150)  # with the options in sight
+    opened.size(700, 150, scale=COARSE)  # with the options in sight
     opened.key("KeyH", "h")
     opened.evaluate(f"document.querySelector('{control}').focus()")
     assert opened.evaluate(f"document.activeElement === document.querySelector('{control}')")
@@ -216,18 +227,18 @@ def test_a_window_of_another_size_is_never_black(opened: Page) -> None:
         "done(Math.max(...copy.getImageData(0, 0, 32, 32).data.filter((_, i) => i % 4 < 3)));"
         "}).observe(document.getElementById('canvas'))), 0"
     )
-    opened.size(230, 150)
+    opened.size(230, 150, scale=COARSE)
     assert opened.evaluate("brightest") > 50
 
 
-def test_the_other_network(opened: Page) -> None:
-    before = seen(opened)
-    finished(opened, lambda: opened.key("KeyN", "n"))
-    assert link(opened) == "#view=0&network=1"
-    assert any(request.endswith("/scene/compare.safetensors") for request in opened.requests)
-    assert np.abs(seen(opened).astype(int) - before).mean() > 1
-    assert opened.evaluate("document.getElementById('time-0').textContent").endswith("at 200 × 150")
-    assert opened.evaluate("document.getElementById('time-1').textContent").endswith("at 200 × 150")
+def test_the_other_network(sharp: Page) -> None:
+    before = seen(sharp)
+    finished(sharp, lambda: sharp.key("KeyN", "n"))
+    assert link(sharp) == "#view=0&network=1"
+    assert any(request.endswith("/scene/compare.safetensors") for request in sharp.requests)
+    assert np.abs(seen(sharp).astype(int) - before).mean() > 1
+    assert sharp.evaluate("document.getElementById('time-0').textContent").endswith("at 200 × 150")
+    assert sharp.evaluate("document.getElementById('time-1').textContent").endswith("at 200 × 150")
 
 
 def test_the_network_chosen_last_is_shown(page: Page, page_folder: Path) -> None:
@@ -246,7 +257,7 @@ def test_the_network_chosen_last_is_shown(page: Page, page_folder: Path) -> None
     handler = functools.partial(Slow, directory=str(page_folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        page.size(200, 150)
+        page.size(200, 150, scale=COARSE)
         page.open(f"http://127.0.0.1:{server.server_address[1]}/")
         page.wait(FINISHED)
         choose = "document.querySelector('#network-list input[value=\"%d\"]').click()"
@@ -272,12 +283,12 @@ def test_counts_its_work(opened: Page) -> None:
 def test_light_dark_and_phone(page: Page, address: str) -> None:
     colours = {}
     for scheme in ("light", "dark"):
-        page.size(360, 200, phone=True)  # small, for a quick first picture
+        page.size(360, 200, phone=True, scale=COARSE)  # small, for a quick first picture
         page.colors(scheme)
         page.open(address)
         page.wait(FINISHED)
         assert page.evaluate("document.getElementById('panel').hidden")  # the picture comes first
-        page.size(360, 500, phone=True)
+        page.size(360, 500, phone=True, scale=COARSE)
         page.evaluate("document.getElementById('toggle').click()")
         colours[scheme] = page.evaluate("getComputedStyle(document.getElementById('title')).color")
         fits = page.evaluate("document.documentElement.scrollWidth <= 360")
@@ -290,13 +301,13 @@ def test_light_dark_and_phone(page: Page, address: str) -> None:
     page.evaluate("localStorage.clear()")
 
 
-def test_saved_picture(opened: Page) -> None:
+def test_saved_picture(sharp: Page) -> None:
     # Caught before it reaches the disk; the policy allows pictures to be read from blobs, not files.
-    opened.evaluate(
+    sharp.evaluate(
         "window.saved = new Promise(done => { HTMLAnchorElement.prototype.click = function () {"
         "const image = new Image();"
         "image.onload = () => done([this.download, image.naturalWidth, image.naturalHeight]);"
         "image.src = this.href; }; }), 0"
     )
-    opened.evaluate("document.getElementById('save').click()")
-    assert opened.evaluate("saved") == ["demo.png", 200, 150]
+    sharp.evaluate("document.getElementById('save').click()")
+    assert sharp.evaluate("saved") == ["demo.png", 200, 150]
