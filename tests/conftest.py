@@ -1,17 +1,28 @@
-"""What tests share: which files are opened, and a tiny scene in Blender layout, a ball whose images follow from a
-formula."""
+"""What tests share: which files are opened, on how many threads they run, and a tiny scene in Blender layout, a ball
+whose images follow from a formula."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+# Read when torch is imported, here and by processes that tests start: these networks are too small to be divided, and
+# the suite runs in several processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With `-m gpu` there is nothing else to do for the CPU than to compute large batches in float64."""
+    if config.option.markexpr == "gpu":
+        torch.set_num_threads(os.cpu_count() or 1)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -20,6 +31,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return None
     files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
     return not any("pytest.mark.gpu" in file.read_text() for file in files) or None
+
+
+@pytest.fixture
+def several_threads() -> Iterator[None]:
+    """For native code that divides its work: in three parts, which come out even for few sizes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
 
 
 RADIUS = 0.8

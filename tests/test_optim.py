@@ -9,6 +9,8 @@ import torch
 
 from eugen_nerf.optim import SparseAdam
 
+pytestmark = pytest.mark.usefixtures("several_threads")
+
 
 def run(optimizer_class: type, grads: list[torch.Tensor], table: torch.Tensor, **options: object) -> torch.Tensor:
     parameter = torch.nn.Parameter(table.clone())

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from rich.console import Console
 
@@ -95,14 +94,8 @@ def write_config(tmp_path: Path, small_data: dict[str, Any]) -> WriteConfig:
 
 
 @pytest.fixture(scope="session")
-def one_thread() -> None:
-    """Tiny tensors; threads would only wait for each other."""
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
 def finished(
-    small_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, one_thread: None
+    small_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Benchmark, ResultStore, Outcome, str]:
     """A benchmark of two methods that work, one that fails while it is being built, two seeds of each."""
     folder = tmp_path_factory.mktemp("bench")

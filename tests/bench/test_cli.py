@@ -26,7 +26,7 @@ def eugen_bench(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> t
 
 
 @pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> InProcessEngine:
+def in_process(monkeypatch: pytest.MonkeyPatch) -> InProcessEngine:
     engine = InProcessEngine()
     monkeypatch.setattr(cli, "make_engine", lambda options: engine)
     return engine
@@ -124,7 +124,7 @@ def test_ctrl_c_ends_the_worker_and_leaves_a_readable_folder(write_config: Write
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
         # A shell's background jobs ignore this signal, and hand that on to what they start.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )

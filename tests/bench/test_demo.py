@@ -30,9 +30,7 @@ ROWS = [
 
 
 @pytest.fixture
-def options(
-    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
-) -> DemoOptions:
+def options(write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DemoOptions:
     monkeypatch.setattr(demo, "LocalEngine", InProcessEngine)
     path = write_config(budget={"iterations": 3}, curve={"at": [1.0], "views": 1})
     return DemoOptions(output=tmp_path / "demo", config=path, frames=6, size=32)

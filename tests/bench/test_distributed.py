@@ -90,7 +90,6 @@ class Training:
 
 def rank_main(rank: int, scene: Path, folder: Path) -> None:
     """Train on one of the ranks; leaves losses, rays and occupied cells of every step and the final state in a file."""
-    torch.set_num_threads(1)
     # The interface gloo listens on is otherwise looked up by the host's name.
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(
@@ -144,9 +143,7 @@ def ranks(ball_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> list[di
 
 
 @pytest.mark.slow
-def test_loss_curve_equals_one_process_with_both_batches(
-    ranks: list[dict[str, Any]], ball_scene: Path, one_thread: None
-) -> None:
+def test_loss_curve_equals_one_process_with_both_batches(ranks: list[dict[str, Any]], ball_scene: Path) -> None:
     training = Training(ball_scene, seed=0)
     losses = []
     for step in range(STEPS):

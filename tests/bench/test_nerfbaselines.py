@@ -64,7 +64,7 @@ def method_class() -> Any:
 
 
 @pytest.fixture(scope="module")
-def trained(method_class: Any, scene: Path, one_thread: None) -> Any:
+def trained(method_class: Any, scene: Path) -> Any:
     torch.manual_seed(0)
     method = method_class(train_dataset=load(scene, "train", method_class), config_overrides=OPTIONS)
     method.losses = [method.train_iteration(step)["loss"] for step in range(STEPS)]

@@ -21,7 +21,7 @@ from tests.scenes import builders
 
 
 @pytest.fixture
-def job(write_config: WriteConfig, one_thread: None) -> TrainingJob:
+def job(write_config: WriteConfig) -> TrainingJob:
     return training_jobs(load_benchmark(write_config()))[0]
 
 

@@ -49,7 +49,10 @@ def have_compiler() -> bool:
     return True
 
 
-pytestmark = pytest.mark.skipif(not have_compiler(), reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(not have_compiler(), reason="no C++ compiler"),
+    pytest.mark.usefixtures("several_threads"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,10 @@ from tests.ops.comparisons import BOUNDED, UNBOUNDED, relative_error
 from tests.ops.test_cpu import have_compiler
 from tests.test_renderer import NativeOps
 
-pytestmark = pytest.mark.skipif(not have_compiler(), reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(not have_compiler(), reason="no C++ compiler"),
+    pytest.mark.usefixtures("several_threads"),
+]
 
 differentiable = importlib.import_module("eugen_nerf.ops.differentiable")
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 import tyro
 from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion
 from nerfstudio.scripts.train import main
@@ -48,13 +47,10 @@ def parse() -> Parse:
 @pytest.fixture(scope="session")
 def trained_run(ball_scene: Path, parse: Parse, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run of ns-train on the ball: config.yml, checkpoints, events."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     output = tmp_path_factory.mktemp("runs")
     config = parse(
         "--data", ball_scene, "--output-dir", output, "--timestamp=first", "--max-num-iterations=300",
         "--steps-per-eval-image=200",
     )  # fmt: skip
     main(config)
-    torch.set_num_threads(threads)
     return config.get_base_dir()

@@ -42,7 +42,7 @@ def start(command: str, *arguments: str | Path, cwd: Path) -> subprocess.Popen[s
         stderr=subprocess.PIPE,
         text=True,
         cwd=cwd,
-        env={**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )
 
 

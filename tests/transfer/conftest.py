@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from nerfstudio.scripts.train import main
 
 from tests.plugin.conftest import Parse, parse, small_options
@@ -16,13 +15,10 @@ __all__ = ["parse", "small_options"]
 @pytest.fixture(scope="session")
 def mlp_run(ball_scene: Path, parse: Parse, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run of eugen-nerf-mlp on the ball."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     output = tmp_path_factory.mktemp("teachers")
     arguments = ["--data", ball_scene, "--output-dir", output, "--timestamp=mlp", "--max-num-iterations=200"]
     # At the default rates the teacher is better, and loses more at half of its width.
     arguments += ["--optimizers.networks.optimizer.lr=0.003", "--optimizers.encoding.optimizer.lr=0.006"]
     config = parse(*arguments, "--steps-per-eval-image=1000", method="eugen-nerf-mlp")
     main(config)
-    torch.set_num_threads(threads)
     return config.get_base_dir()

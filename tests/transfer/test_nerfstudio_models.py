@@ -7,12 +7,10 @@ import io
 import json
 import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import tyro
 import yaml
 from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion
@@ -86,13 +84,10 @@ def train(method: str, scene: Path, output: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(ball_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """A run of each method, on one thread: so small networks are slower on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def runs(ball_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of each method."""
     output = tmp_path_factory.mktemp("nerfstudio")
-    yield {method: train(method, ball_scene, output) for method in METHODS}
-    torch.set_num_threads(threads)
+    return {method: train(method, ball_scene, output) for method in METHODS}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -44,10 +44,7 @@ def train_run(tmp_path_factory: pytest.TempPathFactory) -> Train:
             f"--max-num-iterations={steps}", "--steps-per-eval-image=0", *options,
         ]  # fmt: skip
         config: Any = tyro.cli(AnnotatedBaseConfigUnion, args=words)  # type: ignore[call-overload]
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         train(config)
-        torch.set_num_threads(threads)
         return Path(config.get_base_dir() / "config.yml")
 
     return run

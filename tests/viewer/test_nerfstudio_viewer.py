@@ -36,7 +36,7 @@ def test_shows_the_scene(page: Page, demo_run: Path, tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )
     try:
         deadline = time.monotonic() + 240

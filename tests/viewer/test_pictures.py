@@ -17,7 +17,7 @@ from tests.viewer.conftest import Train, expected, psnr, rendered
 
 pytestmark = pytest.mark.slow
 
-SIDE = 128
+SIDE = 96
 VIEWS = (0, 4, 8, 12, 16)
 Serve = Callable[[Path], str]
 
