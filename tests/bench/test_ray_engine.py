@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster on loopback; what a cluster that cannot do them is told."""
+"""Jobs on a Ray cluster of two workers on loopback; what a cluster that cannot do them is told."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
 from ray.cluster_utils import Cluster
 
 options = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 100 * 2**20}
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **options})
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **options})
+cluster.add_node(num_cpus=1, **options)
 print("ADDRESS", cluster.address, flush=True)
 sys.stdin.read()
 cluster.shutdown()
@@ -65,7 +66,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = SECONDS) 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """The address of a node with two CPUs."""
+    """The address of two nodes with one CPU each."""
     pytest.importorskip("ray", reason="needs the extra ray")
     import ray._private.ray_constants
 
