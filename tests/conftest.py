@@ -15,7 +15,7 @@ from PIL import Image
 
 # Read when torch is imported, here and by processes that tests start: these networks are too small to be divided, and
 # the suite runs in several processes.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 

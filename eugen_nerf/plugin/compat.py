@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, SimpleNamespace, TracebackType
+from traceback import walk_stack
+from types import SimpleNamespace, TracebackType
 from typing import Any
 from unittest import mock
 
@@ -79,12 +80,7 @@ def provide_ffmpeg() -> None:
 
 def callers() -> list[SimpleNamespace]:
     """What `inspect.stack` returns, but of each frame only `function`, its name."""
-    found: list[SimpleNamespace] = []
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        found.append(SimpleNamespace(function=frame.f_code.co_name))
-        frame = frame.f_back
-    return found
+    return [SimpleNamespace(function=frame.f_code.co_name) for frame, _ in walk_stack(sys._getframe(1))]
 
 
 def start_sooner() -> None:

@@ -41,8 +41,8 @@ cluster.shutdown()
 """
 
 
-# Takes the place of training in the workers, which else are the real ones: training takes a minute to begin, and is
-# what other tests are for.
+# Takes the place of training in the workers, which else are the real ones: nerfstudio alone takes them half a minute to
+# import, and training is what other tests are for.
 STUB = """
 import sys, time, types
 
@@ -75,8 +75,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")
     (tmp_path / "stub").mkdir()
     (tmp_path / "stub" / "sitecustomize.py").write_text(STUB)
-    path = [str(tmp_path / "stub"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"), prepend=os.pathsep)
     with open(tmp_path / "cluster.txt", "w+") as out:
         command = [sys.executable, "-c", CLUSTER]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)

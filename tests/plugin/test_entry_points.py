@@ -71,7 +71,7 @@ def test_other_attributes_do_not_exist(name: str) -> None:
         getattr(ours, name)
 
 
-def test_nerfstudio_goes_on_without_a_broken_plugin(tmp_path: Path) -> None:
+def test_nerfstudio_goes_on_without_a_broken_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own, where importing the model fails as it would with another version of nerfstudio."""
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['eugen_nerf.plugin.model'] = None\n")
     program = """
@@ -80,13 +80,13 @@ from nerfstudio.configs.dataparser_configs import all_dataparsers
 print("methods:", *sorted(all_methods))
 print("dataparsers:", *sorted(all_dataparsers))
 """
-    path = os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         timeout=240,
-        env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"},
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
         check=False,
     )
     assert done.returncode == 0, done.stderr
