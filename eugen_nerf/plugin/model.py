@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.engine.callbacks import (
     TrainingCallback,
     TrainingCallbackAttributes,
@@ -25,6 +27,7 @@ from eugen_nerf.metrics import Lpips, image_metrics
 from eugen_nerf.occupancy import OccupancyGrid
 from eugen_nerf.ops import Space, StepRule
 from eugen_nerf.plugin.panel import Readout
+from eugen_nerf.plugin.rays import PictureRayGenerator
 from eugen_nerf.renderer import Renderer
 
 
@@ -117,6 +120,7 @@ class EugenModel(Model):
         self.eval_background: Literal["white", "black"] = metadata.get("eval_background", "white")
         self.lpips = Lpips()
         self._lpips_warned = False
+        self._picture_rays = PictureRayGenerator()
         self._total_samples: int | None = None  # of the last rays, where it is known
 
         # What the panel in nerfstudio's viewer shows.
@@ -158,6 +162,14 @@ class EugenModel(Model):
             "depth": out.depth[:, None],
             "num_samples_per_ray": out.num_samples[:, None],
         }
+
+    @torch.no_grad()
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
+        picture = self._picture_rays(camera) if obb_box is None else None
+        if picture is None:
+            return super().get_outputs_for_camera(camera, obb_box)
+        outputs = self.get_outputs_for_camera_ray_bundle(picture.rays)
+        return {name: picture.in_place(values) for name, values in outputs.items()}
 
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
         start = time.perf_counter()

@@ -1,7 +1,9 @@
-"""Rays of training pixels, without computing the same directions in every step."""
+"""Rays of training pixels and of whole pictures, without computing the same directions again and again."""
+
+from dataclasses import dataclass, replace
 
 import torch
-from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 
 
@@ -29,9 +31,7 @@ class TabulatedRays(torch.nn.Module):
         tables: list[torch.Tensor] = []
         first: list[int] = []
         for index, (height, width) in zip(groups, sizes, strict=True):
-            camera = cameras[index : index + 1]
-            camera.camera_to_worlds = torch.eye(4)[None, :3].to(camera.device)
-            rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+            rays = _in_its_own_frame(cameras[index : index + 1])
             first.append(sum(len(table) for table in tables))
             tables.append(torch.cat([rays.directions, rays.pixel_area], dim=-1).view(height * width, 4))
         self.table = torch.cat(tables)  # [pixels of all groups, 4]: unit direction, area
@@ -43,11 +43,7 @@ class TabulatedRays(torch.nn.Module):
     @staticmethod
     def _group(cameras: Cameras) -> tuple[list[int], torch.Tensor]:
         """One camera of each set of intrinsics, and the set of each camera."""
-        columns = [cameras.fx, cameras.fy, cameras.cx, cameras.cy, cameras.width, cameras.height, cameras.camera_type]
-        if cameras.distortion_params is not None:
-            columns.append(cameras.distortion_params)
-        rows = torch.cat([column.double() for column in columns], dim=-1)
-        unique, group_of = rows.unique(dim=0, return_inverse=True)
+        unique, group_of = _intrinsics(cameras).unique(dim=0, return_inverse=True)
         representative = [int(torch.nonzero(group_of == group)[0]) for group in range(len(unique))]
         return representative, group_of
 
@@ -63,3 +59,119 @@ class TabulatedRays(torch.nn.Module):
             pixel_area=entry[:, 3:],
             camera_indices=camera[:, None],
         )
+
+
+@dataclass(frozen=True)
+class PictureRays:
+    """Rays of a whole picture, [H, W] of them, in an order that `in_place` undoes."""
+
+    rays: RayBundle
+    rank: torch.Tensor  # [H * W] where in that order a pixel is
+
+    def in_place(self, values: torch.Tensor) -> torch.Tensor:
+        """What belongs to the rays, [H, W, ...] in their order, as a picture."""
+        return values.flatten(0, 1)[self.rank].view_as(values)
+
+
+@dataclass(frozen=True)
+class _Lens:
+    """Directions in a camera's frame."""
+
+    device: torch.device
+    intrinsics: tuple[float, ...]
+    rank: torch.Tensor
+    directions: torch.Tensor  # [H, W, 3]
+    pixel_area: torch.Tensor  # [H, W, 1]
+
+
+class PictureRayGenerator:
+    """Rays of whole pictures, neighbours in the picture one after another.
+
+    The cameras of a video, of a test split or of somebody who looks around differ in little but their pose. nerfstudio
+    computes the directions of every picture anew, and of two neighbours of each pixel. Here those in the camera's frame
+    are kept from one picture to the next and turned. They come in the order of a Z-shaped curve (Morton), in which 32
+    of them lie in a block of 8 x 4 pixels: what they read of the hash grid is more often the same than in a row of 32.
+    """
+
+    MAX_PIXELS = 1 << 23
+    # Their rays start at one point each.
+    CENTRAL = (CameraType.PERSPECTIVE, CameraType.FISHEYE, CameraType.EQUIRECTANGULAR, CameraType.FISHEYE624)
+
+    def __init__(self) -> None:
+        self._lens: _Lens | None = None
+
+    def __call__(self, camera: Cameras) -> PictureRays | None:
+        """Rays of one camera, of shape [1] or [].
+
+        Returns:
+            None where nerfstudio is to be asked: the rays do not start at one point, or are too many to keep.
+        """
+        camera = camera.flatten()
+        intrinsics = tuple(_intrinsics(camera)[0].tolist())
+        width, height, kind = (int(value) for value in intrinsics[:3])
+        central = any(kind == each.value for each in self.CENTRAL)
+        if len(camera) != 1 or not central or height * width > self.MAX_PIXELS:
+            return None
+        pose = camera.camera_to_worlds[0]
+        lens = self._lens  # the viewer renders in a thread of its own
+        if lens is None or (lens.device, lens.intrinsics) != (pose.device, intrinsics):
+            self._lens = lens = _look_through(camera, intrinsics)
+        # Written out: autocast would have a matrix product in half precision.
+        directions = lens.directions[..., :1] * pose[:, 0]
+        for i in (1, 2):
+            directions.addcmul_(lens.directions[..., i : i + 1], pose[:, i])
+        origins = pose[:, 3].expand(height, width, 3).contiguous()
+        return PictureRays(RayBundle(origins, directions, lens.pixel_area), lens.rank)
+
+
+def _look_through(camera: Cameras, intrinsics: tuple[float, ...]) -> _Lens:
+    height, width = int(camera.height), int(camera.width)
+    bent = camera.distortion_params is not None and bool(camera.distortion_params.any())
+    if bent or int(camera.camera_type) != CameraType.PERSPECTIVE.value:
+        rays = _in_its_own_frame(camera)
+        directions, area = rays.directions, rays.pixel_area
+    else:
+        directions, area = _through_a_pinhole(camera, height, width)
+    order = z_order(height, width).to(directions.device)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    directions, area = (values.flatten(0, 1)[order].view(height, width, -1) for values in (directions, area))
+    return _Lens(directions.device, intrinsics, rank, directions, area)
+
+
+def _through_a_pinhole(camera: Cameras, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What nerfstudio computes, without its ways for the other kinds of cameras: directions and areas of pixels."""
+    device = camera.camera_to_worlds.device
+    right = (torch.arange(width + 1, device=device) + 0.5 - camera.cx[0]) / camera.fx[0]
+    down = (torch.arange(height + 1, device=device) + 0.5 - camera.cy[0]) / camera.fy[0]
+    x, y = torch.broadcast_tensors(right, -down[:, None])
+    directions = torch.stack([x, y, -torch.ones_like(x)], dim=-1)
+    directions /= directions.norm(dim=-1, keepdim=True)
+    here = directions[:-1, :-1]
+    width_of, height_of = ((there - here).norm(dim=-1) for there in (directions[:-1, 1:], directions[1:, :-1]))
+    return here, (width_of * height_of)[..., None]
+
+
+def z_order(height: int, width: int) -> torch.Tensor:
+    """Numbers of a picture's pixels, counted row by row, in the order of a Z-shaped curve: [height * width]."""
+
+    def spread(count: int) -> torch.Tensor:  # a zero in front of each bit
+        numbers = torch.arange(count)
+        bits = [(numbers >> i & 1) << 2 * i for i in range(count.bit_length())]
+        return torch.stack(bits).sum(0)
+
+    return (spread(width) + 2 * spread(height)[:, None]).flatten().argsort()
+
+
+def _in_its_own_frame(camera: Cameras) -> RayBundle:
+    """Rays of a camera [1] that stands upright at the origin: [H, W]."""
+    camera = replace(camera, camera_to_worlds=torch.eye(4)[None, :3].to(camera.device))
+    return camera.generate_rays(camera_indices=0, keep_shape=True)
+
+
+def _intrinsics(cameras: Cameras) -> torch.Tensor:
+    """[C, n] what decides on the directions in a camera's frame: width, height, type, and lens."""
+    columns = [cameras.width, cameras.height, cameras.camera_type, cameras.fx, cameras.fy, cameras.cx, cameras.cy]
+    if cameras.distortion_params is not None:
+        columns.append(cameras.distortion_params)
+    return torch.cat([column.double() for column in columns], dim=-1)

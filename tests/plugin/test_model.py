@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -210,6 +211,17 @@ class TestSpace:
     def test_options_that_cannot_work(self, parse: Any, options: dict[str, Any], message: str) -> None:
         with pytest.raises(UserError, match=message):
             build(parse=parse, **options)
+
+    def test_pictures_are_those_of_nerfstudios_rays(self, pipeline: SampleBudgetPipeline) -> None:
+        camera = pipeline.datamanager.eval_dataset.cameras[0:1]
+        camera = replace(camera, width=camera.width - 3)  # neither square nor a power of two
+        model = pipeline.model
+        expected = model.get_outputs_for_camera_ray_bundle(camera.generate_rays(camera_indices=0, keep_shape=True))
+        got = model.get_outputs_for_camera(camera)
+        assert expected["accumulation"].max() > 0.9
+        for name, values in expected.items():
+            assert got[name].shape == values.shape
+            assert (got[name] - values).abs().mean() < 1e-4
 
     def test_a_crop_box_is_respected(self, pipeline: SampleBudgetPipeline) -> None:
         camera = pipeline.datamanager.eval_dataset.cameras[0:1]

@@ -1,13 +1,15 @@
-"""TabulatedRays against nerfstudio's own ray generator."""
+"""Rays of pixels and of pictures against nerfstudio's own."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.model_components.ray_generators import RayGenerator
 
-from eugen_nerf.plugin.rays import TabulatedRays
+from eugen_nerf.plugin.rays import PictureRayGenerator, PictureRays, TabulatedRays, z_order
 
 
 def cameras(distorted: bool, fisheye: bool = False) -> Cameras:
@@ -33,7 +35,10 @@ def cameras(distorted: bool, fisheye: bool = False) -> Cameras:
     )
 
 
-@pytest.mark.parametrize(("distorted", "fisheye"), [(False, False), (True, False), (True, True)])
+LENSES = pytest.mark.parametrize(("distorted", "fisheye"), [(False, False), (True, False), (True, True)])
+
+
+@LENSES
 def test_equals_nerfstudios_rays(distorted: bool, fisheye: bool) -> None:
     generator = torch.Generator().manual_seed(1)
     all_cameras = cameras(distorted, fisheye)
@@ -62,3 +67,71 @@ def test_refuses_a_table_beyond_its_limit(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(TabulatedRays, "MAX_BYTES", 1000)
     with pytest.raises(ValueError, match="too large"):
         TabulatedRays(cameras(False))
+
+
+def drawn(generator: PictureRayGenerator, camera: Cameras) -> PictureRays:
+    picture = generator(camera)
+    assert picture is not None
+    return picture
+
+
+class TestPictures:
+    @LENSES
+    def test_equal_nerfstudios_whatever_was_drawn_before(self, distorted: bool, fisheye: bool) -> None:
+        generator = PictureRayGenerator()
+        for index in (0, 2, 1, 3, 4):  # the same lens, others, and back
+            camera = cameras(distorted, fisheye)[index : index + 1]
+            expected = camera.generate_rays(camera_indices=0, keep_shape=True)
+            picture = drawn(generator, camera)
+            assert picture.rays.shape == expected.shape
+            for name in ("origins", "directions", "pixel_area"):
+                got = picture.in_place(getattr(picture.rays, name))
+                rtol, atol = (1e-3, 1e-8) if name == "pixel_area" else (1e-5, 1e-6)
+                torch.testing.assert_close(got, getattr(expected, name), rtol=rtol, atol=atol)
+
+    def test_a_picture_stays_what_it_was_when_another_is_drawn(self) -> None:
+        generator = PictureRayGenerator()
+        first = drawn(generator, cameras(False)[0:1])
+        before = first.in_place(first.rays.directions)
+        generator(cameras(False)[1:2])
+        assert torch.equal(first.in_place(first.rays.directions), before)
+
+    def test_turning_the_camera_turns_the_rays(self) -> None:
+        generator, camera = PictureRayGenerator(), cameras(True)[0:1]
+        picture = drawn(generator, camera)
+        half_turn = camera.camera_to_worlds * torch.tensor([[-1.0], [1.0], [-1.0]])
+        turned = drawn(generator, replace(camera, camera_to_worlds=half_turn))
+        assert torch.equal(turned.rays.directions, picture.rays.directions * torch.tensor([-1.0, 1.0, -1.0]))
+
+    def test_a_single_camera_may_come_without_a_dimension(self) -> None:
+        generator, camera = PictureRayGenerator(), cameras(False)[0:1]
+        one, other = drawn(generator, camera), drawn(generator, camera[0])
+        assert torch.equal(one.rays.directions, other.rays.directions)
+
+    @pytest.mark.parametrize("kind", [CameraType.ORTHOPHOTO, CameraType.OMNIDIRECTIONALSTEREO_L, CameraType.VR180_R])
+    def test_leaves_to_nerfstudio_rays_that_do_not_start_at_one_point(self, kind: CameraType) -> None:
+        camera = replace(cameras(False)[0:1], camera_type=torch.tensor([[kind.value]]))
+        assert PictureRayGenerator()(camera) is None
+
+    def test_leaves_several_cameras_and_huge_pictures_to_nerfstudio(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert PictureRayGenerator()(cameras(False)[0:2]) is None
+        monkeypatch.setattr(PictureRayGenerator, "MAX_PIXELS", 16 * 12 - 1)
+        assert PictureRayGenerator()(cameras(False)[0:1]) is None
+        assert PictureRayGenerator()(cameras(False)[3:4]) is not None  # 12 x 14
+
+    def test_half_precision_of_mixed_training_does_not_reach_them(self) -> None:
+        generator, camera = PictureRayGenerator(), cameras(True)[0:1]
+        expected = drawn(generator, camera)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = drawn(generator, camera)
+        assert torch.equal(got.rays.directions, expected.rays.directions)
+
+
+def test_z_order_keeps_neighbours_together() -> None:
+    assert z_order(2, 4).tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
+    order = z_order(11, 21)
+    assert sorted(order.tolist()) == list(range(11 * 21))
+    # A warp's 32 pixels are a block of 4 rows and 8 columns, as long as such blocks are whole.
+    rows, columns = z_order(16, 32).view(-1, 32) // 32, z_order(16, 32).view(-1, 32) % 32
+    for values, side in ((rows, 4), (columns, 8)):
+        assert torch.equal(values.amax(1) - values.amin(1), torch.full((16,), side - 1))
