@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 
+from eugen_nerf.layers.activations import describe, resolve, squared_relu
 from eugen_nerf.layers.baselines import Dense
 from eugen_nerf.layers.eugen import EUGen
 from eugen_nerf.layers.merge import why_not_linear
 from eugen_nerf.layers.stack import LayerStack
 
-# What makes a layer before it a feed-forward layer. Functions that bound their output (sigmoid, tanh) are not
-# here: they give a last layer its range, which EUGen would not keep.
+# What makes a layer before it a feed-forward layer, as modules and as functions. Those that bound their output
+# (sigmoid, tanh) are not here: they give a last layer its range, which EUGen would not keep.
 HIDDEN_ACTIVATIONS = (
     nn.ReLU,
     nn.LeakyReLU,
@@ -27,6 +32,20 @@ HIDDEN_ACTIVATIONS = (
     nn.Mish,
     nn.Softplus,
     nn.Hardswish,
+)
+HIDDEN_FUNCTIONS = (
+    torch.relu,
+    squared_relu,
+    F.relu,
+    F.leaky_relu,
+    F.elu,
+    F.celu,
+    F.selu,
+    F.gelu,
+    F.silu,
+    F.mish,
+    F.softplus,
+    F.hardswish,
 )
 
 
@@ -89,6 +108,8 @@ class _FeedForward:
     linear: nn.Linear | Dense
     activation: str
     put: Callable[[EUGen], None]
+    gone: tuple[nn.Module, ...] = ()
+    """What loses its place together with the layer: its activation, and a network that becomes a `LayerStack`."""
     stack: LayerStack | None = None
     """Where the layer's network becomes one: what will evaluate the network's other layers too."""
 
@@ -99,16 +120,21 @@ def convert(module: nn.Module, plan: ConversionPlan) -> Conversion:
     Understands `torch.nn.Linear` followed by an activation in a `torch.nn.Sequential`, the feed-forward part of
     `torch.nn.TransformerEncoderLayer` and `TransformerDecoderLayer` (its first linear layer), nerfstudio's `MLP`
     with its skip connections, which becomes a `LayerStack` with the parameters of layers that stay under the
-    same names, and our own `Dense`. New layers start from random weights. Optimizers must be made afterwards.
+    same names, and our own `Dense`. Activations that bound their output, as sigmoid does, make no feed-forward layer.
+    New layers start from random weights. Optimizers must be made afterwards.
 
     A layer is replaced where one of the plan's patterns matches the path of its linear layer. Nothing is changed
-    unless everything can be.
+    unless everything can be. What replaces a frozen layer is frozen too: the bias where the bias was (requires_grad
+    False), all else where the weight was.
 
     Raises:
-        ValueError: a pattern matches no feed-forward layer (the message lists those that there are) or one whose
-            weights are opaque (tiny-cuda-nn) or tied to another place; order 0, a layer of width 1, more features
+        ValueError: the plan names no layers; a pattern matches no feed-forward layer (the message lists those that
+            there are) or one whose weights are opaque (tiny-cuda-nn) or tied to another place; something would be lost
+            with the layer (hooks, a forward of its own, parametrizations); order 0, a layer of width 1, more features
             than the layer has units, or a perceptron with layers that compute something else than `torch.nn.Linear`.
     """
+    if not plan.layers:
+        raise ValueError("convert: the plan names no layers, so that none would be replaced; its default is ('*',)")
     root = nn.Module()
     root.add_module("model", module)
     opaque = [path for path, child in module.named_modules() if _is_opaque(child)]
@@ -130,6 +156,8 @@ def convert(module: nn.Module, plan: ConversionPlan) -> Conversion:
     for candidate in chosen:
         for other in () if candidate.stack is None else candidate.stack.layers:
             reason = None if other in gone else why_not_linear(other)
+            if reason is None and _has_hooks(other):
+                reason = "layer with a hook"
             if reason is not None:
                 raise ValueError(f"convert: {candidate.path}: its network holds a {reason}, which merging would ignore")
     for candidate, layer in zip(chosen, layers, strict=True):
@@ -160,6 +188,10 @@ def _eugen(candidate: _FeedForward, plan: ConversionPlan, module: nn.Module) -> 
     for path, other in module.named_modules():
         if other not in inside and any(id(parameter) in own for parameter in other._parameters.values()):
             raise ValueError(f"{what}, shares a parameter with {path}; layers with tied weights cannot be replaced")
+    for gone in (linear, *candidate.gone):
+        reason = _what_would_be_lost(gone)
+        if reason is not None:
+            raise ValueError(f"{what}, cannot be replaced: {type(gone).__name__} has {reason}, which would be lost")
     if min(linear.in_features, linear.out_features) < 2:
         raise ValueError(f"{what}, has width 1, which no random features can stand for")
     if plan.order < 1:
@@ -183,7 +215,37 @@ def _eugen(candidate: _FeedForward, plan: ConversionPlan, module: nn.Module) -> 
         device=linear.weight.device,
         dtype=linear.weight.dtype,
     )
+    for name, parameter in layer.named_parameters():
+        before = linear.bias if name == "bias" else linear.weight
+        assert before is not None
+        parameter.requires_grad_(before.requires_grad)
     return layer.train(linear.training)
+
+
+def _what_would_be_lost(module: nn.Module) -> str | None:
+    """What a module has that its replacement would not have, in words."""
+    known = (nn.Linear, Dense, *HIDDEN_ACTIVATIONS)
+    kind: type = next((one for one in known if isinstance(module, one)), type(module))
+    if kind is type(module):  # perhaps nerfstudio's MLP: this folder needs no nerfstudio
+        kind = next((one for one in kind.__mro__ if one.__module__.startswith("nerfstudio.")), kind)
+    for name in ("forward", "pytorch_fwd"):
+        if name in vars(module) or getattr(type(module), name, None) is not getattr(kind, name, None):
+            return "a forward of its own"
+    if _has_hooks(module):
+        return "hooks"
+    return "parametrizations" if is_parametrized(module) else None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any((module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks))
+
+
+def _is_hidden(activation: object) -> bool:
+    """Whether an activation (module, function or one of our names) makes the layer before it a feed-forward layer."""
+    if isinstance(activation, functools.partial):
+        activation = activation.func
+    function = resolve(activation) if isinstance(activation, str) else activation
+    return isinstance(function, HIDDEN_ACTIVATIONS) or any(function is one for one in HIDDEN_FUNCTIONS)
 
 
 def _feed_forward_layers(module: nn.Module, root: nn.Module) -> Iterator[_FeedForward]:
@@ -192,15 +254,17 @@ def _feed_forward_layers(module: nn.Module, root: nn.Module) -> Iterator[_FeedFo
         if isinstance(child, nn.Sequential):
             yield from _in_sequential(prefix, child)
         elif isinstance(child, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
-            if isinstance(child.linear1, nn.Linear):
-                activation = getattr(child.activation, "__name__", type(child.activation).__name__)
-                yield _FeedForward(f"{prefix}linear1", child.linear1, activation, _put_in_transformer(child))
+            if isinstance(child.linear1, nn.Linear) and _is_hidden(child.activation):
+                name, put = describe(child.activation), _put_in_transformer(child)
+                gone = (child.activation,) if isinstance(child.activation, nn.Module) else ()
+                yield _FeedForward(f"{prefix}linear1", child.linear1, name, put, gone)
         elif isinstance(child, LayerStack):
             yield from _in_stack(prefix, child, lambda stack: None)
         elif isinstance(child, Dense):
-            yield _FeedForward(path, child, str(child.activation), _put_for(root, child))
+            if _is_hidden(child.activation):
+                yield _FeedForward(path, child, describe(child.activation), _put_for(root, child))
         elif _is_nerfstudio_mlp(child):
-            yield from _in_stack(prefix, _as_stack(child), _put_for(root, child))
+            yield from _in_stack(prefix, _as_stack(child), _put_for(root, child), (child,))
 
 
 def _in_sequential(prefix: str, sequential: nn.Sequential) -> Iterator[_FeedForward]:
@@ -216,7 +280,7 @@ def _in_sequential(prefix: str, sequential: nn.Sequential) -> Iterator[_FeedForw
     for (name, linear), (next_name, activation) in itertools.pairwise(children):
         if isinstance(linear, nn.Linear) and isinstance(activation, HIDDEN_ACTIVATIONS):
             put = putter(name, next_name)
-            yield _FeedForward(f"{prefix}{name}", linear, type(activation).__name__, put)
+            yield _FeedForward(f"{prefix}{name}", linear, type(activation).__name__, put, (activation,))
 
 
 def _put_in_transformer(block: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) -> Callable[[EUGen], None]:
@@ -229,7 +293,9 @@ def _put_in_transformer(block: nn.TransformerEncoderLayer | nn.TransformerDecode
     return put
 
 
-def _in_stack(prefix: str, stack: LayerStack, place: Callable[[LayerStack], None]) -> Iterator[_FeedForward]:
+def _in_stack(
+    prefix: str, stack: LayerStack, place: Callable[[LayerStack], None], gone: tuple[nn.Module, ...] = ()
+) -> Iterator[_FeedForward]:
     def putter(position: int) -> Callable[[EUGen], None]:
         def put(layer: EUGen) -> None:
             stack.replace(position, layer)
@@ -239,7 +305,8 @@ def _in_stack(prefix: str, stack: LayerStack, place: Callable[[LayerStack], None
 
     for i, (linear, activation) in enumerate(zip(stack.layers, stack.activations, strict=True)):
         if isinstance(linear, nn.Linear) and isinstance(activation, HIDDEN_ACTIVATIONS):
-            yield _FeedForward(f"{prefix}layers.{i}", linear, type(activation).__name__, putter(i), stack)
+            name = type(activation).__name__
+            yield _FeedForward(f"{prefix}layers.{i}", linear, name, putter(i), (activation, *gone), stack)
 
 
 def _put_for(root: nn.Module, old: nn.Module) -> Callable[[nn.Module], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,13 @@ from eugen_nerf.layers import ConversionPlan, Dense, EUGen, LayerStack, convert,
 from eugen_nerf.ops import network
 
 PLAN = ConversionPlan(num_features=4)
+
+
+class Adapted(nn.Linear):
+    """As adapters add it (LoRA)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
 
 
 def perceptron() -> nn.Sequential:
@@ -75,11 +83,25 @@ class TestSequential:
         assert isinstance(found.module, EUGen)
         assert str(found).startswith("the model: Dense(6, 8) + relu")
 
+    def test_what_replaces_a_frozen_layer_is_frozen(self) -> None:
+        model = perceptron()
+        linear: Any = model[0]
+        linear.requires_grad_(False)
+        model[2].bias.requires_grad_(False)
+        convert(model, ConversionPlan(4, feature_bias=True))
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert trained == {"2.projections", "2.offsets", "2.weight", "4.weight", "4.bias"}
+
+    @pytest.mark.parametrize("activation", [torch.sigmoid, "sin", "identity"])
+    def test_a_dense_layer_with_another_activation(self, activation: Any) -> None:
+        with pytest.raises(ValueError, match="those of the model are: none"):
+            convert(Dense(6, 8, activation), PLAN)
+
 
 class TestNerfstudioMLP:
     @staticmethod
     def mlp(**options: Any) -> MLP:
-        return MLP(6, 8, 16, skip_connections=(4,), out_activation=nn.ReLU(), **options)  # type: ignore[arg-type]
+        return MLP(6, 8, 16, skip_connections=(4,), out_activation=nn.ReLU(), **options)
 
     def test_layers_that_stay_compute_what_they_did(self) -> None:
         holder = nn.ModuleDict({"base": self.mlp()})
@@ -129,20 +151,15 @@ class TestNerfstudioMLP:
         assert convert(mlp, ConversionPlan(8)).module(torch.ones(1, 6)).shape == before
 
     def test_what_merging_would_ignore(self) -> None:
-        class Adapted(nn.Linear):
-            def forward(self, x: Tensor) -> Tensor:
-                return super().forward(x) + 1
-
         normed, adapted = self.mlp(), self.mlp()
         nn.utils.spectral_norm(normed.layers[2])
-        adapted.layers[2] = Adapted(adapted.layers[2].in_features, adapted.layers[2].out_features)
+        adapted.layers[2] = Adapted(16, 16)
         for mlp, says in ((normed, "a hook before its forward"), (adapted, "Adapted with a forward of its own")):
             kinds = [type(layer) for layer in mlp.layers]
             with pytest.raises(ValueError, match=f"layers.1: its network holds a .*{says}"):
                 convert(mlp, ConversionPlan(8, ("layers.1",)))
             assert [type(layer) for layer in mlp.layers] == kinds
-        # A layer that goes may be what it likes, and weights that PyTorch computes when asked for merge.
-        assert paths(convert(normed, ConversionPlan(8, ("layers.2",)))) == ["layers.2"]
+        # Weights that PyTorch computes when asked for merge.
         computed = self.mlp()
         nn.utils.parametrizations.weight_norm(computed.layers[2])
         assert paths(convert(computed, ConversionPlan(8, ("layers.1",)))) == ["layers.1"]
@@ -193,6 +210,117 @@ class TestTransformer:
         assert merged.shape == (4, 768)
         torch.testing.assert_close(merged, ffn(x), rtol=1e-10, atol=1e-10)
 
+    @pytest.mark.parametrize("kind", [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer])
+    @pytest.mark.parametrize("activation", [torch.sigmoid, torch.tanh, nn.Tanh(), lambda x: x.clamp(0, 1)])
+    def test_a_bounded_activation(self, kind: Any, activation: Any) -> None:
+        block = kind(16, 2, 32, activation=activation)
+        with pytest.raises(ValueError, match="those of the model are: none"):
+            convert(block, ConversionPlan(8))
+        assert isinstance(block.linear1, nn.Linear)
+
+    @pytest.mark.parametrize(
+        ("activation", "name"),
+        [
+            (nn.SiLU(), "SiLU"),
+            (nn.functional.silu, "silu"),
+            (partial(nn.functional.gelu, approximate="tanh"), "partial"),
+        ],
+        ids=["module", "function", "partial"],
+    )
+    def test_other_hidden_activations(self, activation: Any, name: str) -> None:
+        found = convert(nn.TransformerEncoderLayer(16, 2, 32, activation=activation), ConversionPlan(8))
+        assert str(found).startswith(f"linear1: Linear(16, 32) + {name} -> ")
+
+
+def hooked(module: Any, kind: str) -> Any:
+    getattr(module, f"register_{kind}_hook")(lambda *_: None)
+    return module
+
+
+def in_sequential(linear: nn.Module, activation: nn.Module) -> nn.Module:
+    return nn.Sequential(linear, activation, nn.Linear(8, 3))
+
+
+def in_transformer(linear: nn.Module, activation: Any) -> nn.Module:
+    block = nn.TransformerEncoderLayer(6, 2, 8, activation=activation)
+    block.linear1 = linear  # type: ignore[assignment]
+    return block
+
+
+def in_mlp(linear: nn.Module, activation: nn.Module) -> nn.Module:
+    mlp = MLP(6, 3, 8, activation=activation)
+    mlp.layers[0] = linear
+    return mlp
+
+
+def in_stack(linear: Any, activation: nn.Module) -> nn.Module:
+    return LayerStack([linear, nn.Linear(8, 3)], [activation, None])
+
+
+class TestWhatWouldBeLost:
+    @staticmethod
+    def refused(model: nn.Module, message: str) -> None:
+        before, parameters = str(model), list(model.parameters())
+        with pytest.raises(ValueError, match=message):
+            convert(model, PLAN)
+        assert str(model) == before
+        assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
+
+    @pytest.mark.parametrize("build", [in_sequential, in_transformer, in_mlp, in_stack])
+    def test_with_a_linear_layer(self, build: Any) -> None:
+        for kind in ("forward", "forward_pre", "full_backward", "full_backward_pre"):
+            self.refused(build(hooked(nn.Linear(6, 8), kind), nn.ReLU()), "Linear has hooks, which would be lost")
+        self.refused(build(Adapted(6, 8), nn.ReLU()), "Adapted has a forward of its own, which would be lost")
+        changed: Any = nn.Linear(6, 8)
+        changed.forward = lambda x: x
+        self.refused(build(changed, nn.ReLU()), "Linear has a forward of its own")
+        normed = nn.utils.parametrizations.weight_norm(nn.Linear(6, 8))
+        self.refused(build(normed, nn.ReLU()), "ParametrizedLinear has parametrizations")
+        self.refused(build(nn.utils.spectral_norm(nn.Linear(6, 8)), nn.ReLU()), "Linear has hooks")
+
+    @pytest.mark.parametrize("build", [in_sequential, in_transformer, in_mlp, in_stack])
+    def test_with_its_activation(self, build: Any) -> None:
+        class Capped(nn.ReLU):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x).clamp(max=1)
+
+        self.refused(build(nn.Linear(6, 8), hooked(nn.ReLU(), "forward")), "ReLU has hooks")
+        self.refused(build(nn.Linear(6, 8), Capped()), "Capped has a forward of its own")
+
+    def test_with_our_dense_layer(self) -> None:
+        class Doubled(Dense):
+            def forward(self, x: Tensor) -> Tensor:
+                return 2 * super().forward(x)
+
+        self.refused(nn.Sequential(hooked(Dense(6, 8), "forward")), "Dense has hooks")
+        self.refused(nn.Sequential(Doubled(6, 8)), "Doubled has a forward of its own")
+
+    def test_with_the_perceptron_that_becomes_a_stack(self) -> None:
+        class Residual(MLP):
+            def forward(self, in_tensor: Tensor) -> Tensor:
+                return in_tensor + super().forward(in_tensor)
+
+        class Scaled(MLP):
+            def pytorch_fwd(self, in_tensor: Tensor) -> Tensor:
+                return 2 * super().pytorch_fwd(in_tensor)
+
+        class Renamed(MLP):
+            pass
+
+        self.refused(hooked(MLP(6, 3, 8), "forward"), "MLP has hooks")
+        self.refused(Residual(8, 3, 8), "Residual has a forward of its own")
+        self.refused(Scaled(6, 3, 8), "Scaled has a forward of its own")
+        assert paths(convert(Renamed(6, 3, 8), PLAN)) == ["layers.0", "layers.1"]
+
+    def test_with_a_layer_that_stays_but_is_no_longer_called(self) -> None:
+        mlp = MLP(6, 3, 8)
+        hooked(mlp.layers[2], "forward")
+        self.refused(mlp, "its network holds a layer with a hook, which merging would ignore")
+
+    def test_nothing_with_layers_that_were_not_asked_for(self) -> None:
+        model = nn.Sequential(hooked(nn.Linear(6, 8), "forward"), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
+        assert paths(convert(model, ConversionPlan(4, ("2",)))) == ["2"]
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -200,6 +328,7 @@ class TestRefusals:
         [
             (ConversionPlan(4, ("field.*",)), r"'field\.\*' matches no feed-forward layer; those .* are: 0, 2"),
             (ConversionPlan(4, ("0", "4")), "'4' matches no feed-forward layer"),
+            (ConversionPlan(4, ()), "the plan names no layers"),
             (ConversionPlan(9), r"0, Linear\(6, 8\): 9 features of 1 order\(s\) are more than its 8 units"),
             (ConversionPlan(5, order=2), "more than its 8 units"),
             (ConversionPlan(4, order=0), "order must be at least 1, got 0"),
