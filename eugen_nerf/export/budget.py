@@ -10,6 +10,7 @@ import torch
 from eugen_nerf.errors import UserError
 from eugen_nerf.export.tables import StoredTable, folded, half_precision, quantised
 from eugen_nerf.field import HashGrid
+from eugen_nerf.ops import HashGridLayout
 from eugen_nerf.optim import BETAS, SparseAdam
 from eugen_nerf.plugin.runs import photos_in_the_same_order
 
@@ -56,15 +57,22 @@ def fit_table(pipeline: Any, most_bytes: int, tell: Callable[[str], None], steps
 
 
 def _largest_that_fits(grid: HashGrid, most_bytes: int) -> int:
-    scale_bytes = 4 * grid.layout.num_levels * grid.layout.features_per_level
-    for log2 in range(grid.layout.log2_table_size - 1, SMALLEST_LOG2 - 1, -1):
-        size = grid.layout.with_table_size(log2).num_entries * grid.layout.features_per_level + scale_bytes
-        if size <= most_bytes:
+    layout = grid.layout
+    for log2 in range(layout.log2_table_size - 1, SMALLEST_LOG2 - 1, -1):
+        if _quantised_bytes(layout.with_table_size(log2)) <= most_bytes:
             return log2
+    # A table that is below the smallest size already stays as large as it is.
+    smallest = layout.with_table_size(min(layout.log2_table_size, SMALLEST_LOG2))
     raise UserError(
         f"--size-budget leaves {most_bytes / 1e6:.3f} MB for the hash table, and its smallest form takes "
-        f"{size / 1e6:.3f} MB. Allow more, or train with fewer levels (--pipeline.model.field.num-levels)."
+        f"{_quantised_bytes(smallest) / 1e6:.3f} MB. Allow more, or train with fewer levels "
+        "(--pipeline.model.field.num-levels)."
     )
+
+
+def _quantised_bytes(layout: HashGridLayout) -> int:
+    """Size of a table in one byte a value, with a scale for each level and feature."""
+    return (layout.num_entries + 4 * layout.num_levels) * layout.features_per_level
 
 
 def _adopt(grid: HashGrid, stored: StoredTable) -> StoredTable:
