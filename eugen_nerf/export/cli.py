@@ -33,7 +33,7 @@ class Web:
     with_images: bool = False
     """Add the dataset's photos, to compare them with what is rendered."""
     overwrite: bool = False
-    """Replace the page that is in the folder."""
+    """Replace the page that is in the folder, with its scene/; other files beside it stay."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 from eugen_nerf.errors import UserError
 from eugen_nerf.folders import refused
 
-# Tells an exported folder from any other that --overwrite must not delete.
+# Tells an exported folder from any other, in which --overwrite must not touch anything.
 MARK = Path("scene/scene.json")
 
 
@@ -24,11 +24,13 @@ def check_output(output: Path, overwrite: bool) -> None:
     if not any(output.iterdir()):
         return
     if not overwrite:
-        raise UserError(f"{output}: exists and is not empty. Choose another --output, or replace it with --overwrite.")
+        raise UserError(
+            f"{output}: exists and is not empty. Choose another --output, or replace the page in it with --overwrite."
+        )
     if not (output / MARK).is_file():
         raise UserError(
-            f"{output}: holds other files than an exported scene, which --overwrite does not delete. Choose another "
-            "--output."
+            f"{output}: is not empty and holds no exported scene, which is all that --overwrite replaces. Choose "
+            "another --output."
         )
 
 
@@ -36,12 +38,13 @@ def write_folder(output: Path, fill: Callable[[Path], None], overwrite: bool = F
     """Make a folder appear with all its content at once.
 
     A folder that is there already stays the same folder and changes its content: it may be a mount point, the target
-    of a link, or where a shell or a web server stands.
+    of a link, or where a shell or a web server stands. It may also hold what is not ours, as a checkout of a website
+    does: of what is in it, only the names that `fill` writes are replaced, folders whole.
 
     Args:
         output: the folder; its parents are created.
         fill: writes the content into an empty folder that it is given.
-        overwrite: replace an earlier export.
+        overwrite: replace an earlier export in the folder.
 
     Raises:
         UserError: `output` may not be replaced, cannot be written, or the disk is full. What was there stays.
@@ -61,7 +64,7 @@ def write_folder(output: Path, fill: Callable[[Path], None], overwrite: bool = F
         old.mkdir()
         fill(new)
         if exists:
-            _exchange(target, temporary, new, old)
+            _exchange(target, new, old)
         else:
             new.rename(target)  # refused where another process has filled it meanwhile
     except OSError as error:
@@ -70,8 +73,8 @@ def write_folder(output: Path, fill: Callable[[Path], None], overwrite: bool = F
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _exchange(folder: Path, temporary: Path, new: Path, old: Path) -> None:
-    """Put a folder's content into `old` and that of `new` in its place, or leave all as it is."""
+def _exchange(folder: Path, new: Path, old: Path) -> None:
+    """Put the content of `new` into a folder and what has the same names there into `old`, or leave all as it is."""
     done: list[tuple[Path, Path]] = []
 
     def move(path: Path, destination: Path) -> None:
@@ -79,10 +82,10 @@ def _exchange(folder: Path, temporary: Path, new: Path, old: Path) -> None:
         done.append((path, destination / path.name))
 
     try:
-        for path in list(folder.iterdir()):
-            if path != temporary:
-                move(path, old)
         for path in list(new.iterdir()):
+            present = folder / path.name
+            if present.is_symlink() or present.exists():
+                move(present, old)
             move(path, folder)
     except BaseException:
         for before, after in reversed(done):

@@ -73,8 +73,10 @@ def export_web(
             for field, path in zip(fields, load_configs, strict=True)
         ]
     background = BACKGROUNDS[pipelines[0].model.eval_background]
+    size = 0
 
     def fill(folder: Path) -> None:
+        nonlocal size
         shutil.copytree(VIEWER, folder, dirs_exist_ok=True)
         scene = folder / "scene"
         scene.mkdir()
@@ -94,9 +96,9 @@ def export_web(
             "views": listed,
         }
         (scene / "scene.json").write_text(json.dumps(description, allow_nan=False), encoding="utf-8")
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
     write_folder(output, fill, options.overwrite)
-    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     tell(f"Wrote {output} ({size / 1e6:.1f} MB). Look at it with: eugen-view {output}")
 
 

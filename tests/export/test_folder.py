@@ -35,15 +35,33 @@ class TestExisting:
             write_folder(tmp_path / "out", fill)
         assert (tmp_path / "out" / "old").is_file()
 
-    def test_is_replaced_whole_with_overwrite(self, tmp_path: Path) -> None:
-        write_folder(tmp_path / "out", lambda folder: (fill(folder), (folder / "old").write_text("x"))[0])
-        write_folder(tmp_path / "out", fill, overwrite=True)
-        assert [path.name for path in (tmp_path / "out").iterdir()] == ["scene"]
+    def test_its_names_are_replaced_whole_and_others_kept(self, tmp_path: Path) -> None:
+        """The folder may be a checkout from which the page is published."""
+        output = tmp_path / "out"
+        write_folder(output, lambda folder: (fill(folder), (folder / "scene" / "photo").write_text("x"))[0])
+        (output / ".git").mkdir()
+        (output / ".git" / "HEAD").write_text("ref")
+        (output / "CNAME").write_text("example.org")
+        write_folder(output, fill, overwrite=True)
+        assert {path.name for path in output.iterdir()} == {".git", "CNAME", "scene"}
+        assert [path.name for path in (output / "scene").iterdir()] == ["scene.json"]
+        assert (output / ".git" / "HEAD").read_text() == "ref"
+        assert (output / "CNAME").read_text() == "example.org"
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def test_what_a_link_leads_to_is_not_written_to(self, tmp_path: Path) -> None:
+        output = tmp_path / "out"
+        write_folder(output, fill)
+        (output / "scene").rename(tmp_path / "elsewhere")
+        (output / "scene").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere" / "scene.json").write_text("old")
+        write_folder(output, fill, overwrite=True)
+        assert (output / "scene" / "scene.json").read_text() == "new"
+        assert (tmp_path / "elsewhere" / "scene.json").read_text() == "old"
 
     def test_other_peoples_files_are_never_deleted(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("x")
-        with pytest.raises(UserError, match="other files than an exported scene"):
+        with pytest.raises(UserError, match="holds no exported scene"):
             write_folder(tmp_path, fill, overwrite=True)
         assert (tmp_path / "thesis.tex").is_file()
 
@@ -64,7 +82,9 @@ class TestExisting:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         output = tmp_path / "out"
-        write_folder(output, lambda folder: (fill(folder), (folder / "old").write_text("x"))[0])
+        write_folder(output, lambda folder: (fill(folder), (folder / "a").write_text("old"))[0])
+        (output / "notes.txt").write_text("x")
+        (output / "scene" / "scene.json").write_text("old")
         rename = Path.rename
 
         def refuse_the_second(path: Path, target: Path) -> Path:
@@ -74,9 +94,10 @@ class TestExisting:
 
         monkeypatch.setattr(Path, "rename", refuse_the_second)
         with pytest.raises(UserError, match="cannot be written"):
-            write_folder(output, lambda folder: (fill(folder), (folder / "a").write_text("x"))[0], overwrite=True)
-        assert {path.name for path in output.iterdir()} == {"scene", "old"}
-        assert (output / "scene" / "scene.json").is_file()
+            write_folder(output, lambda folder: (fill(folder), (folder / "a").write_text("new"))[0], overwrite=True)
+        assert {path.name for path in output.iterdir()} == {"scene", "a", "notes.txt"}
+        assert (output / "scene" / "scene.json").read_text() == "old"
+        assert (output / "a").read_text() == "old"
 
     def test_one_that_another_process_has_filled_meanwhile(self, tmp_path: Path) -> None:
         def slow(folder: Path) -> None:

@@ -64,6 +64,19 @@ def test_writes_the_field_as_it_is(run: Path, tmp_path: Path) -> None:
         assert (tmp_path / "page" / file.name).read_bytes() == file.read_bytes()
 
 
+def test_other_files_are_kept_and_not_counted_as_the_pages(run: Path, tmp_path: Path) -> None:
+    page, told = tmp_path / "page", list[str]()
+    export_web([run], page, Options(with_images=True))
+    # Every version has written these names. One that gives a name up has to remove it from a page of an older one.
+    names = {"index.html", "viewer.js", "viewer.css", "icon.svg", "sources.sha256", "scene"}
+    assert {path.name for path in page.iterdir()} == names
+    (page / "talk.pdf").write_bytes(bytes(3_000_000))
+    export_web([run], page, Options(overwrite=True), told.append)
+    assert {path.name for path in page.iterdir()} == {*names, "talk.pdf"}
+    assert not (page / "scene" / "photos").exists()
+    assert re.search(r"\(0\.\d MB\)", told[-1])
+
+
 def test_a_copied_run_keeps_its_title(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run.parent, tmp_path / "copied")
     export_web([tmp_path / "copied" / "config.yml"], tmp_path / "page", Options())
