@@ -15,7 +15,7 @@ from rich.console import Console
 
 from eugen_nerf.bench.cli_support import exit_on_user_error
 from eugen_nerf.errors import UserError
-from eugen_nerf.export.server import check_export, make_server, url
+from eugen_nerf.export.server import check_export, make_server, url, url_elsewhere
 
 
 @dataclass
@@ -57,7 +57,9 @@ def export_main(arguments: list[str] | None = None) -> None:
     )
     console = Console()
     with exit_on_user_error(console, "Interrupted; nothing was written."):
-        _export(options, console)
+        size = _export(options, console)
+        wrote = f"Wrote {options.output} ({size / 1e6:.1f} MB). Look at it with: eugen-view {options.output}"
+        console.print(wrote, markup=False, soft_wrap=True)
 
 
 def view_main(arguments: list[str] | None = None) -> None:
@@ -68,12 +70,12 @@ def view_main(arguments: list[str] | None = None) -> None:
         _view(options, console)
 
 
-def _export(options: Web, console: Console) -> None:
+def _export(options: Web, console: Console) -> int:
     # nerfstudio takes seconds to import, --help should not.
     from eugen_nerf.export.web import Options, export_web
 
     runs = [options.load_config, *([] if options.compare is None else [options.compare])]
-    export_web(
+    return export_web(
         runs,
         options.output,
         Options(options.size_budget, options.with_images, options.overwrite),
@@ -98,7 +100,9 @@ def _view(options: View, console: Console) -> None:
 
 def _serve(folder: Path, options: View, console: Console) -> None:
     with make_server(folder, options.host, options.port) as server:
-        console.print(f"Serving {folder} on {url(server)}. Ctrl-C ends it.", markup=False, soft_wrap=True)
+        others = url_elsewhere(server)
+        where = url(server) if others is None else f"{url(server)}, for other machines on {others}"
+        console.print(f"Serving {options.path} on {where}. Ctrl-C ends it.", markup=False, soft_wrap=True)
         if options.browser:
             # A browser in the terminal keeps whoever opens it waiting, and itself waits for the server.
             threading.Thread(target=webbrowser.open, args=(url(server),), daemon=True).start()

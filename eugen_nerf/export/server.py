@@ -92,8 +92,18 @@ def make_server(folder: Path, host: str, port: int) -> Server:
         ) from None
 
 
+# Addresses that stand for all of this machine's, and the one among these that is its own.
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
 def url(server: Server) -> str:
     """Where a browser on this machine finds the page."""
     host, port = str(server.server_address[0]), server.server_address[1]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    shown = EVERYWHERE.get(host, host)
     return f"http://{shown}:{port}/" if server.address_family == socket.AF_INET else f"http://[{shown}]:{port}/"
+
+
+def url_elsewhere(server: Server) -> str | None:
+    """Where other machines find the page by this one's name; None if the server listens on a single address."""
+    host, port = str(server.server_address[0]), server.server_address[1]
+    return f"http://{socket.gethostname()}:{port}/" if host in EVERYWHERE else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,13 +46,16 @@ class Options:
 
 def export_web(
     load_configs: Sequence[Path], output: Path, options: Options, tell: Callable[[str], None] = lambda line: None
-) -> None:
+) -> int:
     """Write the page of a run, or of two that are to be compared, to a folder.
 
     Args:
         load_configs: config.yml of one run, or of two runs on the same scene.
         output: the folder, complete or not there.
         tell: is told what is done.
+
+    Returns:
+        The page's size in bytes.
 
     Raises:
         UserError: a run cannot be loaded or shown in a browser, or the folder cannot be written.
@@ -68,10 +72,8 @@ def export_web(
         _check_same_scene(path, pipeline, datasets["test"])
     fields = [_prepare(path, pipeline, options, tell) for path, pipeline in zip(load_configs, pipelines, strict=True)]
     if len(fields) == 2 and fields[0].name == fields[1].name:
-        fields = [
-            _renamed(field, f"{field.name} {path.parent.name}")
-            for field, path in zip(fields, load_configs, strict=True)
-        ]
+        names = _run_names(load_configs)
+        fields = [_renamed(field, f"{field.name} {name}") for field, name in zip(fields, names, strict=True)]
     background = BACKGROUNDS[pipelines[0].model.eval_background]
     size = 0
 
@@ -82,8 +84,8 @@ def export_web(
         scene.mkdir()
         if options.with_images:
             _write_photos(datasets, listed, scene, background)
-        names = ["scene.safetensors", "compare.safetensors"]
-        entries = [field.write(scene / name) for field, name in zip(fields, names, strict=False)]
+        files = ["scene.safetensors", "compare.safetensors"]
+        entries = [field.write(scene / file) for field, file in zip(fields, files, strict=False)]
         description = {
             "format": FORMAT,
             "version": VERSION,
@@ -99,7 +101,7 @@ def export_web(
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
     write_folder(output, fill, options.overwrite)
-    tell(f"Wrote {output} ({size / 1e6:.1f} MB). Look at it with: eugen-view {output}")
+    return size
 
 
 def _load(load_config: Path) -> Any:
@@ -165,6 +167,16 @@ def exported_field(model: EugenModel, table: StoredTable) -> ExportedField:
         occupancy_bits=model.occupancy.bits,
         occupancy_resolution=model.occupancy.resolution,
     )
+
+
+def _run_names(load_configs: Sequence[Path]) -> list[str]:
+    """Method and time of each run, as ns-train names its folders; more of the path where two have both in common."""
+    folders = [Path(os.path.abspath(path)).parent for path in load_configs]
+    for count in range(2, max(len(folder.parts) for folder in folders)):
+        names = ["/".join(folder.parts[-count:]) for folder in folders]
+        if len(set(names)) == len(set(folders)):  # a run beside itself has one name
+            return names
+    return [str(folder) for folder in folders]
 
 
 def _renamed(field: ExportedField, name: str) -> ExportedField:

@@ -7,6 +7,7 @@ import http.client
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -93,6 +94,28 @@ def test_urls(tmp_path: Path) -> None:
         return  # a system without IPv6
     with server:
         assert url(server) == f"http://[::1]:{server.server_address[1]}/"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_who_lets_other_machines_in_is_told_where_they_find_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host: str
+) -> None:
+    for part in ("index.html", "scene/scene.json"):
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        (tmp_path / part).write_text("here")
+    try:
+        make_server(tmp_path, host, 0).server_close()
+    except UserError:
+        pytest.skip("a system without IPv6")
+
+    def interrupted(server: Server) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "serve_forever", interrupted)
+    cli.view_main([str(tmp_path), f"--host={host}", "--port=0", "--no-browser"])
+    here, name = re.escape("127.0.0.1" if host == "0.0.0.0" else "[::1]"), re.escape(socket.gethostname())
+    said = rf"on http://{here}:(\d+)/, for other machines on http://{name}:\1/\. Ctrl-C"
+    assert re.search(said, capsys.readouterr().out)
 
 
 def test_a_browser_that_keeps_its_opener_waiting_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
