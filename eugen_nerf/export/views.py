@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from PIL import Image
 
 from eugen_nerf.metrics import to_uint8
+from eugen_nerf.scenes.normalise import axes_equations, focus_point
 
 JPEG_QUALITY = 92
 
@@ -26,10 +29,10 @@ def describe_views(datasets: dict[str, Any]) -> list[dict[str, Any]]:
     views = []
     for split, dataset in datasets.items():
         cameras = dataset.cameras
-        for index, file in enumerate(dataset.image_filenames):
+        for index, name in enumerate(_names(dataset.image_filenames)):
             views.append(
                 {
-                    "name": f"{split}/{file.stem}",
+                    "name": f"{split}/{name}",
                     "split": split,
                     "camera_to_world": [[float(v) for v in row] for row in cameras.camera_to_worlds[index]],
                     **{key: float(getattr(cameras, key)[index]) for key in ("fx", "fy", "cx", "cy")},
@@ -39,15 +42,27 @@ def describe_views(datasets: dict[str, Any]) -> list[dict[str, Any]]:
     return views
 
 
+def _names(files: Sequence[Path]) -> list[str]:
+    """A name for each photo of a split: that of its file; where two are alike, the paths below their common folder."""
+    stems = [file.stem for file in files]
+    if len(set(stems)) == len(stems):
+        return stems
+    folder = os.path.commonpath([file.parent for file in files])
+    below = [file.relative_to(folder) for file in files]
+    paths = [file.with_suffix("").as_posix() for file in below]
+    return paths if len(set(paths)) == len(paths) else [file.as_posix() for file in below]
+
+
 def focus(views: list[dict[str, Any]]) -> list[float]:
-    """The point that the cameras look at: nearest to all their axes in least squares, [3]."""
+    """The point that the cameras look at, [3]: `focus_point`, or the nearest to all axes where there is none."""
     poses = np.array([view["camera_to_world"] for view in views])
-    origins, axes = poses[:, :, 3], -poses[:, :, 2]
-    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]  # projects onto the plane across each axis
-    # The small addend keeps parallel axes, or a single one, from having no solution: then it is near the cameras.
-    matrix = across.sum(axis=0) + 1e-6 * len(views) * np.eye(3)
-    right = (across @ origins[:, :, None]).sum(axis=0)[:, 0] + 1e-6 * origins.sum(axis=0)
-    return [float(v) for v in np.linalg.solve(matrix, right)]
+    point = focus_point(poses)
+    if point is None:
+        origins = poses[:, :, 3]
+        matrix, right = axes_equations(origins, -poses[:, :, 2])
+        # The small addend keeps parallel axes, or a single one, from having no solution: then it is near the cameras.
+        point = np.linalg.solve(matrix + 1e-6 * np.eye(3), right + 1e-6 * origins.mean(axis=0))
+    return [float(v) for v in point]
 
 
 def write_photo(dataset: Any, index: int, path: Path, background: tuple[float, float, float]) -> None:

@@ -96,12 +96,10 @@ def focus_point(poses: np.ndarray) -> np.ndarray | None:
     origins = origins - middle
     facing = np.ones(len(poses), dtype=bool)
     for _ in range(10):
-        # Projectors onto the planes orthogonal to each axis: |P (x - o)| is the distance of x from the axis.
-        projectors = np.eye(3) - directions[facing, :, None] * directions[facing, None, :]
-        matrix = projectors.mean(axis=0)
+        matrix, right = axes_equations(origins[facing], directions[facing])
         if np.linalg.eigvalsh(matrix)[0] < LEAST_SPREAD:
             return None
-        point = np.linalg.solve(matrix, np.einsum("nij,nj->i", projectors, origins[facing]) / facing.sum())
+        point = np.linalg.solve(matrix, right)
         now = ((point - origins) * directions).sum(axis=1) > 0
         if 2 * now.sum() < len(poses):
             return None
@@ -109,6 +107,21 @@ def focus_point(poses: np.ndarray) -> np.ndarray | None:
             return point + middle
         facing = now
     return None
+
+
+def axes_equations(origins: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The equations matrix x = right of the point x nearest to axes in least squares.
+
+    Args:
+        origins: [N, 3] a point of each axis.
+        directions: [N, 3] unit vectors along them.
+
+    Returns:
+        matrix [3, 3], singular where the axes are parallel, and right [3], both means over the axes.
+    """
+    # Projectors onto the planes orthogonal to each axis: |P (x - o)| is the distance of x from the axis.
+    projectors = np.eye(3) - directions[:, :, None] * directions[:, None, :]
+    return projectors.mean(axis=0), np.einsum("nij,nj->i", projectors, origins) / len(origins)
 
 
 def near_depth_of_points(poses: np.ndarray, points: np.ndarray) -> float | None:
