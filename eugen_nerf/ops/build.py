@@ -37,14 +37,15 @@ class BuildError(Exception):
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept: $EUGEN_CACHE, else eugen_nerf in the user's cache folder.
+    """Where compiled code is kept: $EUGEN_CACHE, else eugen_nerf in the user's cache folder; an absolute path, since
+    libraries without a folder in their name are looked for in the system's.
 
     Raises:
         BuildError: the user has no home.
     """
-    if "EUGEN_CACHE" in os.environ:
-        return Path(os.environ["EUGEN_CACHE"])
     try:
+        if named := os.environ.get("EUGEN_CACHE"):
+            return Path(named).expanduser().absolute()
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eugen_nerf"
     except RuntimeError as error:  # a container's user who is in no list
         raise BuildError(f"there is no folder for compiled code ({error}); EUGEN_CACHE may name one") from error

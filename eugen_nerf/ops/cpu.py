@@ -1,7 +1,8 @@
 """The ops on a CPU, by the compiled C++ of src/cpu.cpp.
 
-The functions here take tensors that have been checked and are contiguous; `operators` calls them. The number of threads
-is that of ``torch.get_num_threads()``.
+The functions here take tensors that have been checked and are contiguous; `operators` calls them. What they return is
+made like an argument, whatever PyTorch's default dtype and device. The number of threads is that of
+``torch.get_num_threads()``.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def _space(space: Space) -> tuple[Any, ...]:
 
 def hash_encode_forward(x: Tensor, table: Tensor, layout: HashGridLayout) -> Tensor:
     """[n, 3], [entries, F] -> [n, L * F]."""
-    out = torch.empty(x.shape[0], layout.out_features)
+    out = x.new_empty(x.shape[0], layout.out_features)
     _call("eugen_hash_encode_forward", x, table, *_grid(layout), _count(x), out)
     return out
 
@@ -75,14 +76,14 @@ def hash_encode_backward(
 
 def spherical_harmonics(directions: Tensor) -> Tensor:
     """[n, 3] -> [n, 16]."""
-    out = torch.empty(directions.shape[0], 16)
+    out = directions.new_empty(directions.shape[0], 16)
     _call("eugen_spherical_harmonics", directions, _count(directions), out)
     return out
 
 
 def network_forward(x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Sequence[float]) -> Tensor:
     """[n, in] -> [n, out]."""
-    out = torch.empty(x.shape[0], spec[-3])
+    out = x.new_empty(x.shape[0], spec[-3])
     _call("eugen_network_forward", x, parameters, _integers(spec), _floats(*eps), _count(x), out)
     return out
 
@@ -111,7 +112,7 @@ def march(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rays -> ray_offsets [R + 1], t_starts [N], t_ends [N]."""
     rays = origins.shape[0]
-    counts = torch.empty(rays, dtype=torch.int64)
+    counts = origins.new_empty(rays, dtype=torch.int64)
     library = cpu_library()
     library.eugen_march.restype = ctypes.c_void_p
     handle = library.eugen_march(
@@ -124,10 +125,10 @@ def march(
         _pointer(counts),
         ctypes.c_int(torch.get_num_threads()),
     )
-    ray_offsets = torch.zeros(rays + 1, dtype=torch.int64)
+    ray_offsets = counts.new_zeros(rays + 1)
     ray_offsets[1:] = counts.cumsum(0)
     total = int(ray_offsets[-1])
-    t_starts, t_ends = torch.empty(total), torch.empty(total)
+    t_starts, t_ends = origins.new_empty(total), origins.new_empty(total)
     library.eugen_march_take(ctypes.c_void_p(handle), _pointer(t_starts), _pointer(t_ends))
     return ray_offsets, t_starts, t_ends
 
@@ -137,7 +138,7 @@ def sample_points(
 ) -> tuple[Tensor, Tensor]:
     """Packed samples -> positions in the unit cube [N, 3], directions [N, 3]."""
     n = t_starts.shape[0]
-    unit, view = torch.empty(n, 3), torch.empty(n, 3)
+    unit, view = origins.new_empty(n, 3), origins.new_empty(n, 3)
     samples = ray_offsets, t_starts, t_ends
     _call("eugen_sample_points", origins, directions, _count(origins), *samples, *_space(space), unit, view)
     return unit, view
@@ -146,7 +147,7 @@ def sample_points(
 def composite_forward(sigma: Tensor, rgb: Tensor, t_starts: Tensor, t_ends: Tensor, ray_offsets: Tensor) -> Tensor:
     """Packed samples -> [R, 5]: rgb, alpha, depth."""
     rays = ray_offsets.shape[0] - 1
-    out = torch.empty(rays, 5)
+    out = sigma.new_empty(rays, 5)
     _call("eugen_composite_forward", sigma, rgb, t_starts, t_ends, ray_offsets, ctypes.c_int64(rays), out)
     return out
 
@@ -178,7 +179,7 @@ def render(
 ) -> tuple[Tensor, Tensor]:
     """Rays and a whole field -> [R, 5] rgb, alpha, depth, and samples [R]."""
     rays = origins.shape[0]
-    out, samples = torch.empty(rays, 5), torch.empty(rays, dtype=torch.int64)
+    out, samples = origins.new_empty(rays, 5), origins.new_empty(rays, dtype=torch.int64)
     networks = [(chain.parameters, _integers(chain.spec), _floats(*chain.eps)) for chain in (density, color)]
     _call(
         "eugen_render",

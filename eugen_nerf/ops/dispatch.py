@@ -90,11 +90,24 @@ def native_problem(device: torch.device) -> str | None:
     return _native_cpu_problem() if device.type == "cpu" else _native_cuda_problem(gpu_number(device))
 
 
-def uses_native(backend: Backend, *tensors: Tensor, table: Tensor | None = None) -> bool:
+@functools.cache
+def _warn_of_eager(reason: str) -> None:
+    warnings.warn(f"Eager PyTorch does what native code cannot, more slowly: {reason}.", RuntimeWarning, stacklevel=4)
+
+
+@torch.compiler.assume_constant_result
+def _tell(reason: str) -> None:
+    _warn_of_eager(reason)
+
+
+def uses_native(
+    backend: Backend, *tensors: Tensor, table: Tensor | None = None, unsupported: str | None = None
+) -> bool:
     """Whether the native runner of their device takes these tensors.
 
     Args:
         table: a hash grid's, which may be of fp16 on a GPU where nobody asks for gradients.
+        unsupported: why it has no code for what is to be done. Where it would have been used, one warning says so.
 
     Raises:
         UserError: it was asked for by name, and cannot.
@@ -117,7 +130,11 @@ def uses_native(backend: Backend, *tensors: Tensor, table: Tensor | None = None)
     problem = native_problem(device)
     if problem and backend != "auto":
         raise UserError(f"Backend {backend} was asked for, but {problem}.")
-    return problem is None
+    if problem is None and unsupported is not None:
+        if backend != "auto":
+            raise UserError(f"Backend {backend} was asked for, but {unsupported}.")
+        _tell(unsupported)
+    return problem is None and unsupported is None
 
 
 @functools.cache
@@ -160,23 +177,28 @@ def runs_network(packed: PackedChain, device: torch.device, backend: Backend) ->
     return problem is None
 
 
+def _why_not_differentiable(*rays: Tensor) -> str | None:
+    """Why native code has no gradient for origins or directions; None if nobody wants one."""
+    return "the gradient of rays is unknown to native code" if any(t.requires_grad for t in rays) else None
+
+
 def hash_encode(x: Tensor, table: Tensor, layout: HashGridLayout, *, backend: Backend = "auto") -> Tensor:
     """See `reference.hash_encode`."""
-    if why_not_grid(layout, x.device) is None and uses_native(backend, x, table=table):
+    if uses_native(backend, x, table=table, unsupported=why_not_grid(layout, x.device)):
         return operators.hash_encode(x, table, *grid_arguments(layout))
     return reference.hash_encode(x, table, layout)
 
 
 def spherical_harmonics(directions: Tensor, *, backend: Backend = "auto") -> Tensor:
     """See `reference.spherical_harmonics`."""
-    if not directions.requires_grad and uses_native(backend, directions):
+    if uses_native(backend, directions, unsupported=_why_not_differentiable(directions)):
         return operators.spherical_harmonics(directions)
     return reference.spherical_harmonics(directions)
 
 
 def network(x: Tensor, chain: MergedChain, *, backend: Backend = "auto") -> Tensor:
     """See `reference.network`."""
-    if why_not_native(chain) is None and uses_native(backend, x, chain.weight):
+    if uses_native(backend, x, chain.weight, unsupported=why_not_native(chain)):
         packed = pack_chain(chain)
         if runs_network(packed, x.device, backend):
             return operators.network(x, packed.parameters, packed.spec, packed.eps)
@@ -210,8 +232,8 @@ def sample_points(
     origins: Tensor, directions: Tensor, samples: PackedSamples, space: Space, *, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:
     """See `reference.sample_points`."""
-    needs_gradient = origins.requires_grad or directions.requires_grad
-    if not needs_gradient and uses_native(backend, origins, directions, samples.t_starts):
+    unsupported = _why_not_differentiable(origins, directions)
+    if uses_native(backend, origins, directions, samples.t_starts, unsupported=unsupported):
         ends = samples.t_starts, samples.t_ends
         return operators.sample_points(origins, directions, samples.ray_offsets, *ends, *space_arguments(space))
     return reference.sample_points(origins, directions, samples, space)

@@ -34,11 +34,11 @@ def why_not_native(chain: MergedChain) -> str | None:
     """Why native runners have no code for the chain; None if they have."""
     for stage in chain.stages:
         if stage.order > 2:
-            return f"order {stage.order} is above 2"
+            return f"a layer is of order {stage.order}, and native code stops at 2"
         if stage.phi not in PHI_NUMBERS:
-            return f"phi {stage.phi} is unknown to them"
+            return f"phi {stage.phi} is unknown to native code"
         if stage.norm_constant is not None and stage.norm_constant.requires_grad:
-            return "the gradient of a norm's constant is unknown to them"  # merge_chain makes none that needs it
+            return "the gradient of a norm's constant is unknown to native code"  # merge_chain makes none that needs it
     return None
 
 

@@ -69,9 +69,9 @@ class RadianceField:
 
     def native_networks(self, *rays: Tensor) -> tuple[PackedChain, PackedChain] | None:
         """Both networks for the native code of the device of table and rays; None where it has none for this field."""
-        layout = self.layout
-        if why_not_native(self.density) or why_not_native(self.color) or why_not_grid(layout, self.table.device):
-            return None
-        if not dispatch.uses_native(self.backend, *rays, self.density.weight, self.color.weight, table=self.table):
+        unsupported = why_not_native(self.density) or why_not_native(self.color)
+        unsupported = unsupported or why_not_grid(self.layout, self.table.device)
+        tensors = (*rays, self.density.weight, self.color.weight)
+        if not dispatch.uses_native(self.backend, *tensors, table=self.table, unsupported=unsupported):
             return None
         return pack_chain(self.density), pack_chain(self.color)

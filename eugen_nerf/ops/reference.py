@@ -25,7 +25,7 @@ def hash_encode(x: Tensor, table: Tensor, layout: HashGridLayout) -> Tensor:
     """Multiresolution hash encoding with trilinear interpolation (Müller et al. 2022, section 3).
 
     Args:
-        x: [N, 3] positions in the unit cube; positions outside are clamped onto it.
+        x: [N, 3] positions in the unit cube; positions outside are clamped onto it, NaN counts as 0.
         table: [layout.num_entries, F] features of the grid's vertices.
         layout: resolutions and row ranges of the levels.
 
@@ -34,7 +34,7 @@ def hash_encode(x: Tensor, table: Tensor, layout: HashGridLayout) -> Tensor:
     """
     device = x.device
     resolutions = torch.tensor(layout.resolutions, device=device)
-    scaled = x.clamp(0, 1)[:, None, :] * resolutions[:, None].to(x.dtype)  # [N, L, 3]
+    scaled = x.nan_to_num(0).clamp(0, 1)[:, None, :] * resolutions[:, None].to(x.dtype)  # [N, L, 3]
     # x = 1 belongs to the last cell, so that the upper vertex exists.
     cell = torch.minimum(scaled.detach().floor().long(), resolutions[:, None] - 1)
     fraction = scaled - cell

@@ -25,6 +25,7 @@ from eugen_nerf.folders import check_place, refused
 from eugen_nerf.ops.dispatch import native_problem, requested_backend
 from eugen_nerf.optim import BETAS, SparseAdam
 from eugen_nerf.plugin import compat
+from eugen_nerf.plugin.averages import AveragingPipeline
 from eugen_nerf.plugin.checkpoints import check_weights, read_checkpoint
 from eugen_nerf.plugin.compat import without_nerfstudio_lpips
 from eugen_nerf.plugin.converted import (
@@ -54,7 +55,7 @@ compat.apply()
 NETWORK_RATES: dict[NetworkKind, float] = {"eugen": 4e-3, "mlp": 1e-2, "low-rank": 1e-2, "snnk": 1e-2}
 
 
-def busy_machine_hint(load: float) -> str | None:
+def busy_machine_hint(load: float, cores: int) -> str | None:
     """What to tell about training beside other work; None where there is nothing to tell.
 
     OpenMP's threads spin while they wait, and on a busy machine mostly for one that has lost its core. How they wait
@@ -62,8 +63,10 @@ def busy_machine_hint(load: float) -> str | None:
 
     Args:
         load: processes that were running or waiting for a core over the last minute, on average.
+        cores: what this process may run on.
     """
-    if load < 0.7 or torch.get_num_threads() == 1 or {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    threads = torch.get_num_threads()
+    if load < max(cores - threads, 0) + 0.7 or threads == 1 or {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         return None
     return (
         "This machine has other work to do. With OMP_WAIT_POLICY=passive before the command training may be several "
@@ -213,7 +216,8 @@ class EugenTrainerConfig(TrainerConfig):
             f"{self.pipeline.target_num_samples} samples a step; "  # type: ignore[attr-defined]
             f"{self.max_num_iterations} steps. Every one of these is an option, see --help."
         )
-        if self.machine.device_type == "cpu" and (hint := busy_machine_hint(os.getloadavg()[0])):
+        hint = busy_machine_hint(os.getloadavg()[0], len(os.sched_getaffinity(0)))
+        if self.machine.device_type == "cpu" and hint:
             CONSOLE.print(hint, style="bold yellow", markup=False)
 
 
@@ -355,6 +359,7 @@ def converted_method_config(
     options = {key: value for key, value in vars(config.pipeline.model).items() if key != "_target"}
     if "implementation" in options:
         options["implementation"] = "torch"  # tiny-cuda-nn's weights are opaque
+    config.pipeline._target = AveragingPipeline
     config.pipeline.model = model(**options)
     config.pipeline.datamanager.dataparser = SceneDataParserConfig()
     trainer = {key: value for key, value in vars(config).items() if key != "_target"}

@@ -60,8 +60,8 @@ class EugenModelConfig(ModelConfig):
     occupancy_threshold: float = 0.01
     """Optical thickness of one step from which on a cell counts as occupied; the grid's mean, where that is less."""
     skip_hidden: bool | None = None
-    """Whether samples that no light reaches are left out of training, at the price of a look at the densities of all;
-    None in captures, where a ray has many of them."""
+    """Whether samples that no light reaches are left out of training, at the price of a look at the densities of all.
+    None does so in scenes with a background only, where a ray has many of them."""
     train_background: Literal["random", "white", "black"] = "random"
     """Behind the scene while training. A constant colour lets images with alpha collapse into that colour."""
 

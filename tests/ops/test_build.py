@@ -155,3 +155,10 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("EUGEN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
     assert build.cache_folder() == tmp_path / "b" / "eugen_nerf"
+    monkeypatch.setenv("EUGEN_CACHE", "")
+    assert build.cache_folder() == tmp_path / "b" / "eugen_nerf"
+    monkeypatch.chdir(tmp_path)
+    for named in (".", "~"):  # a library without a folder in its name would be looked for in the system's
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("EUGEN_CACHE", named)
+        assert build.cache_folder() == tmp_path

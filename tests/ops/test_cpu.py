@@ -276,7 +276,8 @@ def test_spherical_harmonics(n: int) -> None:
     assert relative_error(spherical_harmonics(directions), expected) <= FORWARD
 
 
-def test_spherical_harmonics_gradients_are_left_to_the_reference() -> None:
+def test_spherical_harmonics_gradients_are_left_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EUGEN_BACKEND")
     generator = torch.Generator().manual_seed(0)
     directions = nn.functional.normalize(torch.randn(9, 3, generator=generator), dim=-1).requires_grad_()
     weight = torch.randn(9, 16, generator=generator)
@@ -356,7 +357,8 @@ def test_sample_points(space: Space) -> None:
         assert relative_error(mine, theirs) <= FORWARD
 
 
-def test_sample_points_gradients_are_left_to_the_reference() -> None:
+def test_sample_points_gradients_are_left_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EUGEN_BACKEND")
     origins, directions, near, far, jitter = random_rays(20)
     samples = march(origins, directions, near, far, random_bits(16, 0.5), 16, BOUNDED, StepRule(0.05), jitter)
     unit, _ = sample_points(origins.requires_grad_(), directions, samples, BOUNDED)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,9 +12,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers import EUGen, build_network, merge_chain
-from eugen_nerf.ops import dispatch, network, reference
+from eugen_nerf.ops import (
+    HashGridLayout,
+    RadianceField,
+    dispatch,
+    hash_encode,
+    network,
+    reference,
+    spherical_harmonics,
+)
 from eugen_nerf.ops.build import BuildError
 from eugen_nerf.ops.packing import PackedChain, pack_chain, why_not_native
+
+GRID_OF_3 = HashGridLayout.build(2, 3, 8, 4, 8)
 
 
 def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -67,6 +79,44 @@ def test_native_by_name_or_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no C"):
         dispatch.uses_native("cpu", x)
     assert not dispatch.uses_native("auto", x)
+
+
+WITHOUT_NATIVE_CODE: dict[str, Callable[[dispatch.Backend], object]] = {
+    "order 3": lambda b: network(torch.randn(5, 4), merge_chain([EUGen(4, 8, 6, order=3)]), backend=b),
+    "features per level": lambda b: hash_encode(
+        torch.rand(5, 3), torch.randn(GRID_OF_3.num_entries, 3), GRID_OF_3, backend=b
+    ),
+    "gradient of rays": lambda b: spherical_harmonics(torch.randn(5, 3, requires_grad=True), backend=b),
+}
+
+
+@pytest.mark.parametrize("reason", WITHOUT_NATIVE_CODE)
+def test_what_has_no_native_code_is_told_once_or_an_error(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = WITHOUT_NATIVE_CODE[reason]
+    monkeypatch.delenv("EUGEN_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "_native_cpu_problem", lambda: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run("reference")
+        with pytest.raises(UserError, match=f"Backend cpu was asked for, but .*{reason}"):
+            run("cpu")
+    dispatch._warn_of_eager.cache_clear()
+    with pytest.warns(RuntimeWarning, match=reason):
+        run("auto")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run("auto")
+
+
+def test_a_field_without_native_code_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EUGEN_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "_native_cpu_problem", lambda: None)
+    layout = HashGridLayout.build(2, 2, 8, 4, 8)
+    chains = (merge_chain([EUGen(n, 8, 6, order=3), torch.nn.Linear(8, out)]) for n, out in ((4, 2), (17, 3)))
+    field = RadianceField(torch.randn(layout.num_entries, 2), layout, *chains)
+    dispatch._warn_of_eager.cache_clear()
+    with pytest.warns(RuntimeWarning, match="order 3"):
+        assert field.native_networks(torch.randn(5, 3)) is None
 
 
 def test_packed_chain_holds_every_number_in_order() -> None:

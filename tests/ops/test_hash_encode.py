@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -86,3 +87,12 @@ def test_layout_refuses_nonsense(bad: dict[str, int]) -> None:
     good = dict(num_levels=2, features_per_level=2, log2_table_size=8, base_resolution=4, max_resolution=8)
     with pytest.raises(ValueError, match=r"must be at least 1|below base_resolution"):
         HashGridLayout.build(**{**good, **bad})
+
+
+def test_a_coordinate_that_is_not_a_number_counts_as_zero() -> None:
+    layout = HashGridLayout.build(2, 2, 8, 4, 8)
+    table = torch.randn(layout.num_entries, 2, generator=torch.Generator().manual_seed(0))
+    x = torch.tensor([[math.nan, 0.3, 0.7], [math.inf, 0.3, -math.inf]])
+    same = torch.tensor([[0.0, 0.3, 0.7], [1.0, 0.3, 0.0]])
+    expected = hash_encode(same, table, layout, backend="reference")
+    assert torch.equal(hash_encode(x, table, layout, backend="reference"), expected)

@@ -359,14 +359,15 @@ class TestBusyMachine:
         monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
     def test_is_told_what_helps(self) -> None:
-        hint = methods.busy_machine_hint(1.5)
+        hint = methods.busy_machine_hint(1.5, 2)
         assert hint is not None
         assert "OMP_WAIT_POLICY=passive" in hint
 
     def test_nothing_to_tell(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert methods.busy_machine_hint(0.1) is None
+        assert methods.busy_machine_hint(0.1, 2) is None
+        assert methods.busy_machine_hint(1.5, 4) is None  # the other work has cores of its own
         monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-        assert methods.busy_machine_hint(1.5) is None
+        assert methods.busy_machine_hint(1.5, 2) is None
         monkeypatch.delenv("OMP_WAIT_POLICY")
         monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-        assert methods.busy_machine_hint(1.5) is None
+        assert methods.busy_machine_hint(1.5, 2) is None
