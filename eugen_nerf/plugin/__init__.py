@@ -1,1 +1,1 @@
-"""Adapters between eugen_nerf and nerfstudio; the only package that imports nerfstudio."""
+"""Adapters between eugen_nerf and nerfstudio."""
