@@ -29,7 +29,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from eugen_nerf.field import ChainNetwork
-from eugen_nerf.layers import ConversionPlan, Dense, EUGen, LowRank, convert
+from eugen_nerf.layers import ConversionPlan, Dense, build_network, convert
 from eugen_nerf.layers.transfer import TransferOptions, transfer_network
 
 FINAL_RATE = 1 / 30  # learning rates decay exponentially to this part of themselves
@@ -37,32 +37,27 @@ FINAL_RATE = 1 / 30  # learning rates decay exponentially to this part of themse
 
 def build(network: Network, in_features: int, num_hidden_layers: int, out_features: int) -> ChainNetwork:
     """Hidden layers of one kind and a linear layer, evaluated as merged."""
-    layers: list[nn.Module] = []
-    width = in_features
-    for index in range(num_hidden_layers):
-        if network.kind == "eugen":
-            layer: nn.Module = EUGen(
-                width,
-                network.width,
-                max(network.features, network.candidates),
-                order=network.order,
-                norm=network.norm and index == 0,
-                feature_bias=network.feature_bias,
-                phi=network.phi,
-                shared=network.shared,
-                trainable_projections=network.trained_projections,
-            )
-        elif network.kind == "low-rank":
-            layer = LowRank(width, network.width, network.features, network.phi)
-        else:
-            layer = Dense(width, network.width, network.phi)
-        with torch.no_grad():
+    layers = build_network(
+        network.kind,
+        in_features,
+        network.width,
+        num_hidden_layers,
+        out_features,
+        num_features=max(network.features, network.candidates),
+        order=network.order,
+        shared=network.shared,
+        norm_first=network.norm,
+        phi=network.phi,
+        trainable_projections=network.trained_projections,
+        feature_bias=network.feature_bias,
+        activation=network.phi,
+    )
+    with torch.no_grad():
+        for layer in layers[:-1]:
             for name, gain in (("weight", network.weight_gain), ("projections", network.projection_gain)):
                 if hasattr(layer, name):
                     getattr(layer, name).mul_(gain)
-        layers.append(layer)
-        width = network.width
-    return ChainNetwork(nn.Sequential(*layers, nn.Linear(width, out_features)))
+    return ChainNetwork(layers)
 
 
 def parameter_groups(module: nn.Module, trial: Trial) -> list[dict]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from printing import markdown_table
 from rich.console import Console
 
 from eugen_nerf.bench.cli_support import exit_on_user_error
@@ -47,11 +48,12 @@ def main() -> None:
         measured = page.evaluate(f"eugenViewer.then(viewer => viewer.measure({what}))", timeout=600)
         work = [page.evaluate(f"eugenViewer.then(viewer => viewer.work({n}))") for n in range(len(names))]
         server.shutdown()
-    print("| network | multiply-adds a sample | texture fetches a sample | ms | time against the first |")
-    print("|---|---|---|---|---|")
+    rows = []
     for name, times, each in zip(names, measured, work, strict=True):
         frame, ratio = middle(times["frames"]).value, paired_ratio(times["frames"], measured[0]["frames"])
-        print(f"| {name} | {each['multiplyAdds']:,} | {each['tableFetches']} | {frame:.0f} | {ratio} |")
+        rows.append([name, f"{each['multiplyAdds']:,}", str(each["tableFetches"]), f"{frame:.0f}", str(ratio)])
+    heads = ("network", "multiply-adds a sample", "texture fetches a sample", "ms", "time against the first")
+    print("\n".join(markdown_table(heads, rows)))
     print(machine_line(describe_machine(f"python benchmarks/viewer.py PAGE --size {options.size}")))
 
 

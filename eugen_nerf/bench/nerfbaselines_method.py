@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import yaml
 from nerfbaselines import Method, camera_model_from_int
-from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
@@ -22,15 +22,11 @@ from PIL import Image
 
 from eugen_nerf.bench.methods import apply_overrides, method_config
 from eugen_nerf.errors import UserError
+from eugen_nerf.plugin.dataparsers import CAMERA_TYPES
 from eugen_nerf.scenes.normalise import WorldChange, faces_forward, near_depth_of_points, normalise
 from eugen_nerf.scenes.scene import BLENDER_HALF_SIDE
 from eugen_nerf.scenes.world import LEAST_DISTANCE, UNBOUNDED_FAR, bounded_range
 
-CAMERA_TYPES = {
-    "pinhole": CameraType.PERSPECTIVE,
-    "opencv": CameraType.PERSPECTIVE,
-    "opencv_fisheye": CameraType.FISHEYE,
-}
 # nerfbaselines: k1, k2, p1, p2, k3, k4. nerfstudio: k1, k2, k3, k4, p1, p2.
 DISTORTION_ORDER = [0, 1, 4, 5, 2, 3]
 WORLD, CONFIG, CHECKPOINTS, DATASET = "world.json", "config.yml", "nerfstudio_models", "dataset.pt"

@@ -20,6 +20,7 @@ from eugen_nerf.scenes.normalise import Centre, Orientation
 
 Layout = Literal["auto", "blender", "transforms", "colmap", "llff"]
 
+# By the names of our scenes, which are nerfbaselines' too.
 CAMERA_TYPES = {
     "pinhole": CameraType.PERSPECTIVE,
     "opencv": CameraType.PERSPECTIVE,
