@@ -18,8 +18,9 @@ from eugen_nerf.errors import UserError
 from eugen_nerf.plugin.model import EugenModel
 
 RAYS_AT_ONCE = 1024
-# Samples behind this are hidden; those of a smaller weight than the second are empty space.
-MIN_TRANSMITTANCE, MIN_WEIGHT = 1e-3, 1e-3
+# From these on a sample is recorded: what adds less to a pixel is empty space, and that is hidden where less light
+# reaches it. Rendering itself goes on to a smaller transmittance.
+RECORDED_TRANSMITTANCE, RECORDED_WEIGHT = 1e-3, 1e-3
 
 
 @dataclass
@@ -116,8 +117,8 @@ def record(
 def _relevant(sigma: Tensor, lengths: Tensor, transmittance: Tensor, generator: torch.Generator) -> Tensor:
     """Which samples to keep, bool of their shape."""
     weights = transmittance * -torch.expm1(-sigma * lengths)
-    adds = weights >= MIN_WEIGHT
-    empty = ~adds & (transmittance >= MIN_TRANSMITTANCE)
+    adds = weights >= RECORDED_WEIGHT
+    empty = ~adds & (transmittance >= RECORDED_TRANSMITTANCE)
     share = adds.sum() / empty.sum().clamp_min(1)
     lot = torch.rand(sigma.shape, generator=generator).to(sigma.device)
     return adds | (empty & (lot < share))
