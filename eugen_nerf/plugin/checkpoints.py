@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,15 +34,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         checkpoint = torch.load(path, map_location="cpu")
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what is no pickle may raise anything: text is taken for its instructions
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if isinstance(error, pickle.UnpicklingError):  # torch then speaks of options of torch.load
+        if not isinstance(error, RuntimeError | EOFError | OSError | MemoryError):  # else torch speaks of its options
             reason = "damaged, or not written by ns-train"
         raise UserError(
             f"{path}: cannot be read ({reason}); was its training interrupted? Train again, or delete this checkpoint "
             "to use the one before, where there is one."
         ) from error
-    if not isinstance(checkpoint, dict) or not {"pipeline", "step"} <= checkpoint.keys():
+    whole = isinstance(checkpoint, dict) and "step" in checkpoint
+    if not whole or not isinstance(checkpoint.get("pipeline"), Mapping):
         raise UserError(f"{path}: is no checkpoint of nerfstudio.")
     return checkpoint
 

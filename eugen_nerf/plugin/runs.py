@@ -47,12 +47,12 @@ def read_config(path: Path) -> Any:
         raise UserError(f"{path}: does not exist. Give the config.yml of a run, as ns-train leaves it.")
     try:
         config = yaml.load(path.read_text("utf8"), Loader=yaml.Loader)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, ImportError, AttributeError) as error:
+    except Exception as error:  # it calls what the file names: a path of Windows, a class with other arguments by now
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path}: is no configuration that ns-train wrote ({type(error).__name__}: {reason})."
         ) from error
-    if not hasattr(config, "pipeline") or not hasattr(config, "method_name"):
+    if not hasattr(config, "method_name") or not hasattr(getattr(config, "pipeline", None), "datamanager"):
         raise UserError(f"{path}: is no configuration that ns-train wrote. Give the config.yml of a run.")
     return config
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from eugen_nerf.errors import UserError
-from eugen_nerf.plugin.checkpoints import latest_checkpoint
+from eugen_nerf.plugin.checkpoints import latest_checkpoint, read_checkpoint
 from eugen_nerf.plugin.runs import load_run, read_config
 
 BIAS = "_model.field.density_network.layers.1.bias"
@@ -84,7 +84,21 @@ class TestRefusals:
     def test_no_run(self, tmp_path: Path) -> None:
         self.refused(tmp_path / "config.yml", r"config.yml: does not exist. Give the config.yml of a run")
 
-    @pytest.mark.parametrize("text", ["", "pipeline: [", "!!python/object:eugen_nerf.nowhere.Config {}"])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "pipeline: [",
+            "!!python/object:eugen_nerf.nowhere.Config {}",
+            "!!python/object/apply:types.SimpleNamespace [1, 2, 3]",
+            "!!python/object/apply:pathlib.WindowsPath [C:, runs]",
+            "!!python/object/apply:int [many]",
+            "!!python/tuple {}",
+            "!!python/object/apply:operator.getitem [[], 3]",
+            "!!python/object/apply:types.SimpleNamespace {kwds: {method_name: eugen-nerf, pipeline: 3}}",
+        ],
+        ids=["empty", "syntax", "import", "TypeError", "Windows", "ValueError", "tuple", "IndexError", "no pipeline"],
+    )
     def test_another_file(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "config.yml").write_text(text)
         self.refused(tmp_path / "config.yml", r"config\.yml: is no configuration that ns-train wrote")
@@ -107,6 +121,19 @@ class TestRefusals:
         (file,) = (copied / "nerfstudio_models").iterdir()
         file.write_bytes(file.read_bytes()[:length])
         self.refused(copied / "config.yml", r"step-000000299\.ckpt: cannot be read")
+
+    @pytest.mark.parametrize("content", [b"hello", b"pipeline", b"step: 3\n", b"\x80\x02.", b"{}"])
+    def test_a_file_that_is_no_checkpoint(self, tmp_path: Path, content: bytes) -> None:
+        file = tmp_path / "step-000000299.ckpt"
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"step-000000299\.ckpt: cannot be read \(damaged, or not written by"):
+            read_checkpoint(file)
+
+    @pytest.mark.parametrize("content", [[], {"step": 3}, {"pipeline": {}}, {"pipeline": 3, "step": 3}])
+    def test_a_checkpoint_of_something_else(self, tmp_path: Path, content: Any) -> None:
+        torch.save(content, tmp_path / "step-000000299.ckpt")
+        with pytest.raises(UserError, match=r"step-000000299\.ckpt: is no checkpoint of nerfstudio"):
+            read_checkpoint(tmp_path / "step-000000299.ckpt")
 
     def test_a_checkpoint_of_other_layers(self, copied: Path) -> None:
         change(copied, lambda state: state.update({BIAS: torch.zeros(3)}))
