@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 ALEXNET_MIN_SIDE = 63  # smaller images leave nothing after the last pooling
+SSIM_MIN_SIDE = 6  # half of the window, 11 pixels wide, is mirrored at each edge
+TOO_SMALL = f"Small images lack metrics: LPIPS needs {ALEXNET_MIN_SIDE} pixels a side, SSIM {SSIM_MIN_SIDE} pixels."
 
 
 def to_uint8(image: Tensor) -> Tensor:
@@ -28,8 +30,11 @@ def psnr(prediction: Tensor, truth: Tensor) -> float:
     return float(-10 * torch.log10(error))
 
 
-def ssim(prediction: Tensor, truth: Tensor) -> float:
-    """Structural similarity (Wang et al. 2004: Gaussian window, sigma 1.5) of two uint8 images [H, W, 3]."""
+def ssim(prediction: Tensor, truth: Tensor) -> float | None:
+    """Structural similarity (Wang et al. 2004: Gaussian window, sigma 1.5) of two uint8 images [H, W, 3]; None for
+    images too small for the window."""
+    if min(prediction.shape[:2]) < SSIM_MIN_SIDE:
+        return None
     first, second = (image.double().div(255).permute(2, 0, 1)[None] for image in (prediction, truth))
     value = structural_similarity_index_measure(first, second, data_range=1.0)
     assert isinstance(value, Tensor)
@@ -61,7 +66,7 @@ class Lpips:
     def __call__(self, prediction: Tensor, truth: Tensor) -> float | None:
         """Distance of two uint8 images [H, W, 3]; None without weights, or for images too small for AlexNet."""
         if min(prediction.shape[:2]) < ALEXNET_MIN_SIDE:
-            self.reason = f"LPIPS is left out: AlexNet needs images of {ALEXNET_MIN_SIDE} pixels a side"
+            self.reason = TOO_SMALL
             return None
         if not self._tried:
             self._tried = True
@@ -88,15 +93,16 @@ class Lpips:
 
 
 def image_metrics(prediction: Tensor, truth: Tensor, lpips: Lpips | None = None) -> dict[str, float]:
-    """PSNR (dB), SSIM and, where its weights can be had, LPIPS.
+    """PSNR (dB), SSIM and, where its weights can be had, LPIPS; without those that an image is too small for.
 
     Args:
         prediction, truth: [H, W, 3] in [0, 1], both on the dataset's background.
         lpips: keep one for all images of an evaluation.
     """
     first, second = to_uint8(prediction), to_uint8(truth)
-    values = {"psnr": psnr(first, second), "ssim": ssim(first, second)}
-    distance = lpips(first, second) if lpips else None
-    if distance is not None:
-        values["lpips"] = distance
-    return values
+    values = {
+        "psnr": psnr(first, second),
+        "ssim": ssim(first, second),
+        "lpips": lpips(first, second) if lpips else None,
+    }
+    return {name: value for name, value in values.items() if value is not None}

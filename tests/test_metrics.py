@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eugen_nerf.metrics import ALEXNET_MIN_SIDE, Lpips, image_metrics, psnr, ssim, to_uint8
+from eugen_nerf.metrics import ALEXNET_MIN_SIDE, SSIM_MIN_SIDE, Lpips, image_metrics, psnr, ssim, to_uint8
 
 
 def picture(size: int = 64, seed: int = 0) -> Tensor:
@@ -51,6 +51,16 @@ def test_ssim_of_constant_images() -> None:
     first = torch.full((20, 20, 3), 51, dtype=torch.uint8)
     second = torch.full((20, 20, 3), 153, dtype=torch.uint8)
     assert ssim(first, second) == pytest.approx((2 * a * b + 1e-4) / (a * a + b * b + 1e-4), rel=1e-6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (SSIM_MIN_SIDE - 1, 40), (40, SSIM_MIN_SIDE - 1)])
+def test_ssim_of_images_too_small_for_its_window(height: int, width: int) -> None:
+    image, lpips = picture(40)[:height, :width], Lpips()
+    assert set(image_metrics(image, image)) == {"psnr"}
+    assert set(image_metrics(image, image, lpips)) == {"psnr"}
+    assert f"SSIM {SSIM_MIN_SIDE} pixels" in str(lpips.reason)
+    smallest = to_uint8(picture(SSIM_MIN_SIDE))
+    assert ssim(smallest, smallest) == pytest.approx(1)
 
 
 def test_metrics_see_pictures_as_they_are_stored() -> None:

@@ -12,11 +12,12 @@ from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from nerfstudio.models.vanilla_nerf import NeRFModel, VanillaModelConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from eugen_nerf import ops
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers import Conversion, ConversionPlan, LayerStack, MergedChain, convert
-from eugen_nerf.metrics import Lpips, to_uint8
+from eugen_nerf.metrics import SSIM_MIN_SIDE, Lpips, to_uint8
 from eugen_nerf.plugin.compat import without_nerfstudio_lpips
 
 # Of the eight layers of NeRF's trunk, three that do not touch: the norm of their input is then at hand, and the
@@ -38,12 +39,26 @@ class LpipsOfBatch(nn.Module):
         return torch.tensor(math.nan if value is None else value)
 
 
+def ssim_of_batch(truth: Tensor, prediction: Tensor) -> Tensor:
+    """nerfstudio's SSIM of [1, 3, H, W] each; not a number for pictures too small for its window."""
+    if min(truth.shape[-2:]) < SSIM_MIN_SIDE:
+        return torch.tensor(math.nan)
+    value = structural_similarity_index_measure(truth, prediction)
+    assert isinstance(value, Tensor)
+    return value
+
+
 def convert_model(model: Model, plan: ConversionPlan) -> Conversion:
     """Replace the plan's layers in a model of nerfstudio.
 
     Raises:
-        UserError: the plan does not fit the model.
+        UserError: the plan names no layers, or does not fit the model.
     """
+    if not plan.layers:
+        raise UserError(
+            "pipeline.model.eugen.layers is empty: this would be nerfstudio's own method. Name layers, or leave the "
+            "option out for its default."
+        )
     try:
         conversion = convert(model, plan)
     except ValueError as error:
@@ -70,6 +85,7 @@ class ConvertedModel(Model):
         with without_nerfstudio_lpips():
             super().populate_modules()
         self.lpips = LpipsOfBatch()
+        self.ssim: Any = ssim_of_batch
         self._lpips_warned = False
         self.conversion = str(convert_model(self, self.config.eugen))
 

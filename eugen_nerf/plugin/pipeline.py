@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers.selection import follow
+from eugen_nerf.plugin.averages import AveragingPipeline
 from eugen_nerf.transfer.recording import record
 
 MIN_RAYS = 64
@@ -56,7 +57,7 @@ class SampleBudgetPipelineConfig(DynamicBatchPipelineConfig):
             )
 
 
-class SampleBudgetPipeline(DynamicBatchPipeline):
+class SampleBudgetPipeline(AveragingPipeline, DynamicBatchPipeline):
     """Adapts the number of rays to the occupancy grid, within limits.
 
     nerfstudio's own rule divides by the number of samples, which is zero when a batch sees nothing but

@@ -49,6 +49,7 @@ def student_config(teacher: Teacher, plan: ConversionPlan) -> Any:
         options = {key: value for key, value in vars(config.pipeline.model).items() if key != "_target"}
         chosen = dataclasses.replace(plan, layers=plan.layers or model.eugen.layers)
         config.pipeline.model = type(model)(**{**options, "eugen": chosen})
+        config.pipeline._target = default.pipeline._target
         trainer = {key: value for key, value in vars(config).items() if key != "_target"}
         config = type(default)(**trainer)
     config.method_name = teacher.method
