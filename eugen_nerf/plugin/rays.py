@@ -112,7 +112,7 @@ class PictureRayGenerator:
         central = any(kind == each.value for each in self.CENTRAL)
         if len(camera) != 1 or not central or height * width > self.MAX_PIXELS:
             return None
-        pose = camera.camera_to_worlds[0]
+        pose = camera.camera_to_worlds[0].float()
         lens = self._lens  # the viewer renders in a thread of its own
         if lens is None or (lens.device, lens.intrinsics) != (pose.device, intrinsics):
             self._lens = lens = _look_through(camera, intrinsics)
@@ -144,7 +144,8 @@ def _through_a_pinhole(camera: Cameras, height: int, width: int) -> tuple[torch.
     device = camera.camera_to_worlds.device
     right = (torch.arange(width + 1, device=device) + 0.5 - camera.cx[0]) / camera.fx[0]
     down = (torch.arange(height + 1, device=device) + 0.5 - camera.cy[0]) / camera.fy[0]
-    x, y = torch.broadcast_tensors(right, -down[:, None])
+    # The cameras of ns-render's camera paths have focal lengths in double precision.
+    x, y = torch.broadcast_tensors(right.float(), -down[:, None].float())
     directions = torch.stack([x, y, -torch.ones_like(x)], dim=-1)
     directions /= directions.norm(dim=-1, keepdim=True)
     here = directions[:-1, :-1]

@@ -89,6 +89,16 @@ class TestPictures:
                 rtol, atol = (1e-3, 1e-8) if name == "pixel_area" else (1e-5, 1e-6)
                 torch.testing.assert_close(got, getattr(expected, name), rtol=rtol, atol=atol)
 
+    @LENSES
+    def test_intrinsics_in_double_precision(self, distorted: bool, fisheye: bool) -> None:
+        """As nerfstudio reads them from camera paths."""
+        camera = cameras(distorted, fisheye)[1:2]
+        exact = replace(camera, fx=camera.fx.double(), fy=camera.fy.double(), cx=camera.cx.double())
+        assert exact.fx.dtype == torch.float64
+        got, expected = drawn(PictureRayGenerator(), exact), drawn(PictureRayGenerator(), camera)
+        assert (got.rays.origins.dtype, got.rays.directions.dtype) == (torch.float32, torch.float32)
+        torch.testing.assert_close(got.rays.directions, expected.rays.directions)
+
     def test_a_picture_stays_what_it_was_when_another_is_drawn(self) -> None:
         generator = PictureRayGenerator()
         first = drawn(generator, cameras(False)[0:1])
