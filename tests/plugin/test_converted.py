@@ -20,11 +20,15 @@ from PIL import Image
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers import EUGen, LayerStack
+from eugen_nerf.metrics import SSIM_MIN_SIDE
 from eugen_nerf.ops import operators
 from eugen_nerf.plugin import methods
+from eugen_nerf.plugin.averages import AveragingPipeline
 from eugen_nerf.plugin.methods import converted_method_config
+from eugen_nerf.plugin.runs import build_pipeline, read_config
 from tests.plugin.test_methods import flat
 
+STEPS = 60
 NERF_SAMPLES = ["--pipeline.model.num-coarse-samples=12", "--pipeline.model.num-importance-samples=12"]
 TRUNK = ["1", "3", "5"]
 # Each method: nerfstudio's name, its configuration, small options, and the paths of the layers that are replaced.
@@ -105,11 +109,11 @@ def test_the_layers_that_are_replaced(method: str) -> None:
 def test_trains_and_is_evaluated(
     method: str, ball_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = parse(method, ball_scene, tmp_path, "--max-num-iterations=100")
+    config = parse(method, ball_scene, tmp_path, f"--max-num-iterations={STEPS}")
     main(config)
     run = config.get_base_dir()
     assert "EUGen m=" in capsys.readouterr().out
-    state = torch.load(run / "nerfstudio_models" / "step-000000099.ckpt")["pipeline"]
+    state = torch.load(run / "nerfstudio_models" / f"step-{STEPS - 1:09d}.ckpt")["pipeline"]
     for path in METHODS[method][3]:
         assert f"_model.{path}.projections" in state
     # ns-eval, on a machine that has never seen the weights of AlexNet.
@@ -119,7 +123,28 @@ def test_trains_and_is_evaluated(
     ns_eval.entrypoint()
     scores = json.loads(result.read_text())["results"]
     assert not any("lpips" in name for name in scores)  # images of 16 pixels are too small for it
-    assert scores["psnr"] > 8
+    untrained = build_pipeline(read_config(run / "config.yml"), run / "config.yml", torch.device("cpu"))
+    assert scores["psnr"] > untrained.get_average_eval_image_metrics()["psnr"] + 0.8
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_picture_too_small_for_metrics(method: str) -> None:
+    box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
+    model: Any = METHODS[method][1].pipeline.model.setup(scene_box=box, num_train_data=1)
+    for size, known in ((SSIM_MIN_SIDE, True), (SSIM_MIN_SIDE - 1, False)):
+        kinds = ("", "_coarse", "_fine")
+        outputs = {f"rgb{kind}": torch.full((size, size, 3), 0.5) for kind in kinds}
+        outputs |= {f"{name}{kind}": torch.ones(size, size, 1) for name in ("accumulation", "depth") for kind in kinds}
+        outputs |= {f"prop_depth_{i}": torch.ones(size, size, 1) for i in range(2)}
+        metrics, _ = model.get_image_metrics_and_images(outputs, {"image": torch.rand(size, size, 3)})
+        assert metrics["psnr"] > 0
+        assert any("ssim" in name for name in metrics) == known
+        assert not any("lpips" in name for name in metrics)
+
+
+def test_averages_do_without_metrics_that_a_picture_lacks() -> None:
+    for _, config, _, _ in METHODS.values():
+        assert config.pipeline._target is AveragingPipeline
 
 
 def test_a_converted_field_computes_merged() -> None:
@@ -169,6 +194,7 @@ class TestRefusals:
         ("option", "message"),
         [
             ("--pipeline.model.eugen.num-features=257", "layers.1, Linear.256, 256.: 257 features .* its 256 units"),
+            ("--pipeline.model.eugen.layers", r"\.layers is empty: this would be nerfstudio's own method"),
             ("--pipeline.model.eugen.order=0", "order must be at least 1, got 0"),
             (
                 "--pipeline.model.eugen.layers=trunk.*",
@@ -179,7 +205,7 @@ class TestRefusals:
     def test_a_plan_that_does_not_fit_leaves_nothing_behind(
         self, option: str, message: str, ball_scene: Path, tmp_path: Path
     ) -> None:
-        with pytest.raises(UserError, match=r"pipeline\.model\.eugen: .*" + message):
+        with pytest.raises(UserError, match=r"pipeline\.model\.eugen.*" + message):
             main(parse("eugen-vanilla-nerf", ball_scene, tmp_path / "out", option))
         assert not (tmp_path / "out").exists()
 
