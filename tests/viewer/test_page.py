@@ -123,6 +123,81 @@ def test_touch_turns_and_pinches(opened: Page) -> None:
     assert link(opened) != turned
 
 
+def double_click(x: int, y: int) -> str:
+    """JavaScript that chooses the centre at a place of the canvas, which has to be drawn before it is known."""
+    return (
+        "document.getElementById('canvas').dispatchEvent("
+        f"new MouseEvent('dblclick', {{clientX: {x}, clientY: {y}, bubbles: true}})), 0"
+    )
+
+
+def numbers(text: str) -> list[float]:
+    """Of a link's pose."""
+    return [float(x) for part in text.split("&")[1:4] for x in part.split("=")[1].split(",")]
+
+
+def hold(page: Page) -> None:
+    """Let pictures beside the canvas wait, as on a slow device, until `release()` is called in the page."""
+    page.evaluate(
+        "window.waiting = []; window.later = setTimeout;"
+        "window.setTimeout = (then, ms) => ms === undefined ? waiting.push(then) : later(then, ms);"
+        "window.release = () => { window.setTimeout = later; for (const then of waiting) then(); }, 0"
+    )
+
+
+def assert_release_changes_nothing(page: Page) -> None:
+    before = link(page)
+    page.evaluate("release(), 0")
+    # What follows from the picture that waited has been done before one that is asked for after it is there.
+    page.evaluate("eugenViewer.then(v => v.render({view: 0, width: 8, height: 8})).then(() => 0)")
+    assert link(page) == before
+
+
+def centred_at(page: Page, x: int, y: int) -> list[float]:
+    """The pose after a choice of the centre from the first view; the page is back at that view then."""
+    finished(page, lambda: page.evaluate(double_click(x, y)))
+    pose = numbers(link(page))
+    finished(page, lambda: page.key("KeyR", "r"))
+    return pose
+
+
+def test_the_centre_is_where_it_was_seen_though_the_camera_has_moved_since(opened: Page) -> None:
+    wanted = centred_at(opened, 85, 70)
+    hold(opened)
+    opened.evaluate(double_click(85, 70))
+    opened.wait("waiting.length > 0")
+    finished(opened, lambda: opened.drag((60, 80), (90, 95), button="right"))  # to the side only
+    assert math.dist(numbers(link(opened)), wanted) > 0.1
+    finished(opened, lambda: opened.evaluate("release(), 0"))
+    assert numbers(link(opened)) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_the_centre_chosen_last_counts(opened: Page) -> None:
+    first, second = centred_at(opened, 110, 60), centred_at(opened, 85, 70)
+    assert math.dist(first, second) > 0.1
+    finished(opened, lambda: opened.evaluate(f"{double_click(110, 60)}; {double_click(85, 70)}"))
+    assert numbers(link(opened)) == pytest.approx(second, abs=1e-4)
+
+
+def test_a_centre_that_has_gone_out_of_sight_is_none(opened: Page) -> None:
+    opened.evaluate("document.querySelector('input[name=drag][value=look]').click()")
+    hold(opened)
+    opened.evaluate(double_click(85, 70))
+    opened.wait("waiting.length > 0")
+    for _ in range(4):  # until it looks back
+        finished(opened, lambda: opened.drag((10, 80), (190, 80)))
+    assert_release_changes_nothing(opened)
+
+
+def test_a_view_chosen_after_a_centre_is_shown_as_it_is(opened: Page) -> None:
+    hold(opened)
+    opened.evaluate(double_click(85, 70))
+    opened.wait("waiting.length > 0")
+    finished(opened, lambda: opened.key("BracketRight", "]"))
+    assert link(opened) == "#view=1"
+    assert_release_changes_nothing(opened)
+
+
 def test_views_and_modes_by_keyboard(opened: Page) -> None:
     finished(opened, lambda: opened.key("BracketRight", "]"))
     assert link(opened) == "#view=1"

@@ -1,7 +1,7 @@
-import { fitted, frameOf, inFront, type Lens, type Pose, poseOf } from "./camera/camera";
+import { fitted, frameOf, inFront, type Lens, type Pose, poseOf, rayDirection } from "./camera/camera";
 import { type Controlled, Controls, type Drag, REST_MS } from "./camera/controls";
 import { formatLink, type Link, parseLink } from "./camera/link";
-import { add, length, scale, subtract, type Vec3 } from "./camera/vector";
+import { add, dot, length, scale, subtract, type Vec3 } from "./camera/vector";
 import type { FieldRenderer, Look } from "./gl/fieldRenderer";
 import type { Frame, Progressive } from "./gl/progressive";
 import { measure } from "./measure";
@@ -39,6 +39,7 @@ export class App implements Controlled {
   private mode: Mode;
   private network: number;
   private choices = 0; // of a network so far
+  private picks = 0; // of a centre or a view so far: the last one counts
   private resolution = 1;
   private quality = QUALITIES.length - 1;
   private renderer: FieldRenderer | undefined;
@@ -101,15 +102,16 @@ export class App implements Controlled {
     const lens = this.lens();
     const one = { ...lens, cx: lens.cx - x + 0.5, cy: lens.cy - y + 0.5, width: 1, height: 1 };
     const frame = { renderer: this.renderer, pose: this.pose, lens: one, look: { ...this.look(), mode: "distance" as const } };
+    const pick = ++this.picks;
     this.progressive
       .picture(frame)
       .then(({ target }) => {
         const [distance] = new Float32Array(target.read().buffer);
         target.delete();
-        if (distance <= 0) return;
-        const across = scale(this.pose.right, (0.5 - one.cx) / one.fx);
-        const along = add(add(across, scale(this.pose.up, (one.cy - 0.5) / one.fy)), scale(this.pose.back, -1));
-        const point = add(this.pose.position, scale(along, distance / length(along)));
+        if (pick !== this.picks || distance <= 0) return;
+        // Seen from where the picture was drawn; the camera may have moved since, even past the point.
+        const point = add(frame.pose.position, scale(rayDirection(frame.pose, one, 0.5, 0.5), distance));
+        if (dot(subtract(point, this.pose.position), this.pose.back) >= 0) return;
         // Keep the direction of view: the centre is as far along the axis as what was chosen.
         const shift = subtract(point, inFront(this.pose, point, 0));
         this.pose = { ...this.pose, position: add(this.pose.position, shift) };
@@ -224,6 +226,7 @@ export class App implements Controlled {
   }
 
   private goTo(view: number): void {
+    this.picks++;
     const count = this.scene.views.length;
     this.view = (view + count) % count;
     this.pose = poseOf(this.described);
