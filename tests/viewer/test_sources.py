@@ -17,7 +17,7 @@ from tests.viewer.conftest import ROOT
 
 VIEWER = ROOT / "viewer"
 BUILT = ROOT / "eugen_nerf" / "export" / "web"
-BUDGET = 300_000  # bytes of the page without its scene, compressed
+BUDGET = 40_000  # bytes of the page without its scene, compressed
 
 
 def files(folder: Path) -> dict[str, bytes]:
