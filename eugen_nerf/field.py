@@ -112,6 +112,10 @@ class FieldConfig:
                 f"tiny-cuda-nn has no {self.network} layers with {self.phi}: implementation tcnn goes with "
                 "network mlp and phi relu. Use implementation native."
             )
+        if self.implementation == "tcnn":
+            from eugen_nerf.tcnn_modules import load_tcnn
+
+            load_tcnn()
 
 
 # What docs/eugen-study.md found best on lego at equal steps: features are projections and their

@@ -63,10 +63,11 @@ def _largest_that_fits(grid: HashGrid, most_bytes: int) -> int:
             return log2
     # A table that is below the smallest size already stays as large as it is.
     smallest = layout.with_table_size(min(layout.log2_table_size, SMALLEST_LOG2))
+    left = f"leaves {most_bytes / 1e6:.3f} MB" if most_bytes > 0 else "leaves nothing"
+    takes = _quantised_bytes(smallest)
     raise UserError(
-        f"--size-budget leaves {most_bytes / 1e6:.3f} MB for the hash table, and its smallest form takes "
-        f"{_quantised_bytes(smallest) / 1e6:.3f} MB. Allow more, or train with fewer levels "
-        "(--pipeline.model.field.num-levels)."
+        f"--size-budget {left} for the hash table, and its smallest form takes {takes / 1e6:.3f} MB. Allow "
+        f"{(takes - most_bytes) / 1e6:.3f} MB more, or train with fewer levels (--pipeline.model.field.num-levels)."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shlex
 import tempfile
 import threading
 import webbrowser
@@ -58,7 +59,8 @@ def export_main(arguments: list[str] | None = None) -> None:
     console = Console()
     with exit_on_user_error(console, "Interrupted; nothing was written."):
         size = _export(options, console)
-        wrote = f"Wrote {options.output} ({size / 1e6:.1f} MB). Look at it with: eugen-view {options.output}"
+        look = shlex.join(["eugen-view", str(options.output)])
+        wrote = f"Wrote {options.output} ({size / 1e6:.1f} MB). Look at it with: {look}"
         console.print(wrote, markup=False, soft_wrap=True)
 
 

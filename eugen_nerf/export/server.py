@@ -86,7 +86,7 @@ def make_server(folder: Path, host: str, port: int) -> Server:
     try:
         return Server(folder, host, port)
     except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = (error.strerror if isinstance(error, OSError) and error.strerror else str(error)).rstrip(".")
         raise UserError(
             f"Cannot serve on {host} port {port}: {reason}. Choose another with --port (0 for any free one) or --host."
         ) from None

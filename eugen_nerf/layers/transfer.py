@@ -57,7 +57,7 @@ class TransferOptions:
     def __post_init__(self) -> None:
         if not self.ridge >= 0 or not math.isfinite(self.ridge):
             raise ValueError(f"ridge must be a number that is not negative, got {self.ridge}")
-        if min(self.steps, self.batch) < 1 or not self.rate > 0:
+        if min(self.steps, self.batch) < 1 or not 0 < self.rate < math.inf:
             raise ValueError(f"steps, batch and rate must be positive, got {self.steps}, {self.batch}, {self.rate}")
 
 

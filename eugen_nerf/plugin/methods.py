@@ -66,7 +66,8 @@ def busy_machine_hint(load: float, cores: int) -> str | None:
         cores: what this process may run on.
     """
     threads = torch.get_num_threads()
-    if load < max(cores - threads, 0) + 0.7 or threads == 1 or {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    chosen = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
+    if load < max(cores - threads, 0) + 0.7 or threads == 1 or chosen:
         return None
     return (
         "This machine has other work to do. With OMP_WAIT_POLICY=passive before the command training may be several "

@@ -1,5 +1,6 @@
 """`EugenField` and its renderer as a nerfstudio model."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from eugen_nerf.ops import Space, StepRule
 from eugen_nerf.plugin.panel import Readout
 from eugen_nerf.plugin.rays import PictureRayGenerator
 from eugen_nerf.renderer import Renderer
+
+MAX_OCCUPANCY_RESOLUTION = 1024  # whose cells take 4 GB while training
 
 
 @dataclass
@@ -70,10 +73,19 @@ class EugenModelConfig(ModelConfig):
         self.field.validate()
         if self.steps_per_diagonal < 1:
             raise UserError(f"steps_per_diagonal must be at least 1, not {self.steps_per_diagonal}.")
-        if self.occupancy_resolution < 2 or self.occupancy_resolution % 2:
-            raise UserError(f"occupancy_resolution must be even and positive, not {self.occupancy_resolution}.")
-        if self.cone_angle < 0:
-            raise UserError(f"cone_angle must not be negative, but is {self.cone_angle}.")
+        resolution = self.occupancy_resolution
+        if not 2 <= resolution <= MAX_OCCUPANCY_RESOLUTION or resolution % 2:
+            raise UserError(
+                f"occupancy_resolution must be even and positive, at most {MAX_OCCUPANCY_RESOLUTION}, not {resolution}."
+            )
+        if self.eval_num_rays_per_chunk < 1:
+            raise UserError(f"eval_num_rays_per_chunk must be at least 1, not {self.eval_num_rays_per_chunk}.")
+        for name in ("cone_angle", "occupancy_threshold"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise UserError(f"{name} must be a number that is not negative, but is {value}.")
+        if self.enable_collider:
+            raise UserError("enable_collider must stay False: rays have the scene's limits, or those of near and far.")
 
     def limits(self, metadata: Mapping[str, Any]) -> tuple[float, float]:
         """Start and end of every ray, world units.
@@ -97,10 +109,10 @@ class EugenModel(Model):
     config: EugenModelConfig
 
     def populate_modules(self) -> None:
-        super().populate_modules()
         config = self.config
-        metadata: dict[str, Any] = self.kwargs.get("metadata") or {}
         config.validate()
+        super().populate_modules()
+        metadata: dict[str, Any] = self.kwargs.get("metadata") or {}
         # Other dataparsers than ours say nothing about the scene's bounds.
         bounded = bool(metadata.get("bounded", False))
         contracted = config.contraction if config.contraction is not None else not bounded

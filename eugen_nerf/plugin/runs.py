@@ -43,6 +43,8 @@ def read_config(path: Path) -> Any:
     Raises:
         UserError: there is no such file, or it holds something else.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder. Give the config.yml of a run, as ns-train leaves it.")
     if not path.is_file():
         raise UserError(f"{path}: does not exist. Give the config.yml of a run, as ns-train leaves it.")
     try:

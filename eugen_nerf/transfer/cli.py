@@ -88,7 +88,9 @@ def transfer(options: Transfer, console: Console) -> Outcome:
     """
     if not 0 < options.pixels <= 1:
         raise UserError(f"--pixels is a share above 0 and at most 1, not {options.pixels}.")
-    for name in ("max_samples", "views"):
+    if not 0 <= options.seed < 1 << 63:
+        raise UserError(f"--seed must be a number from 0 to 2^63 - 1, not {options.seed}.")
+    for name in ("features", "order", "max_samples", "views"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}.")
     # Slow imports wait until a look at the options has found nothing wrong.

@@ -20,3 +20,5 @@ def test_a_table_that_cannot_become_small_enough_is_refused_with_its_smallest_si
     smallest = layout.with_table_size(min(log2_table_size, 8)).num_entries * 2 + 3 * 2 * 4
     with pytest.raises(UserError, match=f"--size-budget leaves 0.000 MB .* form takes {smallest / 1e6:.3f} MB"):
         fit_table(pipeline, 100, lambda line: None)
+    with pytest.raises(UserError, match=f"leaves nothing .* Allow {(smallest + 50_000) / 1e6:.3f} MB more"):
+        fit_table(pipeline, -50_000, lambda line: None)  # networks and occupancy take more than the whole budget

@@ -189,6 +189,10 @@ class TestSaveConfig:
         [
             (["--pipeline.model.field.num-levels=0"], "num_levels must be at least 1"),
             (["--pipeline.model.occupancy-resolution=9"], "occupancy_resolution must be even"),
+            (
+                ["--pipeline.model.field.implementation=tcnn", "--pipeline.model.field.network=mlp"],
+                "tiny-cuda-nn cannot be used here",
+            ),
             (["--load-dir=/nowhere"], r"/nowhere: holds no checkpoint .* nerfstudio_models"),
             (["--load-checkpoint=/nowhere.ckpt"], r"/nowhere\.ckpt: does not exist"),
             (["--max-num-iterations=0"], "max_num_iterations must be at least 1, not 0"),

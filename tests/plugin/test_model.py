@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -204,8 +205,13 @@ class TestSpace:
             ({"near": 5.0, "far": 2.0}, r"near limit of rays \(5.0\) .* below far \(2.0\)"),
             ({"near": -1.0}, "must not be negative"),
             ({"steps_per_diagonal": 0}, "steps_per_diagonal must be at least 1, not 0"),
-            ({"occupancy_resolution": 7}, "occupancy_resolution must be even and positive, not 7"),
-            ({"cone_angle": -0.1}, "cone_angle must not be negative, but is -0.1"),
+            ({"occupancy_resolution": 7}, "occupancy_resolution must be even and positive, at most 1024, not 7"),
+            ({"occupancy_resolution": 4096}, "occupancy_resolution must be even and positive, at most 1024, not 4096"),
+            ({"cone_angle": -0.1}, "cone_angle must be a number that is not negative, but is -0.1"),
+            ({"cone_angle": math.nan}, "cone_angle must be a number that is not negative, but is nan"),
+            ({"occupancy_threshold": math.nan}, "occupancy_threshold must be a number"),
+            ({"eval_num_rays_per_chunk": 0}, "eval_num_rays_per_chunk must be at least 1, not 0"),
+            ({"enable_collider": True}, "enable_collider must stay False"),
         ],
     )
     def test_options_that_cannot_work(self, parse: Any, options: dict[str, Any], message: str) -> None:

@@ -84,6 +84,9 @@ class TestRefusals:
     def test_no_run(self, tmp_path: Path) -> None:
         self.refused(tmp_path / "config.yml", r"config.yml: does not exist. Give the config.yml of a run")
 
+    def test_a_folder(self, tmp_path: Path) -> None:
+        self.refused(tmp_path, r": is a folder. Give the config.yml of a run")
+
     @pytest.mark.parametrize(
         "text",
         [

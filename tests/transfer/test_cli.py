@@ -169,8 +169,10 @@ class TestRefusals:
         ("changes", "message"),
         [
             ({"features": 65}, r"65 features of 1 order\(s\) are more than its 64 units"),
-            ({"features": 0}, "num_features must be at least 1, got 0"),
-            ({"order": 0}, "order must be at least 1, got 0"),
+            ({"features": 0}, "--features must be at least 1, not 0"),
+            ({"order": 0}, "--order must be at least 1, not 0"),
+            ({"seed": 1 << 63}, r"--seed must be a number from 0 to 2\^63 - 1, not 9223372036854775808"),
+            ({"rate": float("inf")}, "rate must be positive, got .*, inf"),
             ({"order": 3, "features": 32}, r"32 features of 3 order\(s\) are more than"),
             ({"phi": "relux"}, "--phi must be one of"),
             ({"ridge": -1.0}, "ridge must be a number that is not negative"),
