@@ -280,7 +280,8 @@ class Scene:
         return self._trained[training]
 
     def _taken_over(self, pipeline: Any, trial: Trial) -> Any:
-        from eugen_nerf.transfer import recording, student
+        from eugen_nerf.plugin import recording
+        from eugen_nerf.transfer import student
 
         assert trial.teacher is not None
         pipeline.eval()

@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from printing import markdown_table
 from rich.console import Console
 
-from eugen_nerf.bench.cli_support import exit_on_user_error
 from eugen_nerf.bench.machine import describe_machine
 from eugen_nerf.bench.notes import machine_line
 from eugen_nerf.bench.statistics import middle, paired_ratio
+from eugen_nerf.cli_support import exit_on_user_error
 from eugen_nerf.export.server import check_export, make_server, url
 from tests.viewer.chromium import running_chromium
 

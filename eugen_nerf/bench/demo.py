@@ -15,7 +15,6 @@ import imageio.v2 as imageio
 import tyro
 from rich.console import Console
 
-from eugen_nerf.bench.cli_support import command_line, exit_on_user_error
 from eugen_nerf.bench.config import Benchmark, load_benchmark
 from eugen_nerf.bench.engines import LocalEngine
 from eugen_nerf.bench.jobs import TrainingJob, training_jobs, write_json
@@ -25,6 +24,7 @@ from eugen_nerf.bench.results import ResultStore, finished_records, prepare_fold
 from eugen_nerf.bench.runner import check_rows, run
 from eugen_nerf.bench.summary import summarise
 from eugen_nerf.bench.tables import Table, chosen, method_table, transposed
+from eugen_nerf.cli_support import command_line, exit_on_user_error
 from eugen_nerf.errors import UserError
 from eugen_nerf.metrics import to_uint8
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from eugen_nerf.bench.cli_support import exit_on_user_error
+from eugen_nerf.cli_support import exit_on_user_error
 from eugen_nerf.errors import UserError
 from eugen_nerf.export.server import check_export, make_server, url, url_elsewhere
 

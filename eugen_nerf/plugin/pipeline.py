@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers.selection import follow
 from eugen_nerf.plugin.averages import AveragingPipeline
-from eugen_nerf.transfer.recording import record
+from eugen_nerf.plugin.recording import record
 
 MIN_RAYS = 64
 SELECTION_RAYS = 1 << 16  # at most, where few of them meet anything

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from eugen_nerf.bench.cli_support import exit_on_user_error
+from eugen_nerf.cli_support import exit_on_user_error
 from eugen_nerf.errors import UserError
 from eugen_nerf.folders import check_place, refused
 
@@ -98,7 +98,8 @@ def transfer(options: Transfer, console: Console) -> Outcome:
 
     from eugen_nerf.layers import ACTIVATIONS, ConversionPlan
     from eugen_nerf.layers.transfer import TransferOptions
-    from eugen_nerf.transfer import recording, student
+    from eugen_nerf.plugin import recording
+    from eugen_nerf.transfer import student
     from eugen_nerf.transfer.teacher import load_teacher
 
     if options.phi not in ACTIVATIONS:

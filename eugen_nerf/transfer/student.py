@@ -18,7 +18,7 @@ from eugen_nerf.layers import ConversionPlan, EUGen, LayerStack, convert
 from eugen_nerf.layers.transfer import LayerFit, TransferOptions, transfer_network
 from eugen_nerf.plugin.checkpoints import MODEL
 from eugen_nerf.plugin.model import EugenModelConfig
-from eugen_nerf.transfer.recording import Recording
+from eugen_nerf.plugin.recording import Recording
 from eugen_nerf.transfer.teacher import Teacher
 
 

@@ -25,8 +25,8 @@ from eugen_nerf import ops
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers import EUGen
 from eugen_nerf.layers.transfer import TransferOptions
+from eugen_nerf.plugin.recording import random_rays
 from eugen_nerf.transfer.cli import Outcome, Transfer, main, transfer
-from eugen_nerf.transfer.recording import random_rays
 
 pytestmark = pytest.mark.slow
 

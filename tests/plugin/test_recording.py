@@ -12,7 +12,7 @@ from nerfstudio.field_components.field_heads import FieldHeadNames
 from nerfstudio.fields.base_field import Field
 from torch import Tensor, nn
 
-from eugen_nerf.transfer.recording import record
+from eugen_nerf.plugin.recording import record
 
 SAMPLES, LENGTH = 40, 0.1
 
