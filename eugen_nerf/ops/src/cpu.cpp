@@ -263,7 +263,7 @@ int eugen_hash_encode_forward(const float* x, const float* table, const int64* r
   const std::vector<HashLevel> level = make_levels(resolutions, offsets, levels, log2_table_size);
   const int64 stride = int64(levels) * features;
   // Level by level over a chunk: a level's rows stay in the cache while the chunk's positions visit them.
-  const int64 chunk = 4096, chunks = (n + chunk - 1) / chunk;
+  const int64 chunk = 2048, chunks = (n + chunk - 1) / chunk;
 #define EUGEN_CALL(F)                                                                                 \
   in_ranges(threads, chunks, [&](int64 first, int64 last, int) {                                      \
     for (int64 k = first; k < last; k++) {                                                            \
@@ -393,7 +393,7 @@ void* eugen_march(const float* origins, const float* directions, const float* ne
                   const float* rule, int64* counts, int threads) {
   March m = make_march(box, contracted, rule, resolution, bits);
   const std::vector<uint8> blocks = survey(m, threads);
-  const int64 chunk = 64, chunks = (rays + chunk - 1) / chunk;
+  const int64 chunk = 2048, chunks = (rays + chunk - 1) / chunk;
   Marched* found = new Marched{std::vector<std::vector<float>>(chunks), std::vector<std::vector<float>>(chunks)};
   as_they_come(threads, chunks, 1, [&](int64 k) {
     std::vector<float>&start = found->start[k], &end = found->end[k];
@@ -472,8 +472,9 @@ int eugen_render(const float* origins, const float* directions, const float* nea
   const std::vector<uint8> blocks = survey(m, threads);
   const Field field{table, make_levels(resolutions, offsets, levels, log2_table_size), features,
                     Network(density_spec, density_eps, density), Network(color_spec, color_eps, color)};
-  // Chunks large enough to keep tiles full, small enough to balance empty and crowded parts of the picture.
-  const int64 chunk = 2048, chunks = (rays + chunk - 1) / chunk;
+  // Large enough to keep tiles full, small enough to balance empty and crowded parts of a picture between many threads:
+  // nerfstudio hands over 16,384 rays at a time.
+  const int64 chunk = 256, chunks = (rays + chunk - 1) / chunk;
 #define EUGEN_CALL(F)                                                                                    \
   as_they_come(threads, chunks, 1, [&](int64 k) {                                                        \
     render_rays<F>(field, m, origins, directions, near, far, k * chunk, std::min(rays, (k + 1) * chunk), \
