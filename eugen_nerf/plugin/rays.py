@@ -132,7 +132,7 @@ def _look_through(camera: Cameras, intrinsics: tuple[float, ...]) -> _Lens:
         directions, area = rays.directions, rays.pixel_area
     else:
         directions, area = _through_a_pinhole(camera, height, width)
-    order = z_order(height, width).to(directions.device)
+    order = z_order(height, width, directions.device)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)
     directions, area = (values.flatten(0, 1)[order].view(height, width, -1) for values in (directions, area))
@@ -153,11 +153,11 @@ def _through_a_pinhole(camera: Cameras, height: int, width: int) -> tuple[torch.
     return here, (width_of * height_of)[..., None]
 
 
-def z_order(height: int, width: int) -> torch.Tensor:
+def z_order(height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
     """Numbers of a picture's pixels, counted row by row, in the order of a Z-shaped curve: [height * width]."""
 
     def spread(count: int) -> torch.Tensor:  # a zero in front of each bit
-        numbers = torch.arange(count)
+        numbers = torch.arange(count, device=device)
         bits = [(numbers >> i & 1) << 2 * i for i in range(count.bit_length())]
         return torch.stack(bits).sum(0)
 
