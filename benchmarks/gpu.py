@@ -448,8 +448,6 @@ class Trainings:
     def rows(self, *methods: str) -> Iterator[Row]:
         """Iterations per second, PSNR of the test views, and frames per second on the trained scene."""
         name_methods()
-        import nerfstudio.configs.method_configs  # noqa: F401  # before ours, which it looks for and must find whole
-
         import eugen_nerf.plugin.methods  # noqa: F401  # where it cannot be imported this says why; nerfstudio would not
         from eugen_nerf.bench.config import Budget
         from eugen_nerf.bench.jobs import Progress, TrainingJob

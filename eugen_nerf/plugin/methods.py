@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
-from nerfstudio.configs.method_configs import method_configs
 from nerfstudio.engine.optimizers import AdamOptimizerConfig, OptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.engine.trainer import TrainerConfig
@@ -355,6 +355,8 @@ def converted_method_config(
         model: nerfstudio's options of the model and the plan of conversion.
         device: whose defaults to take; None for a GPU if there is one.
     """
+    from nerfstudio.configs.method_configs import method_configs
+
     on_gpu = (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda"
     config: Any = copy.deepcopy(method_configs[original])
     options = {key: value for key, value in vars(config.pipeline.model).items() if key != "_target"}
@@ -393,15 +395,39 @@ eugen_nerf_snnk = MethodSpecification(
     config=method_config("eugen-nerf-snnk", "snnk"),
     description="The twin of eugen-nerf with scalable neural network kernels, for comparison.",
 )
-eugen_vanilla_nerf = MethodSpecification(
-    config=converted_method_config("eugen-vanilla-nerf", "vanilla-nerf", EugenVanillaNerfModelConfig),
-    description="nerfstudio's vanilla-nerf with EUGen layers in place of three of its eight trunk layers.",
-)
-eugen_mipnerf = MethodSpecification(
-    config=converted_method_config("eugen-mipnerf", "mipnerf", EugenMipNerfModelConfig),
-    description="nerfstudio's mipnerf with EUGen layers in place of three of its eight trunk layers.",
-)
-eugen_nerfacto = MethodSpecification(
-    config=converted_method_config("eugen-nerfacto", "nerfacto", EugenNerfactoModelConfig),
-    description="nerfstudio's nerfacto with an EUGen layer at the head of its colour network.",
-)
+
+_CONVERTED: dict[str, tuple[str, type[ModelConfig], str]] = {
+    "eugen_vanilla_nerf": (
+        "vanilla-nerf",
+        EugenVanillaNerfModelConfig,
+        "nerfstudio's vanilla-nerf with EUGen layers in place of three of its eight trunk layers.",
+    ),
+    "eugen_mipnerf": (
+        "mipnerf",
+        EugenMipNerfModelConfig,
+        "nerfstudio's mipnerf with EUGen layers in place of three of its eight trunk layers.",
+    ),
+    "eugen_nerfacto": (
+        "nerfacto",
+        EugenNerfactoModelConfig,
+        "nerfstudio's nerfacto with an EUGen layer at the head of its colour network.",
+    ),
+}
+
+
+@functools.cache
+def _converted(attribute: str) -> MethodSpecification:
+    original, model, description = _CONVERTED[attribute]
+    config = converted_method_config(attribute.replace("_", "-"), original, model)
+    return MethodSpecification(config=config, description=description)
+
+
+def __getattr__(attribute: str) -> MethodSpecification:
+    """The methods that are made from nerfstudio's, when they are asked for.
+
+    They need nerfstudio's list of methods, and while that is imported it looks for ours: it must not come upon a half
+    of this module.
+    """
+    if attribute in _CONVERTED:
+        return _converted(attribute)
+    raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")

@@ -52,6 +52,18 @@ def test_every_declared_entry_point_resolves() -> None:
         assert not isinstance(point.load(), ours.Unavailable), point.name
 
 
+def test_nerfstudio_knows_the_methods_where_ours_are_imported_first() -> None:
+    program = """
+from eugen_nerf.plugin.methods import eugen_vanilla_nerf
+from nerfstudio.configs.method_configs import all_methods
+print(*all_methods)
+"""
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert set(run.stdout.split()) >= METHODS
+    assert "Warning" not in run.stdout
+
+
 @pytest.mark.parametrize("error", [ImportError("no module named x"), AttributeError("y"), OSError("libz.so")])
 def test_an_import_failure_becomes_a_stand_in(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(name: str) -> None:
