@@ -1,5 +1,6 @@
 """nerfstudio's data manager, reading pixels through our scene loaders."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from nerfstudio.utils.colors import get_color
 from PIL import Image
 from torch.utils.data import Dataset
 
+from eugen_nerf.errors import UserError
 from eugen_nerf.plugin.dataparsers import reading_frames
 from eugen_nerf.plugin.pixel_sampler import UniformPixelSampler
 from eugen_nerf.plugin.rays import TabulatedRays
@@ -106,6 +108,15 @@ class SceneDataManagerConfig(VanillaDataManagerConfig):
     eval_background: Background = "white"
     """Behind the scene in pictures and metrics."""
 
+    def validate(self) -> None:
+        """Raises UserError that names the option which cannot work."""
+        if not 0 < self.camera_res_scale_factor < math.inf:
+            raise UserError(f"camera_res_scale_factor must be a positive number, not {self.camera_res_scale_factor}.")
+        for name in ("train_num_images_to_sample_from", "eval_num_images_to_sample_from"):
+            value = getattr(self, name)
+            if value != -1 and value < 1:
+                raise UserError(f"{name} must be -1, for all of them, or at least 1, not {value}.")
+
 
 class SceneDataManager(VanillaDataManager[SceneDataset]):
     """Batches of rays from a `SceneDataset`."""
@@ -165,7 +176,9 @@ class SceneDataManager(VanillaDataManager[SceneDataset]):
         place = self._place_of_photos(dataset)
         if type(sampler) is not PixelSampler or special:
             return sampler
-        if place.type == "cpu" and self.config.collate_fn is not variable_res_collate:
+        # nerfstudio's knows masks, but not of a single photo, nor such as leave less than a batch.
+        simple = self.config.collate_fn is not variable_res_collate and not dataset.has_masks
+        if place.type == "cpu" and simple:
             return sampler
         return UniformPixelSampler(sampler.config, place, num_rays_per_batch=num_rays_per_batch)
 

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import math
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -90,7 +91,16 @@ class EugenTrainerConfig(TrainerConfig):
         """Raises UserError that names the option which cannot work, whatever the scene."""
         if self.max_num_iterations < 1:
             raise UserError(f"max_num_iterations must be at least 1, not {self.max_num_iterations}.")
-        for config in (self.pipeline, self.pipeline.model):
+        if not 0 <= self.machine.seed < 1 << 32:
+            raise UserError(f"machine.seed must be a number from 0 to 2^32 - 1, not {self.machine.seed}.")
+        for name, group in self.optimizers.items():
+            options: Any = group["optimizer"]
+            if not 0 <= options.lr < math.inf:
+                raise UserError(f"optimizers.{name}.optimizer.lr must be 0 or a positive number, not {options.lr}.")
+            betas = getattr(options, "betas", ())
+            if not all(0 <= beta < 1 for beta in betas):
+                raise UserError(f"optimizers.{name}.optimizer.betas must be 0 or more and below 1, not {betas}.")
+        for config in (self.pipeline, self.pipeline.model, self.pipeline.datamanager):
             validate = getattr(config, "validate", None)
             if validate is not None:
                 validate()

@@ -49,7 +49,7 @@ class EugenTrainer(Trainer):
         if self.config.save_only_latest_checkpoint:
             for file in place.glob("*.ckpt"):
                 if file.name != saved.name:
-                    file.unlink()
+                    file.unlink(missing_ok=True)  # another training may write to the same folder
 
 
 def _reason(error: RuntimeError, place: Path) -> str:

@@ -131,6 +131,20 @@ class TestMasks:
             image, _, column = batch["indices"].unbind(-1)
             assert not (column[image == masked] < 6).any()
 
+    def test_one_photo_at_a_time(self, parse: Any, capture: Path) -> None:
+        one = "--pipeline.datamanager.train-num-images-to-sample-from=1"
+        _, batch = build(parse, "--data", capture, one).next_train(0)
+        assert len(batch["indices"][:, 0].unique()) == 1
+
+    def test_that_leave_nothing_are_refused(self, parse: Any, capture: Path) -> None:
+        listing = json.loads((capture / "transforms.json").read_text())
+        for frame in listing["frames"]:
+            frame["mask_path"] = "nothing.png"
+        (capture / "transforms.json").write_text(json.dumps(listing))
+        Image.fromarray(np.zeros((16, 16), dtype=np.uint8)).save(capture / "nothing.png")
+        with pytest.raises(UserError, match="masks of the training photos leave no pixel"):
+            build(parse, "--data", capture).next_train(0)
+
     def test_they_are_scaled_like_the_images(self, parse: Any, capture: Path) -> None:
         manager = build(parse, "--data", capture, "--pipeline.datamanager.camera-res-scale-factor=0.25")
         names = [file.name for file in manager.train_dataset.image_filenames]

@@ -193,6 +193,18 @@ class TestSaveConfig:
                 ["--pipeline.model.field.implementation=tcnn", "--pipeline.model.field.network=mlp"],
                 "tiny-cuda-nn cannot be used here",
             ),
+            (["--machine.seed=-1"], r"machine\.seed must be a number from 0 to 2\^32 - 1, not -1"),
+            (
+                ["--optimizers.encoding.optimizer.lr=nan"],
+                r"encoding\.optimizer\.lr must be 0 or .*, not nan",
+            ),
+            (["--optimizers.networks.optimizer.lr=-1"], r"optimizers\.networks\.optimizer\.lr must be 0 or .*, not -1"),
+            (["--optimizers.encoding.optimizer.betas", "1.0", "1.0"], r"encoding\.optimizer\.betas must be .* below 1"),
+            (["--pipeline.datamanager.camera-res-scale-factor=0"], "camera_res_scale_factor must be a positive number"),
+            (
+                ["--pipeline.datamanager.train-num-images-to-sample-from=0"],
+                "train_num_images_to_sample_from must be -1, for all of them, or at least 1, not 0",
+            ),
             (["--load-dir=/nowhere"], r"/nowhere: holds no checkpoint .* nerfstudio_models"),
             (["--load-checkpoint=/nowhere.ckpt"], r"/nowhere\.ckpt: does not exist"),
             (["--max-num-iterations=0"], "max_num_iterations must be at least 1, not 0"),
