@@ -8,13 +8,13 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from eugen_nerf import __version__
 from eugen_nerf.bench import evaluation
 from eugen_nerf.errors import UserError
 from eugen_nerf.export import budget, views
@@ -89,7 +89,7 @@ def export_web(
         description = {
             "format": FORMAT,
             "version": VERSION,
-            "generator": f"eugen-nerf {metadata.version('eugen-nerf')}",
+            "generator": f"eugen-nerf {__version__}",
             "title": read_config(load_configs[0]).experiment_name,
             "background": list(background),
             "up": [0.0, 0.0, 1.0],

@@ -125,9 +125,9 @@ class PictureRayGenerator:
 
 
 def _look_through(camera: Cameras, intrinsics: tuple[float, ...]) -> _Lens:
-    height, width = int(camera.height), int(camera.width)
+    width, height, kind = (int(value) for value in intrinsics[:3])
     bent = camera.distortion_params is not None and bool(camera.distortion_params.any())
-    if bent or int(camera.camera_type) != CameraType.PERSPECTIVE.value:
+    if bent or kind != CameraType.PERSPECTIVE.value:
         rays = _in_its_own_frame(camera)
         directions, area = rays.directions, rays.pixel_area
     else:
