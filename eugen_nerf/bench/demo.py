@@ -40,6 +40,7 @@ SHOWN = (
 )
 FRAMES_PER_SECOND = 24
 STILLS = 3
+VIDEO, COMPARISON, TABLE = "orbit.mp4", "comparison.png", "table"
 
 
 @dataclass
@@ -66,6 +67,7 @@ def demo(options: DemoOptions, console: Console) -> None:
     _check(options, benchmark)
     check_rows(benchmark)
     store = prepare_folder(options.output, benchmark, replace=True)
+    _remove_earlier(store.folder)
     console.print(f"Training {_names(benchmark)} on {benchmark.scenes[0].path}, {benchmark.budget} each.", markup=False)
     outcome = run(benchmark, store, LocalEngine(), console, command_line())
     if outcome.failed:
@@ -79,14 +81,28 @@ def demo(options: DemoOptions, console: Console) -> None:
         ) from error
 
 
+def _remove_earlier(folder: Path) -> None:
+    """So that no picture of an earlier demo stands beside the results of one that failed."""
+    names = [VIDEO, COMPARISON, f"{TABLE}.md", f"{TABLE}.json", *map(_still, range(STILLS))]
+    try:
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
+
+
+def _still(number: int) -> str:
+    return f"still_{number}.png"
+
+
 def _show(benchmark: Benchmark, store: ResultStore, options: DemoOptions, console: Console) -> None:
     jobs = training_jobs(benchmark)
     films = film(jobs[0], store, options, console)
     comparison = compare(jobs, store)
     report = write_report(store.folder)
     table = _table(benchmark, store)
-    (store.folder / "table.md").write_text(table.markdown(), "utf8")
-    write_json(store.folder / "table.json", _as_mapping(table))
+    (store.folder / f"{TABLE}.md").write_text(table.markdown(), "utf8")
+    write_json(store.folder / f"{TABLE}.json", _as_mapping(table))
     console.print(table.rich())
     for what, path in [*films, ("Truth and both methods", comparison), ("Full report", report)]:
         console.print(f"{what}: {path}", markup=False, soft_wrap=True)
@@ -130,7 +146,7 @@ def film(job: TrainingJob, store: ResultStore, options: DemoOptions, console: Co
 
     pipeline = load_run(_load_config(job, store))
     cameras = orbit_cameras(pipeline.datamanager.train_dataset.cameras, options.frames, options.size)
-    video: Path = store.folder / "orbit.mp4"
+    video: Path = store.folder / VIDEO
     stills = [round(i * options.frames / STILLS) for i in range(STILLS)]
     begun = told = time.monotonic()
     writer: Any = imageio.get_writer(video, fps=FRAMES_PER_SECOND, quality=8, macro_block_size=2)
@@ -139,12 +155,12 @@ def film(job: TrainingJob, store: ResultStore, options: DemoOptions, console: Co
             picture = to_uint8(render_view(pipeline, cameras[index : index + 1].to(pipeline.device))).cpu().numpy()
             writer.append_data(picture)
             if index in stills:
-                imageio.imwrite(store.folder / f"still_{stills.index(index)}.png", picture)
+                imageio.imwrite(store.folder / _still(stills.index(index)), picture)
             if time.monotonic() - told > 5:
                 told = time.monotonic()
                 console.print(f"Filming {job.name}: frame {index + 1} of {options.frames}", markup=False)
     console.print(f"Filmed {options.frames} frames in {time.monotonic() - begun:.0f} s.", markup=False)
-    return [("Novel views", video), ("Stills", store.folder / f"still_0.png to still_{STILLS - 1}.png")]
+    return [("Novel views", video), ("Stills", store.folder / f"{_still(0)} to {_still(STILLS - 1)}")]
 
 
 def compare(jobs: list[TrainingJob], store: ResultStore) -> Path:
@@ -156,7 +172,7 @@ def compare(jobs: list[TrainingJob], store: ResultStore) -> Path:
         files = [pictures / jobs[0].slug / f"{view:04d}-truth.png"]
         files += [pictures / job.slug / f"{view:04d}.png" for job in jobs]
         rows.append([enlarged(open_picture(file), 2) for file in files])
-    path = store.folder / "comparison.png"
+    path = store.folder / COMPARISON
     side_by_side(rows, ["Truth", *(job.name for job in jobs)]).save(path)
     return path
 

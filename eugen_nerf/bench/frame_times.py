@@ -75,11 +75,13 @@ def measure_runs(load_configs: Sequence[Path], frames: int, command: str) -> tup
     pipelines = [load_run(path) for path in load_configs]
     folders = [path.absolute().parent for path in load_configs]
     names = [f"{folder.parent.name} {folder.name}" for folder in folders]
-    times = [[frame["seconds"] for frame in row] for row in time_frames(pipelines, [frames] * len(pipelines))]
+    timed = time_frames(pipelines, [frames] * len(pipelines))
+    views = [frame["view"] for frame in timed[0]]  # the same in every row
+    times = [[frame["seconds"] for frame in row] for row in timed]
     rows = []
     for name, mine in zip(names, times, strict=True):
         frame = middle(mine)
-        ratio = "1" if mine is times[0] else str(paired_ratio(mine, times[0]))
+        ratio = "1" if mine is times[0] else str(paired_ratio(mine, times[0], groups=views))
         rows.append(
             (
                 name,

@@ -11,6 +11,7 @@ from typing import Any
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.configs.external_methods import ExternalMethodDummyTrainerConfig
 from nerfstudio.configs.method_configs import all_methods
+from nerfstudio.engine.schedulers import MultiStepSchedulerConfig
 from nerfstudio.engine.trainer import TrainerConfig
 
 from eugen_nerf.bench.config import Overrides
@@ -79,6 +80,8 @@ def row_config(job: TrainingJob, runs: Path, device: str) -> TrainerConfig:
             _fit_schedules(config, job.budget.iterations)
     else:
         config.max_num_iterations = 1 << 40  # the clock ends the training
+        if job.fit_schedules:
+            _check_stretching(config)
     if not job.fit_schedules and hasattr(config, "fit_schedules"):
         config.fit_schedules = False  # our own methods fit theirs by themselves
     config.steps_per_save = config.max_num_iterations + 1
@@ -98,6 +101,15 @@ def _fit_schedules(config: TrainerConfig, iterations: int) -> None:
                 setattr(scheduler, option, max(round(steps * factor), min(steps, 1)))
             elif steps is not None:
                 setattr(scheduler, option, tuple(round(step * factor) for step in steps))
+
+
+def _check_stretching(config: TrainerConfig) -> None:
+    for name, group in config.optimizers.items():
+        if isinstance(group["scheduler"], MultiStepSchedulerConfig):  # all others are functions of the spent share
+            raise UserError(
+                f"The learning rate of {name} falls at milestones in steps, which a budget in seconds cannot stretch. "
+                "Give the benchmark a budget of iterations, or fit_schedules: false."
+            )
 
 
 def apply_overrides(config: Any, overrides: Overrides) -> None:

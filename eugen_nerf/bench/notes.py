@@ -8,7 +8,7 @@ from typing import Any
 from eugen_nerf.bench.config import Benchmark, Curve
 from eugen_nerf.bench.summary import SceneSummary
 
-FEW_FRAMES = 10  # of fewer a bootstrap of the median knows too little
+FEW_VIEWS = 10  # of fewer a bootstrap of the median knows too little
 
 
 def conditions(benchmark: Benchmark) -> list[str]:
@@ -53,7 +53,7 @@ def notes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
         "A frame begins with a camera and ends when the device has its picture; rays are generated in between, no file "
         "is touched and nothing is compared. All methods of a scene took turns in one process, after two frames of "
         "warm-up each, or one where frames take many seconds. The time ratio is the median of the ratios to "
-        f"{benchmark.methods[0].name} on the same view, with a bootstrap interval.",
+        f"{benchmark.methods[0].name} on the same view, with a bootstrap interval over the views.",
         "Training time is that of the steps alone: evaluations and the first step, which compiles kernels, are "
         "outside the clock.",
         f"The curve shows {_curve_pixels(benchmark.curve)}, the same for all; its last point is therefore not the PSNR "
@@ -64,10 +64,13 @@ def notes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
         "cannot be counted. Samples per ray are those of one test view.",
         "nerfstudio's models were built without their own LPIPS module, which downloads weights and is not used here.",
     ]
-    frames = [method.timed_frames or benchmark.timed_frames for method in benchmark.methods]
-    few = [method.name for method, count in zip(benchmark.methods, frames, strict=True) if count < FEW_FRAMES]
+    few = dict.fromkeys(
+        method.name for scene in scenes for method in scene.methods if 0 < method.timed_views < FEW_VIEWS
+    )
     if few:
-        lines.append(f"Few frames were timed of {', '.join(few)}: the interval of the time ratio is too narrow there.")
+        lines.append(
+            f"Frames of few views were timed with {', '.join(few)}: the interval of the time ratio is too narrow there."
+        )
     if len(benchmark.seeds) > 1:
         lines.append("What follows ± is the standard deviation of the PSNR over the seeds.")
     if benchmark.fit_schedules:
@@ -84,6 +87,14 @@ def notes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
         lines.append(
             "Methods were evaluated on different numbers of views: compare them by the column of the common views."
         )
+    for scene in scenes:
+        sizes = {method.name: method.picture_size for method in scene.methods if method.picture_size is not None}
+        if len(set(sizes.values())) > 1:
+            each = ", ".join(f"{name} {width} x {height}" for name, (width, height) in sizes.items())
+            lines.append(
+                f"On {scene.name} the methods' pictures differ in size ({each}): neither PSNR nor times of a frame can "
+                "be compared."
+            )
     return lines
 
 

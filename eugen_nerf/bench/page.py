@@ -187,6 +187,8 @@ def _views(benchmark: Benchmark, scene: SceneSummary, rows: Rows, pictures: Path
             renders = [(name, open_picture(folder / f"{view:04d}.png")) for name, folder, _ in shown]
         except OSError:
             continue  # the numbers stand without the pictures
+        if any(image.size != truth.size for _, image in renders):
+            continue  # a note says so
         crop = telling_crop([image for _, image in renders], truth)
         figures = [_figure("Truth", [("whole", outlined(truth, crop)), ("crop", truth.crop(crop))])]
         for name, image in renders:

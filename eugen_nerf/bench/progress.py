@@ -29,18 +29,18 @@ class Display:
     def __enter__(self) -> Display:
         if self.console.is_terminal:
             self._bars = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=30),
                 TextColumn("{task.percentage:3.0f} %"),
                 TimeElapsedColumn(),
                 TextColumn("ETA"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=self.console,
                 speed_estimate_period=600,
             )
             self._bars.start()
-            self._tasks[""] = self._bars.add_task("[bold]all", total=self.total, note=f"0 of {self.total}")
+            self._tasks[""] = self._bars.add_task("all", total=self.total, note=f"0 of {self.total}")
         return self
 
     def __exit__(

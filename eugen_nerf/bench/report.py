@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from eugen_nerf.bench.results import CONFIG, REPORT, RESULTS, TABLES, ResultStor
 from eugen_nerf.bench.summary import SceneSummary, collect, mean_over_scenes, summarise
 from eugen_nerf.bench.tables import method_tables
 from eugen_nerf.errors import UserError
+from eugen_nerf.files import replace_file
 
 
 def write_report(folder: Path) -> Path:
@@ -35,8 +35,8 @@ def write_report(folder: Path) -> Path:
     html = page.render(benchmark, scenes, collect(benchmark, store), folder / "pictures")
     markdown = render_markdown(benchmark, scenes)
     try:
-        (folder / TABLES).write_text(markdown, "utf8")
-        (folder / REPORT).write_text(html, "utf8")
+        replace_file(folder / TABLES, markdown.encode())
+        replace_file(folder / REPORT, html.encode())
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
     return folder / REPORT
@@ -51,6 +51,8 @@ def publish(folder: Path, destination: Path) -> None:
         UserError: a file cannot be read or written.
     """
     benchmark = read_benchmark(folder)
+    if destination.exists() and destination.samefile(folder):
+        raise UserError(f"{destination}: is the folder of the results itself; publish them to another.")
     scenes = tuple(dataclasses.replace(scene, path=Path(scene.path).name) for scene in benchmark.scenes)
     lines = []
     for record in ResultStore(folder).read():
@@ -61,8 +63,8 @@ def publish(folder: Path, destination: Path) -> None:
     try:
         destination.mkdir(parents=True, exist_ok=True)
         for name in (REPORT, TABLES):
-            shutil.copyfile(folder / name, destination / name)
-        (destination / RESULTS).write_text("".join(lines), "utf8")
+            replace_file(destination / name, (folder / name).read_bytes())
+        replace_file(destination / RESULTS, "".join(lines).encode())
         write_json(destination / CONFIG, dataclasses.asdict(dataclasses.replace(benchmark, scenes=scenes)))
     except OSError as error:
         raise UserError(f"{destination}: cannot be written ({error.strerror}).") from error

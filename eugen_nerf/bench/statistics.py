@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,18 +23,31 @@ class Interval:
         return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
-def paired_ratio(times: Sequence[float], reference: Sequence[float], confidence: float = 0.95) -> Interval:
+def paired_ratio(
+    times: Sequence[float],
+    reference: Sequence[float],
+    confidence: float = 0.95,
+    groups: Sequence[Hashable] | None = None,
+) -> Interval:
     """Median of the ratios times / reference of measurements that were made in pairs.
 
     The interval is a percentile bootstrap over the pairs (Efron 1979), with a fixed seed. The median hardly
     notices single frames that something else on the machine has slowed down.
 
+    Args:
+        groups: what each pair is a measurement of. Pairs of the same count as one, their median: a view that was
+            rendered five times says no more about other views than one that was rendered once.
+
     Raises:
         ValueError: no pairs, or lists of different length.
     """
-    if len(times) != len(reference) or not times:
-        raise ValueError("paired_ratio needs two lists of one length, not empty")
-    ratios = np.asarray(times, dtype=float) / np.asarray(reference, dtype=float)
+    groups = range(len(times)) if groups is None else groups
+    if not times or not len(times) == len(reference) == len(groups):
+        raise ValueError("paired_ratio needs lists of one length, not empty")
+    of_group: dict[Hashable, list[float]] = {}
+    for time, other, group in zip(times, reference, groups, strict=True):
+        of_group.setdefault(group, []).append(time / other)
+    ratios = np.array([np.median(members) for members in of_group.values()])
     picks = np.random.default_rng(0).integers(0, len(ratios), size=(RESAMPLES, len(ratios)))
     medians = np.median(ratios[picks], axis=1)
     tail = (1 - confidence) / 2

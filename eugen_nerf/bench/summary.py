@@ -48,10 +48,14 @@ class MethodSummary:
     """Training seconds until each target PSNR; None where it was not reached."""
     psnr_common: float | None = None
     """PSNR on the views that every method was evaluated on."""
+    timed_views: int = 0
+    """Different test views whose rendering was timed."""
     evaluated: int = 0
     """Test views that were evaluated for each seed."""
     available: int = 0
     """Test views that there are."""
+    picture_size: tuple[int, int] | None = None
+    """Width and height of the first test view; None of records from before it was kept."""
     rows: int = 0
     """Finished trainings behind this line."""
     failures: tuple[str, ...] = ()
@@ -150,14 +154,21 @@ def _methods(benchmark: Benchmark, rows: Rows, scene: str) -> tuple[MethodSummar
                 ratio=_ratio(timings, method.name, benchmark.methods[0].name),
                 reach=_reach(benchmark.target_psnr, values),
                 psnr_common=_common_psnr(values, common),
+                timed_views=_timed_views(timings, method.name),
                 evaluated=len(values[0]["views"]) if values else 0,
                 available=values[0]["num_test_views"] if values else 0,
+                picture_size=_picture_size(values),
                 rows=len(values),
                 failures=tuple(failures),
                 curves=tuple(tuple((p["seconds"], p["psnr"]) for p in entry["curve"]) for entry in values),
             )
         )
     return tuple(summaries)
+
+
+def _picture_size(values: Sequence[dict[str, Any]]) -> tuple[int, int] | None:
+    sizes = [entry["picture_size"] for entry in values if "picture_size" in entry]
+    return (sizes[0][0], sizes[0][1]) if sizes else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -176,12 +187,19 @@ def _frame(timings: Timings, name: str) -> Interval | None:
 
 def _ratio(timings: Timings, name: str, reference: str) -> Interval | None:
     pairs = [
-        (mine["seconds"], other["seconds"])
-        for frames in timings.values()
+        (mine["seconds"], other["seconds"], (seed, mine["view"]))
+        for seed, frames in timings.items()
         # The shorter list ends where its method dropped out; up to there the turns showed the same views.
         for mine, other in zip(frames.get(name, []), frames.get(reference, []), strict=False)
     ]
-    return paired_ratio([a for a, _ in pairs], [b for _, b in pairs]) if pairs and name != reference else None
+    if not pairs or name == reference:
+        return None
+    times, others, views = zip(*pairs, strict=True)
+    return paired_ratio(times, others, groups=views)
+
+
+def _timed_views(timings: Timings, name: str) -> int:
+    return len({frame["view"] for frames in timings.values() for frame in frames.get(name, [])})
 
 
 def _reach(targets: Sequence[float], values: Sequence[dict[str, Any]]) -> dict[float, float | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from eugen_nerf.bench.summary import MethodSummary
@@ -27,11 +28,11 @@ class Table:
 
     def rich(self) -> RichTable:
         """For the terminal."""
-        table = RichTable(title=self.title or None)
+        table = RichTable(title=escape(self.title) if self.title else None)
         for number, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if number else "left", no_wrap=not number)
+            table.add_column(escape(column), justify="right" if number else "left", no_wrap=not number)
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         return table
 
 

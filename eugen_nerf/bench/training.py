@@ -184,7 +184,8 @@ def train_and_evaluate(job: TrainingJob, out: Path, report: Callable[[Progress],
         job.pictures,
     )
     with evaluation.evaluating(trainer.pipeline):
-        size = count(trainer.pipeline.model, evaluation.test_view(trainer.pipeline, order[0]).camera)
+        camera = evaluation.test_view(trainer.pipeline, order[0]).camera
+        size = count(trainer.pipeline.model, camera)
     seconds = monitor.clock.seconds
     return {
         "load_config": str((run / "config.yml").relative_to(out)),
@@ -198,6 +199,7 @@ def train_and_evaluate(job: TrainingJob, out: Path, report: Callable[[Progress],
         "num_test_views": len(order),
         **{metric: evaluation.mean(rows, metric) for metric in ("psnr", "ssim", "lpips")},
         "pictures": [row["view"] for row in rows[: job.pictures]],
+        "picture_size": [int(camera.width), int(camera.height)],
         **size,
         **memory,
     }

@@ -14,7 +14,9 @@ from PIL import Image
 from rich.console import Console
 
 from eugen_nerf.bench import demo
+from eugen_nerf.bench.config import load_benchmark
 from eugen_nerf.bench.demo import DemoOptions
+from eugen_nerf.bench.results import prepare_folder
 from eugen_nerf.errors import UserError
 from tests.bench.conftest import InProcessEngine, WriteConfig
 
@@ -62,10 +64,16 @@ def test_demo(options: DemoOptions, quiet: Console) -> None:
 
 
 def test_a_failed_training_is_no_success(write_config: WriteConfig, options: DemoOptions, quiet: Console) -> None:
+    """Nor do an earlier demo's pictures and tables stay beside it."""
+    prepare_folder(options.output, load_benchmark(options.config))
+    own = ["orbit.mp4", "still_0.png", "still_2.png", "comparison.png", "table.md", "table.json"]
+    for name in [*own, "notes.txt"]:
+        (options.output / name).write_text("of an earlier demo")
     write_config(overrides={"pipeline.model.near": 1e7})
     with pytest.raises(UserError, match=r"2 of the demo's jobs failed"):
         demo.demo(options, quiet)
-    assert not (options.output / "table.md").exists()
+    assert [name for name in own if (options.output / name).exists()] == []
+    assert (options.output / "notes.txt").exists()
 
 
 def test_somebody_elses_folder_is_left_alone(options: DemoOptions, quiet: Console) -> None:

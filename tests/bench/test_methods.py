@@ -73,6 +73,13 @@ def test_a_budget_in_seconds_has_no_last_step(job: TrainingJob, tmp_path: Path) 
     assert config.steps_per_save > config.max_num_iterations
 
 
+def test_milestones_in_steps_do_not_follow_a_clock(job: TrainingJob, tmp_path: Path) -> None:
+    stepped = dataclasses.replace(job, method="neus-facto", overrides={}, budget=Budget(seconds=3.0))
+    with pytest.raises(UserError, match=r"milestones in steps.* budget of iterations, or fit_schedules"):
+        row_config(stepped, tmp_path, "cpu")
+    row_config(dataclasses.replace(stepped, fit_schedules=False), tmp_path, "cpu")
+
+
 def test_overrides_reach_every_kind_of_option() -> None:
     config: Any = method_config("nerfacto")
     apply_overrides(

@@ -39,10 +39,11 @@ def test_a_terminal_gets_bars() -> None:
     with Display(2, console) as display:
         display.update({"row 1": Progress("training", 0.5, 10)})
         display.finish("row 1", "done")
-        display.update({"row 2": Progress("loading", 0.1)})
+        display.update({"row [2]": Progress("loading", 0.1)})
         assert display._bars is not None
         descriptions = [task.description for task in display._bars.tasks]
-        assert descriptions == ["[bold]all", "row 2"]
+        assert descriptions == ["all", "row [2]"]
         assert display._bars.tasks[0].completed == pytest.approx(1.1)
     printed = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())  # type: ignore[attr-defined]
     assert "[1/2] row 1: done" in printed
+    assert "row [2]" in printed  # a name, not markup

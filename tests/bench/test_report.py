@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 
 from eugen_nerf.bench import plots
 from eugen_nerf.bench.page import near_the_best
+from eugen_nerf.bench.pictures import open_picture
 from eugen_nerf.bench.plots import Line, Point, line_plot, linear_axis, log_axis, scatter
 from eugen_nerf.bench.readme import BEGIN, END, update_readme
 from eugen_nerf.bench.report import publish, write_report
@@ -67,7 +71,7 @@ def test_the_page_shows_everything(html: str) -> None:
     assert html.count("<img ") == 2 + 2 * 3
     assert "How to read it" in html
     assert "LPIPS is left out" in html
-    assert "Few frames were timed of EUGen, MLP, Broken" in html
+    assert "Frames of few views were timed with EUGen, MLP:" in html
 
 
 def test_methods_near_the_best_are_shown_closer_where_one_is_far_off() -> None:
@@ -115,6 +119,33 @@ def test_published_results_name_no_path_of_the_machine(finished: Any, tmp_path: 
     for name in names:
         assert str(folder) not in (tmp_path / "results" / name).read_text("utf8")
         assert finished[0].scenes[0].path not in (tmp_path / "results" / name).read_text("utf8")
+
+
+def test_results_are_not_published_onto_themselves(finished: Any) -> None:
+    folder = finished[1].folder
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match="is the folder of the results itself"):
+        publish(folder, folder / "." / "jobs" / "..")
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_pictures_of_different_sizes_are_said_to_be_so(finished: Any, tmp_path: Path) -> None:
+    store = finished[1]
+    folder = tmp_path / "out"
+    shutil.copytree(store.folder, folder, ignore=shutil.ignore_patterns("runs"))
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text("utf8").splitlines()]
+    for record in lines:
+        if record["job"].get("name") == "MLP" and record["result"]["status"] == "done":
+            record["result"]["values"]["picture_size"] = [7, 5]
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for picture in (folder / "pictures").glob("ball-MLP*/*.png"):
+        Image.new("RGB", (7, 5)).save(picture)
+    assert list((folder / "pictures").glob("ball-MLP*/*.png"))
+    html = write_report(folder).read_text("utf8")
+    size = " x ".join(map(str, open_picture(next((folder / "pictures").glob("ball-EUGen*/*.png"))).size))
+    assert f"pictures differ in size (EUGen {size}, MLP 7 x 5)" in html
+    assert "<img " not in html
+    assert "differ in size" not in write_report(store.folder).read_text("utf8")
 
 
 def test_readme_tables_come_from_published_results(finished: Any, tmp_path: Path) -> None:

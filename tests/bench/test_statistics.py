@@ -44,6 +44,15 @@ def test_interval_of_five_ratios(confidence: float, limits: tuple[float, float])
     assert interval == Interval(3.0, *limits)
 
 
+def test_repeats_of_a_group_count_as_one() -> None:
+    """Twenty frames of one view and one of each of four others: five ratios, not twenty-four."""
+    times, views = [2.0] * 20 + [3.0, 4.0, 5.0, 6.0], [0] * 20 + [1, 2, 3, 4]
+    grouped = paired_ratio(times, [1.0] * 24, groups=views)
+    assert grouped == paired_ratio([2.0, 3.0, 4.0, 5.0, 6.0], [1.0] * 5)
+    assert paired_ratio(times, [1.0] * 24) == Interval(2.0, 2.0, 2.0)
+    assert paired_ratio([1.0, 2.0, 9.0], [1.0] * 3, groups="aaa").value == 2.0  # the median of a group
+
+
 def test_paired_ratio_is_deterministic_and_refuses_unequal_lists() -> None:
     times, reference = [1.0, 2.0, 4.0], [1.0, 3.0, 3.0]
     assert paired_ratio(times, reference) == paired_ratio(times, reference)
