@@ -12,6 +12,7 @@ from eugen_nerf.scenes.colmap_model import ColmapModel
 from eugen_nerf.scenes.image_files import EXTENSIONS, ImageFinder, list_images, reduced_folders
 
 MODEL_FOLDERS = ("sparse/0", "colmap/sparse/0", "sparse")
+MASKS = "masks"
 
 
 def find_model(root: Path) -> Path | None:
@@ -57,6 +58,7 @@ def read_colmap(root: Path) -> Capture:
                 image_path=finder.find(images / image.name),
                 camera_to_world=image.camera_to_world,
                 intrinsics=model.cameras[image.camera_id],
+                mask_path=finder.find(root / MASKS / image.name),  # NAME.jpg.png, COLMAP's own way, among others
                 reduced={factor: path for factor, path in found.items() if path is not None},
             )
         )
@@ -68,6 +70,9 @@ def read_colmap(root: Path) -> Capture:
             f"{folder.parent} holds several partial models; {folder} is used. If photos are missing, move "
             "the largest model there",
         )
+    if os.path.isdir(root / MASKS):
+        masked = sum(shot.mask_path is not None for shot in shots)
+        warnings += (f"{root / MASKS}: has masks of {masked} of {len(shots)} photos; dark pixels are not trained on",)
     points = model.points
     return Capture(
         "colmap",

@@ -36,14 +36,16 @@ def read_mask(frame: Frame) -> np.ndarray:
 
     Returns:
         [H, W] bool, True where the pixel may be used: where every pixel of the file that falls into it is
-        at least half bright. All True for a frame without mask.
+        at least half as bright as the brightest one, so that a mask of 0 and 1 serves as one of 0 and 255. All True
+        for a frame without mask.
 
     Raises:
         SceneError: the file cannot be decoded.
     """
     if frame.mask_path is None:
         return np.ones((frame.height, frame.width), dtype=bool)
-    usable = _decode(frame.mask_path, "L") > 127
+    brightness = _decode(frame.mask_path, "L")
+    usable = 2.0 * brightness > brightness.max()  # a mask without a bright pixel allows none
     height, width = usable.shape
     # A mask of the image's own size is cut like the image; one of the full-size image only needs to shrink.
     if (width // frame.downscale, height // frame.downscale) == (frame.width, frame.height):

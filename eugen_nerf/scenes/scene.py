@@ -38,7 +38,7 @@ class Frame:
         width, height: of that image.
         camera_model: "pinhole", "opencv" or "opencv_fisheye".
         distortion: k1, k2, k3, k4, p1, p2 (for a fisheye, k1..k4 multiply powers of the angle).
-        mask_path: image that is zero where pixels must not be used; None to use all.
+        mask_path: image that is dark where pixels must not be used; None to use all.
         downscale: box filter that `read_image` applies to the file's pixels.
         channels: of the array `read_image` returns: 4 for every frame of a scene with transparency, else 3.
     """

@@ -7,9 +7,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from eugen_nerf.errors import SceneError
 from eugen_nerf.scenes.capture import CameraModel, Capture, Distortion, Intrinsics, Shot
 from eugen_nerf.scenes.image_files import EXTENSIONS, ImageFinder
+from eugen_nerf.scenes.point_cloud import read_ply
 from eugen_nerf.scenes.validate import (
     as_list,
     as_matrix,
@@ -36,7 +39,9 @@ def read_transforms(path: Path) -> Capture:
     """
     meta = read_json_object(path)
     shots = read_frames(path, meta, ImageFinder())
-    return Capture("transforms", path.parent, shots, _read_splits(path, meta, shots))
+    points, colours, warnings = _read_points(path, meta)
+    splits = _read_splits(path, meta, shots)
+    return Capture("transforms", path.parent, shots, splits, points=points, colours=colours, warnings=warnings)
 
 
 def read_frames(path: Path, meta: Mapping[str, object], finder: ImageFinder) -> tuple[Shot, ...]:
@@ -88,7 +93,7 @@ def _read_frame(
         image_path=image,
         camera_to_world=check_pose(matrix, f"{place}.transform_matrix"),
         # Keys of the frame win over the file's own.
-        intrinsics=read_intrinsics({**meta, **frame}, place),
+        intrinsics=read_intrinsics({**meta, **_stated(frame)}, place),
         mask_path=mask,
         reduced=_reduced(root, image, finder),
     )
@@ -119,8 +124,7 @@ def read_intrinsics(values: Mapping[str, object], where: str) -> Intrinsics:
         SceneError: a value is missing, is not what its key asks for, or belongs to a camera that is not supported.
     """
 
-    # A null is as good as no key.
-    values = {key: value for key, value in values.items() if value is not None}
+    values = _stated(values)
 
     def positive(key: str) -> float | None:
         return as_positive(values[key], f"{where}: {key}") if key in values else None
@@ -161,6 +165,11 @@ def read_intrinsics(values: Mapping[str, object], where: str) -> Intrinsics:
     )
 
 
+def _stated(values: Mapping[str, object]) -> dict[str, object]:
+    """Without nulls, which are as good as no key."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def _read_distortion(values: Mapping[str, object], where: str) -> Distortion:
     listed = values.get("distortion_params")
     if listed is not None:
@@ -186,6 +195,21 @@ def _camera_model(values: Mapping[str, object], distortion: Distortion, where: s
         return "opencv_fisheye"
     # The numbers decide: several tools write OPENCV for undistorted images.
     return "opencv" if any(distortion) else "pinhole"
+
+
+def _read_points(
+    path: Path, meta: Mapping[str, object]
+) -> tuple[np.ndarray | None, np.ndarray | None, tuple[str, ...]]:
+    """Positions and colours of the points in the file's world, and remarks."""
+    if meta.get("ply_file_path") is None:
+        return None, None, ()
+    file = path.parent / as_path_text(meta["ply_file_path"], f"{path}: ply_file_path")
+    if not os.path.isfile(file):
+        return None, None, (f"{file}: the points that {path} lists do not exist, and are left out",)
+    positions, colours = read_ply(file)
+    if not len(positions):
+        return None, None, (f"{file}: holds no points",)
+    return positions, colours, ()
 
 
 def _read_splits(path: Path, meta: Mapping[str, object], shots: tuple[Shot, ...]) -> dict[str, tuple[int, ...]] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shlex
 import shutil
 import sys
@@ -13,7 +12,7 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
@@ -220,18 +219,18 @@ def _write(config: Any, teacher: Any, model: Any, load_config: Path) -> Path:
     except OSError as error:
         raise refused(run, error, "--output-dir") from None
     try:
-        folder = temporary / config.relative_model_dir
+        new = temporary / "run"  # who may read it is what the user's umask says; `temporary` is for its owner alone
+        folder = new / config.relative_model_dir
         folder.mkdir(parents=True)
         # Written by torch itself, a full disk would be a RuntimeError among others.
         stored = io.BytesIO()
         torch.save(checkpoint, stored)
         (folder / f"step-{int(teacher.checkpoint['step']):09d}.ckpt").write_bytes(stored.getbuffer())
-        (temporary / "config.yml").write_text(yaml.dump(config), "utf8")
+        (new / "config.yml").write_text(yaml.dump(config), "utf8")
         transforms = load_config.parent / "dataparser_transforms.json"
         if transforms.is_file():
-            shutil.copyfile(transforms, temporary / transforms.name)
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, run)
+            shutil.copyfile(transforms, new / transforms.name)
+        new.replace(run)
     except OSError as error:
         raise refused(run, error, "--output-dir") from None
     finally:
@@ -315,9 +314,7 @@ def _bar(progress: Progress, name: str) -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the program."""
-    options: Annotated[Transfer, tyro.conf.configure()] = tyro.cli(
-        Transfer, prog="eugen-transfer", args=arguments, description=__doc__
-    )
+    options = tyro.cli(Transfer, prog="eugen-transfer", args=arguments, description=__doc__)
     console = Console()
     with exit_on_user_error(console, "Interrupted; nothing was written."):
         transfer(options, console)

@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from eugen_nerf.errors import SceneError
 from eugen_nerf.scenes import load_scene
@@ -50,6 +51,17 @@ def test_points_are_returned_in_the_scenes_world(binary):
     origin = scene.world_scale * scene.world_transform[:, 3]
     np.testing.assert_allclose(scene.points[1], origin, atol=1e-12)
     np.testing.assert_array_equal(scene.colours, [[255, 128, 7], [1, 2, 3]])
+
+
+def test_masks_beside_the_photos(text):
+    """Named as COLMAP's feature extraction wants them, or as the photos are."""
+    for name in ("001.png.png", "002.png", "009.png"):
+        (text / "masks").mkdir(exist_ok=True)
+        Image.fromarray(np.full((builders.HEIGHT, builders.WIDTH), 255, dtype=np.uint8)).save(text / "masks" / name)
+    scene = load_scene(text)
+    found = {frame.image_path.name: frame.mask_path.name for frame in scene.frames if frame.mask_path is not None}
+    assert found == {"001.png": "001.png.png", "002.png": "002.png"}
+    assert any("masks: has masks of 2 of 9 photos" in warning for warning in scene.warnings)
 
 
 @pytest.mark.parametrize("name", ["points3D.bin", "points3D.txt"])

@@ -110,6 +110,14 @@ def test_masks_end_at_half_grey(frame):
     np.testing.assert_array_equal(mask, [[False, False, True, True]])
 
 
+@pytest.mark.parametrize(("values", "usable"), [([0, 1, 1, 0], [0, 1, 1, 0]), ([0, 0, 0, 0], [0, 0, 0, 0])])
+def test_a_mask_of_zeros_and_ones(frame, values, usable):
+    """As tools for labelling write it; nerfstudio takes every value but 0 for usable."""
+    save(frame, np.array([values], dtype=np.uint8))
+    mask = read_mask(replace(frame, width=4, height=1, mask_path=frame.image_path))
+    np.testing.assert_array_equal(mask, np.array([usable], dtype=bool))
+
+
 def test_damaged_pixels_name_the_file(frame):
     save(frame, random_pixels(3))
     data = bytearray(frame.image_path.read_bytes())

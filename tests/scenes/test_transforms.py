@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 
 import numpy as np
 import pytest
@@ -105,6 +106,59 @@ class TestIntrinsics:
         edit(tmp_path, k1=None, camera_model=None, distortion_params=None, fl_y=None, is_fisheye=None)
         frame = load_scene(tmp_path).frames[0]
         assert (frame.fy, frame.camera_model) == (builders.FX, "pinhole")
+
+    def test_null_in_a_frame_leaves_the_files_value(self, tmp_path):
+        builders.make_transforms(tmp_path, k1=0.2)
+        edit_frame(tmp_path, 3, k1=None, fl_x=None)
+        frame = only_frame(tmp_path, "003.png")
+        assert (frame.fx, frame.distortion[0]) == (builders.FX, 0.2)
+
+
+class TestPoints:
+    HEADER = (
+        "ply\nformat {kind} 1.0\nelement vertex {count}\nproperty float x\nproperty float y\nproperty float z\n"
+        "property uchar red\nproperty uchar green\nproperty uchar blue\nend_header\n"
+    )
+
+    def text(self, *lines):
+        return (self.HEADER.format(kind="ascii", count=len(lines)) + "\n".join(lines) + "\n").encode()
+
+    def load(self, tmp_path, content):
+        root = builders.make_transforms(tmp_path, ply_file_path="points.ply")
+        if content is not None:
+            (root / "points.ply").write_bytes(content)
+        return load_scene(root)
+
+    def test_points_come_in_the_scenes_world(self, tmp_path):
+        marker = " ".join(map(str, builders.MARKER))
+        scene = self.load(tmp_path, self.text(f"{marker} 255 128 7", "0 0 0 1 2 3", "0 nan 0 9 9 9"))
+        np.testing.assert_allclose(scene.points[0], builders.marker_in(scene), atol=1e-6)
+        np.testing.assert_allclose(scene.points[1], scene.world_scale * scene.world_transform[:, 3], atol=1e-6)
+        np.testing.assert_array_equal(scene.colours, [[255, 128, 7], [1, 2, 3]])
+        assert scene.warnings == ()
+
+    def test_binary_files(self, tmp_path):
+        header = self.HEADER.format(kind="binary_little_endian", count=1).encode()
+        scene = self.load(tmp_path, header + struct.pack("<fffBBB", *builders.MARKER, 4, 5, 6))
+        np.testing.assert_allclose(scene.points[0], builders.marker_in(scene), atol=1e-6)
+        np.testing.assert_array_equal(scene.colours, [[4, 5, 6]])
+
+    def test_without_colours_they_are_grey(self, tmp_path):
+        lines = [line for line in self.text("0 0 1").decode().splitlines() if "uchar" not in line]
+        scene = self.load(tmp_path, ("\n".join(lines) + "\n").encode())
+        np.testing.assert_array_equal(scene.colours, [[128, 128, 128]])
+
+    @pytest.mark.parametrize(("content", "remark"), [(None, "do not exist"), (b"none", "holds no points")])
+    def test_a_scene_works_without_its_points(self, tmp_path, content, remark):
+        scene = self.load(tmp_path, content if content is None else self.text())
+        assert scene.points is None
+        (warning,) = scene.warnings
+        assert "points.ply" in warning
+        assert remark in warning
+
+    def test_damaged_files_are_named(self, tmp_path):
+        with pytest.raises(SceneError, match=r"points\.ply: the points cannot be read .*ply_file_path"):
+            self.load(tmp_path, self.text("0 0 0 1 2 3", "1 1 1 1 2 3")[:-14])
 
 
 class TestPaths:

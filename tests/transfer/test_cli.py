@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import json
+import os
 import resource
 import shutil
 import sys
@@ -89,7 +90,9 @@ class TestResult:
             "nerfstudio_models/step-000000199.ckpt",
         }
         assert list(run.parent.iterdir()) == [run]  # nothing temporary is left
-        assert oct(run.stat().st_mode & 0o777) == "0o755"
+        umask = os.umask(0)
+        os.umask(umask)
+        assert run.stat().st_mode & 0o777 == 0o777 & ~umask
 
     def test_ns_eval_finds_the_same_quality(
         self, transferred: tuple[Outcome, str, dict, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
