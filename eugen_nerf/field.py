@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from eugen_nerf.ops.radiance_field import TruncatedExp
 EUGEN_GAIN = 2.0
 
 NetworkKind = Literal["eugen", "mlp", "low-rank", "snnk"]
+Implementation = Literal["native", "torch", "tcnn"]
 
 
 @dataclass
@@ -66,7 +67,7 @@ class FieldConfig:
     """Cells along an axis in the coarsest level."""
     max_resolution: int = 2048
     """Cells along an axis in the finest level."""
-    implementation: Literal["native", "torch", "tcnn"] = "native"
+    implementation: Implementation = "native"
     """Who does the work: our compiled code where there is some for the device, eager PyTorch, or tiny-cuda-nn
     for the hash grid and MLP networks (needs it installed, and an NVIDIA GPU)."""
 
@@ -91,6 +92,11 @@ class FieldConfig:
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"Field option {name} must be at least 1, not {getattr(self, name)}.")
+        for name, words in (("network", NetworkKind), ("implementation", Implementation)):
+            if getattr(self, name) not in get_args(words):
+                raise UserError(
+                    f"Field option {name} must be one of {', '.join(get_args(words))}, not {getattr(self, name)!r}."
+                )
         if self.max_resolution < self.base_resolution:
             raise UserError(
                 f"Field option max_resolution ({self.max_resolution}) must not be below base_resolution "

@@ -98,7 +98,9 @@ class OccupancyGrid(nn.Module):
         positions = (corner + offsets) / r
         new = torch.cat([thickness(part) for part in positions.split(POSITIONS_AT_ONCE)])
         new = new.to(self.values.dtype)
-        self.values[cells] = torch.maximum(self.values[cells] * self.decay, new)
+        new = torch.maximum(self.values[cells] * self.decay, new)
+        # One value that is not finite would be the mean of all, and stay where it is. It is worth a look: no less.
+        self.values[cells] = new.nan_to_num(nan=self.threshold, posinf=self.threshold)
         self._renew_bits()
 
     def _cells_to_evaluate(self, step: int, generator: torch.Generator) -> Tensor:

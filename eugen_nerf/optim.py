@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -26,6 +27,9 @@ class SparseAdam(torch.optim.Optimizer):
     Args:
         params: parameters, or parameter groups of them.
         lr, betas, eps: as for `torch.optim.Adam`.
+
+    Raises:
+        ValueError: they cannot work.
     """
 
     def __init__(
@@ -35,6 +39,10 @@ class SparseAdam(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
+        if not (0 <= lr < math.inf and 0 <= eps < math.inf and all(0 <= beta < 1 for beta in betas)):
+            raise ValueError(
+                f"SparseAdam takes lr and eps from 0 on and betas from 0 to below 1, not {lr}, {eps} and {betas}"
+            )
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps))
 
     @torch.no_grad()
@@ -47,6 +55,8 @@ class SparseAdam(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
+                    if parameter.grad.layout != torch.strided:
+                        raise ValueError("SparseAdam takes dense gradients; torch.optim.SparseAdam is for sparse ones")
                     self._update(parameter, parameter.grad, group)
         return loss
 

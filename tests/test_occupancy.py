@@ -206,3 +206,24 @@ def test_the_state_survives_a_checkpoint() -> None:
 def test_odd_resolutions_are_refused(resolution: int) -> None:
     with pytest.raises(ValueError, match="must be even and positive"):
         OccupancyGrid(resolution)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("step", [0, 10_000])
+def test_one_value_that_is_not_finite_neither_hides_the_scene_nor_stays(bad: float, step: int) -> None:
+    grid = OccupancyGrid(8, warmup_steps=100)
+    for _ in range(8):
+        grid.update(0, ball)
+    wanted = grid.bits.clone()
+
+    def damaged(positions: Tensor) -> Tensor:
+        values = ball(positions)
+        values[7] = bad
+        return values
+
+    grid.update(step, damaged)
+    assert grid.values.isfinite().all()
+    assert ((grid.bits & wanted) == wanted).all()
+    for _ in range(20):
+        grid.update(0, ball)
+    assert grid.values[7] < grid.threshold  # the cell is a corner, far from the ball

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,35 @@ import torch
 from eugen_nerf.optim import SparseAdam
 
 pytestmark = pytest.mark.usefixtures("several_threads")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"lr": -1.0}, {"lr": float("nan")}, {"betas": (0.9, 1.0)}, {"betas": (-0.1, 0.9)}, {"eps": -1e-8}],
+    ids=str,
+)
+def test_options_that_cannot_work(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="SparseAdam takes lr and eps from 0 on and betas from 0 to below 1"):
+        SparseAdam([torch.nn.Parameter(torch.ones(2, 2))], **options)
+
+
+def test_sparse_gradients_are_for_the_other_one() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3, 2))
+    parameter.grad = torch.eye(3, 2).to_sparse()
+    with pytest.raises(ValueError, match=r"torch\.optim\.SparseAdam is for sparse ones"):
+        SparseAdam([parameter]).step()
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_graph_of_before_the_step_complains(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values have changed under it, as PyTorch says of its own optimizers."""
+    monkeypatch.setenv("EUGEN_BACKEND", backend)
+    parameter = torch.nn.Parameter(torch.ones(3, 2))
+    y = parameter.square().sum()
+    parameter.grad = torch.ones(3, 2)
+    SparseAdam([parameter]).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
 
 
 def run(optimizer_class: type, grads: list[torch.Tensor], table: torch.Tensor, **options: object) -> torch.Tensor:

@@ -7,6 +7,7 @@ from eugen_nerf.layers.baselines import Dense, LowRank, build_network
 from eugen_nerf.layers.conversion import Conversion, ConversionPlan, Replacement, convert
 from eugen_nerf.layers.eugen import EUGen
 from eugen_nerf.layers.merge import FeatureStage, MergedChain, merge_chain
+from eugen_nerf.layers.merged_network import MergedNetwork
 from eugen_nerf.layers.polynomial import polynomial_eugen, variance_independent, variance_shared
 from eugen_nerf.layers.projections import make_projection
 from eugen_nerf.layers.snnk import SNNK
@@ -23,6 +24,7 @@ __all__ = [
     "LayerStack",
     "LowRank",
     "MergedChain",
+    "MergedNetwork",
     "Replacement",
     "build_network",
     "convert",

@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from eugen_nerf.layers.activations import describe, resolve, squared_relu
 from eugen_nerf.layers.baselines import Dense
 from eugen_nerf.layers.eugen import EUGen
-from eugen_nerf.layers.merge import why_not_linear
+from eugen_nerf.layers.merge import has_hooks, own_behaviour
 from eugen_nerf.layers.stack import LayerStack
 
 # What makes a layer before it a feed-forward layer, as modules and as functions. Those that bound their output
@@ -123,6 +123,10 @@ def convert(module: nn.Module, plan: ConversionPlan) -> Conversion:
     same names, and our own `Dense`. Activations that bound their output, as sigmoid does, make no feed-forward layer.
     New layers start from random weights. Optimizers must be made afterwards.
 
+    A subclass of these containers that has a forward of its own is left alone: what happens between its layers is not
+    known. So is one layer of a `TransformerEncoder` no model of its own: convert the encoder, which knows whether it
+    may hand nested tensors to its layers.
+
     A layer is replaced where one of the plan's patterns matches the path of its linear layer. Nothing is changed
     unless everything can be. What replaces a frozen layer is frozen too: the bias where the bias was (requires_grad
     False), all else where the weight was.
@@ -155,11 +159,12 @@ def convert(module: nn.Module, plan: ConversionPlan) -> Conversion:
     gone = [candidate.linear for candidate in chosen]
     for candidate in chosen:
         for other in () if candidate.stack is None else candidate.stack.layers:
-            reason = None if other in gone else why_not_linear(other)
-            if reason is None and _has_hooks(other):
-                reason = "layer with a hook"
+            reason = None if other in gone else own_behaviour(other)
             if reason is not None:
-                raise ValueError(f"convert: {candidate.path}: its network holds a {reason}, which merging would ignore")
+                raise ValueError(
+                    f"convert: {candidate.path}: in its network {type(other).__name__} has {reason}, which merging "
+                    "would ignore"
+                )
     for candidate, layer in zip(chosen, layers, strict=True):
         candidate.put(layer)
     for child in module.modules():
@@ -231,13 +236,9 @@ def _what_would_be_lost(module: nn.Module) -> str | None:
     for name in ("forward", "pytorch_fwd"):
         if name in vars(module) or getattr(type(module), name, None) is not getattr(kind, name, None):
             return "a forward of its own"
-    if _has_hooks(module):
+    if has_hooks(module):
         return "hooks"
     return "parametrizations" if is_parametrized(module) else None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return any((module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks))
 
 
 def _is_hidden(activation: object) -> bool:
@@ -252,9 +253,15 @@ def _feed_forward_layers(module: nn.Module, root: nn.Module) -> Iterator[_FeedFo
     for path, child in module.named_modules():
         prefix = f"{path}." if path else ""
         if isinstance(child, nn.Sequential):
-            yield from _in_sequential(prefix, child)
+            # A forward of its own may call what it holds in another order, or add something between.
+            if "forward" not in vars(child) and type(child).forward is nn.Sequential.forward:
+                yield from _in_sequential(prefix, child)
         elif isinstance(child, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
-            if isinstance(child.linear1, nn.Linear) and _is_hidden(child.activation):
+            if (
+                isinstance(child.linear1, nn.Linear)
+                and _is_hidden(child.activation)
+                and not _feeds_forward_itself(child)
+            ):
                 name, put = describe(child.activation), _put_in_transformer(child)
                 gone = (child.activation,) if isinstance(child.activation, nn.Module) else ()
                 yield _FeedForward(f"{prefix}linear1", child.linear1, name, put, gone)
@@ -281,6 +288,13 @@ def _in_sequential(prefix: str, sequential: nn.Sequential) -> Iterator[_FeedForw
         if isinstance(linear, nn.Linear) and isinstance(activation, HIDDEN_ACTIVATIONS):
             put = putter(name, next_name)
             yield _FeedForward(f"{prefix}{name}", linear, type(activation).__name__, put, (activation,))
+
+
+def _feeds_forward_itself(block: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) -> bool:
+    """Whether a subclass has its own idea of what happens between the two linear layers."""
+    kind = next(k for k in (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer) if isinstance(block, k))
+    names = ("forward", "_ff_block")
+    return any(name in vars(block) or getattr(type(block), name) is not getattr(kind, name) for name in names)
 
 
 def _put_in_transformer(block: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) -> Callable[[EUGen], None]:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 
 from eugen_nerf.layers.activations import Activation, describe, resolve
 from eugen_nerf.layers.projections import KINDS, make_projection
@@ -101,7 +102,8 @@ class EUGen(nn.Module):
         shared: uses G_ij = G_j for every order i: P = k projections in place of k (k + 1) / 2.
         trainable_projections: makes the projections a parameter; otherwise they are a buffer ("frozen G").
         feature_bias: adds a learned constant to every projection, G_ij x+ + c_ij, zero at the start: the bias that
-            a dense layer's units have, for rows taken from one. Merging leaves nothing of its cost.
+            a dense layer's units have, for rows taken from one. Merging leaves nothing of its cost. These biases have
+            two dimensions, [P, m]: name them where weight decay leaves out what has fewer.
         projection: "gaussian", "orthogonal", "rademacher", or the rows themselves: [m, d] or [m, d + 1], used
             for every projection, or [P, m, d] or [P, m, d + 1]. Given rows are not scaled; with `norm` and d
             columns the norm column starts at zero.
@@ -199,8 +201,13 @@ class EUGen(nn.Module):
         """F(x), the random features: [..., d] -> [..., k * m].
 
         Raises:
-            ValueError: the input has another width.
+            ValueError: the input has another width, or is a nested tensor.
         """
+        if x.is_nested:
+            raise ValueError(
+                "EUGen takes no nested tensors. A TransformerEncoder makes them in evaluation; convert() switches that "
+                "off where it is given the encoder, by hand it is encoder.use_nested_tensor = False"
+            )
         if x.shape[-1] != self.in_features:
             raise ValueError(f"EUGen takes [..., {self.in_features}], got {list(x.shape)}")
         rows = self.projections.flatten(0, 1)
@@ -245,7 +252,12 @@ class EUGen(nn.Module):
 
     @torch.no_grad()
     def set_output(self, weight: Tensor, bias: Tensor) -> None:
-        """Copies a learned g(W), [out, k * m], and a bias, [out], which a layer without one has no place for."""
+        """Copies a learned g(W), [out, k * m], and a bias, [out], which a layer without one has no place for.
+
+        Raises:
+            ValueError: weight or bias is computed from other parameters (`torch.nn.utils.parametrize`).
+        """
+        self._check_editable()
         self.weight.copy_(weight)
         if self.bias is not None:
             self.bias.copy_(bias)
@@ -262,16 +274,27 @@ class EUGen(nn.Module):
             features: positions [m] among those of each order, or m for the first ones.
 
         Raises:
-            ValueError: the layer is of the kernel form, whose output weights are no matter of single features.
+            ValueError: the layer is of the kernel form, whose output weights are no matter of single features, or its
+                parameters are computed from others; there are no such features, or one is named twice.
         """
         if self.psi is not None:
             raise ValueError("EUGen: features can be taken away only where g(W) is learned itself")
-        index = torch.arange(features) if isinstance(features, int) else features
+        self._check_editable()
+        index = torch.arange(max(features, 0)) if isinstance(features, int) else torch.as_tensor(features)
+        positions = [] if index.dtype == torch.bool or index.dim() != 1 else index.tolist()
+        if not positions or len(set(positions)) < len(positions) or not set(positions) <= set(range(self.num_features)):
+            raise ValueError(
+                f"EUGen: to keep are one or more different positions from 0 to {self.num_features - 1}, got {features}"
+            )
         index = index.to(self.weight.device)
         for tensor, where in ((self.projections, index), (self.offsets, index), (self.weight, self.columns(index))):
             if tensor is not None:
                 _resize(tensor, tensor.detach().index_select(1, where))
         self.num_features = len(index)
+
+    def _check_editable(self) -> None:
+        if is_parametrized(self):
+            raise ValueError("EUGen: parameters that torch.nn.utils.parametrize computes cannot be set or cut")
 
     def _combine(self, projected: Tensor) -> Tensor:
         by_matrix = projected.unflatten(-1, (self.projections.shape[0], self.num_features))

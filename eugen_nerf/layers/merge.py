@@ -8,7 +8,7 @@ chain may be merged anew in every training step and trained through its merged f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -137,8 +137,16 @@ class MergedChain:
         return sum(stage.multiply_adds for stage in self.stages) + (self.weight.numel() if self.ends else 0)
 
 
+Evaluate = Callable[[Tensor, MergedChain], Tensor]
+
+
+def evaluate_chain(x: Tensor, chain: MergedChain) -> Tensor:
+    """`MergedChain.evaluate` as a function, as `eugen_nerf.ops.network` is one."""
+    return chain.evaluate(x)
+
+
 def merge_chain(
-    modules: nn.Sequential | Sequence[nn.Module], after: tuple[Tensor, Tensor | None] | None = None
+    modules: nn.Module | Iterable[nn.Module], after: tuple[Tensor, Tensor | None] | None = None
 ) -> MergedChain:
     """Merges a chain of layers into feature stages with one matrix between two of them, exact to round-off.
 
@@ -159,7 +167,8 @@ def merge_chain(
 
     Raises:
         ValueError: widths do not fit, a module is not of these kinds, or it cannot be merged: an activation
-            after EUGen, an unnamed activation, Fourier features, a `torch.nn.Linear` that computes something else.
+            after EUGen, an unnamed activation, Fourier features. Nor can modules that do more than their kind: with
+            hooks, or with a forward of their own.
     """
     layers = list(_flatten(modules))
     if not layers:
@@ -239,9 +248,6 @@ def _merge(layers: Sequence[nn.Module], affine: _Affine) -> MergedChain:
             if width is not None and width != layer.in_features:
                 raise ValueError(f"merge_chain: {where} takes {layer.in_features} inputs but receives {width}")
             width = layer.out_features
-        reason = why_not_linear(layer)
-        if reason is not None:
-            raise ValueError(f"merge_chain: {where} cannot be merged: it is a {reason}")
         if isinstance(layer, EUGen):
             if layer.order == 0:
                 raise ValueError(f"merge_chain: {where} has order 0, a constant with no features to merge")
@@ -296,10 +302,16 @@ def _merge(layers: Sequence[nn.Module], affine: _Affine) -> MergedChain:
     return MergedChain(tuple(stages), affine.weight, affine.bias)
 
 
-def _flatten(modules: nn.Sequential | Sequence[nn.Module]) -> Iterator[nn.Module]:
-    for module in modules:
+_MERGED_KINDS = (EUGen, Dense, LowRank, SNNK, nn.Linear, nn.ReLU, nn.GELU, nn.Softplus, nn.Sequential, nn.Identity)
+
+
+def _flatten(modules: nn.Module | Iterable[nn.Module]) -> Iterator[nn.Module]:
+    for module in [modules] if isinstance(modules, nn.Module) else modules:
+        reason = own_behaviour(module)
+        if reason is not None:
+            raise ValueError(f"merge_chain: {type(module).__name__} has {reason}, which merging would ignore")
         if isinstance(module, nn.Sequential):
-            yield from _flatten(module)
+            yield from _flatten(list(module))
         elif not isinstance(module, nn.Identity):
             yield module
 
@@ -313,17 +325,22 @@ def _named(activation: str | Activation, where: str) -> str:
     )
 
 
-def why_not_linear(layer: nn.Module) -> str | None:
-    """Why a `torch.nn.Linear` is no affine map of its weight and bias, in words; None if it is, and for other modules.
+def own_behaviour(module: nn.Module) -> str | None:
+    """What a module does when it is called beside what its kind makes of its parameters, in words; None for nothing.
 
-    A subclass may add something (LoRA), a hook in front may compute the weight anew in each call (spectral norm).
-    Neither would be asked when parameters are merged. Weights that `torch.nn.utils.parametrize` computes are fine.
+    A subclass may add something (LoRA, a residual connection), a hook may compute the weight anew in each call
+    (spectral norm) or change the output. Neither would be asked when parameters are merged. Weights that
+    `torch.nn.utils.parametrize` computes are fine.
     """
-    if not isinstance(layer, nn.Linear):
-        return None
-    if type(layer).forward is not nn.Linear.forward:
-        return f"{type(layer).__name__} with a forward of its own"
-    return "linear layer with a hook before its forward" if layer._forward_pre_hooks else None
+    kind = next((kind for kind in _MERGED_KINDS if isinstance(module, kind)), None)
+    if "forward" in vars(module) or (kind is not None and type(module).forward is not kind.forward):
+        return "a forward of its own"
+    return "hooks" if has_hooks(module) else None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is called before or after the module, forward or backward."""
+    return any((module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks))
 
 
 def activation_name(module: nn.Module) -> str | None:

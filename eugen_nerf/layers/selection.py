@@ -100,7 +100,7 @@ def _select(
 def follow(optimizer: torch.optim.Optimizer, kept: Sequence[Kept]) -> None:
     """Cuts the state that an optimizer has of the layers' parameters down to the features that were kept.
 
-    Values with the shape of a parameter, as Adam's moments, lose what the parameter lost; others stay.
+    Values of a parameter's shape, as Adam's moments, lose what the parameter lost; so do Adafactor's of its columns.
     """
     for one in kept:
         layer = one.layer
@@ -113,5 +113,6 @@ def follow(optimizer: torch.optim.Optimizer, kept: Sequence[Kept]) -> None:
                 continue
             state = optimizer.state[parameter]
             for name, value in state.items():
-                if isinstance(value, Tensor) and value.dim() == parameter.dim():
+                # Of size 1 are means over the features.
+                if isinstance(value, Tensor) and value.dim() == parameter.dim() and value.shape[1] > 1:
                     state[name] = value.index_select(1, index.to(value.device))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from eugen_nerf.layers.eugen import EUGen
-from eugen_nerf.layers.merge import MergedChain, activation_name, merge_chain
-
-Evaluate = Callable[[Tensor, MergedChain], Tensor]
+from eugen_nerf.layers.merge import Evaluate, MergedChain, activation_name, evaluate_chain, merge_chain
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +27,8 @@ class LayerStack(nn.Module):
     The output matrix of an EUGen layer is multiplied into the layer behind it, through a skip connection too
     (EUGens, NeurIPS 2025, arXiv 2601.22563, appendix B.1), in training as for inference: a few matrix products
     per call, through which gradients reach every factor. The result is that of the layers one by one to
-    round-off, at a cost per row without the nominal width.
+    round-off, at a cost per row without the nominal width. So are its first derivatives; second ones with respect to
+    parameters in front of a norm are not (see `merge_chain`). Hooks of the layers are not called: they are refused.
 
     `network` evaluates merged chains; give it `eugen_nerf.ops.network` for native code where there is some.
 
@@ -50,7 +49,7 @@ class LayerStack(nn.Module):
         skip_connections: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.network: Evaluate = _evaluate
+        self.network: Evaluate = evaluate_chain
         if not layers or len(layers) != len(activations):
             raise ValueError(f"LayerStack: {len(layers)} layers with {len(activations)} activations")
         self.skip_connections = frozenset(skip_connections)
@@ -121,7 +120,3 @@ class LayerStack(nn.Module):
     def extra_repr(self) -> str:
         """The skip connections, as printed inside `LayerStack(...)`."""
         return f"skip_connections={sorted(self.skip_connections)}"
-
-
-def _evaluate(x: Tensor, chain: MergedChain) -> Tensor:
-    return chain.evaluate(x)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,9 @@ class TransferOptions:
     """Of random rows, random selection and batches."""
 
     def __post_init__(self) -> None:
+        for name, words in (("solver", Solver), ("rows", Rows), ("selection", Selection)):
+            if getattr(self, name) not in get_args(words):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(words))}, not {getattr(self, name)!r}")
         if not self.ridge >= 0 or not math.isfinite(self.ridge):
             raise ValueError(f"ridge must be a number that is not negative, got {self.ridge}")
         if min(self.steps, self.batch) < 1 or not 0 < self.rate < math.inf:
@@ -128,6 +132,7 @@ def transfer_network(
 
     A layer's inputs come from the layers of the student before it, already fitted, its targets from the teacher: so it
     also corrects what those have lost. Activations of all batches are kept in memory, those of one layer at a time.
+    Both networks are looked at in evaluation mode, whichever they are in: dropout would be noise in the targets.
 
     Args:
         teacher: the trained network; see `units`.
@@ -151,17 +156,31 @@ def transfer_network(
     states = list(inputs)
     generator = torch.Generator().manual_seed(options.seed)
     fits = []
-    for position, (original, copy) in enumerate(zip(originals, copies, strict=True)):
-        received = [copy.received(b, y) for (_, b), (_, y) in zip(inputs, states, strict=True)]
-        targets = [original(a, x) for (a, _), (x, _) in zip(inputs, states, strict=True)]
-        if isinstance(copy.layer, EUGen) and not isinstance(original.layer, EUGen):
-            pairs = list(zip(received, targets, strict=True))
-            consumer = _consumer(originals, position)
-            explained = fit_layer(copy.layer, original.layer, pairs, options, consumer, generator)
-            fits.append(LayerFit(position, explained, sum(x.shape[0] for x in received)))
-            report(fits[-1])
-        states = [(target, copy(b, y)) for target, (_, b), (_, y) in zip(targets, inputs, states, strict=True)]
+    with _evaluating(teacher, student):
+        for position, (original, copy) in enumerate(zip(originals, copies, strict=True)):
+            received = [copy.received(b, y) for (_, b), (_, y) in zip(inputs, states, strict=True)]
+            targets = [original(a, x) for (a, _), (x, _) in zip(inputs, states, strict=True)]
+            if isinstance(copy.layer, EUGen) and not isinstance(original.layer, EUGen):
+                pairs = list(zip(received, targets, strict=True))
+                consumer = _consumer(originals, position)
+                explained = fit_layer(copy.layer, original.layer, pairs, options, consumer, generator)
+                fits.append(LayerFit(position, explained, sum(x.shape[0] for x in received)))
+                report(fits[-1])
+            states = [(target, copy(b, y)) for target, (_, b), (_, y) in zip(targets, inputs, states, strict=True)]
     return fits
+
+
+@contextmanager
+def _evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Evaluation mode for every module, and afterwards the mode that each was in."""
+    training = [(module, module.training) for network in networks for module in network.modules()]
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
 
 
 def _consumer(originals: Sequence[Unit], position: int) -> Tensor | None:
@@ -198,10 +217,11 @@ def fit_layer(
         generator: random numbers, on the CPU.
 
     Returns:
-        The explained share of the targets' variance.
+        The explained share of the targets' variance; of their second moment where the layer has no bias.
 
     Raises:
-        ValueError: the layer is of the kernel form.
+        ValueError: the layer is of the kernel form, the dense layer has fewer units than rows are to be taken from, or
+            inputs or targets are not finite.
     """
     if layer.psi is not None:
         raise ValueError("transfer: an EUGen layer of the kernel form has no output matrix of its own to fit")
@@ -212,7 +232,10 @@ def fit_layer(
         return explained
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     _train(layer, pairs, options, consumer, generator)
-    trained = _solve(layer, pairs, options.ridge)
+    try:
+        trained = _solve(layer, pairs, options.ridge)
+    except ValueError:  # they have led to what is no number
+        trained = -math.inf
     if trained >= explained:
         return trained
     layer.load_state_dict(before)  # steps that led astray leave the closed form
@@ -239,6 +262,11 @@ def _set_projections(
 ) -> None:
     matrices, m, _ = layer.projections.shape
     rows, offsets = _candidates(layer, dense, pairs, options, generator)
+    if len(rows) < m:
+        raise ValueError(
+            f"transfer: {m} features cannot be taken from the {len(rows)} units of the trained layer; take fewer, or "
+            'rows="orthogonal"'
+        )
     chosen = [torch.randperm(len(rows), generator=generator)[:m].to(rows.device) for _ in range(matrices)]
     if options.selection != "random" and len(rows) > m:
         equations = NormalEquations()

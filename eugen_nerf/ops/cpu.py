@@ -67,7 +67,7 @@ def hash_encode_backward(
     x: Tensor, table: Tensor, grad: Tensor, layout: HashGridLayout, needs_table: bool, needs_x: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of table and x; an empty tensor stands for one that nobody needs."""
-    grad_table = torch.zeros_like(table) if needs_table else table.new_empty(0)
+    grad_table = table.new_zeros(table.shape) if needs_table else table.new_empty(0)
     grad_x = torch.empty_like(x) if needs_x else x.new_empty(0)
     needed = grad_table if needs_table else None, grad_x if needs_x else None
     _call("eugen_hash_encode_backward", x, table, *_grid(layout), _count(x), grad, *needed)

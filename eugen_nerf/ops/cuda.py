@@ -201,7 +201,7 @@ def hash_encode_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of table and x; an empty tensor stands for one that nobody needs."""
     n = x.shape[0]
-    grad_table = torch.zeros_like(table) if needs_table else table.new_empty(0)
+    grad_table = table.new_zeros(table.shape) if needs_table else table.new_empty(0)
     grad_x = torch.empty_like(x) if needs_x else x.new_empty(0)
     constants = grid_constants(layout.features_per_level, half_table=False)
     levels, count = _levels(layout), ctypes.c_int64(n)

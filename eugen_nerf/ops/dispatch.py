@@ -198,10 +198,14 @@ def spherical_harmonics(directions: Tensor, *, backend: Backend = "auto") -> Ten
 
 def network(x: Tensor, chain: MergedChain, *, backend: Backend = "auto") -> Tensor:
     """See `reference.network`."""
+    if not isinstance(chain, MergedChain):
+        raise TypeError(f"network takes a MergedChain, not {type(chain).__name__}; layers.merge_chain makes one")
     if uses_native(backend, x, chain.weight, unsupported=why_not_native(chain)):
         packed = pack_chain(chain)
         if runs_network(packed, x.device, backend):
-            return operators.network(x, packed.parameters, packed.spec, packed.eps)
+            rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+            y = operators.network(rows, packed.parameters, packed.spec, packed.eps)
+            return y if x.dim() == 2 else y.reshape(*x.shape[:-1], chain.out_features)
     return reference.network(x, chain)
 
 

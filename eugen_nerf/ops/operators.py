@@ -38,6 +38,18 @@ def _operator(function: Callable[..., Any]) -> Any:
     return torch.library.custom_op(f"eugen_nerf::{function.__name__}", function, mutates_args=(), device_types=DEVICES)
 
 
+def _refuse_second_order(backward: Any) -> None:
+    """Say what to do where somebody differentiates a gradient."""
+
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise NotImplementedError(
+            "Native code has gradients of first order alone; for those of gradients (a gradient penalty, normals in a "
+            'loss) give the op backend="reference", or set EUGEN_BACKEND=reference.'
+        )
+
+    backward.register_autograd(refuse)
+
+
 def grid_arguments(layout: HashGridLayout) -> tuple[Sequence[int], Sequence[int], int]:
     """A hash grid's levels as operators take them: resolutions, offsets, logarithm of the table's size."""
     return layout.resolutions, layout.offsets, layout.log2_table_size
@@ -119,8 +131,8 @@ def hash_encode_backward(
 def _(
     x: Tensor, table: Tensor, grad: Tensor, r: Any, o: Any, log2: int, needs_table: bool, needs_x: bool
 ) -> tuple[Tensor, Tensor]:
-    grad_table = torch.empty_like(table) if needs_table else table.new_empty(0)
-    return grad_table, torch.empty_like(x) if needs_x else x.new_empty(0)
+    grad_table = table.new_empty(table.shape) if needs_table else table.new_empty(0)
+    return grad_table, x.new_empty(x.shape) if needs_x else x.new_empty(0)
 
 
 def _hash_encode_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -136,6 +148,7 @@ def _hash_encode_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 hash_encode.register_autograd(_hash_encode_gradient, setup_context=_hash_encode_setup)
+_refuse_second_order(hash_encode_backward)
 
 
 # --- spherical_harmonics -------------------------------------------------------------------------------------
@@ -199,6 +212,7 @@ def _network_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 network.register_autograd(_network_gradient, setup_context=_network_setup)
+_refuse_second_order(network_backward)
 
 
 # --- march, sample_points ------------------------------------------------------------------------------------
@@ -309,6 +323,7 @@ def _composite_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 composite.register_autograd(_composite_gradient, setup_context=_composite_setup)
+_refuse_second_order(composite_backward)
 
 
 # --- render --------------------------------------------------------------------------------------------------
@@ -385,3 +400,5 @@ def sparse_adam(
             raise ValueError(f"{name} must be contiguous, since it is changed in place")
     run = choose(device, cpu.sparse_adam, cuda.sparse_adam)
     run(parameter, grad, first, second, betas, eps, step_size, second_scale)
+    # So that a graph which has saved the old values complains, as after any change in place.
+    torch.autograd.graph.increment_version(parameter)

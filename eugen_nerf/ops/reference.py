@@ -103,11 +103,11 @@ def network(x: Tensor, chain: MergedChain) -> Tensor:
     """Evaluate a merged chain of EUGen and dense layers.
 
     Args:
-        x: [N, D] inputs.
+        x: [..., D] inputs.
         chain: the merged chain (`eugen_nerf.layers.merge.merge_chain`).
 
     Returns:
-        [N, D_out]. Differentiable in ``x`` and in every parameter of the chain.
+        [..., D_out]. Differentiable in ``x`` and in every parameter of the chain.
     """
     return chain.evaluate(x)
 
@@ -223,8 +223,8 @@ def transmittance(sigma: Tensor, samples: PackedSamples) -> Tensor:
         [N] in [0, 1]; 1 for the first sample of a ray. Differentiable in ``sigma``.
     """
     # One running sum serves all rays; double precision keeps what earlier rays add to it harmless, as long as no sample
-    # adds more than it takes to let nothing through.
-    optical = (sigma * (samples.t_ends - samples.t_starts)).clamp(max=OPAQUE)
+    # adds more than it takes to let nothing through. Nor may one that is not a number, which its own ray will show.
+    optical = (sigma * (samples.t_ends - samples.t_starts)).clamp(max=OPAQUE).nan_to_num(nan=0.0)
     running = torch.cat([optical.new_zeros(1, dtype=torch.float64), optical.cumsum(0, dtype=torch.float64)])
     starts = running.index_select(0, samples.ray_offsets[:-1])
     starts = starts.repeat_interleave(samples.counts(), output_size=samples.num_samples)

@@ -201,7 +201,7 @@ EUGEN_FUNCTION float low_half(uint32 v) { return to_float(uint16(v & 0xffff)); }
 EUGEN_FUNCTION float high_half(uint32 v) { return to_float(uint16(v >> 16)); }
 
 EUGEN_FUNCTION uint32 where_positive(uint32 word, uint32 by) {
-  return (low_half(by) > 0.f ? word & 0xffffu : 0u) | (high_half(by) > 0.f ? word & 0xffff0000u : 0u);
+  return (low_half(by) <= 0.f ? 0u : word & 0xffffu) | (high_half(by) <= 0.f ? 0u : word & 0xffff0000u);
 }
 
 struct MultiplyArgument {

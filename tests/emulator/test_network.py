@@ -113,6 +113,19 @@ def test_numbers_beyond_halves() -> None:
     check_numbers_beyond_halves(lambda case, x: cuda.network_forward(device, x, case.parameters, case.spec, case.eps))
 
 
+@pytest.mark.parametrize("arch", [75, 80])
+def test_a_network_that_diverged_does_not_look_healthy(arch: int) -> None:
+    """What is not a number goes through ReLU, as in PyTorch; that of one row shows in it alone."""
+    device = EmulatedDevice(arch)
+    case = network_case("color", 60, torch.float16)
+    x = case.x.clone()
+    x[7, 2] = math.nan
+    y = cuda.network_forward(device, x, case.parameters, case.spec, case.eps)
+    assert y.isnan().any(dim=1).nonzero().flatten().tolist() == [7]
+    gradients = cuda.network_backward(device, x, case.parameters, case.grad, case.spec, case.eps, True)
+    assert gradients[1].isnan().any()
+
+
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 def test_gradients_that_are_not_finite_stay_visible(bad: float) -> None:
     """Bounded they would look like good ones, and a loss scaler would take the step."""

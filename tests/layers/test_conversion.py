@@ -154,9 +154,9 @@ class TestNerfstudioMLP:
         normed, adapted = self.mlp(), self.mlp()
         nn.utils.spectral_norm(normed.layers[2])
         adapted.layers[2] = Adapted(16, 16)
-        for mlp, says in ((normed, "a hook before its forward"), (adapted, "Adapted with a forward of its own")):
+        for mlp, says in ((normed, "Linear has hooks"), (adapted, "Adapted has a forward of its own")):
             kinds = [type(layer) for layer in mlp.layers]
-            with pytest.raises(ValueError, match=f"layers.1: its network holds a .*{says}"):
+            with pytest.raises(ValueError, match=f"layers.1: in its network {says}, which merging"):
                 convert(mlp, ConversionPlan(8, ("layers.1",)))
             assert [type(layer) for layer in mlp.layers] == kinds
         # Weights that PyTorch computes when asked for merge.
@@ -315,11 +315,43 @@ class TestWhatWouldBeLost:
     def test_with_a_layer_that_stays_but_is_no_longer_called(self) -> None:
         mlp = MLP(6, 3, 8)
         hooked(mlp.layers[2], "forward")
-        self.refused(mlp, "its network holds a layer with a hook, which merging would ignore")
+        self.refused(mlp, "in its network Linear has hooks, which merging would ignore")
 
     def test_nothing_with_layers_that_were_not_asked_for(self) -> None:
         model = nn.Sequential(hooked(nn.Linear(6, 8), "forward"), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
         assert paths(convert(model, ConversionPlan(4, ("2",)))) == ["2"]
+
+
+class Twice(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return self[1](self[2](self[1](self[0](x))))
+
+
+class Squared(nn.TransformerEncoderLayer):
+    def _ff_block(self, x: Tensor) -> Tensor:
+        hidden = nn.functional.relu(self.linear1(x)).square()
+        return self.linear2(hidden)  # type: ignore[no-any-return]
+
+
+class TestContainersWithAForwardOfTheirOwn:
+    """What happens between their layers is not known."""
+
+    @pytest.mark.parametrize(
+        "make", [lambda: Twice(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)), lambda: Squared(6, 2, 8)]
+    )
+    def test_are_left_alone(self, make: Any) -> None:
+        with pytest.raises(ValueError, match="matches no feed-forward layer"):
+            convert(make(), PLAN)
+        model = nn.Sequential(make(), nn.Linear(6, 8), nn.ReLU())
+        before = str(model[0])
+        assert paths(convert(model, PLAN)) == ["1"]
+        assert str(model[0]) == before
+
+    def test_a_changed_instance_too(self) -> None:
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU())
+        model.forward = lambda x: model[1](model[1](model[0](x)))  # type: ignore[assignment, misc]
+        with pytest.raises(ValueError, match="matches no feed-forward layer"):
+            convert(model, PLAN)
 
 
 class TestRefusals:

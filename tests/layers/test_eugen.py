@@ -350,6 +350,12 @@ def test_an_input_of_the_wrong_width_is_refused() -> None:
         EUGen(3, 2, 4)(torch.zeros(5, 4))
 
 
+def test_nested_tensors_are_refused() -> None:
+    nested = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(4, 3)])
+    with pytest.raises(ValueError, match=r"no nested tensors.*use_nested_tensor = False"):
+        EUGen(3, 2, 4)(nested)
+
+
 def test_activations_by_name_are_the_functions_they_are_called() -> None:
     x = torch.linspace(-3, 3, 13, dtype=F64)
     expected = {

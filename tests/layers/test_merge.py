@@ -353,6 +353,80 @@ class TestRefusals:
             merge_chain(modules)
 
 
+class Residual(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class Scaled(EUGen):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Capped(nn.ReLU):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).clamp(max=1)
+
+
+class Shifted(nn.Identity):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1
+
+
+def patched(layer: nn.Module) -> nn.Module:
+    forward = layer.forward
+    layer.forward = lambda x: 2 * forward(x)  # type: ignore[method-assign]
+    return layer
+
+
+def hooked(layer: nn.Module, kind: str = "forward") -> nn.Module:
+    getattr(layer, f"register_{kind}_hook")(lambda *_: None)
+    return layer
+
+
+class TestWhatIsDoneBesideTheParameters:
+    """It would be lost without a word: only parameters are merged."""
+
+    @pytest.mark.parametrize(
+        ("modules", "message"),
+        [
+            ([EUGen(6, 6, 3), Residual(nn.Linear(6, 6)), nn.Linear(6, 2)], "Residual has a forward of its own"),
+            ([Scaled(6, 6, 3)], "Scaled has a forward of its own"),
+            ([nn.Linear(6, 6), Capped(), nn.Linear(6, 2)], "Capped has a forward of its own"),
+            ([nn.Linear(6, 6), Shifted(), nn.Linear(6, 2)], "Shifted has a forward of its own"),
+            ([patched(nn.Linear(6, 6))], "Linear has a forward of its own"),
+            ([patched(EUGen(6, 6, 3))], "EUGen has a forward of its own"),
+            *(
+                ([hooked(EUGen(6, 6, 3), kind)], "EUGen has hooks")
+                for kind in ("forward", "forward_pre", "full_backward", "full_backward_pre")
+            ),
+            ([hooked(nn.Sequential(nn.Linear(6, 6))), nn.Linear(6, 2)], "Sequential has hooks"),
+            ([nn.utils.spectral_norm(nn.Linear(6, 6))], "Linear has hooks"),
+            ([nn.utils.spectral_norm(EUGen(6, 6, 3))], "EUGen has hooks"),
+        ],
+    )
+    def test_is_refused(self, modules: list[nn.Module], message: str) -> None:
+        for chain in (modules, nn.Sequential(*modules)):
+            with pytest.raises(ValueError, match=f"merge_chain: {message}, which merging would ignore"):
+                merge_chain(chain)
+
+    def test_of_the_outermost_sequential_too(self) -> None:
+        with pytest.raises(ValueError, match="Residual has a forward of its own"):
+            merge_chain(Residual(nn.Linear(6, 6)))
+
+    def test_parametrizations_are_part_of_the_parameters(self) -> None:
+        layers = nn.Sequential(EUGen(6, 5, 3, dtype=F64), nn.Linear(5, 2, dtype=F64))
+        nn.utils.parametrizations.weight_norm(layers[0])
+        nn.utils.parametrizations.spectral_norm(layers[1])
+        layers.eval()
+        assert_equal_to_round_off(merge_chain(layers).evaluate(normal(9, 6)), layers(normal(9, 6)))
+
+
+def test_a_single_layer_is_a_chain() -> None:
+    layer = randomised(nn.Sequential(EUGen(6, 5, 3, dtype=F64)))[0]
+    assert_equal_to_round_off(merge_chain(layer).evaluate(normal(9, 6)), layer(normal(9, 6)))
+
+
 def test_merged_chain_is_immutable() -> None:
     chain: MergedChain = merge_chain([nn.Linear(3, 4)])
     with pytest.raises(AttributeError):

@@ -66,6 +66,21 @@ class TestKeep:
         with pytest.raises(ValueError, match="learned itself"):
             EUGen(6, 4, 5, psi="identity").keep(3)
 
+    @pytest.mark.parametrize(
+        "features", [0, -1, 6, [1, 1], [0, 5], [], [[0, 1]], [True, False, True, False, False]], ids=str
+    )
+    def test_features_that_are_not_there(self, features: Any) -> None:
+        layer = EUGen(6, 4, 5)
+        with pytest.raises(ValueError, match="one or more different positions from 0 to 4"):
+            layer.keep(torch.tensor(features) if isinstance(features, list) else features)
+        assert layer.weight.shape == (4, 5)
+
+    def test_parameters_that_are_computed_from_others(self) -> None:
+        layer = nn.utils.parametrizations.weight_norm(EUGen(6, 4, 5))
+        for edit in (lambda: layer.keep(3), lambda: layer.set_output(torch.zeros(4, 5), torch.zeros(4))):
+            with pytest.raises(ValueError, match="parametrize computes cannot be set or cut"):
+                edit()
+
 
 @pytest.mark.parametrize(
     "options", [{"norm_first": False}, {}, {"order": 2}, {"order": 3, "shared": True, "phi": "identity"}], ids=str
@@ -187,6 +202,21 @@ def test_adam_goes_on(order: int) -> None:
         assert state["step"] == 200
     at_first = (net(x) - target).square().mean().item()
     assert train(100) < at_first
+
+
+def test_adafactor_goes_on() -> None:
+    """It keeps means over rows and over columns."""
+    net = network(10)
+    optimizer = torch.optim.Adafactor(net.parameters(), lr=1e-2)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        net(inputs()).square().mean().backward()
+        optimizer.step()
+
+    step()
+    follow(optimizer, select_features(net, 5, pairs(inputs())))
+    step()
 
 
 @pytest.mark.parametrize(

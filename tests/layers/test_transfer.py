@@ -211,6 +211,18 @@ class TestOptions:
         for name, value in closed.state_dict().items():
             assert torch.equal(trained.state_dict()[name], value)
 
+    def test_training_that_ends_in_what_is_no_number_is_undone_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def astray(layer: EUGen, *_: object) -> None:
+            layer.projections.data.fill_(torch.nan)
+
+        monkeypatch.setattr("eugen_nerf.layers.transfer._train", astray)
+        network, x = teacher(6, 40, 3), normal(500, 6)
+        closed, trained = student_of(network, 8), student_of(network, 8)
+        transfer_network(network, closed, batches(x), TransferOptions())
+        transfer_network(network, trained, batches(x), TransferOptions(solver="layerwise"))
+        for name, value in closed.state_dict().items():
+            assert torch.equal(trained.state_dict()[name], value)
+
     def test_frozen_projections_stay_buffers(self) -> None:
         network, x = teacher(6, 40, 3), normal(500, 6)
         student = student_of(network, 8, trainable_projections=False)
@@ -231,6 +243,28 @@ class TestOptions:
         layer, dense = EUGen(4, 8, 8, norm=False, bias=False, dtype=F64), nn.Linear(4, 8, bias=False, dtype=F64)
         x = normal(300, 4)
         assert fit_layer(layer, dense, [(x, torch.relu(dense(x)))], TransferOptions(ridge=1e-13)) > 1 - 1e-9
+
+
+def test_networks_are_looked_at_in_evaluation_mode() -> None:
+    def with_dropout() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(6, 30), nn.ReLU(), nn.Dropout(0.5), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 3)
+        ).double()
+
+    network, x = with_dropout().train(), normal(500, 6)
+    network[2].eval()
+    student = convert(copy.deepcopy(network), ConversionPlan(8, ("3",), norm=False)).module
+    modes = [module.training for module in (*network.modules(), *student.modules())]
+    (fit,) = transfer_network(network, student, batches(x), TransferOptions())
+    assert [module.training for module in (*network.modules(), *student.modules())] == modes
+    other = with_dropout().train()
+    second = convert(copy.deepcopy(other), ConversionPlan(8, ("3",), norm=False)).module
+    (expected,) = transfer_network(other.eval(), second.eval(), batches(x), TransferOptions())
+    assert fit.explained == expected.explained
+    third = convert(copy.deepcopy(other), ConversionPlan(8, ("3",), norm=False)).module
+    (in_training,) = transfer_network(other.train(), third.train(), batches(x), TransferOptions())
+    assert in_training.explained == expected.explained
 
 
 def test_nothing_of_the_teacher_changes() -> None:
@@ -278,7 +312,27 @@ class TestRefusals:
         with pytest.raises(ValueError, match="kernel form"):
             fit_layer(layer, nn.Linear(4, 8), [(torch.ones(3, 4), torch.ones(3, 8))], TransferOptions())
 
-    @pytest.mark.parametrize("options", [{"ridge": -1.0}, {"ridge": torch.nan}, {"steps": 0}, {"rate": 0.0}])
+    def test_more_features_than_the_teacher_has_units(self) -> None:
+        for units_of_teacher in (1, 3):
+            layer, dense = EUGen(4, units_of_teacher, 4, norm=False), nn.Linear(4, units_of_teacher)
+            x = torch.randn(50, 4)
+            with pytest.raises(ValueError, match=f"4 features cannot be taken from the {units_of_teacher} units"):
+                fit_layer(layer, dense, [(x, dense(x))], TransferOptions())
+            fit_layer(layer, dense, [(x, dense(x))], TransferOptions(rows="orthogonal"))
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"ridge": -1.0},
+            {"ridge": torch.nan},
+            {"steps": 0},
+            {"rate": 0.0},
+            {"solver": "newton"},
+            {"rows": "teachers"},
+            {"selection": "all"},
+        ],
+        ids=str,
+    )
     def test_options(self, options: dict) -> None:
         with pytest.raises(ValueError, match=next(iter(options))):
             TransferOptions(**options)

@@ -110,3 +110,19 @@ def test_transmittance_of_a_thin_ray_after_many_dense_ones() -> None:
     sigma[-each:] = 0.05
     got = transmittance(sigma, PackedSamples(each * torch.arange(rays + 1), starts, ends))
     torch.testing.assert_close(got[-each:], torch.exp(-0.05 * torch.arange(each)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_density_that_is_not_a_number_shows_in_its_own_ray_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    samples = packed([3, 4, 0, 5], generator)
+    sigma = torch.rand(12, generator=generator, dtype=torch.float64)
+    rgb = torch.rand(12, 3, generator=generator, dtype=torch.float64)
+    whole = torch.cat([part.view(4, -1) for part in composite(sigma, rgb, samples)], dim=1)
+    light = transmittance(sigma, samples)
+    sigma[4] = math.nan
+    damaged = torch.cat([part.view(4, -1) for part in composite(sigma, rgb, samples)], dim=1)
+    assert damaged[1].isnan().all()
+    others = torch.tensor([0, 2, 3])
+    torch.testing.assert_close(damaged[others], whole[others])
+    assert transmittance(sigma, samples).isfinite().all()
+    torch.testing.assert_close(transmittance(sigma, samples)[7:], light[7:])

@@ -195,6 +195,62 @@ def test_network_any_width(widths: list[int], n: int, order: int, seed: int, inn
     check_network(nn.Sequential(*layers, nn.Linear(widths[-1], 3)), n, seed)
 
 
+@pytest.mark.parametrize("phi", ["identity", "relu", "squared_relu", "softplus", "gelu", "sin"])
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_network_that_diverged_does_not_look_healthy(phi: str, order: int) -> None:
+    """What is not a number goes through every nonlinearity, as in PyTorch; of one row, in that row alone."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        EUGen(5, 24, 8, order=order, phi=phi, norm=False), EUGen(24, 24, 8, order=order, phi=phi, norm=False),
+        nn.Linear(24, 3),
+    )  # fmt: skip
+    x = torch.randn(200, 5)
+    x[3, 1] = math.nan
+    y = network(x, merge_chain(layers))
+    assert y.isnan().any(dim=1).nonzero().flatten().tolist() == [3]
+    y[3].sum().backward()
+    for weight in (layers[0].projections, layers[1].projections, layers[1].weight, layers[2].weight):
+        assert isinstance(weight, nn.Parameter)
+        assert weight.grad is not None
+        assert weight.grad.isnan().any()
+    with torch.no_grad():
+        layers[0].projections.fill_(math.nan)
+    assert network(torch.randn(200, 5), merge_chain(layers)).isnan().all()
+
+
+def test_rows_of_any_shape() -> None:
+    chain = merge_chain(build_network("eugen", 5, 16, 1, 3, 8))
+    x = torch.randn(2, 3, 4, 5)
+    rows = network(x.view(-1, 5), chain)
+    assert torch.equal(network(x, chain), rows.view(2, 3, 4, 3))
+    assert torch.equal(network(x[0, 0, 0], chain), rows[0])
+    assert network(x[:, :0], chain).shape == (2, 0, 4, 3)
+
+
+@pytest.mark.parametrize("op", ["hash_encode", "network", "composite"])
+def test_gradients_of_gradients_are_for_the_reference(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = HashGridLayout.build(2, 2, 8, 2, 4)
+    x = torch.rand(6, 3, requires_grad=True)
+    samples = PackedSamples(torch.tensor([0, 6]), torch.arange(6.0), torch.arange(6.0) + 1)
+
+    def run() -> None:
+        if op == "hash_encode":
+            table = torch.randn(grid.num_entries, 2, generator=torch.Generator().manual_seed(0))
+            y = hash_encode(x, table, grid)
+        elif op == "network":
+            torch.manual_seed(0)
+            y = network(x, merge_chain(build_network("mlp", 3, 8, 1, 2, 8)))
+        else:
+            y = composite(x[:, 0], x, samples)[0]
+        (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+
+    with pytest.raises(NotImplementedError, match=r'first order alone.*backend="reference"'):
+        run()
+    monkeypatch.setenv("EUGEN_BACKEND", "reference")
+    run()
+
+
 def test_network_same_threads_same_bits() -> None:
     torch.manual_seed(0)
     layers = build_network("eugen", 32, 64, 2, 16, 32)
@@ -373,6 +429,10 @@ def test_march_edge_cases() -> None:
     directions = torch.tensor([[0.0, 0, 1], [0, 0, 1], [math.nan, 0, 1], [0, 0, 1]])
     samples = march(bad, directions, torch.zeros(4), torch.full((4,), 9.0), bits, 2, BOUNDED, StepRule(0.1))
     assert samples.num_samples == 0
+    for space in (BOUNDED, UNBOUNDED):  # limits that are no numbers
+        for near, far in ((math.nan, 9.0), (0.0, math.nan)):
+            limits = torch.tensor([near]), torch.tensor([far])
+            assert march(none.new_zeros(1, 3), directions[:1], *limits, bits, 2, space, StepRule(0.1)).num_samples == 0
     infinite = march(none.new_zeros(1, 3), directions[:1], torch.zeros(1), torch.full((1,), math.inf), bits, 2,
                      BOUNDED, StepRule(0.1))  # fmt: skip
     assert infinite.num_samples == 20

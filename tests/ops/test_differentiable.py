@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 
@@ -220,6 +221,33 @@ def test_cameras_have_gradients(which: int) -> None:
     assert wanted is not None
     assert wanted.any()
     assert relative_error(limits[which].grad, wanted) <= 1e-3
+
+
+def test_hidden_samples_are_skipped_ray_by_ray_where_one_density_is_not_a_number() -> None:
+    field = Field()
+    healthy = render(field.merged(), 60, True)
+    with torch.no_grad():
+        field.table[5] = torch.nan
+    colors, alphas, *_ = render(field.merged(), 60, True)
+    bad = alphas.isnan() | (colors.isnan().any(dim=1))
+    assert 0 < bad.sum() < 60
+    torch.testing.assert_close(alphas[~bad], healthy[1][~bad])
+    torch.testing.assert_close(colors[~bad], healthy[0][~bad])
+
+
+def test_strided_tables_have_their_gradients() -> None:
+    field = Field()
+    gradients = []
+    for strided in (False, True):
+        leaf = field.table.detach().T.contiguous().requires_grad_()
+        table = leaf.T if strided else leaf.T.contiguous()
+        assert table.is_contiguous() != strided
+        whole = dataclasses.replace(field.merged(), table=table)
+        loss(*render(whole, 40, False)[:3]).backward()
+        assert leaf.grad is not None
+        gradients.append(leaf.grad)
+    assert gradients[0].any()
+    torch.testing.assert_close(gradients[1], gradients[0])
 
 
 def test_what_it_cannot_do_is_said() -> None:

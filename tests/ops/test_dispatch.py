@@ -55,6 +55,11 @@ def test_native_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == ["network"] * 2
 
 
+def test_layers_are_to_be_merged_first() -> None:
+    with pytest.raises(TypeError, match=r"takes a MergedChain, not Sequential; layers\.merge_chain makes one"):
+        network(torch.randn(5, 4), build_network("mlp", 4, 8, 1, 3, 6))  # type: ignore[arg-type]
+
+
 def test_environment_goes_before_the_argument(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = native_calls(monkeypatch)
     chain = merge_chain(build_network("mlp", 4, 8, 1, 3, 6))

@@ -21,7 +21,7 @@ EUGEN_FUNCTION void store(float* p, Vector v) { *(Vector*)p = v; }
 
 // What a product starts from, and what happens to it at the end.
 enum Start { ZERO, ACCUMULATE, ROW };  // ROW: the same row of offsets for all rows
-enum Finish { PLAIN, RELU, WHERE_POSITIVE };  // the last keeps what stands where a mask of C's shape is > 0
+enum Finish { PLAIN, RELU, WHERE_POSITIVE };  // the last: zero where a mask of C's shape is not positive
 
 // A matrix seen through strides; B and C have contiguous rows that are a whole number of vectors long.
 struct Strided {
@@ -53,8 +53,8 @@ EUGEN_FUNCTION void block(float* c, int ldc, Strided a, const float* b, int ldb,
   for (int m = 0; m < M; m++)
     for (int v = 0; v < V; v++) {
       Vector s = sum[m][v];
-      if (finish == RELU) s = s > 0.f ? s : Vector{};
-      if (finish == WHERE_POSITIVE) s = load(mask + m * ldc + v * LANES) > 0.f ? s : Vector{};
+      if (finish == RELU) s = s < 0.f ? Vector{} : s;
+      if (finish == WHERE_POSITIVE) s = load(mask + m * ldc + v * LANES) <= 0.f ? Vector{} : s;
       store(c + m * ldc + v * LANES, s);
     }
 }

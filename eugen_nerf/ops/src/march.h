@@ -111,12 +111,13 @@ struct Step {
 
 EUGEN_FUNCTION Walk begin_walk(const March& m, Vec3 origin, Vec3 direction, float near, float far, float jitter) {
   Walk walk{origin, direction, {0.f, 0.f, 0.f}, 0.f, 0, 0};
+  if (!(far > near)) return walk;  // also where a limit is not a number, which the box would hide
   float first = near, last = far;
   if (!m.contracted) {
     clip_to_box(m.low, m.high, origin, direction, near, far);
     clip_to_box(m.occupied_low, m.occupied_high, origin, direction, first, last);
   }
-  if (!(far > near)) return walk;  // also where a limit is not a number
+  if (!(far > near)) return walk;
   walk.start = step_coordinate(m, maximum(near, 0.f)) + jitter;
   const float steps = step_coordinate(m, maximum(far, 0.f)) - walk.start;
   // A cap far above any sensible count keeps the conversion defined for huge or infinite limits.

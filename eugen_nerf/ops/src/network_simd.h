@@ -327,7 +327,7 @@ static inline void tile_backward(const Network& net, Scratch& t, Gradients& sums
     ldy = ld;
     if (masked) {
       if (has_norm) {
-        for (int j = 0; j < rows * ld; j++) din[j] = in[j] > 0.f ? din[j] : 0.f;
+        for (int j = 0; j < rows * ld; j++) din[j] = in[j] <= 0.f ? 0.f : din[j];
         for (int r = 0; r < rows; r++) din[r * ld + net.stages[i].in] = 0;  // the norm is no feature
       }
       dy = din;

@@ -148,18 +148,18 @@ EUGEN_FUNCTION float to_float(uint16 h) {
 }
 EUGEN_FUNCTION float low_half(uint32 v) { return to_float(uint16(v & 0xffff)); }
 EUGEN_FUNCTION float high_half(uint32 v) { return to_float(uint16(v >> 16)); }
-// The halves of a word where those of `by` are positive; else, and where they are not numbers, zero.
+// The halves of a word where those of `by` are positive or not numbers; else zero.
 EUGEN_FUNCTION uint32 where_positive(uint32 word, uint32 by) {
 #if !EUGEN_BF16 || __CUDA_ARCH__ >= 900
   uint32 mask;
 #if EUGEN_BF16
-  asm("set.gt.u32.bf16x2 %0, %1, %2;" : "=r"(mask) : "r"(by), "r"(0));
+  asm("set.gtu.u32.bf16x2 %0, %1, %2;" : "=r"(mask) : "r"(by), "r"(0));
 #else
-  asm("set.gt.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(by), "r"(0));
+  asm("set.gtu.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(by), "r"(0));
 #endif
   return word & mask;
 #else
-  return (low_half(by) > 0.f ? word & 0xffffu : 0u) | (high_half(by) > 0.f ? word & 0xffff0000u : 0u);
+  return (low_half(by) <= 0.f ? 0u : word & 0xffffu) | (high_half(by) <= 0.f ? 0u : word & 0xffff0000u);
 #endif
 }
 EUGEN_FUNCTION uint16 to_half(float v) { return uint16(pack(v, 0.f) & 0xffff); }
