@@ -40,7 +40,7 @@ class TestView:
 
     index: int
     camera: Cameras
-    truth: Tensor  # [H, W, 3] in [0, 1], on white where the photo is transparent
+    truth: Tensor  # [H, W, 3] in [0, 1], on the model's background where the photo is transparent
 
 
 def test_view(pipeline: Any, index: int) -> TestView:
@@ -62,8 +62,29 @@ def test_view(pipeline: Any, index: int) -> TestView:
     if image.max() > 1:
         image = image / 255
     if image.shape[-1] == 4:
-        image = image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
+        image = image[..., :3] * image[..., 3:] + float(_shows_white(pipeline)) * (1 - image[..., 3:])
     return TestView(index, camera, image)
+
+
+def _shows_white(pipeline: Any) -> bool:
+    """Whether a model has white behind transparent photos. nerfstudio's have black wherever they do not say so: behind
+    the last sample of a ray, or where colours are random in training."""
+    return getattr(getattr(pipeline.model, "config", None), "background_color", "white") == "white"
+
+
+def check_background(pipeline: Any) -> None:
+    """Refuse to compare pictures on different backgrounds.
+
+    Raises:
+        UserError: photos are transparent, and the model shows them on black.
+    """
+    dataset = pipeline.datamanager.eval_dataset
+    if not _shows_white(pipeline) and dataset[0]["image"].shape[-1] == 4:
+        raise UserError(
+            f"{dataset.image_filenames[0]}: is transparent, and this method shows black there (background_color "
+            f"{pipeline.model.config.background_color}) where the others show white. Add the override "
+            "pipeline.model.background_color: white."
+        )
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ import torch
 from eugen_nerf.files import replace_file
 from eugen_nerf.ops.build import SOURCE, BuildError, cache_folder
 
+TEGRA = (53, 62, 72, 87, 101, 110)  # architectures of Jetson and the like, whose code no other GPU takes
 OPTIONS = ("--std=c++17", "--device-as-default-execution-space", "--ptxas-options=-v")
 
 # Where pip wheels of CUDA 13, 12 and 11.8 keep the library, below a folder of sys.path.
@@ -82,13 +83,13 @@ class Nvrtc:
     def target(self, architecture: int) -> tuple[int, bool]:
         """What to compile for, given a GPU's architecture, and whether the driver has to compile that on.
 
-        Machine code runs on the architecture itself and later ones of the same generation. Generations that are newer
-        than this NVRTC get PTX.
+        Machine code runs on the architecture itself and later ones of the same generation, except that of Tegra, which
+        runs there alone. Generations that are newer than this NVRTC get PTX.
 
         Raises:
             BuildError: the GPU is older than all that this NVRTC knows.
         """
-        known = [a for a in self.architectures() if a <= architecture]
+        known = [a for a in self.architectures() if a <= architecture and (a == architecture or a not in TEGRA)]
         if not known:
             raise BuildError(
                 f"NVRTC {self.version[0]}.{self.version[1]} does not know compute capability {architecture / 10}"

@@ -195,8 +195,9 @@ class EugenModel(Model):
 
     @staticmethod
     def _on_background(rgb: Tensor, alpha: Tensor, background: str) -> Tensor:
-        # The renderer's method honours the colour chosen in the viewer.
-        color = RGBRenderer.get_background_color(background, shape=rgb.shape, device=rgb.device)  # type: ignore[arg-type]
+        # The renderer's method honours the colour chosen in the viewer. Asked for one in the picture's shape, it would
+        # spread it out in main memory and copy that to a GPU, in every frame.
+        color = RGBRenderer.get_background_color(background, shape=(3,), device=rgb.device)  # type: ignore[arg-type]
         return rgb + (1 - alpha)[:, None] * color
 
     def _blend_for_loss(self, outputs: dict[str, Tensor], image: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,6 +77,19 @@ def test_transparent_photos_are_compared_on_white() -> None:
     assert darker["psnr"] == pytest.approx(-20 * np.log10((128 - 102) / 255))
 
 
+@pytest.mark.parametrize("background", ["last_sample", "random", "black"])
+def test_methods_that_show_black_are_refused_beside_others(background: str) -> None:
+    """Left to itself, nerfstudio's nerfacto trains what is transparent to be black."""
+    ours = pipeline(0.0)
+    evaluation.check_background(ours)
+    ours.model.config = SimpleNamespace(background_color=background)
+    with pytest.raises(UserError, match=r"a\.png: is transparent.*override pipeline\.model\.background_color: white"):
+        evaluation.check_background(ours)
+    assert evaluate(ours, [0])[0]["psnr"] == evaluation.PSNR_OF_EQUAL_IMAGES  # alone, on its own background
+    ours.model.config.background_color = "white"
+    evaluation.check_background(ours)
+
+
 def test_the_fine_pass_is_what_a_model_with_two_passes_shows() -> None:
     ours = pipeline(0.5)
     ours.model.get_outputs_for_camera = lambda camera: {

@@ -31,7 +31,7 @@ def test_kernels_pass_their_check() -> None:
 @pytest.mark.parametrize(
     ("function", "named"),
     [
-        ("network_backward", [f"network ({part})" for part in ("dense", "order 1", "order 2", "norm inside")]),
+        ("network_backward", [f"network ({part})" for part in ("dense", "wide", "order 1", "order 2", "norm inside")]),
         ("hash_encode_backward", ["hash_encode"]),
         ("composite_backward", ["composite"]),
         ("render", ["render"]),

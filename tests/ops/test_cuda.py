@@ -243,6 +243,21 @@ def test_the_check_before_the_first_use(monkeypatch: pytest.MonkeyPatch) -> None
     assert check_ops(torch.device("cuda", torch.cuda.current_device()), "cuda") == []
 
 
+def test_weights_that_do_not_stay_in_shared_memory() -> None:
+    """As on a GPU that has little of it: those of wide networks are brought in parts."""
+    device = Gpu(torch.cuda.current_device())
+    device.shared_memory = 1 << 16
+    case = network_case("width-256", 333, torch.float16)
+    tiles = cuda.network_tiles(device, case.spec)
+    assert tiles.streamed
+    assert tiles.back_streamed
+    x, parameters, grad = case.x.cuda(), case.parameters.cuda(), case.grad.cuda()
+    y = cuda.network_forward(device, x, parameters, case.spec, case.eps)
+    gradients = cuda.network_backward(device, x, parameters, grad, case.spec, case.eps, True)
+    for got, expected in ((y, case.y), (gradients[0], case.grad_x), (gradients[1], case.grad_parameters)):
+        assert relative_error(got, expected) <= TOLERANCE[torch.float16]
+
+
 def test_code_that_the_driver_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """As GPUs get it that are newer than the compiler."""
     oldest = max(OLDEST_ARCHITECTURE, min(find_nvrtc().architectures()))

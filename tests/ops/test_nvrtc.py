@@ -172,6 +172,9 @@ def test_a_gpu_between_two_architectures_runs_the_older_ones_code(monkeypatch: p
     monkeypatch.setattr(compiler, "architectures", lambda: [75, 80, 86, 90])
     assert [compiler.target(gpu) for gpu in (75, 80, 86, 89, 90)] == [(n, False) for n in (75, 80, 86, 86, 90)]
     assert compiler.target(120) == (90, True)
+    monkeypatch.setattr(compiler, "architectures", lambda: [75, 80, 86, 87, 90, 100, 101, 120])  # with two of Tegra
+    assert [compiler.target(gpu) for gpu in (87, 88, 89, 101, 103)] == [(n, False) for n in (87, 86, 86, 101, 100)]
+    monkeypatch.setattr(compiler, "architectures", lambda: [75, 80, 86, 90])
     with pytest.raises(BuildError, match=r"does not know compute capability 7\.0"):
         compiler.target(70)
 
