@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -114,7 +114,7 @@ class _FeedForward:
     """Where the layer's network becomes one: what will evaluate the network's other layers too."""
 
 
-def convert(module: nn.Module, plan: ConversionPlan) -> Conversion:
+def convert(module: nn.Module, plan: ConversionPlan, activations: Mapping[str, str] | None = None) -> Conversion:
     """Replaces feed-forward layers, a linear layer and its activation, by EUGen layers of the same shape, in place.
 
     Understands `torch.nn.Linear` followed by an activation in a `torch.nn.Sequential`, the feed-forward part of
@@ -123,9 +123,10 @@ def convert(module: nn.Module, plan: ConversionPlan) -> Conversion:
     same names, and our own `Dense`. Activations that bound their output, as sigmoid does, make no feed-forward layer.
     New layers start from random weights. Optimizers must be made afterwards.
 
-    A subclass of these containers that has a forward of its own is left alone: what happens between its layers is not
-    known. So is one layer of a `TransformerEncoder` no model of its own: convert the encoder, which knows whether it
-    may hand nested tensors to its layers.
+    In other modules, and in subclasses of these that have a forward of their own, only that forward knows what
+    follows a linear layer. There `activations` names the pairs: {"blocks.*.mlp.fc1": "act"} says that the result of
+    each fc1, and nothing else, goes to the attribute act of the same module. Layers in a `TransformerEncoder` should
+    be converted together with it: it stops handing them nested tensors then.
 
     A layer is replaced where one of the plan's patterns matches the path of its linear layer. Nothing is changed
     unless everything can be. What replaces a frozen layer is frozen too: the bias where the bias was (requires_grad
@@ -135,14 +136,17 @@ def convert(module: nn.Module, plan: ConversionPlan) -> Conversion:
         ValueError: the plan names no layers; a pattern matches no feed-forward layer (the message lists those that
             there are) or one whose weights are opaque (tiny-cuda-nn) or tied to another place; something would be lost
             with the layer (hooks, a forward of its own, parametrizations); order 0, a layer of width 1, more features
-            than the layer has units, or a perceptron with layers that compute something else than `torch.nn.Linear`.
+            than the layer has units, or a perceptron with layers that compute something else than `torch.nn.Linear`;
+            `activations` names what is not there.
     """
     if not plan.layers:
         raise ValueError("convert: the plan names no layers, so that none would be replaced; its default is ('*',)")
     root = nn.Module()
     root.add_module("model", module)
     opaque = [path for path, child in module.named_modules() if _is_opaque(child)]
-    candidates = list(_feed_forward_layers(module, root))
+    named = list(_named_pairs(module, activations or {}))
+    known_already = {candidate.path for candidate in named}
+    candidates = [*named, *(c for c in _feed_forward_layers(module, root) if c.path not in known_already)]
     for pattern in plan.layers:
         for path in opaque:
             if fnmatchcase(path, pattern) or pattern.startswith(f"{path}."):
@@ -272,6 +276,41 @@ def _feed_forward_layers(module: nn.Module, root: nn.Module) -> Iterator[_FeedFo
                 yield _FeedForward(path, child, describe(child.activation), _put_for(root, child))
         elif _is_nerfstudio_mlp(child):
             yield from _in_stack(prefix, _as_stack(child), _put_for(root, child), (child,))
+
+
+def _named_pairs(module: nn.Module, activations: Mapping[str, str]) -> Iterator[_FeedForward]:
+    """Linear layers whose activation somebody has named."""
+
+    def putter(parent: nn.Module, name: str, activation: str) -> Callable[[EUGen], None]:
+        def put(layer: EUGen) -> None:
+            setattr(parent, name, layer)
+            vars(parent).pop(activation, None)  # a function, in the place of which a module comes
+            setattr(parent, activation, nn.Identity())
+
+        return put
+
+    taken: dict[tuple[nn.Module, str], str] = {}
+    for pattern, name in activations.items():
+        linears = [
+            (path, child)
+            for path, child in module.named_modules()
+            if isinstance(child, nn.Linear) and fnmatchcase(path, pattern)
+        ]
+        if not linears:
+            raise ValueError(f"convert: {pattern!r}, of activations, matches no torch.nn.Linear")
+        for path, linear in linears:
+            above, _, own = path.rpartition(".")
+            parent = module.get_submodule(above)
+            activation = getattr(parent, name, None)
+            if not callable(activation) or parent is linear:
+                raise ValueError(f"convert: {path}: beside it there is no activation {name!r}")
+            other = taken.setdefault((parent, name), path)
+            if other != path:
+                raise ValueError(
+                    f"convert: {other} and {path} have the activation {name!r} in common; name one of them"
+                )
+            gone = (activation,) if isinstance(activation, nn.Module) else ()
+            yield _FeedForward(path, linear, describe(activation), putter(parent, own, name), gone)
 
 
 def _in_sequential(prefix: str, sequential: nn.Sequential) -> Iterator[_FeedForward]:

@@ -354,6 +354,62 @@ class TestContainersWithAForwardOfTheirOwn:
             convert(model, PLAN)
 
 
+class Mlp(nn.Module):
+    """As vision transformers have it: what follows a layer, only forward knows."""
+
+    def __init__(self, act: Any) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(6, 24)
+        self.act = act
+        self.fc2 = nn.Linear(24, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))  # type: ignore[no-any-return]
+
+
+class TestNamedActivations:
+    @staticmethod
+    def blocks(act: Any) -> nn.Module:
+        return nn.ModuleDict({"blocks": nn.ModuleList([Mlp(act), Mlp(act)]), "head": perceptron()})
+
+    @pytest.mark.parametrize(
+        "act", [nn.GELU(), torch.nn.functional.gelu, nn.Hardtanh()], ids=["module", "function", "odd"]
+    )
+    def test_pairs_that_no_container_shows(self, act: Any) -> None:
+        model = self.blocks(act)
+        found = convert(model, ConversionPlan(4, norm=False), {"blocks.*.fc1": "act"})
+        assert paths(found) == ["blocks.0.fc1", "blocks.1.fc1", "head.0", "head.2"]
+        block: Any = model["blocks"][0]  # type: ignore[index]
+        x = torch.randn(5, 6)
+        torch.testing.assert_close(block(x), block.fc2(block.fc1(x)))
+        merged = merge_chain([block.fc1, block.act, block.fc2])
+        torch.testing.assert_close(merged.evaluate(x), block(x), rtol=1e-5, atol=1e-5)
+
+    def test_patterns_of_the_plan_choose_among_them(self) -> None:
+        found = convert(self.blocks(nn.GELU()), ConversionPlan(4, ("blocks.1.*",)), {"blocks.*.fc1": "act"})
+        assert paths(found) == ["blocks.1.fc1"]
+        assert "blocks.0.fc1" in found.kept
+
+    @pytest.mark.parametrize(
+        ("activations", "message"),
+        [
+            ({"blocks.*.fc9": "act"}, r"'blocks\.\*\.fc9', of activations, matches no torch\.nn\.Linear"),
+            ({"blocks.*.fc1": "activation"}, r"blocks\.0\.fc1: beside it there is no activation 'activation'"),
+            ({"blocks.*.fc?": "act"}, r"blocks\.0\.fc1 and blocks\.0\.fc2 have the activation 'act' in common"),
+        ],
+    )
+    def test_what_is_not_there(self, activations: dict[str, str], message: str) -> None:
+        model = self.blocks(nn.GELU())
+        before = str(model)
+        with pytest.raises(ValueError, match=message):
+            convert(model, PLAN, activations)
+        assert str(model) == before
+
+    def test_hooks_of_the_activation_would_be_lost(self) -> None:
+        with pytest.raises(ValueError, match="GELU has hooks, which would be lost"):
+            convert(self.blocks(hooked(nn.GELU(), "forward")), PLAN, {"blocks.*.fc1": "act"})
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("plan", "message"),
