@@ -1,0 +1,262 @@
+"""Kernels one by one against PyTorch and tiny-cuda-nn, and from rays to gradients in one piece."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from gpu_processes import Gpu, Row
+from gpu_timing import DEVICE, Contender, TimeUp, race
+from torch import Tensor, nn
+
+from eugen_nerf.field import EugenField, FieldConfig
+from eugen_nerf.layers import build_network, merge_chain
+from eugen_nerf.layers.merge import MergedChain
+from eugen_nerf.occupancy import pack_bits
+from eugen_nerf.ops import (
+    Backend,
+    HashGridLayout,
+    PackedSamples,
+    RadianceField,
+    Space,
+    StepRule,
+    differentiable_render,
+    operators,
+    reference,
+)
+from eugen_nerf.ops.operators import rule_argument, space_arguments
+from eugen_nerf.ops.packing import PackedChain, pack_chain
+from eugen_nerf.tcnn_modules import hash_grid, mlp
+
+WIDTHS = (32, 64, 128)
+OURS_FLOAT32 = "ours, float32 rows"
+TCNN_ROWS, TCNN_TABLE = "tcnn, float32 rows in", "tcnn, fp16 table"
+COMPILER_SECONDS = 30  # that torch.compile may take for a width
+STEPS_THROUGH_BOX = 500  # of a ray, about
+FEW_CELLS = 0.03  # that are occupied once a training has found the object
+
+
+class HalfMlp(nn.Module):
+    """The merged chain as PyTorch evaluates it in half precision: ReLU features, no norm."""
+
+    def __init__(self, chain: MergedChain) -> None:
+        super().__init__()
+        self.matrices = nn.ParameterList(s.projections.half() for s in chain.stages)
+        self.output = nn.Parameter(chain.weight.half())
+
+    def forward(self, x: Tensor) -> Tensor:
+        for matrix in self.matrices:
+            x = torch.relu(nn.functional.linear(x, matrix))
+        return nn.functional.linear(x, self.output)
+
+
+def eugen_chain(width: int) -> tuple[MergedChain, PackedChain]:
+    """A merged EUGen network 32-width-width-16."""
+    layers = build_network("eugen", 32, 64, 2, 16, width, norm_first=False).to(DEVICE)
+    with torch.no_grad():
+        chain = merge_chain(layers)
+        return chain, pack_chain(chain)
+
+
+def by_tcnn(name: str, make: Callable[[], nn.Module], x: Tensor, grad: Tensor) -> list[Contender]:
+    """tiny-cuda-nn without JIT fusion and, where there is such a thing, with: its README advises to try both."""
+
+    def contender(name: str, module: nn.Module, fused: bool) -> Contender:
+        parameters = tuple(module.parameters())
+        count = sum(p.numel() for p in parameters) / 1e6
+
+        def remark() -> str:
+            gone = "; JIT fusion failed and was not in use" if fused and not module.jit_fusion else ""
+            return f"rounds {count:.2f} M parameters to fp16 first{gone}"  # in each forward pass of its Python module
+
+        return Contender(name, module, x, grad, parameters, remark)
+
+    module: Any = make().to(DEVICE)
+    contenders = [contender(name, module, False)]
+    if getattr(module, "jit_fusion", False):
+        module.jit_fusion = False
+        contenders.append(contender(f"{name}, JIT", make().to(DEVICE), True))
+    return contenders
+
+
+def network_rows(width: int, batch: int, gpu: Gpu, tcnn: bool, compiled_until: float | None = None) -> Iterator[Row]:
+    """Networks 32-W-W-16: EUGen merged by our kernels, the same by PyTorch, an MLP of that shape by tiny-cuda-nn.
+
+    Args:
+        tcnn: whether there is tiny-cuda-nn.
+        compiled_until: by torch.compile alone, against ours, if the compiler can be done by then.
+    """
+    if compiled_until is not None and time.monotonic() + COMPILER_SECONDS > compiled_until:
+        raise TimeUp("too little was left for the compiler")
+    chain, packed = eugen_chain(width)
+    x32, grad32 = torch.randn(batch, 32, device=DEVICE), torch.randn(batch, 16, device=DEVICE)
+    x16, grad16 = x32.half(), grad32.half()
+    parameters = packed.parameters.detach().requires_grad_()
+
+    def ours(x: Tensor) -> Tensor:
+        return operators.network(x, parameters, packed.spec, packed.eps)
+
+    eager = HalfMlp(chain).to(DEVICE)
+    contenders = [Contender("ours, fp16 rows", ours, x16, grad16, (parameters,))]
+    ways: list[Contender] = []
+    if compiled_until is not None:
+        torch.compiler.reset()
+        module = torch.compile(eager, dynamic=False)
+        contenders.append(Contender("torch.compile fp16", module, x16, grad16, tuple(eager.parameters())))
+    else:
+        contenders.append(Contender(OURS_FLOAT32, ours, x32, grad32, (parameters,)))
+        contenders.append(Contender("torch fp16", eager, x16, grad16, tuple(eager.parameters())))
+        ways = by_tcnn(TCNN_ROWS, lambda: mlp(32, 16, width, 2), x32, grad16) if tcnn else []
+    remarks = {c.name: c.remark for c in ways}
+
+    def note(name: str, ms: float, work: int) -> str:
+        tflops = work * 2 * batch * chain.multiply_adds / ms / 1e9
+        into, out = (4 if "float32" in name else 2) * 32, (4 if name == OURS_FLOAT32 else 2) * 16
+        # Backward reads inputs and gradients, and writes the inputs' gradients.
+        moved = batch * (into + out + (2 * into + out if work > 1 else 0)) / ms / 1e9
+        rates = f"{tflops:.0f} of {gpu.tflops:.0f} TFLOP/s, rows {moved:.2f} of {gpu.tbytes:.2f} TB/s"
+        return "; ".join([rates, remarks[name]()] if name in remarks else [rates])
+
+    everybody = [*contenders, *ways]
+    for work, passes in ((1, "forward"), (3, "forward + backward")):
+        yield from race(
+            f"network 32-{width}-{width}-16, {passes}",
+            [(c.name, (lambda c=c: c.forward) if work == 1 else c.forward_backward) for c in everybody],  # type: ignore[misc]
+            functools.partial(note, work=work),
+            beside=dict.fromkeys(remarks, OURS_FLOAT32),
+            ways=tuple(remarks),
+        )
+
+
+def hash_rows(batch: int, gpu: Gpu, tcnn: bool) -> Iterator[Row]:
+    """The default hash grid, 16 levels of 2 features, up to 2^19 entries each."""
+    layout = HashGridLayout.build(16, 2, 19, 16, 2048)
+    x = torch.rand(batch, 3, device=DEVICE)
+    table = torch.randn(layout.num_entries, 2, device=DEVICE).requires_grad_()
+    grad = torch.randn(batch, layout.out_features, device=DEVICE)
+    half = table.detach().half()
+    few = batch // 4  # positions for eager PyTorch, which needs about 2 kB for each
+    grid = (layout.resolutions, layout.offsets, layout.log2_table_size)
+
+    def ours(x: Tensor) -> Tensor:
+        return operators.hash_encode(x, table, *grid)
+
+    mine = Contender("ours", ours, x, grad, (table,))
+    ways = by_tcnn(TCNN_TABLE, lambda: hash_grid(layout), x, grad.half()) if tcnn else []
+    eager = Contender("torch, a quarter of the batch times 4", lambda x: reference.hash_encode(x, table, layout),
+                      x[:few].contiguous(), grad[:few], (table,))  # fmt: skip
+    halves = Contender("ours, fp16 table", lambda x: operators.hash_encode(x, half, *grid), x, grad, ())
+    remarks = {c.name: c.remark for c in ways}
+
+    def note(name: str, ms: float) -> str:
+        gathered = batch * 16 * 8 * (4 if "fp16" in name else 8)
+        rate = f"entries {gathered / ms / 1e9:.2f} of {gpu.tbytes:.2f} TB/s"
+        return "; ".join([rate, remarks[name]()] if name in remarks else [rate])
+
+    yield from race(
+        "hash_encode, forward",
+        [(c.name, lambda c=c: c.forward) for c in (mine, halves, *ways, eager)],  # type: ignore[misc]
+        note,
+        {eager.name: few and batch / few},
+        ways=tuple(remarks),
+    )
+    yield from race(
+        "hash_encode, backward",
+        [(c.name, c.backward) for c in (mine, *ways, eager)],
+        lambda *_: "",
+        {eager.name: few and batch / few},
+        ways=tuple(remarks),
+    )
+
+
+def rays_with(samples: int, share: float) -> int:
+    """How many rays have so many samples where this share of the cells is occupied."""
+    return max(1, int(samples / (STEPS_THROUGH_BOX * share)))
+
+
+class Rays:
+    """So many rays through a box where this share of the cells is occupied."""
+
+    space, resolution = Space(((-1.5, -1.5, -1.5), (1.5, 1.5, 1.5))), 128
+    rule = StepRule(space.diagonal / 1024)
+
+    def __init__(self, rays: int, share: float) -> None:
+        self.bits = pack_bits(torch.rand(self.resolution**3, device=DEVICE) < share)
+        origins = 4 * nn.functional.normalize(torch.randn(rays, 3, device=DEVICE), dim=-1)
+        directions = nn.functional.normalize(torch.rand(rays, 3, device=DEVICE) - 0.5 - origins, dim=-1)
+        near, far = torch.full((rays,), 1.0, device=DEVICE), torch.full((rays,), 8.0, device=DEVICE)
+        self.where, self.jitter = (origins, directions, near, far), torch.full((rays,), 0.5, device=DEVICE)
+
+    def march(self) -> PackedSamples:
+        arguments = (*space_arguments(self.space), rule_argument(self.rule))
+        return PackedSamples(*operators.march(*self.where, self.jitter, self.bits, self.resolution, *arguments))
+
+
+def ray_rows(samples: int, share: float) -> Iterator[Row]:
+    """March and composite about so many samples, of rays through a box where this share of the cells is occupied: all
+    at the beginning of a training, so that rays are few and long, and few of them later."""
+    rays = rays_with(samples, share)
+    box = Rays(rays, share)
+
+    def eager_march() -> PackedSamples:
+        return reference.march(*box.where, box.bits, box.resolution, box.space, box.rule, box.jitter)
+
+    found = box.march()
+    size = f"{found.num_samples} samples of {rays} rays"
+    yield from race(f"march, {size}", [("ours", lambda: box.march), ("torch", lambda: eager_march)], lambda *_: "")
+
+    sigma, rgb = torch.rand(found.num_samples, device=DEVICE), torch.rand(found.num_samples, 3, device=DEVICE)
+    grad = torch.randn(rays, 5, device=DEVICE)
+
+    def composite(sigma: Tensor, rgb: Tensor) -> Tensor:
+        return operators.composite(sigma, rgb, found.t_starts, found.t_ends, found.ray_offsets)
+
+    def eager_composite(sigma: Tensor, rgb: Tensor) -> Tensor:
+        color, alpha, depth = reference.composite(sigma, rgb, found)
+        return torch.cat([color, alpha[:, None], depth[:, None]], dim=1)
+
+    def forward_backward(run: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], None]:
+        density, color = (tensor.detach().requires_grad_() for tensor in (sigma, rgb))
+
+        def step() -> None:
+            density.grad = color.grad = None
+            run(density, color).backward(grad)
+
+        return step
+
+    contenders = [("ours", lambda: forward_backward(composite)), ("torch", lambda: forward_backward(eager_composite))]
+    yield from race(f"composite, forward + backward, {size}", contenders, lambda *_: "")
+
+
+class OneByOne:
+    """A field that does not show what it is made of, so that its ops run one by one."""
+
+    backend: Backend = "auto"
+
+    def __init__(self, field: RadianceField) -> None:
+        self.field, self.density_at = field, field.density_at
+
+    def __call__(self, unit: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        return self.field(unit, directions)
+
+
+def gradient_rows(samples: int) -> Iterator[Row]:
+    """From rays to the gradient of every parameter, as it comes: in one piece, and op by op."""
+    rays = rays_with(samples, FEW_CELLS)
+    box, field = Rays(rays, FEW_CELLS), EugenField(FieldConfig()).to(DEVICE)
+
+    def step(show: Callable[[Any], Any]) -> Callable[[], None]:
+        def run() -> None:
+            field.zero_grad()
+            place = (*box.where, box.bits, box.resolution, box.space, box.rule)
+            color, _, _, _ = differentiable_render(*place, show(field.merged()), box.jitter, True)
+            color.square().sum().backward()
+
+        return run
+
+    contenders = [("ours", lambda: step(lambda merged: merged)), ("ours, op by op", lambda: step(OneByOne))]
+    what = f"rays to gradients, {box.march().num_samples} samples of {rays} rays"
+    yield from race(what, contenders, lambda *_: "", alone=False)
