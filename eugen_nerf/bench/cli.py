@@ -14,7 +14,7 @@ from eugen_nerf.bench.config import load_benchmark
 from eugen_nerf.bench.engines import Engine, LocalEngine
 from eugen_nerf.bench.readme import update_readme
 from eugen_nerf.bench.report import publish, write_report
-from eugen_nerf.bench.results import prepare_folder
+from eugen_nerf.bench.results import prepared_folder
 from eugen_nerf.bench.runner import check_rows, run
 from eugen_nerf.cli_support import command_line, exit_on_user_error
 from eugen_nerf.errors import UserError
@@ -83,12 +83,12 @@ def run_command(options: Run, console: Console) -> int:
     benchmark = load_benchmark(options.config)
     check_rows(benchmark)
     out = options.out or Path("outputs/bench") / options.config.stem
-    store = prepare_folder(out, benchmark, resume=options.resume)
-    interrupted = f"Interrupted. Finished rows are kept in {out}; go on with --resume."
-    with exit_on_user_error(console, interrupted):
-        outcome = run(benchmark, store, make_engine(options), console, command_line())
-    if outcome.finished:
-        console.print(f"Report: {write_report(out)}", markup=False, soft_wrap=True)
+    with prepared_folder(out, benchmark, resume=options.resume) as store:
+        interrupted = f"Interrupted. Finished rows are kept in {out}; go on with --resume."
+        with exit_on_user_error(console, interrupted):
+            outcome = run(benchmark, store, make_engine(options), console, command_line())
+        if outcome.finished:
+            console.print(f"Report: {write_report(out)}", markup=False, soft_wrap=True)
     if outcome.failed:
         console.print(f"{outcome.failed} jobs failed; --resume tries them again.", style="bold red")
     return 1 if outcome.failed else 0

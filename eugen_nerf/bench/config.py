@@ -182,11 +182,11 @@ def find_scene(path: str, beside: Path) -> Path:
     Raises:
         UserError: there is no such folder in any of the places where it is looked for.
     """
-    given = Path(path).expanduser()
+    given = Path(os.path.expanduser(path))
     data = os.environ.get("EUGEN_DATA")
     places = [Path.cwd(), beside.absolute(), *([Path(data).expanduser().absolute()] if data else [])]
     for place in places:
-        if (place / given).exists():
+        if os.path.exists(place / given):  # unlike pathlib's, False also for names that no file can have
             return Path(os.path.abspath(place / given))  # a link's own name is what tables call the scene
     looked = ", ".join(dict.fromkeys(str(place / given) for place in places))
     near = difflib.get_close_matches(path, _folders(places), n=1, cutoff=0.6)

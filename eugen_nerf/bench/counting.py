@@ -59,9 +59,12 @@ def _observed(model: Any, camera: Cameras) -> dict[str, float | None]:
     # These methods take the same samples on every ray, and some need a minute for a whole frame.
     camera = copy.deepcopy(camera)
     camera.rescale_output_resolution(min(1.0, OBSERVED_SIDE / int(camera.height.max())))
-    work = _Work()
     fields = [module for module in model.modules() if isinstance(module, Field)]
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear | EUGen | LayerStack)]
+    stacks = [module for module in model.modules() if isinstance(module, LayerStack)]
+    # A stack evaluates its layers merged, as a whole, and refuses to with hooks on them, as merging itself does.
+    inside = {module for stack in stacks for module in stack.modules() if module is not stack}
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | EUGen | LayerStack) and m not in inside]
+    work = _Work({layer: _size(layer) for layer in layers})
     hooks = [layer.register_forward_hook(work.run_layer) for layer in layers]
     for field in fields:
         # nerfstudio's models call forward itself, past the hooks of a module.
@@ -81,10 +84,21 @@ def _observed(model: Any, camera: Cameras) -> dict[str, float | None]:
     }
 
 
+def _size(layer: nn.Linear | EUGen | LayerStack) -> tuple[int, int]:
+    """Parameters, and multiply-adds for each row of inputs."""
+    if isinstance(layer, LayerStack):
+        return layer.num_parameters(), layer.multiply_adds()
+    if isinstance(layer, nn.Linear):
+        return sum(parameter.numel() for parameter in layer.parameters()), layer.weight.numel()
+    merged = merge_chain([layer])
+    return merged.num_parameters, merged.multiply_adds
+
+
 class _Work:
     """Counts samples that enter a field, and parameters and multiply-adds of the layers that run meanwhile."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: dict[nn.Module, tuple[int, int]]) -> None:
+        self._sizes = sizes
         self.samples = 0
         self.multiply_adds = 0
         self.parameters: dict[nn.Module, int] = {}
@@ -106,10 +120,5 @@ class _Work:
         if not self._inside:
             return
         rows = inputs[0].numel() // inputs[0].shape[-1]
-        if isinstance(layer, LayerStack):
-            self.parameters[layer] = layer.num_parameters()
-            self.multiply_adds += rows * layer.multiply_adds()
-        else:
-            merged = merge_chain([layer])
-            self.parameters[layer] = merged.num_parameters
-            self.multiply_adds += rows * merged.multiply_adds
+        self.parameters[layer], each = self._sizes[layer]
+        self.multiply_adds += rows * each

@@ -20,7 +20,7 @@ from eugen_nerf.bench.engines import LocalEngine
 from eugen_nerf.bench.jobs import TrainingJob, training_jobs, write_json
 from eugen_nerf.bench.pictures import enlarged, open_picture, side_by_side
 from eugen_nerf.bench.report import write_report
-from eugen_nerf.bench.results import ResultStore, finished_records, prepare_folder
+from eugen_nerf.bench.results import ResultStore, finished_records, prepared_folder
 from eugen_nerf.bench.runner import check_rows, run
 from eugen_nerf.bench.summary import summarise
 from eugen_nerf.bench.tables import Table, chosen, method_table, transposed
@@ -66,7 +66,11 @@ def demo(options: DemoOptions, console: Console) -> None:
     benchmark = load_benchmark(options.config)
     _check(options, benchmark)
     check_rows(benchmark)
-    store = prepare_folder(options.output, benchmark, replace=True)
+    with prepared_folder(options.output, benchmark, replace=True) as store:
+        _train_and_show(benchmark, store, options, console)
+
+
+def _train_and_show(benchmark: Benchmark, store: ResultStore, options: DemoOptions, console: Console) -> None:
     _remove_earlier(store.folder)
     console.print(f"Training {_names(benchmark)} on {benchmark.scenes[0].path}, {benchmark.budget} each.", markup=False)
     outcome = run(benchmark, store, LocalEngine(), console, command_line())
@@ -169,8 +173,8 @@ def compare(jobs: list[TrainingJob], store: ResultStore) -> Path:
     views = _result(jobs[0], store)["pictures"]
     rows = []
     for view in views:
-        files = [pictures / jobs[0].slug / f"{view:04d}-truth.png"]
-        files += [pictures / job.slug / f"{view:04d}.png" for job in jobs]
+        files = [pictures / jobs[0].folder / f"{view:04d}-truth.png"]
+        files += [pictures / job.folder / f"{view:04d}.png" for job in jobs]
         rows.append([enlarged(open_picture(file), 2) for file in files])
     path = store.folder / COMPARISON
     side_by_side(rows, ["Truth", *(job.name for job in jobs)]).save(path)

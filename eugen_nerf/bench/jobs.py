@@ -49,12 +49,26 @@ class TrainingJob:
         return slug(f"{self.scene} {self.name} seed {self.seed}")
 
     @property
+    def folder(self) -> str:
+        """Name of the folder of its pictures; see `mark`."""
+        return f"{self.slug}-{self.mark}"
+
+    @property
     def digest(self) -> str:
         """Changes whenever anything changes on which the result depends.
 
         Of the scene's path only the folder's name counts: data that moved need no new training.
         """
         return _digest(dataclasses.replace(self, scene_path=Path(self.scene_path).name))
+
+    @property
+    def mark(self) -> str:
+        """Part of the names of what the training leaves behind, its run and its pictures.
+
+        A file may be changed, resumed and changed back: what the earlier records tell of must still be there then, so
+        the same row with other options must not write over it.
+        """
+        return self.digest[:8]
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def row_config(job: TrainingJob, runs: Path, device: str) -> TrainerConfig:
     config.data = Path(job.scene_path)
     config.output_dir = runs
     config.experiment_name = slug(job.scene)
-    config.timestamp = slug(f"{job.name} seed {job.seed}")
+    config.timestamp = f"{slug(f'{job.name} seed {job.seed}')}-{job.mark}"
     config.machine.seed = job.seed
     config.machine.device_type = device  # type: ignore[assignment]
     config.vis = "tensorboard"

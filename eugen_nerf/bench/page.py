@@ -12,6 +12,7 @@ from PIL import Image
 
 from eugen_nerf.bench import plots
 from eugen_nerf.bench.config import Benchmark
+from eugen_nerf.bench.jobs import TrainingJob
 from eugen_nerf.bench.notes import conditions, describe_machines, notes
 from eugen_nerf.bench.pictures import error_map, open_picture, outlined, telling_crop
 from eugen_nerf.bench.results import training_job
@@ -177,7 +178,8 @@ def _views(benchmark: Benchmark, scene: SceneSummary, rows: Rows, pictures: Path
     for method in benchmark.methods:
         record = rows.trainings.get((scene.name, method.name, benchmark.seeds[0]))
         if record is not None and record.result.status == "done":
-            shown.append((method.name, pictures / training_job(record).slug, record.result.values["pictures"]))
+            folder = _pictures_of(training_job(record), pictures)
+            shown.append((method.name, folder, record.result.values["pictures"]))
     if not shown:
         return ""
     parts = []
@@ -202,6 +204,11 @@ def _views(benchmark: Benchmark, scene: SceneSummary, rows: Rows, pictures: Path
         '<p class="soft">From above: the picture, its framed square, in which the methods err most, enlarged, and the '
         "absolute error (white: none; dark red: 20 % of the range or more).</p>"
     )
+
+
+def _pictures_of(job: TrainingJob, pictures: Path) -> Path:
+    own = pictures / job.folder
+    return own if own.is_dir() else pictures / job.slug  # of a training from before folders had the mark in their names
 
 
 def _figure(name: str, images: Sequence[tuple[str, Image.Image]]) -> str:

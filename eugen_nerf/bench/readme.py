@@ -35,12 +35,15 @@ def update_readme(file: Path, folders: Sequence[Path]) -> None:
     The command that does so is left there as a comment.
 
     Raises:
-        UserError: there are no folders, the file or its markers are missing, or a folder holds no results.
+        UserError: there are no folders, the file or its markers are missing, it is not in UTF-8, or a folder holds no
+            results.
     """
     try:
-        text = file.read_text("utf8")
+        text = file.read_bytes().decode("utf8")  # as text, its line ends would be lost
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: is not in UTF-8 ({error}). Save it in that encoding.") from error
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -49,8 +52,11 @@ def update_readme(file: Path, folders: Sequence[Path]) -> None:
         raise UserError(f"{file}: stays as it is; name the folders with results whose tables go into it.")
     command = shlex.join(["eugen-bench", "readme", file.name, *(folder.as_posix() for folder in folders)])
     tables = "\n".join([f"<!-- {command} -->\n", *(_section(folder) for folder in folders)])
+    between = f"\n{tables}\n"
+    if rest.startswith("\r\n"):
+        between = between.replace("\n", "\r\n")
     try:
-        replace_file(file.resolve(), f"{before}{BEGIN}\n{tables}\n{END}{after}".encode())
+        replace_file(file.resolve(), f"{before}{BEGIN}{between}{END}{after}".encode())
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({error.strerror}).") from error
 

@@ -45,14 +45,18 @@ def write_report(folder: Path) -> Path:
 def publish(folder: Path, destination: Path) -> None:
     """Copy report, tables and results, but no runs, to a folder that can be committed and that `readme` can read.
 
-    Of the scenes' paths only the folders' names are kept.
+    Of the scenes' paths only the folders' names are kept. What an earlier publication of the benchmark left there is
+    replaced: one with the same title, as all else may be another when it is measured again.
 
     Raises:
-        UserError: a file cannot be read or written.
+        UserError: the folder has files that would be lost, or a file cannot be read or written.
     """
     benchmark = read_benchmark(folder)
-    if destination.exists() and destination.samefile(folder):
-        raise UserError(f"{destination}: is the folder of the results itself; publish them to another.")
+    try:
+        _check_destination(folder, benchmark, destination)
+        copies = {name: (folder / name).read_bytes() for name in (REPORT, TABLES)}
+    except OSError as error:
+        raise UserError(f"{error.filename or destination}: cannot be read ({error.strerror}).") from error
     scenes = tuple(dataclasses.replace(scene, path=Path(scene.path).name) for scene in benchmark.scenes)
     lines = []
     for record in ResultStore(folder).read():
@@ -62,12 +66,34 @@ def publish(folder: Path, destination: Path) -> None:
         lines.append(json.dumps(dataclasses.asdict(dataclasses.replace(record, job=job))) + "\n")
     try:
         destination.mkdir(parents=True, exist_ok=True)
-        for name in (REPORT, TABLES):
-            replace_file(destination / name, (folder / name).read_bytes())
-        replace_file(destination / RESULTS, "".join(lines).encode())
+        # First what tells whose folder it is: after a full disk the next attempt may replace what there is.
         write_json(destination / CONFIG, dataclasses.asdict(dataclasses.replace(benchmark, scenes=scenes)))
+        for name, content in copies.items():
+            replace_file(destination / name, content)
+        replace_file(destination / RESULTS, "".join(lines).encode())
     except OSError as error:
         raise UserError(f"{destination}: cannot be written ({error.strerror}).") from error
+
+
+def _check_destination(folder: Path, benchmark: Benchmark, destination: Path) -> None:
+    """Raises UserError if something would be lost."""
+    if destination.exists() and destination.samefile(folder):
+        raise UserError(f"{destination}: is the folder of the results itself; publish them to another.")
+    if any((destination / name).exists() for name in ("runs", "jobs")):
+        raise UserError(f"{destination}: is the --out folder of a run; publish to another.")
+    if (destination / CONFIG).exists():
+        title = read_benchmark(destination).title
+        if title != benchmark.title:
+            raise UserError(
+                f"{destination}: holds the results of another benchmark, {title!r}, not of {benchmark.title!r}. "
+                "Publish to another folder, or remove those first."
+            )
+        return
+    for name in (REPORT, TABLES, RESULTS):
+        if (destination / name).exists():
+            raise UserError(
+                f"{destination / name}: is not of a benchmark and would be lost; publish to another folder."
+            )
 
 
 def render_markdown(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> str:

@@ -6,13 +6,17 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from eugen_nerf.bench.config import Benchmark, benchmark_from_json
 from eugen_nerf.bench.jobs import FramesJob, Job, Result, TrainingJob, read_json, training_jobs, write_json
+from eugen_nerf.bench.lock import LOCK, alone_in
 from eugen_nerf.bench.schema import from_mapping
+from eugen_nerf.bench.values import check_values
 from eugen_nerf.errors import UserError
 
 RESULTS = "results.jsonl"
@@ -21,7 +25,7 @@ REPORT = "report.html"
 TABLES = "results.md"
 # All that a benchmark writes into its folder; nothing else there is ever removed.
 OWN_FOLDERS = ("runs", "jobs", "pictures")
-OWN_FILES = (RESULTS, CONFIG, REPORT, TABLES)
+OWN_FILES = (RESULTS, CONFIG, REPORT, TABLES, LOCK)
 
 
 @dataclass(frozen=True)
@@ -88,17 +92,27 @@ class ResultStore:
             raise UserError(f"{self.path}: cannot be read ({error.strerror}).") from error
         records = []
         for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
-            where = f"{self.path}, line {number}"
             try:
-                data = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{where}: is not JSON ({error}).") from error
-            records.append(from_mapping(Record, data, where))
+                records.append(_parsed(line, f"{self.path}, line {number}"))
+            except UserError as error:
+                raise UserError(f"{error} Remove that line; its row is then measured again.") from error
         return records
 
     def latest(self) -> dict[str, Record]:
         """The newest record of each digest."""
         return {record.digest: record for record in self.read()}
+
+
+def _parsed(line: bytes, where: str) -> Record:
+    try:
+        data = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: is not JSON ({error}).") from error
+    record = from_mapping(Record, data, where)
+    from_mapping(TrainingJob if record.kind == "training" else FramesJob, record.job, f"{where}.job")
+    if record.result.status == "done":
+        check_values(record.kind, record.result.values, f"{where}.result.values")
+    return record
 
 
 def finished_records(store: ResultStore) -> dict[str, Record]:
@@ -131,23 +145,20 @@ def frames_jobs(benchmark: Benchmark, store: ResultStore) -> list[FramesJob]:
 
 
 def prepare_folder(folder: Path, benchmark: Benchmark, *, resume: bool = False, replace: bool = False) -> ResultStore:
-    """Make the folder of a benchmark.
+    """Make the folder of a benchmark; see `prepared_folder`, which also keeps others out.
 
     Args:
         resume: go on in a folder that has results.
         replace: remove what an earlier benchmark left in the folder, and nothing else.
 
     Raises:
-        UserError: the folder has content and neither was asked for, or cannot be written.
+        UserError: the folder has content and neither was asked for, its results are damaged, or it cannot be written.
     """
     try:
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder}: is a file; --out takes a folder.")
-        if replace and (folder / CONFIG).is_file():
+        if _check_folder(folder, resume, replace):
             _remove_own(folder)
-        elif folder.exists():
-            _check_content(folder, resume)
         folder.mkdir(parents=True, exist_ok=True)
+        ResultStore(folder).read()  # what is damaged must come to light before the configuration is replaced
         for name in OWN_FOLDERS:
             (folder / name).mkdir(exist_ok=True)
         write_json(folder / CONFIG, dataclasses.asdict(benchmark))
@@ -156,8 +167,36 @@ def prepare_folder(folder: Path, benchmark: Benchmark, *, resume: bool = False, 
     return ResultStore(folder)
 
 
+@contextmanager
+def prepared_folder(
+    folder: Path, benchmark: Benchmark, *, resume: bool = False, replace: bool = False
+) -> Iterator[ResultStore]:
+    """The folder that `prepare_folder` makes, which no other benchmark can use before the end.
+
+    Raises:
+        UserError: as `prepare_folder`, or another benchmark is using the folder.
+    """
+    try:
+        _check_folder(folder, resume, replace)  # not even a lock is left in a folder of something else
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}).") from error
+    with alone_in(folder):
+        yield prepare_folder(folder, benchmark, resume=resume, replace=replace)
+
+
+def _check_folder(folder: Path, resume: bool, replace: bool) -> bool:
+    """Whether there is an earlier benchmark to be removed; raises UserError where nothing may be written."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; --out takes a folder.")
+    if replace and (folder / CONFIG).is_file():
+        return True
+    if folder.exists():
+        _check_content(folder, resume)
+    return False
+
+
 def _check_content(folder: Path, resume: bool) -> None:
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir()} - {LOCK}  # ours, or that of a run that ended before its first file
     foreign = sorted(names - {*OWN_FOLDERS, *OWN_FILES})
     if foreign and CONFIG not in names:
         raise UserError(f"{folder}: holds other files ({foreign[0]}) and no benchmark. Choose another folder.")
@@ -168,7 +207,7 @@ def _check_content(folder: Path, resume: bool) -> None:
 def _remove_own(folder: Path) -> None:
     for name in OWN_FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in OWN_FILES:
+    for name in set(OWN_FILES) - {LOCK}:  # which is held while this is done
         (folder / name).unlink(missing_ok=True)
 
 

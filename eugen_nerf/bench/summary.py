@@ -12,21 +12,7 @@ from eugen_nerf.bench import jobs
 from eugen_nerf.bench.config import Benchmark
 from eugen_nerf.bench.results import Record, ResultStore, frames_job, frames_jobs, training_job
 from eugen_nerf.bench.statistics import Interval, middle, paired_ratio, time_to_reach
-
-# Values of a training record that are averaged over seeds and scenes.
-AVERAGED = (
-    "psnr",
-    "ssim",
-    "lpips",
-    "training_seconds",
-    "rays_per_second",
-    "stored_parameters",
-    "merged_network_parameters",
-    "multiply_adds_per_sample",
-    "samples_per_ray",
-    "peak_resident_bytes",
-    "peak_device_bytes",
-)
+from eugen_nerf.bench.values import AVERAGED
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,7 @@ def train_and_evaluate(job: TrainingJob, out: Path, report: Callable[[Progress],
     with without_nerfstudio_lpips():
         trainer.setup(test_mode="test")
     evaluation.check_held_out(trainer.pipeline)
+    evaluation.check_background(trainer.pipeline)
     monitor = Monitor(job, trainer, report)
     monitor.attach()
     if isinstance(trainer.pipeline, SampleBudgetPipeline):
@@ -180,7 +181,7 @@ def train_and_evaluate(job: TrainingJob, out: Path, report: Callable[[Progress],
         order[: job.eval_images],
         evaluation.lpips_if_on_disk(),
         lambda part: report(Progress("evaluating", begun + (1 - begun) * part, monitor.steps, psnr)),
-        out / "pictures" / job.slug,
+        out / "pictures" / job.folder,
         job.pictures,
     )
     with evaluation.evaluating(trainer.pipeline):

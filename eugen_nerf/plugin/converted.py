@@ -62,7 +62,7 @@ def convert_model(model: Model, plan: ConversionPlan) -> Conversion:
     try:
         conversion = convert(model, plan)
     except ValueError as error:
-        raise UserError(f"pipeline.model.eugen: {error}.") from error
+        raise UserError(f"pipeline.model.eugen: {str(error).removeprefix('convert: ')}.") from error
     for module in model.modules():
         if isinstance(module, LayerStack):
             module.network = _network

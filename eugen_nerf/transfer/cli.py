@@ -23,6 +23,10 @@ from eugen_nerf.cli_support import exit_on_user_error
 from eugen_nerf.errors import UserError
 from eugen_nerf.folders import check_place, refused
 
+# Of a fit with this many samples for each unknown a tenth of what is left unexplained is hidden by overfitting; with
+# fewer the explained share soon says nothing.
+SAMPLES_PER_UNKNOWN = 10
+
 
 @dataclass
 class Transfer:
@@ -92,6 +96,10 @@ def transfer(options: Transfer, console: Console) -> Outcome:
     for name in ("features", "order", "max_samples", "views"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}.")
+    if options.timestamp in ("", ".", "..") or "/" in options.timestamp:
+        raise UserError(
+            f"--timestamp is the name of a folder, not {options.timestamp!r}; --output-dir says where it is made."
+        )
     # Slow imports wait until a look at the options has found nothing wrong.
     import torch
 
@@ -140,6 +148,7 @@ def transfer(options: Transfer, console: Console) -> Outcome:
             recorded = recording.record(
                 teacher.pipeline, owners, options.pixels, options.max_samples, options.seed, _bar(progress, "samples")
             )
+            _check_samples(recorded, options)
             bar = _bar(progress, "layers")
             done = 0
             explained: dict[str, list[float]] = {}
@@ -159,6 +168,18 @@ def transfer(options: Transfer, console: Console) -> Outcome:
     outcome = Outcome(run, before, after, seconds, explained)
     _tell(outcome, config, console)
     return outcome
+
+
+def _check_samples(recorded: Any, options: Transfer) -> None:
+    """Raises UserError if there are so few samples that the features meet them whatever the layers do elsewhere."""
+    unknowns = options.features * options.order + 1
+    kept = min(samples.kept for samples in recorded.fields.values())
+    if kept < SAMPLES_PER_UNKNOWN * unknowns:
+        raise UserError(
+            f"{kept:,} samples are too few for the {unknowns:,} unknowns behind each output of a layer; at least "
+            f"{SAMPLES_PER_UNKNOWN * unknowns:,} are wanted. Record more with a larger --pixels or --max-samples, or "
+            "take fewer --features."
+        )
 
 
 def _eugen_layers(network: Any) -> Iterator[Any]:

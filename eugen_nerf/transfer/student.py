@@ -21,6 +21,9 @@ from eugen_nerf.plugin.model import EugenModelConfig
 from eugen_nerf.plugin.recording import Recording
 from eugen_nerf.transfer.teacher import Teacher
 
+# How a message on a plan begins; the options of the new method, which the user of eugen-transfer has not typed.
+PLAN = "pipeline.model.eugen: "
+
 
 def student_config(teacher: Teacher, plan: ConversionPlan) -> Any:
     """The teacher's configuration as that of a method with EUGen layers.
@@ -67,7 +70,12 @@ def _check_our_field(teacher: Teacher, plan: ConversionPlan) -> None:
     try:
         convert(copy.deepcopy(teacher.pipeline.model.field), dataclasses.replace(plan, layers=("*",)))
     except ValueError as error:
-        raise UserError(f"{error}.") from error
+        raise _unfit(str(error)) from error
+
+
+def _unfit(reason: str) -> UserError:
+    """In terms of what the user typed, without the name of our function."""
+    return UserError(f"--layers, --features and --order do not fit the model: {reason.removeprefix('convert: ')}.")
 
 
 def build_student(teacher: Teacher, config: Any) -> Any:
@@ -77,13 +85,18 @@ def build_student(teacher: Teacher, config: Any) -> Any:
         UserError: the plan does not fit the model, or the teacher lacks something that the student does not replace.
     """
     dataset = teacher.pipeline.datamanager.train_dataset
-    model = config.pipeline.model.setup(
-        scene_box=dataset.scene_box,
-        num_train_data=len(dataset),
-        metadata=dataset.metadata,
-        device=teacher.pipeline.device,
-        grad_scaler=None,
-    ).to(teacher.pipeline.device)
+    try:
+        model = config.pipeline.model.setup(
+            scene_box=dataset.scene_box,
+            num_train_data=len(dataset),
+            metadata=dataset.metadata,
+            device=teacher.pipeline.device,
+            grad_scaler=None,
+        ).to(teacher.pipeline.device)
+    except UserError as error:
+        if not str(error).startswith(PLAN):
+            raise
+        raise _unfit(str(error).removeprefix(PLAN).removesuffix(".")) from error
     replaced = {path for path, module in model.named_modules() if isinstance(module, EUGen)}
     known = {name.removeprefix(MODEL): value for name, value in teacher.state.items() if name.startswith(MODEL)}
 
@@ -159,7 +172,7 @@ def fit(
                 lambda one, path=path: report(path, one),  # type: ignore[misc]
             )
         except ValueError as error:
-            raise UserError(f"{path}: {error}") from error
+            raise UserError(f"{path}: {str(error).removeprefix('transfer: ')}.") from error
     return fits
 
 

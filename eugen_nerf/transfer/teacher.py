@@ -95,12 +95,19 @@ def _check_scene(run: Path, pipeline: Any) -> None:
     outputs = getattr(pipeline.datamanager, "train_dataparser_outputs", None)
     if outputs is None or not file.is_file():
         return
-    written = json.loads(file.read_text())
-    transform = torch.tensor(written["transform"])
+    try:
+        written = json.loads(file.read_text("utf8"))
+        transform = torch.tensor(written["transform"], dtype=torch.float32)
+        scale = float(written["scale"])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
+        raise UserError(
+            f"{file}: cannot be read as what ns-train writes there ({type(error).__name__}: {error}). Restore it, or "
+            "remove it if you know that the scene is still as it was when the run was trained."
+        ) from error
     same = transform.shape == outputs.dataparser_transform.shape and torch.allclose(
         transform, outputs.dataparser_transform.cpu().float(), atol=1e-4
     )
-    if not same or abs(written["scale"] / float(outputs.dataparser_scale) - 1) > 1e-4:
+    if not same or not abs(scale / float(outputs.dataparser_scale) - 1) <= 1e-4:
         raise UserError(
             f"{pipeline.datamanager.config.data or pipeline.datamanager.config.dataparser.data}: is another scene than "
             f"the one {run} was trained on, or has changed since: its cameras are placed differently "

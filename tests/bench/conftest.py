@@ -15,8 +15,10 @@ from rich.console import Console
 from eugen_nerf.bench import jobs, worker
 from eugen_nerf.bench.config import Benchmark, load_benchmark
 from eugen_nerf.bench.engines import Engine
+from eugen_nerf.bench.jobs import Result
 from eugen_nerf.bench.results import ResultStore, prepare_folder
 from eugen_nerf.bench.runner import Outcome, run
+from eugen_nerf.bench.values import AVERAGED
 
 SMALL = {
     "pipeline.target_num_samples": 1024,
@@ -30,6 +32,13 @@ SMALL = {
 }
 
 WriteConfig = Callable[..., Path]
+
+
+def done(**values: Any) -> Result:
+    """A training that came to a good end, with everything that a report needs."""
+    some = dict.fromkeys(AVERAGED, 1.0)
+    rest = {"load_config": "config.yml", "views": [], "num_test_views": 2, "curve": [], "pictures": []}
+    return Result("done", values={**some, **rest, **values})
 
 
 class InProcessEngine(Engine):

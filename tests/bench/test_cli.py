@@ -14,6 +14,7 @@ import pytest
 
 from eugen_nerf.bench import cli
 from eugen_nerf.bench.jobs import read_json
+from eugen_nerf.bench.lock import LOCK, alone_in
 from eugen_nerf.bench.readme import BEGIN, END
 from tests.bench.conftest import InProcessEngine, WriteConfig
 
@@ -69,6 +70,17 @@ def test_failed_rows_are_counted_and_set_the_status(
     assert status == 1
     assert "FAILED: The near limit of rays (10000000.0) must not be negative and must lie below far" in printed
     assert "1 jobs failed; --resume tries them again." in printed
+
+
+def test_a_folder_in_use_is_left_alone(
+    write_config: WriteConfig, in_process: InProcessEngine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with alone_in(out):
+        status, printed = eugen_bench(capsys, "run", write_config(), "--out", out)
+    assert (status, "Error:" in printed, "out: another run is writing there" in printed) == (1, True, True)
+    assert os.listdir(out) == [LOCK]
+    assert in_process.folders == []
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,12 @@ def test_scenes_are_looked_for_beside_the_file_and_in_eugen_data(
     assert load_benchmark(write_config(scenes=["ball"])).scenes[0].path == str(ball_scene.resolve())
 
 
+@pytest.mark.parametrize("path", ["x" * 300, "~nobody-has-this-name/scene"])
+def test_a_path_that_no_file_can_have_is_a_scene_that_is_not_there(tmp_path: Path, path: str) -> None:
+    with pytest.raises(UserError, match=rf"Scene '{path}' does not exist"):
+        find_scene(path, tmp_path)
+
+
 def test_links_to_one_scene_are_scenes_of_their_own(
     write_config: WriteConfig, ball_scene: Path, tmp_path: Path
 ) -> None:

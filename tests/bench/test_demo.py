@@ -16,6 +16,7 @@ from rich.console import Console
 from eugen_nerf.bench import demo
 from eugen_nerf.bench.config import load_benchmark
 from eugen_nerf.bench.demo import DemoOptions
+from eugen_nerf.bench.lock import alone_in
 from eugen_nerf.bench.results import prepare_folder
 from eugen_nerf.errors import UserError
 from tests.bench.conftest import InProcessEngine, WriteConfig
@@ -81,6 +82,15 @@ def test_somebody_elses_folder_is_left_alone(options: DemoOptions, quiet: Consol
     (options.output / "precious").write_text("")
     with pytest.raises(UserError, match="holds other files"):
         demo.demo(options, quiet)
+
+
+def test_a_demo_is_not_replaced_while_it_runs(options: DemoOptions, quiet: Console) -> None:
+    prepare_folder(options.output, load_benchmark(options.config))
+    (options.output / "table.md").write_text("of the demo that runs")
+    with alone_in(options.output), pytest.raises(UserError, match="another run is writing there"):
+        demo.demo(options, quiet)
+    assert (options.output / "table.md").exists()
+    assert (options.output / "benchmark.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,8 @@ def test_measure_runs(finished: Any) -> None:
     _, store, _, _ = finished
     runs = sorted(store.folder.glob("runs/*/*/*/config.yml"))[:2]
     table, machine = measure_runs(runs, 3, "eugen-bench render-speed")
-    assert [row[0] for row in table.rows] == ["eugen-nerf EUGen-seed-0", "eugen-nerf EUGen-seed-1"]
+    assert [row[0] for row in table.rows] == [f"eugen-nerf {run.parent.name}" for run in runs]
+    assert all(row[0].startswith(f"eugen-nerf EUGen-seed-{seed}-") for seed, row in enumerate(table.rows))
     assert table.rows[0][-1] == "1"
     assert "[" in table.rows[1][-1]
     assert "eugen-bench render-speed" in machine
@@ -112,9 +113,9 @@ def test_measure_runs(finished: Any) -> None:
 
 def test_a_run_has_its_name_inside_its_folder_too(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, store, _, _ = finished
-    monkeypatch.chdir(next(store.folder.glob("runs/*/*/EUGen-seed-0")))
+    monkeypatch.chdir(next(store.folder.glob("runs/*/*/EUGen-seed-0-*")))
     table, _ = measure_runs([Path("config.yml")], 1, "")
-    assert table.rows[0][0] == "eugen-nerf EUGen-seed-0"
+    assert table.rows[0][0] == f"eugen-nerf {Path.cwd().name}"
 
 
 def test_at_least_one_frame(tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ def test_digest_follows_what_the_result_depends_on(write_config: WriteConfig) ->
     moved = dataclasses.replace(job, scene_path="/elsewhere/ball")
     assert moved.digest == job.digest
     for change in ({"seed": 9}, {"overrides": {}}, {"scene_path": "/elsewhere/cube"}, {"eval_images": 1}):
-        assert dataclasses.replace(job, **change).digest != job.digest  # type: ignore[arg-type]
+        other = dataclasses.replace(job, **change)  # type: ignore[arg-type]
+        assert other.digest != job.digest
+        assert other.folder != job.folder  # or its pictures would take the place of this one's
     frames = FramesJob("ball", 0, ("EUGen",), ("runs/x/config.yml",), (4,), (job.digest,))
     assert dataclasses.replace(frames, trained=("other",)).digest != frames.digest
 

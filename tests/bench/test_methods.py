@@ -26,7 +26,7 @@ def test_row_config(job: TrainingJob, tmp_path: Path) -> None:
     assert config.machine.seed == 5
     assert config.pipeline.model.field.num_levels == 2
     assert str(config.pipeline.datamanager.data) == job.scene_path
-    assert config.get_base_dir() == tmp_path / "ball" / "eugen-nerf" / "EUGen-seed-5"
+    assert config.get_base_dir() == tmp_path / "ball" / "eugen-nerf" / f"EUGen-seed-5-{job.mark}"
     assert type(config.pipeline.datamanager.dataparser).__name__ == "SceneDataParserConfig"
 
 

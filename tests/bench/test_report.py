@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
 import shutil
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,13 @@ import pytest
 from PIL import Image
 
 from eugen_nerf.bench import plots
+from eugen_nerf.bench.jobs import write_json
 from eugen_nerf.bench.page import near_the_best
 from eugen_nerf.bench.pictures import open_picture
 from eugen_nerf.bench.plots import Line, Point, line_plot, linear_axis, log_axis, scatter
 from eugen_nerf.bench.readme import BEGIN, END, update_readme
 from eugen_nerf.bench.report import publish, write_report
-from eugen_nerf.bench.results import prepare_folder
+from eugen_nerf.bench.results import prepare_folder, read_benchmark
 from eugen_nerf.bench.summary import AVERAGED, MethodSummary
 from eugen_nerf.bench.tables import seconds
 from eugen_nerf.errors import UserError
@@ -129,6 +132,68 @@ def test_results_are_not_published_onto_themselves(finished: Any) -> None:
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
+def test_an_earlier_publication_of_the_same_benchmark_is_replaced(finished: Any, tmp_path: Path) -> None:
+    """The title tells that it is the same; what is measured may have been changed."""
+    folder, results = finished[1].folder, tmp_path / "results"
+    write_report(folder)
+    publish(folder, results)
+    (results / "results.md").write_text("old")
+    old = read_benchmark(results)
+    write_json(results / "benchmark.json", dataclasses.asdict(dataclasses.replace(old, seeds=(5,))))
+    publish(folder, results)
+    assert read_benchmark(results).seeds == (0, 1)
+    assert (results / "results.md").read_text("utf8").startswith("# Small")
+
+
+def _another_benchmark(folder: Path, finished: Any) -> None:
+    publish(finished[1].folder, folder)
+    other = dataclasses.replace(read_benchmark(folder), title="Large")
+    write_json(folder / "benchmark.json", dataclasses.asdict(other))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (_another_benchmark, "holds the results of another benchmark, 'Large', not of 'Small'. Publish to another"),
+        (
+            lambda folder, finished: prepare_folder(folder, finished[0]),
+            "is the --out folder of a run; publish to anoth",
+        ),
+        (
+            lambda folder, _: (folder / "results.md").write_text("by hand"),
+            "results.md: is not of a benchmark and would",
+        ),
+    ],
+    ids=["another", "out", "by hand"],
+)
+def test_nothing_else_is_lost_to_a_publication(
+    finished: Any, tmp_path: Path, prepare: Callable[[Path, Any], object], message: str
+) -> None:
+    write_report(finished[1].folder)
+    prepare(tmp_path, finished)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match=message):
+        publish(finished[1].folder, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_destination_that_cannot_be(finished: Any, tmp_path: Path) -> None:
+    write_report(finished[1].folder)
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match=rf"{place}: cannot be (read|written)"):
+            publish(finished[1].folder, place)
+
+
+def test_pictures_of_a_run_from_before_folders_had_a_mark_are_shown(finished: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(finished[1].folder, folder, ignore=shutil.ignore_patterns("runs"))
+    for pictures in (folder / "pictures").iterdir():
+        pictures.rename(pictures.with_name(pictures.name.rpartition("-")[0]))
+    assert (folder / "pictures" / "ball-EUGen-seed-0").is_dir()
+    assert "<img " in write_report(folder).read_text("utf8")
+
+
 def test_pictures_of_different_sizes_are_said_to_be_so(finished: Any, tmp_path: Path) -> None:
     store = finished[1]
     folder = tmp_path / "out"
@@ -162,6 +227,25 @@ def test_readme_tables_come_from_published_results(finished: Any, tmp_path: Path
     assert "old" not in once
     update_readme(readme, [tmp_path / "results"])
     assert readme.read_text() == once
+
+
+def test_line_ends_of_the_readme_stay(finished: Any, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_bytes(f"# Title\r\n{BEGIN}\r\n{END}\r\nrest\r\n".encode())
+    for _ in range(2):
+        update_readme(readme, [finished[1].folder])
+        content = readme.read_bytes()
+        assert content.count(b"\r\n") == content.count(b"\n") > 10
+        assert b"\r\r" not in content
+
+
+def test_a_readme_in_another_encoding_is_left_alone(finished: Any, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    content = f"# Größe\n{BEGIN}\n{END}\n".encode("latin-1")
+    readme.write_bytes(content)
+    with pytest.raises(UserError, match=r"README.md: is not in UTF-8 .* Save it in that encoding"):
+        update_readme(readme, [finished[1].folder])
+    assert readme.read_bytes() == content
 
 
 def test_readme_without_markers_is_left_alone(finished: Any, tmp_path: Path) -> None:

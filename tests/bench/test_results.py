@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eugen_nerf.bench.config import Benchmark, load_benchmark
-from eugen_nerf.bench.jobs import Result, TrainingJob, training_jobs
-from eugen_nerf.bench.results import RESULTS, ResultStore, frames_jobs, prepare_folder, read_benchmark, training_job
+from eugen_nerf.bench.jobs import FramesJob, Result, TrainingJob, training_jobs
+from eugen_nerf.bench.lock import LOCK, alone_in
+from eugen_nerf.bench.results import (
+    CONFIG,
+    RESULTS,
+    ResultStore,
+    frames_jobs,
+    prepare_folder,
+    prepared_folder,
+    read_benchmark,
+    training_job,
+)
 from eugen_nerf.errors import UserError
-from tests.bench.conftest import WriteConfig
+from tests.bench.conftest import WriteConfig, done
 
 
 @pytest.fixture
@@ -33,17 +48,17 @@ def store(tmp_path: Path) -> ResultStore:
 
 
 def test_round_trip(store: ResultStore, jobs: list[TrainingJob]) -> None:
-    store.append(jobs[0], Result("done", values={"psnr": 20.5}))
+    store.append(jobs[0], done(psnr=20.5))
     store.append(jobs[1], Result("failed", "no luck"))
     first, second = store.read()
     assert training_job(first) == jobs[0]
-    assert (first.kind, first.digest, first.result.values) == ("training", jobs[0].digest, {"psnr": 20.5})
+    assert (first.kind, first.digest, first.result.values) == ("training", jobs[0].digest, done(psnr=20.5).values)
     assert second.result == Result("failed", "no luck")
 
 
 def test_the_newest_record_counts(store: ResultStore, jobs: list[TrainingJob]) -> None:
     store.append(jobs[0], Result("failed", "first attempt"))
-    store.append(jobs[0], Result("done"))
+    store.append(jobs[0], done())
     assert store.latest()[jobs[0].digest].result.status == "done"
 
 
@@ -51,17 +66,17 @@ def test_a_method_may_have_a_number_of_timed_frames_of_its_own(store: ResultStor
     methods = ["eugen-nerf", {"method": "nerfacto", "timed_frames": 3}]
     benchmark = load_benchmark(write_config(methods=methods, timed_frames=20))
     for job in training_jobs(benchmark):
-        store.append(job, Result("done", values={"load_config": "config.yml"}))
+        store.append(job, done())
     (timing,) = frames_jobs(benchmark, store)
     assert (timing.names, timing.timed_frames) == (("eugen-nerf", "nerfacto"), (20, 3))
 
 
 def test_a_line_cut_short_by_a_crash_is_skipped_and_written_over(store: ResultStore, jobs: list[TrainingJob]) -> None:
-    store.append(jobs[0], Result("done"))
+    store.append(jobs[0], done())
     whole = store.path.read_bytes()
     store.path.write_bytes(whole + whole[: len(whole) // 2])
     assert len(store.read()) == 1
-    store.append(jobs[1], Result("done"))
+    store.append(jobs[1], done())
     assert [record.digest for record in store.read()] == [jobs[0].digest, jobs[1].digest]
     assert store.path.read_bytes().startswith(whole)
 
@@ -71,7 +86,7 @@ def test_a_full_disk_costs_no_earlier_result(
     store: ResultStore, jobs: list[TrainingJob], monkeypatch: pytest.MonkeyPatch, fitting: int
 ) -> None:
     """The disk takes a part of the line, or nothing, and then refuses."""
-    store.append(jobs[0], Result("done"))
+    store.append(jobs[0], done())
     whole = store.path.read_bytes()
     real = os.pwrite
 
@@ -82,10 +97,10 @@ def test_a_full_disk_costs_no_earlier_result(
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(UserError, match=r"results.jsonl: cannot be written \(No space left on device\). The 1 earlier"):
-        store.append(jobs[1], Result("done"))
+        store.append(jobs[1], done())
     assert store.path.read_bytes() == whole
     monkeypatch.undo()
-    store.append(jobs[1], Result("done"))
+    store.append(jobs[1], done())
     assert len(store.read()) == 2
 
 
@@ -94,8 +109,115 @@ def test_damaged_lines_are_named(store: ResultStore) -> None:
     with pytest.raises(UserError, match=r"results.jsonl, line 1: the key 'kind' is missing"):
         store.read()
     store.path.write_text("{\n")
-    with pytest.raises(UserError, match=r"results.jsonl, line 1: is not JSON"):
+    with pytest.raises(UserError, match=r"results.jsonl, line 1: is not JSON.* Remove that line; its row is then meas"):
         store.read()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda row: row["result"]["values"].pop("num_test_views"), "values: the key 'num_test_views' is missing"),
+        (lambda row: row["result"]["values"].update(psnr=None), "values.psnr: must be a number, not None"),
+        (lambda row: row["result"]["values"].update(views=[{"view": 1}]), r"views\[0\]: the key 'psnr' is missing"),
+        (lambda row: row["result"]["values"].update(curve=[3]), r"curve\[0\]: must be a mapping"),
+        (lambda row: row["result"]["values"].update(machine={}), r"machine: the key 'gpu' is missing"),
+        (lambda row: row["job"].pop("seed"), "job: the key 'seed' is missing"),
+    ],
+)
+def test_rows_that_lack_what_a_report_needs_are_named(
+    store: ResultStore, jobs: list[TrainingJob], damage: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    store.append(jobs[0], done())
+    store.append(jobs[1], done())
+    first, second = store.path.read_text().splitlines()
+    row = json.loads(second)
+    damage(row)
+    store.path.write_text(f"{first}\n{json.dumps(row)}\n")
+    with pytest.raises(UserError, match=rf"results.jsonl, line 2.*{message}.* Remove that line; its row is then"):
+        store.read()
+
+
+def test_timings_that_lack_what_a_report_needs_are_named(store: ResultStore, jobs: list[TrainingJob]) -> None:
+    timing = FramesJob("ball", 0, ("EUGen",), ("config.yml",), (1,), (jobs[0].digest,))
+    for values in ({}, {"frames": {"EUGen": [{"view": 0}]}}):
+        store.path.unlink(missing_ok=True)
+        store.append(timing, Result("done", values=values))
+        with pytest.raises(UserError, match=r"results.jsonl, line 1.*values.*: the key '\w+' is missing. Remove that"):
+            store.read()
+
+
+def test_damaged_results_are_told_before_the_configuration_is_replaced(tmp_path: Path, benchmark_: Benchmark) -> None:
+    prepare_folder(tmp_path / "out", benchmark_)
+    (tmp_path / "out" / RESULTS).write_text("garbage\n")
+    before = (tmp_path / "out" / CONFIG).read_bytes()
+    with pytest.raises(UserError, match="line 1: is not JSON"):
+        prepare_folder(tmp_path / "out", dataclasses.replace(benchmark_, seeds=(7,)), resume=True)
+    assert (tmp_path / "out" / CONFIG).read_bytes() == before
+
+
+@pytest.mark.parametrize("again", [{"resume": True}, {"replace": True}])
+def test_a_folder_is_one_benchmarks_at_a_time(tmp_path: Path, benchmark_: Benchmark, again: dict[str, bool]) -> None:
+    out = tmp_path / "out"
+    changed = dataclasses.replace(benchmark_, seeds=(7,))
+    with prepared_folder(out, benchmark_) as store:
+        message = rf"out: another run is writing there \(process {os.getpid()} on .*\). Wait for its end"
+        with pytest.raises(UserError, match=message), prepared_folder(out, changed, **again):
+            pass
+        assert read_benchmark(out) == benchmark_
+        with pytest.raises(UserError, match="is not empty"), prepared_folder(out, changed):
+            pass
+    for _ in range(2):  # what is replaced leaves the lock in force
+        with prepared_folder(out, changed, **again) as store:
+            with pytest.raises(UserError, match="another run"), prepared_folder(out, changed, **again):
+                pass
+            assert read_benchmark(store.folder) == changed
+
+
+def test_a_killed_run_holds_no_lock(tmp_path: Path, benchmark_: Benchmark) -> None:
+    """It has written nothing else yet, so that the folder is as good as empty."""
+    out = tmp_path / "out"
+    script = f"""
+import pathlib, time
+from eugen_nerf.bench.lock import alone_in
+with alone_in(pathlib.Path({str(out)!r})):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match=rf"process {process.pid} on"), prepared_folder(out, benchmark_):
+            pass
+        assert os.listdir(out) == [LOCK]
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.communicate()
+    with prepared_folder(out, benchmark_):
+        assert read_benchmark(out) == benchmark_
+
+
+def test_file_systems_without_locks_are_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: Any) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    with alone_in(tmp_path), alone_in(tmp_path):
+        pass
+
+
+def test_folders_that_are_refused_get_no_lock(tmp_path: Path, benchmark_: Benchmark) -> None:
+    folder = tmp_path / "papers"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="holds other files"), prepared_folder(folder, benchmark_, resume=True):
+        pass
+    assert os.listdir(folder) == ["thesis.tex"]
+    with pytest.raises(UserError, match="cannot be read"), prepared_folder(tmp_path / ("x" * 300), benchmark_):
+        pass
+    with pytest.raises(UserError, match="cannot be written"), alone_in(folder / "thesis.tex" / "out"):
+        pass
 
 
 def test_folder_must_be_empty_unless_resumed(tmp_path: Path, benchmark_: Benchmark) -> None:

@@ -13,11 +13,13 @@ from rich.console import Console
 
 from eugen_nerf.bench import runner
 from eugen_nerf.bench.config import Benchmark, load_benchmark
-from eugen_nerf.bench.jobs import Result, write_json
+from eugen_nerf.bench.jobs import Result, TrainingJob, read_json, write_json
+from eugen_nerf.bench.methods import row_config
 from eugen_nerf.bench.results import ResultStore, frames_job, frames_jobs, prepare_folder, training_job
 from eugen_nerf.bench.runner import Outcome, check_rows
+from eugen_nerf.bench.schema import from_mapping
 from eugen_nerf.errors import UserError
-from tests.bench.conftest import InProcessEngine, WriteConfig
+from tests.bench.conftest import InProcessEngine, WriteConfig, done
 
 Finished = tuple[Benchmark, ResultStore, Outcome, str]
 
@@ -43,7 +45,7 @@ class ScriptedEngine(InProcessEngine):
 def invented(name: str) -> Result:
     if "frames" in name:
         return Result("done", values={"frames": {"EUGen": [{"view": 0, "seconds": 1.0}]}})
-    return Result("done", values={"psnr": 20.0, "steps": 3, "training_seconds": 1.0, "load_config": f"runs/{name}"})
+    return done(psnr=20.0, steps=3, training_seconds=1.0, load_config=f"runs/{name}")
 
 
 def test_every_row_leaves_a_record(finished: Finished) -> None:
@@ -112,6 +114,31 @@ def test_resuming_does_what_is_missing_only(small_data: dict[str, Any], tmp_path
     grown = ScriptedEngine(invented)
     assert runner.run(more, store, grown, quiet) == Outcome(finished=6, failed=0)
     assert grown.folders == ["ball-MLP-seed-1", "ball-EUGen-seed-1", "ball-frames-seed-1"]
+
+
+def test_a_file_that_is_changed_and_changed_back_has_its_own_runs_again(
+    write_config: WriteConfig, quiet: Console
+) -> None:
+    """What counts as finished is there: the run of another configuration is beside it, not in its place."""
+    store = prepare_folder(write_config().parent / "out", load_benchmark(write_config()))
+
+    def results(name: str) -> Result:
+        job = read_json(store.folder / "jobs" / name / "job.json")["job"]
+        if "frames" in name:
+            trained = [(store.folder / path).read_text() for path in job["load_configs"]]
+            return Result("done", values={"frames": {name: [] for name in job["names"]}, "trained": trained})
+        row = from_mapping(TrainingJob, job, "job")
+        run = row_config(row, store.folder / "runs", "cpu").get_base_dir()
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.yml").write_text(str(row.budget))
+        return done(steps=1, load_config=str((run / "config.yml").relative_to(store.folder)))
+
+    for iterations, frames, trainings in ((30, 1, 1), (15, 1, 1), (30, 2, 0)):
+        path = write_config(methods=["eugen-nerf"], budget={"iterations": iterations}, timed_frames=frames)
+        engine = ScriptedEngine(results)
+        runner.run(load_benchmark(path), store, engine, quiet)
+        assert len(engine.folders) == trainings + 1
+        assert store.read()[-1].result.values["trained"] == [f"{iterations} iterations"]
 
 
 @pytest.mark.parametrize(("free", "message"), [(1 << 30, "ended."), (4096, "ended; the disk is full.")])

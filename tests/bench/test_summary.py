@@ -13,6 +13,7 @@ from eugen_nerf.bench.jobs import FramesJob, Result, TrainingJob, training_jobs
 from eugen_nerf.bench.results import ResultStore, frames_jobs
 from eugen_nerf.bench.summary import AVERAGED, MethodSummary, collect, mean_over_scenes, summarise
 from eugen_nerf.bench.tables import Table, chosen, method_table, method_tables, seconds, transposed
+from tests.bench.conftest import done
 
 BENCHMARK = Benchmark(
     scenes=(SceneEntry("/data/a", "a"), SceneEntry("/data/b", "b")),
@@ -22,19 +23,20 @@ BENCHMARK = Benchmark(
     target_psnr=(15.0, 40.0),
 )
 
+TEXTS = ("gpu", "cuda", "cpu", "python", "torch", "nerfstudio", "eugen_nerf", "git_revision", "date", "command")
+MACHINE = {**dict.fromkeys(TEXTS, "x"), "cpu_cores": 2, "threads": 1, "memory_gib": 23.5}
+
 
 def training(psnr: float, views: int = 2, **changes: Any) -> Result:
-    values: dict[str, Any] = {name: 1.0 for name in AVERAGED}
     rows = [{"view": view, "psnr": psnr + view, "ssim": 0.9} for view in range(views)]
     curve = [{"step": 1, "seconds": 1.0, "psnr": 10.0}, {"step": 9, "seconds": 3.0, "psnr": 20.0}]
-    values |= {"psnr": sum(row["psnr"] for row in rows) / views, "views": rows, "num_test_views": 2, "curve": curve}
-    values["load_config"] = "config.yml"
-    return Result("done", values={**values, "machine": {"date": "2026-01-01 10:00 UTC"}, **changes})
+    values = {"psnr": sum(row["psnr"] for row in rows) / views, "views": rows, "num_test_views": 2, "curve": curve}
+    return done(**{**values, "machine": MACHINE, **changes})
 
 
 def frames(job: FramesJob, times: dict[str, list[float]]) -> Result:
     rows = {name: [{"view": i, "seconds": t} for i, t in enumerate(row)] for name, row in times.items()}
-    return Result("done", values={"frames": rows, "machine": {"date": "2026-01-02 10:00 UTC"}})
+    return Result("done", values={"frames": rows, "machine": MACHINE})
 
 
 def timing(trained: list[TrainingJob]) -> FramesJob:

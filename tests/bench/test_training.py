@@ -175,7 +175,7 @@ class TestRealTraining:
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
     def test_rests_of_an_interrupted_attempt_are_removed(self, job: TrainingJob, tmp_path: Path) -> None:
-        run = tmp_path / "runs" / "ball" / "eugen-nerf" / "EUGen-seed-0" / "nerfstudio_models"
+        run = tmp_path / "runs" / "ball" / "eugen-nerf" / f"EUGen-seed-0-{job.mark}" / "nerfstudio_models"
         run.mkdir(parents=True)
         (run / "step-000000777.ckpt").write_text("half a checkpoint")
         train_and_evaluate(job, tmp_path, lambda _: None)

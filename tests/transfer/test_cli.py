@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from eugen_nerf.layers import EUGen
 from eugen_nerf.layers.transfer import TransferOptions
 from eugen_nerf.plugin.recording import random_rays
 from eugen_nerf.transfer.cli import Outcome, Transfer, main, transfer
+from eugen_nerf.transfer.teacher import _check_scene
 
 pytestmark = pytest.mark.slow
 
@@ -171,7 +173,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"features": 65}, r"65 features of 1 order\(s\) are more than its 64 units"),
+            (
+                {"features": 65},
+                r"^--layers, --features and --order do not fit the model: [^:]*: 65 features of 1 order\(s\) are more",
+            ),
             ({"features": 0}, "--features must be at least 1, not 0"),
             ({"order": 0}, "--order must be at least 1, not 0"),
             ({"seed": 1 << 63}, r"--seed must be a number from 0 to 2\^63 - 1, not 9223372036854775808"),
@@ -182,6 +187,13 @@ class TestRefusals:
             ({"pixels": 0.0}, "--pixels is a share above 0"),
             ({"views": 0}, "--views must be at least 1"),
             ({"layers": ("field.*",)}, "every hidden layer becomes an EUGen layer"),
+            ({"timestamp": "../../../x"}, "--timestamp is the name of a folder, not '../../../x'; --output-dir says"),
+            ({"timestamp": ".."}, "--timestamp is the name of a folder"),
+            ({"timestamp": ""}, "--timestamp is the name of a folder"),
+            (
+                {"max_samples": 1, "pixels": 0.002, "views": 1},
+                r"samples are too few for the 25 unknowns .* at least 250 are wanted",
+            ),
         ],
     )
     def test_options(self, changes: dict[str, Any], message: str, mlp_run: Path, tmp_path: Path) -> None:
@@ -275,6 +287,18 @@ class TestRefusals:
         world["scale"] *= 2
         file.write_text(json.dumps(world))
         self.refused(copied, tmp_path / "out", "is another scene than the one .*copied was trained on")
+
+    @pytest.mark.parametrize(
+        "content",
+        [b"{", b"[]", b"{}", b'{"transform": {}, "scale": 1}', b'{"transform": [[1]], "scale": "x"}', b"\xff"],
+    )
+    def test_a_damaged_file_beside_the_teacher(self, tmp_path: Path, content: bytes) -> None:
+        file = tmp_path / "dataparser_transforms.json"
+        file.write_bytes(content)
+        outputs = SimpleNamespace(dataparser_transform=torch.eye(4)[:3], dataparser_scale=1.0)
+        pipeline = SimpleNamespace(datamanager=SimpleNamespace(train_dataparser_outputs=outputs))
+        with pytest.raises(UserError, match=r"dataparser_transforms.json: cannot be read .* Restore it, or remove it"):
+            _check_scene(tmp_path, pipeline)
 
     def test_nothing_to_see(self, copied: Path, tmp_path: Path) -> None:
         self.damage(copied, lambda state: state["_model.field.density_network.layers.1.bias"].fill_(-100))

@@ -129,9 +129,12 @@ def test_a_run_becomes_one_with_eugen_layers(
 
 def test_a_plan_that_does_not_fit(runs: dict[str, Path]) -> None:
     run = runs["nerfacto"]
-    with pytest.raises(UserError, match=r"mlp_head\.layers\.0, Linear.*65 features .* more than its 64 units"):
+    with pytest.raises(
+        UserError,
+        match=r"do not fit the model: field\.mlp_head\.layers\.0, Linear.*65 features .* more than its 64 units",
+    ):
         transfer(Transfer(run / "config.yml", 65, views=1), Console(file=io.StringIO()))
-    with pytest.raises(UserError, match=r"'trunk' matches no feed-forward layer; those of the model are: .*mlp_head"):
+    with pytest.raises(UserError, match=r"^--layers, .* do not fit the model: 'trunk' matches no .*: .*mlp_head"):
         transfer(Transfer(run / "config.yml", 8, layers=("trunk",), views=1), Console(file=io.StringIO()))
     with pytest.raises(UserError, match=r"proposal_networks\.0.*, proposal_networks\.1.* cannot be transferred"):
         transfer(Transfer(run / "config.yml", 8, layers=("proposal*",), views=1), Console(file=io.StringIO()))
