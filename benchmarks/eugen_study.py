@@ -327,7 +327,7 @@ class Scene:
 
     @torch.no_grad()
     def _psnr(self, pipeline: Any) -> float:
-        from eugen_nerf.bench import evaluation
+        from eugen_nerf.plugin import evaluation
 
         order = evaluation.spread_order(evaluation.num_test_views(pipeline))[: self.views]
         value = evaluation.mean(evaluation.evaluate(pipeline, order), "psnr")

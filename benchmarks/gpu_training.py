@@ -153,7 +153,7 @@ class Trainings:
 def frame_rows(method: str, load_config: Path, deadline: float) -> Iterator[Row]:
     """Test views of a trained run, one after another, at their size and at twice that: from rays to pixels by our
     renderer, and from camera to picture as nerfstudio asks for it."""
-    from eugen_nerf.bench.evaluation import evaluating, render_view
+    from eugen_nerf.plugin.evaluation import evaluating, render_view
     from eugen_nerf.plugin.runs import load_run
 
     pipeline = load_run(load_config)

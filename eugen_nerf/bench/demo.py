@@ -144,8 +144,8 @@ def film(job: TrainingJob, store: ResultStore, options: DemoOptions, console: Co
     Returns:
         What was written: a description and the path of each.
     """
-    from eugen_nerf.bench.evaluation import render_view
     from eugen_nerf.bench.orbit import orbit_cameras
+    from eugen_nerf.plugin.evaluation import render_view
     from eugen_nerf.plugin.runs import load_run
 
     pipeline = load_run(_load_config(job, store))

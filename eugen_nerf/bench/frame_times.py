@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from eugen_nerf.bench import evaluation
 from eugen_nerf.bench.machine import describe_machine
 from eugen_nerf.bench.notes import machine_line
 from eugen_nerf.bench.statistics import middle, paired_ratio
 from eugen_nerf.bench.tables import Table, seconds
 from eugen_nerf.bench.training import synchronize
 from eugen_nerf.errors import UserError
+from eugen_nerf.plugin import evaluation
 from eugen_nerf.plugin.runs import load_run
 
 WARM_UP = 2

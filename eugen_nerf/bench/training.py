@@ -15,11 +15,11 @@ import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from torch.optim.lr_scheduler import LambdaLR
 
-from eugen_nerf.bench import evaluation
 from eugen_nerf.bench.counting import count
 from eugen_nerf.bench.jobs import Progress, TrainingJob
 from eugen_nerf.bench.machine import peak_memory
 from eugen_nerf.bench.methods import row_config
+from eugen_nerf.plugin import evaluation
 from eugen_nerf.plugin.compat import without_nerfstudio_lpips
 from eugen_nerf.plugin.pipeline import SampleBudgetPipeline
 

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from eugen_nerf import __version__
-from eugen_nerf.bench import evaluation
 from eugen_nerf.errors import UserError
 from eugen_nerf.export import budget, views
 from eugen_nerf.export.folder import check_output, write_folder
 from eugen_nerf.export.scene_file import FORMAT, VERSION, ExportedField
 from eugen_nerf.export.tables import StoredTable, half_precision
 from eugen_nerf.ops import RadianceField
+from eugen_nerf.plugin import evaluation
 from eugen_nerf.plugin.model import EugenModel
 from eugen_nerf.plugin.runs import load_run, read_config
 

@@ -206,8 +206,8 @@ def _place(config: Any, options: Transfer) -> None:
 
 def _measure(pipeline: Any, views: int, report: Any) -> dict[str, Any]:
     """PSNR of test views by the protocol of eugen-bench, and the sizes that it counts."""
-    from eugen_nerf.bench import evaluation
     from eugen_nerf.bench.counting import count
+    from eugen_nerf.plugin import evaluation
 
     order = evaluation.spread_order(evaluation.num_test_views(pipeline))[:views]
     rows = evaluation.evaluate(pipeline, order, report=report)

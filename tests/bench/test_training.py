@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from eugen_nerf.bench import evaluation
 from eugen_nerf.bench.config import Budget, load_benchmark
 from eugen_nerf.bench.jobs import Progress, TrainingJob, training_jobs
 from eugen_nerf.bench.training import Clock, Monitor, follow_clock, train_and_evaluate
 from eugen_nerf.errors import UserError
+from eugen_nerf.plugin import evaluation
 from tests.bench.conftest import WriteConfig
 from tests.scenes import builders
 

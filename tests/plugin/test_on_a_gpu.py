@@ -12,8 +12,8 @@ from nerfstudio.scripts.eval import ComputePSNR
 from torch import nn
 
 from eugen_nerf import ConversionPlan, convert
-from eugen_nerf.bench.evaluation import evaluate, mean
 from eugen_nerf.export.web import Options, export_web
+from eugen_nerf.plugin.evaluation import evaluate, mean
 from eugen_nerf.plugin.runs import load_run
 from tests.plugin.conftest import Parse
 from tests.pretended_gpu import OnGpu, pretended_gpu

@@ -14,9 +14,9 @@ from nerfstudio.cameras.rays import RayBundle
 from PIL import Image
 from torch import Tensor
 
-from eugen_nerf.bench import evaluation
-from eugen_nerf.bench.evaluation import evaluate, mean, spread_order
 from eugen_nerf.errors import UserError
+from eugen_nerf.plugin import evaluation
+from eugen_nerf.plugin.evaluation import evaluate, mean, spread_order
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 20, 200])
