@@ -91,6 +91,15 @@ class Page:
             assert time.monotonic() < deadline, f"never became true: {expression}; console: {self.console}"
             time.sleep(0.05)
 
+    def event(self, method: str, timeout: float = 120) -> None:
+        """Wait for the next event of a kind: the only way while the page goes elsewhere, when expressions may fail."""
+        deadline = time.monotonic() + timeout
+        while True:
+            message = json.loads(self._socket.recv(timeout=max(deadline - time.monotonic(), 0.001)))
+            self._note(message)
+            if message.get("method") == method:
+                return
+
     def open(self, address: str) -> None:
         """Go to a page."""
         self.call("Page.navigate", url="about:blank")  # so that an address that differs behind the # is loaded too

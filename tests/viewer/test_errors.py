@@ -159,11 +159,15 @@ def test_a_page_on_disk(page: Page, page_folder: Path) -> None:
 
 
 def test_a_device_that_stops(page: Page, page_folder: Path, serve: Serve) -> None:
-    page.before_scripts(
-        "const get = HTMLCanvasElement.prototype.getContext;"
-        "HTMLCanvasElement.prototype.getContext = function (...a) { return window.gl = get.apply(this, a) }"
-    )
     page.open(serve(page_folder))
-    page.evaluate("eugenViewer.then(() => gl.getExtension('WEBGL_lose_context').loseContext())")
+    page.evaluate(
+        "eugenViewer.then(() => {"
+        "window.gl = document.getElementById('canvas').getContext('webgl2');"
+        "window.device = gl.getExtension('WEBGL_lose_context');"
+        "device.loseContext() })"
+    )
     page.wait("!document.getElementById('message').hidden")
     assert "The graphics device stopped answering" in page.evaluate("document.getElementById('message').innerText")
+    # It gave up at the first picture and is not asked to try again.
+    page.evaluate("device.restoreContext()")
+    assert page.evaluate("new Promise(done => setTimeout(() => done(gl.isContextLost()), 300))")

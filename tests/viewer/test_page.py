@@ -306,6 +306,94 @@ def test_a_window_of_another_size_is_never_black(opened: Page) -> None:
     assert opened.evaluate("brightest") > 50
 
 
+def test_a_screen_of_other_density(opened: Page) -> None:
+    """Where a window is moved, without a change of its size in CSS pixels."""
+    size = "(canvas => [canvas.width, canvas.height])(document.getElementById('canvas'))"
+    assert opened.evaluate(size) == [100, 75]
+
+    def move(scale: float) -> None:
+        opened.size(200, 150, scale=scale)
+        for scheme in ("dark", "light"):  # an emulated screen's density is noticed only with something else
+            opened.colors(scheme)
+
+    for scale in (1.0, COARSE):  # and back
+        finished(opened, lambda scale=scale: move(scale))  # type: ignore[misc]
+        assert opened.evaluate(size) == [200 * scale, 150 * scale]
+
+
+def test_the_address_is_written_when_it_changes_and_if_it_may_be(opened: Page) -> None:
+    """Safari throws an error after 100 times in half a minute."""
+    opened.evaluate(
+        "window.write = history.replaceState.bind(history); window.writes = 0;"
+        "history.replaceState = (...given) => { writes++; write(...given) }, 0"
+    )
+    for width in (210, 200):
+        finished(opened, lambda width=width: opened.size(width, 150, scale=COARSE))  # type: ignore[misc]
+    assert opened.evaluate("writes") == 0
+    opened.evaluate("history.replaceState = () => { throw new DOMException('too often', 'SecurityError') }, 0")
+    finished(opened, lambda: opened.drag((60, 80), (90, 80)))
+    assert link(opened) == "#view=0"
+    assert opened.evaluate("document.getElementById('message').hidden")
+    assert opened.console == []
+    opened.evaluate("navigator.clipboard.writeText = async text => { window.copied = text }, 0")
+    opened.evaluate("document.getElementById('link').click()")
+    assert "#view=0&at=" in opened.wait("window.copied")
+    opened.evaluate("history.replaceState = write, 0")
+    finished(opened, lambda: opened.key("BracketRight", "]"))
+    assert link(opened) == "#view=1"
+
+
+def test_a_device_that_comes_back(opened: Page) -> None:
+    finished(opened, lambda: opened.drag((60, 80), (130, 70)))
+    before, turned = seen(opened), link(opened)
+    opened.evaluate(
+        "window.device = document.getElementById('canvas').getContext('webgl2').getExtension('WEBGL_lose_context');"
+        "device.loseContext()"
+    )
+    opened.wait("!document.getElementById('message').hidden")
+    opened.evaluate("device.restoreContext()")
+    opened.event("Page.loadEventFired")
+    opened.wait(FINISHED)
+    assert link(opened) == turned
+    assert np.abs(seen(opened).astype(int) - before).mean() < 0.5
+
+
+# Notes at each program that is compiled which words stood on the screen, and how far the bar was: -1 without a number.
+NOTE_WAITING = """
+window.compiled = [];
+const look = () => {
+    const shown = document.getElementById('loading')?.checkVisibility();
+    window.words = shown ? [document.getElementById('loading-text').textContent, progress.position] : [];
+    requestAnimationFrame(look);
+};
+look();
+const {prototype} = WebGL2RenderingContext;
+prototype.linkProgram = new Proxy(prototype.linkProgram, {
+    apply: (link, gl, given) => { compiled.push(words); link.apply(gl, given) }
+});
+"""
+
+
+def test_says_what_is_waited_for(page: Page, address: str) -> None:
+    prepared = [["Preparing the graphics device", -1]] * 2  # for the check and for pictures
+    undo = page.before_scripts(NOTE_WAITING)
+    try:
+        with_first_picture(page, f"{address}#show=normals", COARSE)
+    finally:
+        undo()
+    assert page.evaluate("compiled.slice(1)") == prepared  # after what copies pictures to the canvas
+    hidden = "document.getElementById('loading').hidden"
+    assert page.evaluate(hidden)
+    page.evaluate("compiled = []; window.put = prototype.texSubImage2D; prototype.texSubImage2D = () => undefined, 0")
+    page.key("KeyN", "n")
+    page.wait("!document.getElementById('message').hidden")
+    assert page.evaluate(f"compiled.length === 1 && {hidden}")
+    page.evaluate("compiled = []; prototype.texSubImage2D = put; document.getElementById('dismiss').click()")
+    finished(page, lambda: page.key("KeyN", "n"))
+    assert page.evaluate("compiled") == prepared
+    assert page.evaluate(hidden)
+
+
 def test_the_other_network(sharp: Page) -> None:
     before = seen(sharp)
     finished(sharp, lambda: sharp.key("KeyN", "n"))

@@ -43,6 +43,7 @@ export class App implements Controlled {
   private resolution = 1;
   private quality = QUALITIES.length - 1;
   private renderer: FieldRenderer | undefined;
+  private drawn = false; // a whole picture so far
   private readonly wipe = new Wipe();
   private readonly canvas = element("canvas", HTMLCanvasElement);
 
@@ -60,6 +61,7 @@ export class App implements Controlled {
     this.atView = link.pose === undefined;
     this.centre = this.centreOf(this.pose);
     progressive.onFinished = (frame, timing) => {
+      this.drawn = true;
       const size = `${timing.width} × ${timing.height}`;
       this.status(`${format(timing.milliseconds)} a picture of ${size}`);
       const label = document.getElementById(`time-${this.network}`);
@@ -74,6 +76,8 @@ export class App implements Controlled {
     new ResizeObserver(() => {
       this.draw(false);
     }).observe(this.canvas);
+    this.followDensity();
+    this.wireDevice();
   }
 
   /** Load the network that is chosen and draw. */
@@ -128,7 +132,7 @@ export class App implements Controlled {
 
   /** A frame of a view of the dataset in a given size. */
   async frameOfView(view: number, width: number, height: number, mode: Mode, network: number): Promise<Frame> {
-    const renderer = await this.networks.get(network);
+    const renderer = await this.networks.get(network, mode);
     const described = this.scene.views[view];
     const pose = poseOf(described);
     return { renderer, pose, lens: fitted(described, width, height), look: { ...this.look(pose), mode, stepFactor: 1 } };
@@ -186,7 +190,40 @@ export class App implements Controlled {
     this.writeLegend(frame.look);
     if (!moving) {
       this.status("Drawing …");
-      history.replaceState(null, "", `#${this.link()}`);
+      this.writeLink();
+    }
+  }
+
+  /** Draw anew on a screen of other density: a window that is moved there need not change its size in CSS pixels. */
+  private followDensity(): void {
+    const change = () => {
+      this.draw(false);
+      this.followDensity();
+    };
+    const here = window.matchMedia(`(resolution: ${window.devicePixelRatio}dppx)`);
+    here.addEventListener("change", change, { once: true });
+  }
+
+  /** Begin anew when the graphics device is there again: everything on it is gone. */
+  private wireDevice(): void {
+    this.canvas.addEventListener("webglcontextlost", (event) => {
+      // That asks the browser to restore it. A device that gave up at the first picture would do so over and over.
+      if (this.drawn) event.preventDefault();
+    });
+    this.canvas.addEventListener("webglcontextrestored", () => {
+      this.writeLink();
+      location.reload();
+    });
+  }
+
+  /** Let the address be the picture's. */
+  private writeLink(): void {
+    const hash = `#${this.link()}`;
+    if (location.hash === hash) return;
+    try {
+      history.replaceState(null, "", hash);
+    } catch {
+      // Safari allows 100 changes in half a minute; the next picture's may succeed.
     }
   }
 
@@ -217,7 +254,7 @@ export class App implements Controlled {
 
   private async useNetwork(index: number): Promise<void> {
     const choice = ++this.choices;
-    const renderer = await this.networks.get(index);
+    const renderer = await this.networks.get(index, this.mode);
     if (choice !== this.choices) return; // another one was chosen while this one was loading
     this.network = index;
     this.renderer = renderer;
@@ -431,12 +468,12 @@ export class App implements Controlled {
     });
     const copy = element("link", HTMLButtonElement);
     copy.addEventListener("click", () => {
-      history.replaceState(null, "", `#${this.link()}`);
+      this.writeLink();
       const tell = (text: string) => {
         copy.textContent = text;
         setTimeout(() => (copy.textContent = "Copy link"), 2000);
       };
-      copyText(location.href).then(
+      copyText(new URL(`#${this.link()}`, location.href).href).then(
         () => {
           tell("Copied");
         },

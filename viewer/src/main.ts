@@ -6,8 +6,8 @@ import { loadScene } from "./scene/load";
 import { Networks } from "./scene/networks";
 import type { SceneDescription } from "./scene/format";
 import type { Work } from "./shader/fragment";
-import { element } from "./ui/elements";
-import { showError, showProgress, wireMessages } from "./ui/messages";
+import { element, painted } from "./ui/elements";
+import { hideProgress, showError, showProgress, wireMessages } from "./ui/messages";
 
 interface PictureOptions {
   view: number;
@@ -38,20 +38,25 @@ async function start(): Promise<Api> {
   wireMessages();
   const canvas = element("canvas", HTMLCanvasElement);
   const gl = openContext(canvas);
-  canvas.addEventListener("webglcontextlost", (event) => {
-    event.preventDefault();
+  canvas.addEventListener("webglcontextlost", () => {
     showError(contextLost(), true);
   });
-  showProgress(0, "Loading the scene");
+  showProgress("Loading the scene", 0);
   const scene = await loadScene();
-  const networks = new Networks(gl, scene, (name) => (loaded, total) => {
-    const megabytes = (bytes: number) => (bytes / 1e6).toFixed(1);
-    showProgress(loaded / total, `Loading ${name}: ${megabytes(loaded)} of ${megabytes(total)} MB`);
+  const networks = new Networks(gl, scene, {
+    loading: (name, loaded, total) => {
+      const megabytes = (bytes: number) => (bytes / 1e6).toFixed(1);
+      showProgress(`Loading ${name}: ${megabytes(loaded)} of ${megabytes(total)} MB`, loaded / total);
+    },
+    preparing: () => {
+      showProgress("Preparing the graphics device");
+      return painted();
+    },
+    over: hideProgress,
   });
   const progressive = await Progressive.create(gl);
   const app = new App(scene, progressive, networks);
   await app.start();
-  showProgress(1, "");
   const frame = ({ view, width, height, mode = "color", network = 0 }: PictureOptions) => {
     if (!isMode(mode)) throw new RangeError(`no mode ${mode}`);
     return app.frameOfView(view, width, height, mode, network);

@@ -10,7 +10,7 @@ export function openContext(canvas: HTMLCanvasElement): WebGL2RenderingContext {
     antialias: false,
     depth: false,
     powerPreference: "high-performance",
-    preserveDrawingBuffer: true, // for saved pictures
+    preserveDrawingBuffer: true, // Screen.show draws some rows, and the others stay
   });
   if (gl === null) {
     throw new ViewerError(

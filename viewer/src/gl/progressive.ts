@@ -70,11 +70,6 @@ export class Progressive {
     if (now && frame.renderer.isPrepared(frame.look.mode)) this.try();
   }
 
-  /** Whether the canvas shows the last frame at full resolution. */
-  get finished(): boolean {
-    return this.undone === 0;
-  }
-
   /** Draw a picture beside the canvas, in slices, and time it. */
   async picture(frame: Frame): Promise<{ target: Target; timing: Timing }> {
     await frame.renderer.prepare(frame.look.mode);

@@ -1,8 +1,7 @@
+import type { Vec3 } from "../camera/vector";
 import { damaged, ViewerError } from "../errors";
 
 export const SUPPORTED_VERSION = 1;
-
-export type Vec3 = [number, number, number];
 
 export const ACTIVATIONS = ["identity", "relu", "squared_relu", "softplus", "gelu", "sin"] as const;
 export type Activation = (typeof ACTIVATIONS)[number];

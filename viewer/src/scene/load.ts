@@ -1,5 +1,5 @@
 import { damaged, ViewerError } from "../errors";
-import { type Chain, type Field, type Stage } from "../field/field";
+import { type Chain, type Field, numProjections, type Stage } from "../field/field";
 import { crc32 } from "./crc32";
 import { type ChainDescription, checkScene, type FieldDescription, type SceneDescription } from "./format";
 import { parseSafetensors, type Tensor } from "./safetensors";
@@ -26,12 +26,19 @@ export async function loadScene(): Promise<SceneDescription> {
 }
 
 /**
- * Fetch and check the tensors of a field.
+ * Fetch the file of a field's tensors.
  * @throws ViewerError saying what to do.
  */
-export async function loadField(description: FieldDescription, progress: Progress): Promise<Field> {
+export async function downloadField(description: FieldDescription, progress: Progress): Promise<Uint8Array<ArrayBuffer>> {
+  return download(SCENE_FOLDER + description.file, description.bytes, progress);
+}
+
+/**
+ * Check that file, and take the field out of it.
+ * @throws ViewerError saying what to do.
+ */
+export function readField(description: FieldDescription, bytes: Uint8Array<ArrayBuffer>): Field {
   const file = SCENE_FOLDER + description.file;
-  const bytes = await download(file, description.bytes, progress);
   if (bytes.byteLength !== description.bytes) {
     throw damaged(file, `it has ${bytes.byteLength} of ${description.bytes} bytes`);
   }
@@ -53,8 +60,7 @@ export function assembleField(file: string, description: FieldDescription, tenso
   const optional = (name: string, ...shape: number[]) => (tensors.has(name) ? floats(name, ...shape) : undefined);
   const chain = (name: string, of: ChainDescription): Chain => {
     const stages = of.stages.map((stage, index): Stage => {
-      const perOrder = stage.features / stage.order;
-      const rows = perOrder * (stage.shared ? stage.order : (stage.order * (stage.order + 1)) / 2);
+      const rows = (stage.features / stage.order) * numProjections(stage);
       const prefix = `${name}.${index}`;
       return {
         ...stage,

@@ -16,3 +16,11 @@ export function onChoice(container: HTMLElement, changed: (value: string) => voi
 export function choose(container: HTMLElement, value: string): void {
   for (const input of container.querySelectorAll("input")) input.checked = input.value === value;
 }
+
+/** Wait until what was written is to be seen; not for long, since a page in the background is not painted at all. */
+export function painted(): Promise<void> {
+  return new Promise((resolve) => {
+    requestAnimationFrame(() => setTimeout(resolve)); // the browser paints between the two
+    setTimeout(resolve, 1000);
+  });
+}

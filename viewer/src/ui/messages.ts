@@ -12,7 +12,7 @@ export function showError(error: unknown, fatal: boolean): void {
   element("message-title", HTMLHeadingElement).textContent = title;
   element("message-advice", HTMLParagraphElement).textContent = advice;
   element("dismiss", HTMLButtonElement).hidden = fatal;
-  element("loading", HTMLDivElement).hidden = true;
+  hideProgress();
   message.hidden = false;
   message.classList.toggle("fatal", fatal);
   if (!known) console.error(error);
@@ -25,9 +25,15 @@ export function wireMessages(): void {
   });
 }
 
-/** Fill the bar that is shown while the scene loads; done at 1. */
-export function showProgress(part: number, text: string): void {
-  element("progress", HTMLProgressElement).value = part;
+/** Show what the visitor waits for, and how much of it is done, from 0 to 1, if that is known. */
+export function showProgress(text: string, part?: number): void {
+  const bar = element("progress", HTMLProgressElement);
+  if (part === undefined) bar.removeAttribute("value");
+  else bar.value = part;
   element("loading-text", HTMLLabelElement).textContent = text;
-  element("loading", HTMLDivElement).hidden = part >= 1;
+  element("loading", HTMLDivElement).hidden = false;
+}
+
+export function hideProgress(): void {
+  element("loading", HTMLDivElement).hidden = true;
 }
