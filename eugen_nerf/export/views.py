@@ -70,9 +70,7 @@ def write_photo(dataset: Any, index: int, path: Path, background: tuple[float, f
 
     The viewer's cameras have no lens distortion, so it is taken out of the photo.
     """
-    image = dataset[index]["image"].float()
-    if image.max() > 1:
-        image = image / 255
+    image = dataset[index]["image"]
     if image.shape[-1] == 4:
         image = image[..., :3] * image[..., 3:] + (1 - image[..., 3:]) * torch.tensor(background)
     pixels = undistorted(to_uint8(image[..., :3]).numpy(), dataset.cameras, index)

@@ -51,7 +51,7 @@ def test_view(pipeline: Any, index: int) -> TestView:
     """
     dataset = pipeline.datamanager.eval_dataset
     camera = dataset.cameras[index : index + 1].to(pipeline.device)
-    image = dataset[index]["image"].to(pipeline.device).float()
+    image = dataset[index]["image"].to(pipeline.device)
     size, expected = tuple(image.shape[:2]), (int(camera.height), int(camera.width))
     if size != expected:
         raise UserError(
@@ -59,8 +59,6 @@ def test_view(pipeline: Any, index: int) -> TestView:
             f"{expected[1]}x{expected[0]}. This method's datamanager does not apply the dataparser's downscaling; "
             "give it images of the size it is to train on."
         )
-    if image.max() > 1:
-        image = image / 255
     if image.shape[-1] == 4:
         image = image[..., :3] * image[..., 3:] + float(_shows_white(pipeline)) * (1 - image[..., 3:])
     return TestView(index, camera, image)

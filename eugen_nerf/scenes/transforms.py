@@ -11,6 +11,7 @@ import numpy as np
 
 from eugen_nerf.errors import SceneError
 from eugen_nerf.scenes.capture import CameraModel, Capture, Distortion, Intrinsics, Shot
+from eugen_nerf.scenes.colmap_model import PARAMETERS
 from eugen_nerf.scenes.image_files import EXTENSIONS, ImageFinder
 from eugen_nerf.scenes.point_cloud import read_ply
 from eugen_nerf.scenes.validate import (
@@ -25,7 +26,7 @@ from eugen_nerf.scenes.validate import (
     shorten,
 )
 
-CAMERA_MODELS = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE")
+CAMERA_MODELS = tuple(PARAMETERS)  # nerfstudio has COLMAP's names
 
 
 def read_transforms(path: Path) -> Capture:
