@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from eugen_nerf import ops
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers import ACTIVATIONS, EUGen, build_network, merge_chain
-from eugen_nerf.layers.merge import MergedChain
+from eugen_nerf.layers.merge import MergedChain, changed_method, has_hooks
 from eugen_nerf.layers.selection import Kept, select_features
 from eugen_nerf.ops import Backend, HashGridLayout, RadianceField
 from eugen_nerf.ops.radiance_field import TruncatedExp
@@ -275,11 +275,12 @@ class EugenField(nn.Module):
         """Keep the `num_features` of each EUGen layer that contribute most, see `layers.selection.select_features`.
 
         Args:
-            num_features: m, of both networks or of the density and the colour network.
+            num_features: m, of both networks or of the density and the colour network. A field of the same
+                configuration loads the result where it is the configuration's.
             samples: positions [N, 3] in the unit cube and unit directions [N, 3] where the field is to stay as it is.
 
         Returns:
-            What was kept, with which optimizers have to follow.
+            What was kept, with which optimizers have to follow (`layers.selection.follow`).
 
         Raises:
             ValueError: there are no samples, or the field is not finite there; nothing has changed then.
@@ -315,11 +316,22 @@ class EugenField(nn.Module):
 
     def merged(self) -> RadianceField | EugenField:
         """The field with its networks merged once, differentiable in its parameters, until those change; the field
-        itself where tiny-cuda-nn evaluates it, which merges nothing."""
-        if not isinstance(self.encoding, HashGrid):
+        itself where something else is evaluated than its parameters: by tiny-cuda-nn, hooks, or subclasses of the field
+        or its parts that have methods of their own."""
+        if not isinstance(self.encoding, HashGrid) or self._does_more():
             return self
         density, color = self._merged_chains()
         return RadianceField(self.encoding.table, self.encoding.layout, density, color, self.backend)
+
+    def _does_more(self) -> bool:
+        parts: tuple[tuple[nn.Module, type[nn.Module]], ...] = (
+            (self, EugenField),
+            (self.encoding, HashGrid),
+            (self.density_network, ChainNetwork),
+            (self.color_network, ChainNetwork),
+        )
+        names = ("forward", "__call__", "density_at")
+        return any(has_hooks(part) or changed_method(part, kind, *names) for part, kind in parts)
 
     @torch.no_grad()
     def evaluator(self) -> RadianceField | EugenField:

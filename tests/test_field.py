@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor
 
 from eugen_nerf.errors import UserError
-from eugen_nerf.field import EugenField, FieldConfig, TruncatedExp
+from eugen_nerf.field import EugenField, FieldConfig, HashGrid, TruncatedExp
 from eugen_nerf.layers import EUGen
-from eugen_nerf.ops import HashGridLayout
+from eugen_nerf.ops import HashGridLayout, RadianceField
 
 KINDS: dict[str, dict[str, Any]] = {
     "eugen": {"network": "eugen"},
@@ -259,6 +260,13 @@ def test_the_density_of_an_untrained_field_can_be_set(kind: str, density: float)
     torch.testing.assert_close(sigma, torch.full_like(sigma, density), rtol=0.05, atol=0)
 
 
+def test_truncated_exp_under_transformations() -> None:
+    x = torch.tensor([-1.0, 0.5, 20.0])
+    gradient = torch.func.grad(lambda x: TruncatedExp.apply(x).sum())(x)
+    torch.testing.assert_close(gradient, x.clamp(max=15).exp())
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(TruncatedExp.apply))(x), gradient)
+
+
 def test_truncated_exp() -> None:
     x = torch.tensor([-1e4, -2.0, 0.0, 14.0, 16.0, 90.0, 1e4], requires_grad=True)
     y = TruncatedExp.apply(x)
@@ -328,3 +336,44 @@ class TestCandidates:
         field = self.field(**options)
         assert not field.has_candidates()
         assert field.multiply_adds() == small_field(**options).multiply_adds()
+
+
+class Emptied(EugenField):
+    def density_at(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        sigma, geometry = super().density_at(x)
+        return 0 * sigma, geometry
+
+
+class Masked(HashGrid):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0 * super().forward(x)
+
+
+def emptied(field: EugenField) -> None:
+    field.__class__ = Emptied
+
+
+def masked(field: EugenField) -> None:
+    field.encoding.__class__ = Masked
+
+
+def hooked(field: EugenField) -> None:
+    field.encoding.register_forward_hook(lambda module, inputs, output: 0 * output)
+
+
+def hooked_color(field: EugenField) -> None:
+    field.color_network.register_forward_hook(lambda module, inputs, output: output + 1)
+
+
+@pytest.mark.parametrize("change", [emptied, masked, hooked, hooked_color])
+def test_what_is_done_beside_the_parameters_is_done_in_pictures_too(change: Callable[[EugenField], None]) -> None:
+    field = small_field()
+    x, directions = queries(50)
+    before = field(x, directions)
+    assert isinstance(field.evaluator(), RadianceField)
+    change(field)
+    changed = field(x, directions)
+    assert not all(torch.equal(a, b) for a, b in zip(before, changed, strict=True))
+    with torch.no_grad():
+        for got, expected in zip(field.evaluator()(x, directions), changed, strict=True):
+            torch.testing.assert_close(got, expected)

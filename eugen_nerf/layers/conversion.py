@@ -286,6 +286,7 @@ def _named_pairs(module: nn.Module, activations: Mapping[str, str]) -> Iterator[
             setattr(parent, name, layer)
             vars(parent).pop(activation, None)  # a function, in the place of which a module comes
             setattr(parent, activation, nn.Identity())
+            _close_fused_path(parent)
 
         return put
 
@@ -302,15 +303,32 @@ def _named_pairs(module: nn.Module, activations: Mapping[str, str]) -> Iterator[
             above, _, own = path.rpartition(".")
             parent = module.get_submodule(above)
             activation = getattr(parent, name, None)
-            if not callable(activation) or parent is linear:
-                raise ValueError(f"convert: {path}: beside it there is no activation {name!r}")
+            reason = _why_no_activation(activation, linear)
+            if reason is None and hasattr(type(parent), name):
+                reason = f"belongs to the class {type(parent).__name__}, where nothing can be put in its place"
+            if reason is not None:
+                raise ValueError(f"convert: {path}: what is called {name!r} beside it {reason}")
             other = taken.setdefault((parent, name), path)
             if other != path:
                 raise ValueError(
                     f"convert: {other} and {path} have the activation {name!r} in common; name one of them"
                 )
+            assert activation is not None
             gone = (activation,) if isinstance(activation, nn.Module) else ()
             yield _FeedForward(path, linear, describe(activation), putter(parent, own, name), gone)
+
+
+def _why_no_activation(module: object, linear: nn.Linear) -> str | None:
+    """Why nothing that only changes values, one by one, in words; None if it may be."""
+    if module is None:
+        return "does not exist"
+    if not callable(module) or module is linear:
+        return "is no activation"
+    if isinstance(module, nn.Module) and any(True for _ in module.parameters()):
+        return f"has parameters ({type(module).__name__}), which would be lost"
+    if isinstance(module, nn.Dropout | nn.AlphaDropout | nn.FeatureAlphaDropout):
+        return "is a dropout, and no activation"
+    return None
 
 
 def _in_sequential(prefix: str, sequential: nn.Sequential) -> Iterator[_FeedForward]:
@@ -340,10 +358,15 @@ def _put_in_transformer(block: nn.TransformerEncoderLayer | nn.TransformerDecode
     def put(layer: EUGen) -> None:
         block.linear1 = layer  # type: ignore[assignment]
         block.activation = nn.Identity()
-        if isinstance(block, nn.TransformerEncoderLayer):
-            block.activation_relu_or_gelu = 0  # PyTorch's fused path would read the weights of a dense layer
+        _close_fused_path(block)
 
     return put
+
+
+def _close_fused_path(block: nn.Module) -> None:
+    """PyTorch's fused path would read the weights of a dense layer."""
+    if isinstance(block, nn.TransformerEncoderLayer):
+        block.activation_relu_or_gelu = 0
 
 
 def _in_stack(

@@ -215,7 +215,8 @@ class _Affine:
             return factor, offset, None
         # The last basis vector is orthogonal to W: its row is zero (its gradient is not); a constant remains.
         columns = weight.shape[1]
-        return factor[:columns], offset[:columns], offset[columns].square()
+        constant = offset[columns].float() if half else offset[columns]  # its square may be too large for a half
+        return factor[:columns], offset[:columns], constant.square()
 
 
 def _merge(layers: Sequence[nn.Module], affine: _Affine) -> MergedChain:
@@ -332,10 +333,16 @@ def own_behaviour(module: nn.Module) -> str | None:
     (spectral norm) or change the output. Neither would be asked when parameters are merged. Weights that
     `torch.nn.utils.parametrize` computes are fine.
     """
-    kind = next((kind for kind in _MERGED_KINDS if isinstance(module, kind)), None)
-    if "forward" in vars(module) or (kind is not None and type(module).forward is not kind.forward):
-        return "a forward of its own"
-    return "hooks" if has_hooks(module) else None
+    kind = next((kind for kind in _MERGED_KINDS if isinstance(module, kind)), type(module))
+    return "hooks" if has_hooks(module) else changed_method(module, kind, "forward", "__call__", "features")
+
+
+def changed_method(module: nn.Module, kind: type[nn.Module], *names: str) -> str | None:
+    """In words, which of these methods a module has in another form than its kind; None if it has none."""
+    for name in names:
+        if name in vars(module) or getattr(type(module), name, None) is not getattr(kind, name, None):
+            return f"a {name} of its own"
+    return None
 
 
 def has_hooks(module: nn.Module) -> bool:

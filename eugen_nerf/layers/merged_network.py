@@ -14,7 +14,8 @@ class MergedNetwork(nn.Module):
     """[..., in_features] -> [..., out_features], by copies of a chain's matrices.
 
     For inference, after training: moved, saved and loaded as any module. The copies are buffers: they have no
-    gradients, and do not follow the layers.
+    gradients, and do not follow the layers. A state dict fits chains of the same layers that were merged alike, with or
+    without gradients: without them a norm inside the chain is stored in fewer numbers.
 
     `network` evaluates the chain; give it `eugen_nerf.ops.network` for native code where there is some.
 

@@ -24,10 +24,15 @@ MAX_LOG_SLOPE = 15.0
 class TruncatedExp(torch.autograd.Function):
     """exp of a density's logarithm, of any shape, with a gradient that cannot overflow."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
+    def forward(x: Tensor) -> Tensor:
         return torch.exp(x.clamp(max=MAX_LOG_DENSITY))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:

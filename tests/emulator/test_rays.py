@@ -213,6 +213,18 @@ def test_render_with_a_table_of_halves(monkeypatch: pytest.MonkeyPatch) -> None:
         assert relative_error(mine, theirs) <= 5e-3
 
 
+def test_a_density_that_is_not_a_number_is_no_surface(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EUGEN_BACKEND", "reference")
+    of = field("eugen")
+    assert of.density.bias is not None
+    of.density.bias[0] = math.nan
+    bits = torch.full((RESOLUTION**3 // 8,), 255, dtype=torch.uint8)
+    rgb, alpha, _, samples = render(EmulatedDevice(80), of, list(random_rays(50)[:4]), bits, *BOUNDED)
+    assert samples.any()
+    assert torch.equal(alpha.isnan(), samples > 0)
+    assert torch.equal(rgb.isnan().any(dim=1), samples > 0)
+
+
 def test_render_stops_at_opaque_surfaces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EUGEN_BACKEND", "reference")
     of = field("eugen")

@@ -390,12 +390,52 @@ class TestNamedActivations:
         assert paths(found) == ["blocks.1.fc1"]
         assert "blocks.0.fc1" in found.kept
 
+    @pytest.mark.parametrize("features", [24, 6])  # as many as the fused path would take for units, and fewer
+    def test_the_pair_of_a_transformer_layer(self, features: int) -> None:
+        class Renamed(nn.TransformerEncoderLayer):
+            def _ff_block(self, x: Tensor) -> Tensor:
+                return self.linear2(self.activation(self.linear1(x)))
+
+        torch.manual_seed(0)
+        for kind in (Renamed, nn.TransformerEncoderLayer):
+            layer = kind(6, 2, 24, dropout=0.0, batch_first=True).eval()
+            convert(layer, ConversionPlan(features), {"linear1": "activation"})
+            x = torch.randn(3, 5, 6)
+            expected = layer(x)
+            with torch.no_grad():
+                torch.testing.assert_close(layer(x), expected)
+
+    @pytest.mark.parametrize("name", ["method", "static"])
+    def test_what_belongs_to_the_class_cannot_be_replaced(self, name: str) -> None:
+        class Own(Mlp):
+            static = staticmethod(torch.relu)
+
+            def method(self, x: Tensor) -> Tensor:
+                return x.relu()
+
+        with pytest.raises(ValueError, match=f"'{name}' beside it belongs to the class Own"):
+            convert(Own(nn.GELU()), PLAN, {"fc1": name})
+
+    @pytest.mark.parametrize(
+        ("act", "name", "message"),
+        [
+            (nn.GELU(), "fc2", r"has parameters \(Linear\)"),
+            (nn.GELU(), "fc1", "is no activation"),
+            (nn.PReLU(), "act", r"has parameters \(PReLU\)"),
+            (nn.Dropout(), "act", "is a dropout"),
+            (3, "act", "is no activation"),
+        ],
+    )
+    def test_what_is_no_activation(self, act: Any, name: str, message: str) -> None:
+        with pytest.raises(ValueError, match=f"'{name}' beside it {message}"):
+            convert(Mlp(act), PLAN, {"fc1": name})
+
     @pytest.mark.parametrize(
         ("activations", "message"),
         [
             ({"blocks.*.fc9": "act"}, r"'blocks\.\*\.fc9', of activations, matches no torch\.nn\.Linear"),
-            ({"blocks.*.fc1": "activation"}, r"blocks\.0\.fc1: beside it there is no activation 'activation'"),
-            ({"blocks.*.fc?": "act"}, r"blocks\.0\.fc1 and blocks\.0\.fc2 have the activation 'act' in common"),
+            ({"blocks.*.fc1": "activation"}, r"blocks\.0\.fc1: what is called 'activation' beside it does not exist"),
+            ({"blocks.*.fc[12]": "act"}, r"blocks\.0\.fc1 and blocks\.0\.fc2 have the activation 'act' in common"),
         ],
     )
     def test_what_is_not_there(self, activations: dict[str, str], message: str) -> None:

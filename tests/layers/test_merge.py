@@ -181,6 +181,14 @@ class TestNormInsideAChain:
         merged = network(x.bfloat16(), chain).double()
         torch.testing.assert_close(merged, modules.double()(x), rtol=0.1, atol=0.1)
 
+    def test_nor_does_their_constant_part(self) -> None:
+        """Of biases beside which nothing else matters, without gradients."""
+        layers = nn.Sequential(EUGen(16, 1024, 8, norm=False), EUGen(1024, 8, 8), nn.Linear(8, 3)).half()
+        with torch.no_grad():
+            layers[0].bias.fill_(10)
+            merged = merge_chain(layers).evaluate(torch.randn(4, 16).half())
+            assert merged.isfinite().all()
+
     def test_half_precision_norms_do_not_overflow(self) -> None:
         modules = tall_chain().half()
         with torch.no_grad():
@@ -373,6 +381,16 @@ class Shifted(nn.Identity):
         return x + 1
 
 
+class Doubled(EUGen):
+    def features(self, x: Tensor) -> Tensor:
+        return 2 * super().features(x)
+
+
+class Negated(nn.Linear):
+    def __call__(self, x: Tensor) -> Tensor:
+        return -super().__call__(x)  # type: ignore[no-any-return]
+
+
 def patched(layer: nn.Module) -> nn.Module:
     forward = layer.forward
     layer.forward = lambda x: 2 * forward(x)  # type: ignore[method-assign]
@@ -392,6 +410,8 @@ class TestWhatIsDoneBesideTheParameters:
         [
             ([EUGen(6, 6, 3), Residual(nn.Linear(6, 6)), nn.Linear(6, 2)], "Residual has a forward of its own"),
             ([Scaled(6, 6, 3)], "Scaled has a forward of its own"),
+            ([Doubled(6, 6, 3)], "Doubled has a features of its own"),
+            ([Negated(6, 6)], "Negated has a __call__ of its own"),
             ([nn.Linear(6, 6), Capped(), nn.Linear(6, 2)], "Capped has a forward of its own"),
             ([nn.Linear(6, 6), Shifted(), nn.Linear(6, 2)], "Shifted has a forward of its own"),
             ([patched(nn.Linear(6, 6))], "Linear has a forward of its own"),

@@ -512,6 +512,19 @@ def test_render_stops_at_opaque_surfaces() -> None:
     assert alpha[samples > 0].min() > 0.999
 
 
+def test_a_density_that_is_not_a_number_is_no_surface() -> None:
+    field = small_field()
+    assert field.density.bias is not None
+    field.density.bias[0] = math.nan
+    origins, directions, near, far, _ = random_rays(60)
+    bits = torch.full((16**3 // 8,), 255, dtype=torch.uint8)
+    where = (origins, directions, near, far, bits, 16, BOUNDED, StepRule(0.1), field)
+    rgb, alpha, depth, samples = render(*where)
+    assert samples.any()
+    for values in (rgb, alpha, depth):
+        assert torch.equal(values.isnan().view(60, -1).any(dim=1), samples > 0)
+
+
 def test_ops_refuse_what_would_crash() -> None:
     from eugen_nerf.ops import operators
 

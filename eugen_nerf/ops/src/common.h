@@ -31,6 +31,7 @@ struct Vec3 {
 };
 
 EUGEN_FUNCTION Vec3 load3(const float* p) { return Vec3{p[0], p[1], p[2]}; }
+// The second where one of the two is not a number.
 EUGEN_FUNCTION float minimum(float a, float b) { return a < b ? a : b; }
 EUGEN_FUNCTION float maximum(float a, float b) { return a > b ? a : b; }
 // NaN becomes low: a position that is not a number must not become an index.

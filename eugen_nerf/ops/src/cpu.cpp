@@ -220,7 +220,7 @@ void render_rays(const Field& field, const March& m, const float* origins, const
     tile_forward(field.color, color, color_input.data(), active, color.output.data());
     for (int r = 0; r < active; r++) {
       RayState& ray = rays[r];
-      const float sigma = exp(minimum(density.output[size_t(r) * ld_density], 80.f));
+      const float sigma = exp(minimum(80.f, density.output[size_t(r) * ld_density]));
       const float thickness = sigma * (steps[r].t_end - steps[r].t_start);
       const float weight = float(exp(-ray.optical)) * -expm1f(-thickness);
       const float* raw = &color.output[size_t(r) * ld_color];

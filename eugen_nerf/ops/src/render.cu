@@ -184,7 +184,7 @@ render(const float* __restrict__ origins, const float* __restrict__ directions, 
     if (sampled) {
       float result[4];
       load_four(mine.results[lane], result);
-      const float thickness = exp(minimum(result[0], 80.f)) * (step.t_end - step.t_start);
+      const float thickness = exp(minimum(80.f, result[0])) * (step.t_end - step.t_start);
       const float weight = exp(-optical) * -expm1f(-thickness);
       for (int c = 0; c < 3; c++) total[c] += weight / (1.f + exp(-result[1 + c]));
       total[3] += weight;
