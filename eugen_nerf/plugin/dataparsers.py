@@ -17,6 +17,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from eugen_nerf.scenes import Frame, Scene, SceneError, load_scene
 from eugen_nerf.scenes.image_files import inspect_image
 from eugen_nerf.scenes.normalise import Centre, Orientation
+from eugen_nerf.scenes.pixels import decode, usable_pixels
 
 Layout = Literal["auto", "blender", "transforms", "colmap", "llff"]
 
@@ -92,6 +93,11 @@ def check_readable_by_nerfstudio(frames: Sequence[Frame]) -> None:
                     f"{frame.mask_path}: is of Pillow's mode {mask.mode}, or of another size than {frame.image_path}; "
                     "this method reads masks as nerfstudio does, which takes grey ones (L or 1) of that size; convert "
                     "it"
+                )
+            if ((decode(frame.mask_path, "L") > 0) != usable_pixels(frame.mask_path)).any():
+                raise SceneError(
+                    f"{frame.mask_path}: has greys between black and white, and this method reads masks as nerfstudio "
+                    "does, which uses every pixel that is not quite black; save it as PNG, of 0 and 255 alone"
                 )
 
 

@@ -61,7 +61,10 @@ class _Pixels:
         values = _joined(images).to(device)
         usable = None if masks is None else _Usable.of(_joined(masks)[:, 0].bool().to(device))
         if usable is not None and not usable.number:
-            raise UserError("The masks of the training photos leave no pixel to train on.")
+            raise UserError(
+                "The masks of the training photos leave no pixel to train on. White pixels are those that are trained "
+                "on; perhaps the masks are to be inverted."
+            )
         starts = torch.tensor([0, *(image.shape[0] * image.shape[1] for image in images)]).cumsum(0).to(device)
         widths = torch.tensor([image.shape[1] for image in images], device=device)
         return cls(images, values, cameras.to(device), starts, widths, usable)

@@ -11,7 +11,7 @@ from pathlib import Path
 from eugen_nerf.errors import SceneError
 from eugen_nerf.scenes.capture import Capture, Shot
 from eugen_nerf.scenes.image_files import ImageFinder
-from eugen_nerf.scenes.transforms import read_frames
+from eugen_nerf.scenes.transforms import read_frames, read_listed_points
 from eugen_nerf.scenes.validate import read_json_object
 
 SPLITS = ("train", "val", "test")
@@ -34,13 +34,19 @@ def read_blender(root: Path) -> Capture:
     finder = ImageFinder()
     shots: list[Shot] = []
     splits = {}
+    points, colours = None, None
+    warnings: tuple[str, ...] = ()
     for split in SPLITS:
         path = split_file(root, split)
         if not os.path.isfile(path):
             continue
-        frames = read_frames(path, read_json_object(path), finder)
+        meta = read_json_object(path)
+        frames = read_frames(path, meta, finder)
+        if points is None:
+            points, colours, remarks = read_listed_points(path, meta)
+            warnings += remarks
         splits[split] = tuple(range(len(shots), len(shots) + len(frames)))
         shots.extend(frames)
     if not splits:
         raise SceneError(f"{root}: none of {', '.join(split_file(root, s).name for s in SPLITS)} is there")
-    return Capture("blender", root, tuple(shots), splits)
+    return Capture("blender", root, tuple(shots), splits, points=points, colours=colours, warnings=warnings)

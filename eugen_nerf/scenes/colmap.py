@@ -72,7 +72,10 @@ def read_colmap(root: Path) -> Capture:
         )
     if os.path.isdir(root / MASKS):
         masked = sum(shot.mask_path is not None for shot in shots)
-        warnings += (f"{root / MASKS}: has masks of {masked} of {len(shots)} photos; dark pixels are not trained on",)
+        names = "" if masked else f"; expected {shots[0].listed.rpartition('/')[2]}.png and the like, PNG or JPEG"
+        warnings += (
+            f"{root / MASKS}: has masks of {masked} of {len(shots)} photos; dark pixels are not trained on{names}",
+        )
     points = model.points
     return Capture(
         "colmap",

@@ -11,6 +11,7 @@ from eugen_nerf.errors import SceneError
 from eugen_nerf.scenes.capture import Intrinsics
 from eugen_nerf.scenes.colmap_model import (
     MODEL_NAMES,
+    OPTIONAL,
     ColmapImage,
     ColmapPoints,
     make_camera,
@@ -133,7 +134,7 @@ def read_points(path: Path) -> ColmapPoints:
         start = cursor.offset
         identifier, x, y, z, red, green, blue, _, track = cursor.unpack(_POINT, "a point")
         if not all(abs(value) <= MAX_COORDINATE for value in (x, y, z)):
-            raise SceneError(f"{cursor.where(start)}: point {identifier} is at ({x:g} {y:g} {z:g})")
+            raise SceneError(f"{cursor.where(start)}: point {identifier} is at ({x:g} {y:g} {z:g}); {OPTIONAL}")
         if identifier in identifiers:
             raise SceneError(f"{cursor.where(start)}: the point id {identifier} appears twice")
         identifiers.add(identifier)

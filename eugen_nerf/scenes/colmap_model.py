@@ -39,7 +39,14 @@ MODEL_NAMES = (
     "RADIAL_FISHEYE",
     "THIN_PRISM_FISHEYE",
     "RAD_TAN_THIN_PRISM_FISHEYE",
+    "SIMPLE_DIVISION",
+    "DIVISION",
+    "SIMPLE_FISHEYE",
+    "FISHEYE",
+    "EUCM",
+    "EQUIRECTANGULAR",
 )
+OPTIONAL = "the scene works without the file of its points"  # what to do about a damaged one
 OPENCV_TO_OPENGL = np.diag([1.0, -1.0, -1.0])
 
 

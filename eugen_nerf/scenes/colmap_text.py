@@ -11,6 +11,7 @@ from eugen_nerf.errors import SceneError
 from eugen_nerf.scenes.capture import Intrinsics
 from eugen_nerf.scenes.colmap_model import (
     MODEL_NAMES,
+    OPTIONAL,
     ColmapImage,
     ColmapPoints,
     make_camera,
@@ -118,7 +119,9 @@ def read_points(path: Path) -> ColmapPoints:
         position = _numbers(tokens[1:4], "X Y Z", where)
         colour = [_integer(token, "R G B", where) for token in tokens[4:7]]
         if not all(abs(value) <= MAX_COORDINATE for value in position) or max(colour) > 255:
-            raise SceneError(f"{where}: not a position and an 8-bit colour: {shorten(' '.join(tokens[1:7]))}")
+            raise SceneError(
+                f"{where}: not a position and an 8-bit colour: {shorten(' '.join(tokens[1:7]))}; {OPTIONAL}"
+            )
         positions.append(position)
         colours.append(colour)
     return ColmapPoints(np.array(positions).reshape(-1, 3), np.array(colours, dtype=np.uint8).reshape(-1, 3))

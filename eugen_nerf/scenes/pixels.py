@@ -21,7 +21,7 @@ def read_image(frame: Frame) -> np.ndarray:
     Raises:
         SceneError: the file cannot be decoded, or has changed since the scene was loaded.
     """
-    pixels = _decode(frame.image_path, "RGBA" if frame.channels == 4 else "RGB")
+    pixels = decode(frame.image_path, "RGBA" if frame.channels == 4 else "RGB")
     height, width = pixels.shape[:2]
     if (width // frame.downscale, height // frame.downscale) != (frame.width, frame.height):
         raise SceneError(
@@ -44,8 +44,7 @@ def read_mask(frame: Frame) -> np.ndarray:
     """
     if frame.mask_path is None:
         return np.ones((frame.height, frame.width), dtype=bool)
-    brightness = _decode(frame.mask_path, "L")
-    usable = 2.0 * brightness > brightness.max()  # a mask without a bright pixel allows none
+    usable = usable_pixels(frame.mask_path)
     height, width = usable.shape
     # A mask of the image's own size is cut like the image; one of the full-size image only needs to shrink.
     if (width // frame.downscale, height // frame.downscale) == (frame.width, frame.height):
@@ -54,7 +53,26 @@ def read_mask(frame: Frame) -> np.ndarray:
     return np.asarray(area) > 0.999
 
 
-def _decode(path: Path, mode: str) -> np.ndarray:
+def usable_pixels(path: Path) -> np.ndarray:
+    """What a mask's file allows, [H, W] bool: pixels at least half as bright as its brightest.
+
+    None where all are black. Of a mask of one colour with transparency the opaque pixels count as bright.
+
+    Raises:
+        SceneError: the file cannot be decoded.
+    """
+    brightness, alpha = np.moveaxis(decode(path, "LA").astype(np.float64), -1, 0)
+    if alpha.min() < alpha.max() and brightness.min() == brightness.max():
+        brightness = alpha
+    return 2.0 * brightness > brightness.max()
+
+
+def decode(path: Path, mode: str) -> np.ndarray:
+    """Pixels of a file in one of Pillow's modes of 8 bits.
+
+    Raises:
+        SceneError: it cannot be decoded.
+    """
     try:
         with Image.open(path, formats=FORMATS) as image:
             return np.array(_to_8_bit(image).convert(mode))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ GREY = 128  # of points without colours
 
 
 def read_ply(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Points of a PLY file, text or binary; those whose position is not finite are left out.
+    """Points of a PLY file, text or binary, or a mesh's vertices; those whose position is not finite are left out.
 
     Returns:
         Positions [P, 3] float64, and colours [P, 3] uint8, grey where the file has none.
@@ -23,9 +24,10 @@ def read_ply(path: Path) -> tuple[np.ndarray, np.ndarray]:
     import trimesh  # half a second, for the few scenes that need it
 
     try:
-        cloud = trimesh.load(str(path), file_type="ply", process=False)
+        cloud: Any = trimesh.load(str(path), file_type="ply", process=False)
         positions = np.asarray(getattr(cloud, "vertices", np.empty((0, 3))), dtype=np.float64).reshape(-1, 3)
-        colours = np.asarray(getattr(cloud, "colors", ()))
+        coloured_mesh = getattr(getattr(cloud, "visual", None), "kind", None) == "vertex"
+        colours = np.asarray(cloud.visual.vertex_colors if coloured_mesh else getattr(cloud, "colors", ()))
     # Whatever a damaged file makes of the reader.
     except Exception as error:
         raise SceneError(

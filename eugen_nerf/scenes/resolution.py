@@ -119,7 +119,16 @@ def choose_images(shots: Sequence[Shot], downscale: int) -> tuple[list[ChosenIma
             "cameras were scaled to match"
         )
     rest = max(1, downscale // factor)
-    return [_choice(*args, rest) for args in zip(shots, paths, infos, stated, strict=True)], warnings
+    choices = [_choice(*args, rest) for args in zip(shots, paths, infos, stated, strict=True)]
+    outside = [one for one in choices if not (0 <= one.cx <= one.width and 0 <= one.cy <= one.height)]
+    if outside:
+        one = outside[0]
+        warnings.append(
+            f"{one.path}: the principal point ({one.cx:g} {one.cy:g}) of {len(outside)} of {len(choices)} cameras lies "
+            f"outside the picture, which is {_text((one.width, one.height))}; where intrinsics are of photos in "
+            "another size, state w and h that they refer to"
+        )
+    return choices, warnings
 
 
 def matches(size: Size, full: Size, factor: int) -> bool:

@@ -40,7 +40,7 @@ def read_transforms(path: Path) -> Capture:
     """
     meta = read_json_object(path)
     shots = read_frames(path, meta, ImageFinder())
-    points, colours, warnings = _read_points(path, meta)
+    points, colours, warnings = read_listed_points(path, meta)
     splits = _read_splits(path, meta, shots)
     return Capture("transforms", path.parent, shots, splits, points=points, colours=colours, warnings=warnings)
 
@@ -192,16 +192,23 @@ def _camera_model(values: Mapping[str, object], distortion: Distortion, where: s
             f"{where}: camera_model {shorten(stated)} is not supported; supported are "
             f"{', '.join(CAMERA_MODELS)}. Undistort the photos first"
         )
-    if stated == "OPENCV_FISHEYE" or values.get("is_fisheye") is True:
+    fisheye = values.get("is_fisheye", False)
+    if not isinstance(fisheye, bool):
+        raise SceneError(f"{where}: is_fisheye must be true or false, found {shorten(fisheye)}")
+    if stated == "OPENCV_FISHEYE" or fisheye:
         return "opencv_fisheye"
     # The numbers decide: several tools write OPENCV for undistorted images.
     return "opencv" if any(distortion) else "pinhole"
 
 
-def _read_points(
+def read_listed_points(
     path: Path, meta: Mapping[str, object]
 ) -> tuple[np.ndarray | None, np.ndarray | None, tuple[str, ...]]:
-    """Positions and colours of the points in the file's world, and remarks."""
+    """Positions and colours of the points that a parsed file lists, in its world, and remarks.
+
+    Raises:
+        SceneError: they cannot be read.
+    """
     if meta.get("ply_file_path") is None:
         return None, None, ()
     file = path.parent / as_path_text(meta["ply_file_path"], f"{path}: ply_file_path")
@@ -215,13 +222,14 @@ def _read_points(
 
 def _read_splits(path: Path, meta: Mapping[str, object], shots: tuple[Shot, ...]) -> dict[str, tuple[int, ...]] | None:
     """Indices from train_filenames, val_filenames and test_filenames; None without any of them."""
-    index_of = {shot.listed: index for index, shot in enumerate(shots)}
+    # With and without its extension, which file_path may lack too.
+    index_of = {name: index for index, shot in enumerate(shots) for name in (shot.name, shot.listed)}
     splits = {}
     for split in ("train", "val", "test"):
         key = f"{split}_filenames"
-        if key not in meta:
+        names = meta.get(key)
+        if names is None or (names == [] and split != "train"):
             continue
-        names = meta[key]
         if not isinstance(names, list):
             raise SceneError(f"{path}: {key}: expected a list of file paths, found {shorten(names)}")
         chosen = set()

@@ -243,8 +243,12 @@ class TestRefusals:
             ),
             (lambda folder: edit(folder, 0, mask="L"), r"r_1\.png: has no mask while others have one"),
             (lambda folder: [edit(folder, i, mask="RGB") for i in range(16)], r"m\.png: is of Pillow's mode RGB"),
+            (
+                lambda folder: [edit(folder, i, dark=60) for i in range(16)],
+                r"m\.png: has greys between black and white",
+            ),
         ],
-        ids=["alpha in some", "palette", "masks for some", "masks in colour"],
+        ids=["alpha in some", "palette", "masks for some", "masks in colour", "masks in grey"],
     )
     def test_pictures_that_nerfstudio_would_misread(
         self, damage: Any, message: str, ball_scene: Path, tmp_path: Path
@@ -258,9 +262,12 @@ class TestRefusals:
         assert not (tmp_path / "out").exists()
 
 
-def edit(folder: Path, index: int, mask: str) -> None:
-    """Give a training photo a white mask of one of Pillow's modes."""
-    Image.new(mask, (16, 16), "white").save(folder.parent / "m.png")
+def edit(folder: Path, index: int, mask: str = "L", dark: int | None = None) -> None:
+    """Give a training photo a mask of one of Pillow's modes, white but for a corner that may be dark."""
+    image = Image.new(mask, (16, 16), "white")
+    if dark is not None:
+        image.paste(dark, (0, 0, 4, 4))
+    image.save(folder.parent / "m.png")
     listing = json.loads((folder.parent / "transforms_train.json").read_text())
     listing["frames"][index]["mask_path"] = "m.png"
     (folder.parent / "transforms_train.json").write_text(json.dumps(listing))

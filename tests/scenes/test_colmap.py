@@ -62,6 +62,10 @@ def test_masks_beside_the_photos(text):
     found = {frame.image_path.name: frame.mask_path.name for frame in scene.frames if frame.mask_path is not None}
     assert found == {"001.png": "001.png.png", "002.png": "002.png"}
     assert any("masks: has masks of 2 of 9 photos" in warning for warning in scene.warnings)
+    for file in (text / "masks").iterdir():
+        file.rename(file.with_suffix(".tif"))
+    assert any("0 of 9 photos; dark pixels are not trained on; expected 000.png.png" in w
+               for w in load_scene(text).warnings)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["points3D.bin", "points3D.txt"])

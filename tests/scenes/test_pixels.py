@@ -118,6 +118,19 @@ def test_a_mask_of_zeros_and_ones(frame, values, usable):
     np.testing.assert_array_equal(mask, np.array([usable], dtype=bool))
 
 
+def test_masks_in_the_alpha_channel(frame):
+    """White or black all over, as editors store a selection; a picture with both is taken for what it shows."""
+    alpha = np.array([[0, 255, 200, 10]], dtype=np.uint8)
+    masked = replace(frame, width=4, height=1, mask_path=frame.image_path)
+    for colour in (0, 255):
+        save(frame, np.dstack([np.full_like(alpha, colour)] * 3 + [alpha]))
+        np.testing.assert_array_equal(read_mask(masked), [[False, True, True, False]])
+    bright = np.array([[255, 0, 255, 0]], dtype=np.uint8)
+    for channel in (alpha, np.full_like(alpha, 255)):
+        save(frame, np.dstack([bright] * 3 + [channel]))
+        np.testing.assert_array_equal(read_mask(masked), [[True, False, True, False]])
+
+
 def test_damaged_pixels_name_the_file(frame):
     save(frame, random_pixels(3))
     data = bytearray(frame.image_path.read_bytes())

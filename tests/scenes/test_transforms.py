@@ -113,6 +113,20 @@ class TestIntrinsics:
         frame = only_frame(tmp_path, "003.png")
         assert (frame.fx, frame.distortion[0]) == (builders.FX, 0.2)
 
+    def test_is_fisheye_is_true_or_false(self, tmp_path):
+        for value in ("true", 1):
+            builders.make_transforms(tmp_path, is_fisheye=value)
+            with pytest.raises(SceneError, match="is_fisheye must be true or false, found"):
+                load_scene(tmp_path)
+        builders.make_transforms(tmp_path, is_fisheye=False)
+        assert load_scene(tmp_path).frames[0].camera_model == "pinhole"
+
+    def test_intrinsics_of_photos_in_another_size(self, tmp_path):
+        builders.make_transforms(tmp_path, w=None, h=None, cx=1.5 * builders.WIDTH)
+        (warning,) = load_scene(tmp_path).warnings
+        assert f"principal point ({1.5 * builders.WIDTH:g} 34) of 7 of 7 cameras lies outside" in warning
+        assert "state w and h" in warning
+
 
 class TestPoints:
     HEADER = (
@@ -142,6 +156,24 @@ class TestPoints:
         scene = self.load(tmp_path, header + struct.pack("<fffBBB", *builders.MARKER, 4, 5, 6))
         np.testing.assert_allclose(scene.points[0], builders.marker_in(scene), atol=1e-6)
         np.testing.assert_array_equal(scene.colours, [[4, 5, 6]])
+
+    def test_meshes_are_their_vertices(self, tmp_path):
+        header = self.HEADER.format(kind="ascii", count=3).replace(
+            "end_header", "element face 1\nproperty list uchar int vertex_indices\nend_header"
+        )
+        lines = ["0 0 0 10 20 30", "1 0 0 10 20 31", "0 1 0 10 20 32", "3 0 1 2"]
+        scene = self.load(tmp_path, (header + "\n".join(lines) + "\n").encode())
+        assert len(scene.points) == 3
+        np.testing.assert_array_equal(scene.colours, [[10, 20, 30], [10, 20, 31], [10, 20, 32]])
+
+    def test_points_of_a_blender_scene(self, tmp_path):
+        root = builders.make_blender(tmp_path)
+        builders.edit_json(root / "transforms_train.json", ply_file_path="points.ply")
+        (root / "points.ply").write_bytes(self.text("1 2 3 4 5 6"))
+        for split in ("train", "test"):
+            scene = load_scene(root, split)
+            np.testing.assert_array_equal(scene.points, [[1, 2, 3]])
+            np.testing.assert_array_equal(scene.colours, [[4, 5, 6]])
 
     def test_without_colours_they_are_grey(self, tmp_path):
         lines = [line for line in self.text("0 0 1").decode().splitlines() if "uchar" not in line]
@@ -252,6 +284,21 @@ class TestSplits:
         builders.make_transforms(tmp_path, train_filenames=[], val_filenames=self.names(3))
         with pytest.raises(SceneError, match=r"transforms\.json: no frame is left for the train split"):
             load_scene(tmp_path, "train")
+
+    def test_null_and_empty_lists_are_as_good_as_none(self, tmp_path):
+        lists = {"train_filenames": self.names(1, 2), "val_filenames": [], "test_filenames": self.names(3)}
+        builders.make_transforms(tmp_path, **lists)
+        assert self.loaded(tmp_path, "val") == self.names(3)
+        edit(tmp_path, val_filenames=None)
+        assert self.loaded(tmp_path, "val") == self.names(3)
+        edit(tmp_path, train_filenames=None, test_filenames=None)
+        assert len(self.loaded(tmp_path, "train")) == 7
+
+    def test_names_without_extension(self, tmp_path):
+        builders.make_transforms(
+            tmp_path, train_filenames=["images/001", "./images/002"], test_filenames=["images/003"]
+        )
+        assert self.loaded(tmp_path, "train") == self.names(1, 2)
 
     def test_an_unknown_name(self, tmp_path):
         builders.make_transforms(tmp_path, train_filenames=["images/999.png"])
