@@ -327,10 +327,14 @@ class Scene:
 
     @torch.no_grad()
     def _psnr(self, pipeline: Any) -> float:
+        from eugen_nerf.errors import UserError
         from eugen_nerf.plugin import evaluation
 
         order = evaluation.spread_order(evaluation.num_test_views(pipeline))[: self.views]
-        value = evaluation.mean(evaluation.evaluate(pipeline, order), "psnr")
+        try:
+            value = evaluation.mean(evaluation.evaluate(pipeline, order), "psnr")
+        except UserError:  # the picture has values that are no numbers
+            return math.nan
         assert value is not None
         return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,14 @@ def pack_bits(mask: Tensor) -> Tensor:
     """[8 n] bool -> [n] uint8, the first element in the lowest bit."""
     places = torch.arange(8, dtype=torch.uint8, device=mask.device)  # made there: nothing waits for a copy
     return (mask.view(-1, 8).to(torch.uint8) << places).sum(dim=1, dtype=torch.uint8)
+
+
+def _checked(thickness: Tensor, positions: Tensor) -> Tensor:
+    # [M, 1] would be compared with every cell's value, M by M.
+    if thickness.shape != positions.shape[:1]:
+        wanted = list(positions.shape[:1])
+        raise ValueError(f"thickness must have the shape {wanted}, one value a position, not {list(thickness.shape)}")
+    return thickness
 
 
 class OccupancyGrid(nn.Module):
@@ -36,7 +45,7 @@ class OccupancyGrid(nn.Module):
             cells in turn, and as many random ones of those that are occupied.
 
     Raises:
-        ValueError: the resolution is odd or below 2.
+        ValueError: the resolution is odd or below 2, or another argument is out of its range.
     """
 
     bits: Tensor
@@ -54,6 +63,12 @@ class OccupancyGrid(nn.Module):
         super().__init__()
         if resolution < 2 or resolution % 2:
             raise ValueError(f"occupancy resolution must be even and positive, not {resolution}")
+        if not 0 <= threshold < math.inf:  # with one that is not a number no cell would be occupied
+            raise ValueError(f"occupancy threshold must be a number from 0 on, not {threshold}")
+        if not 0 <= decay <= 1:
+            raise ValueError(f"occupancy decay must lie between 0 and 1, not {decay}")
+        if interval < 1:
+            raise ValueError(f"occupancy interval must be at least 1 step, not {interval}")
         self.resolution = resolution
         self.threshold = threshold
         self.decay = decay
@@ -88,6 +103,9 @@ class OccupancyGrid(nn.Module):
         Args:
             step: training step; chooses the cells and the positions inside of them.
             thickness: positions [M, 3] in the unit cube -> optical thickness of one step there [M].
+
+        Raises:
+            ValueError: thickness answered with another shape.
         """
         device = self.values.device
         generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + step)
@@ -96,7 +114,7 @@ class OccupancyGrid(nn.Module):
         r = self.resolution
         corner = torch.stack([cells % r, cells // r % r, cells // (r * r)], dim=-1)
         positions = (corner + offsets) / r
-        new = torch.cat([thickness(part) for part in positions.split(POSITIONS_AT_ONCE)])
+        new = torch.cat([_checked(thickness(part), part) for part in positions.split(POSITIONS_AT_ONCE)])
         new = new.to(self.values.dtype)
         new = torch.maximum(self.values[cells] * self.decay, new)
         # One value that is not finite would be the mean of all, and stay where it is. It is worth a look: no less.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import urllib.error
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from eugen_nerf.errors import UserError
 from eugen_nerf.metrics import ALEXNET_MIN_SIDE, SSIM_MIN_SIDE, Lpips, image_metrics, psnr, ssim, to_uint8
 
 
@@ -73,6 +75,42 @@ def test_metrics_see_pictures_as_they_are_stored() -> None:
     assert set(worse) == {"psnr", "ssim"}
     assert worse["psnr"] == pytest.approx(20, abs=0.5)
     assert worse["ssim"] < 1
+
+
+@pytest.mark.parametrize("broken", [1, 64])
+def test_a_picture_with_values_that_are_no_numbers_is_not_taken_for_black(broken: int) -> None:
+    black = torch.zeros(8, 8, 3)
+    image = black.clone()
+    image.view(64, 3)[:broken, 1] = math.nan
+    with pytest.raises(UserError, match=rf"picture \(prediction\) .* no numbers, in {broken} of 64 pixels"):
+        image_metrics(image, black)
+    with pytest.raises(UserError, match=r"picture \(truth\) has values"):
+        image_metrics(black, image)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim, Lpips()], ids=["psnr", "ssim", "lpips"])
+def test_colours_are_not_taken_for_bytes(metric: Callable[[Tensor, Tensor], object]) -> None:
+    image = picture(16)
+    stored = to_uint8(image)
+    with pytest.raises(ValueError, match=r"prediction must be torch\.uint8, not torch\.float32; to_uint8 converts"):
+        metric(image, image)
+    with pytest.raises(ValueError, match=r"truth must be torch\.uint8"):
+        metric(stored, image)
+    with pytest.raises(ValueError, match="prediction must hold floating-point colours"):
+        image_metrics(stored, image)
+    with pytest.raises(ValueError, match="truth must hold floating-point colours"):
+        image_metrics(image, stored)
+
+
+def test_images_are_of_three_channels_and_one_size() -> None:
+    image = picture(16)
+    transparent = torch.cat([image, image[..., :1]], dim=-1)
+    for measure, convert in ((image_metrics, torch.clone), (psnr, to_uint8), (ssim, to_uint8)):
+        with pytest.raises(ValueError, match=r"prediction must have the shape \[H, W, 3\], not \[16, 16, 4\]"):
+            measure(convert(transparent), convert(transparent))
+        for other in (transparent, image[:1], image[0]):  # the last two would be repeated
+            with pytest.raises(ValueError, match=r"truth must have the prediction's shape \[16, 16, 3\]"):
+                measure(convert(image), convert(other))
 
 
 def break_downloads(monkeypatch: pytest.MonkeyPatch, error: Exception, torch_home: Path) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -206,6 +208,33 @@ def test_the_state_survives_a_checkpoint() -> None:
 def test_odd_resolutions_are_refused(resolution: int) -> None:
     with pytest.raises(ValueError, match="must be even and positive"):
         OccupancyGrid(resolution)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"threshold": math.nan},
+        {"threshold": math.inf},
+        {"threshold": -0.01},
+        {"decay": math.nan},
+        {"decay": 1.01},
+        {"interval": 0},
+    ],
+    ids=str,
+)
+def test_arguments_that_would_leave_empty_pictures_are_refused(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"occupancy {name} must"):
+        OccupancyGrid(4, **wrong)
+
+
+def test_thickness_of_another_shape_is_refused() -> None:
+    """One column would be compared with every cell."""
+    grid = OccupancyGrid(4)
+    for wrong in (lambda p: p[:, :1], lambda p: p, lambda p: p[1:, 0], lambda p: p.sum()):
+        with pytest.raises(ValueError, match=r"thickness must have the shape \[64\], one value a position, not \["):
+            grid.update(0, wrong)
+    assert (grid.values == -1).all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

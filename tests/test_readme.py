@@ -1,4 +1,4 @@
-"""The Python examples of README.md run, and print what they say they print."""
+"""The Python examples of README.md and docs/how-it-works.md run, and print what they say they print."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+
+
+def examples(file: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
+
+
+EXAMPLES = examples("README.md")
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
@@ -18,3 +24,11 @@ def test_example(example: str, capsys: pytest.CaptureFixture[str]) -> None:
     if "convert(" in example:
         assert printed[0] == re.findall(r"^# (.*)$", example, re.MULTILINE)[0]
         assert re.findall(r"  # (\d+);", example) == [printed[1]]
+
+
+def test_training_without_nerfstudio(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = examples("docs/how-it-works.md")
+    exec(example, {})
+    printed = re.fullmatch(r"([\d.]+) dB on black\n", capsys.readouterr().out)
+    assert printed
+    assert float(printed[1]) > 20  # nothing at all has 8

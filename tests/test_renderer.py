@@ -225,6 +225,83 @@ def test_hidden_samples_are_left_out_of_training() -> None:
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0.005)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"near": 2.0, "far": 1.0}, "limits of rays must be 0 <= near < far, not near=2.0, far=1.0"),
+        ({"near": 1.0, "far": 1.0}, "limits of rays"),
+        ({"near": math.nan}, "limits of rays"),
+        ({"far": math.nan}, "limits of rays"),
+        ({"near": -1.0}, "limits of rays"),
+        ({"far": math.inf, "space": Space(BOX, True)}, "far must be finite in a contracted space"),
+        ({"space": Space((BOX[0], (1.0, -1.0, 1.0)))}, "box must be finite, with low below high"),
+        ({"space": Space((BOX[0], (1.0, math.inf, 1.0)))}, "box must be finite"),
+        ({"space": Space((BOX[0], (1.0, math.nan, 1.0)))}, "box must be finite"),
+        ({"rule": StepRule(0.0)}, "step size must be positive"),
+        ({"rule": StepRule(0.1, math.nan)}, "step size must be positive and the cone angle not negative"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_leaves_nothing_to_see_is_refused(wrong: dict[str, Any], message: str) -> None:
+    given = {"near": 0.5, "far": 9.0, "space": Space(BOX), "rule": StepRule(0.1), **wrong}
+    medium = cast(EugenField, Medium(given["space"], uniform(1.0)))
+    with pytest.raises(ValueError, match=message):
+        Renderer(medium, OccupancyGrid(8), **given)
+
+
+def test_a_bounded_space_may_be_seen_from_any_distance() -> None:
+    out = renderer(uniform(1.0), far=math.inf).render(*along_x([0.0]))
+    assert out.alpha.item() == pytest.approx(1 - math.exp(-2))
+
+
+def test_rays_of_other_shapes_and_dtypes_are_refused() -> None:
+    _, scene = small_scene()
+    origins, directions = (tensor.float() for tensor in along_x([0.0, 0.5]))
+    for call in (scene.differentiable, scene.render):
+        with pytest.raises(ValueError, match=r"origins must have the shape \[R, 3\], not \[1, 2, 3\]"):
+            call(origins[None], directions[None])
+        with pytest.raises(ValueError, match=r"directions must have the origins' shape \[2, 3\], not \[1, 3\]"):
+            call(origins, directions[:1])
+        with pytest.raises(ValueError, match=r"origins must be torch\.float32, .* field's parameters .*float64"):
+            call(origins.double(), directions.double())
+        with pytest.raises(ValueError, match=r"directions must be torch\.float32"):
+            call(origins, directions.double())
+
+
+def test_a_field_of_doubles_takes_rays_of_doubles() -> None:
+    field, scene = small_scene()
+    field.double()
+    assert scene.update_occupancy(0)
+    for out in (scene.differentiable(*along_x([0.0])), scene.render(*along_x([0.0]))):
+        assert out.rgb.dtype == torch.float64
+    with pytest.raises(ValueError, match=r"origins must be torch\.float64"):
+        scene.render(*(tensor.float() for tensor in along_x([0.0])))
+
+
+def test_limits_and_jitter_are_numbers_or_one_for_each_ray() -> None:
+    """A column, nerfstudio's shape, would be combined with every ray: R by R."""
+    medium = renderer(uniform(1.0), near=2.0, far=3.75)
+    rays = along_x([0.0, 0.1, 0.2])
+    near, far = (torch.full((3,), value, dtype=torch.float64) for value in (2.5, 3.25))
+    expected = medium.render(*rays, near, far)
+    for limits in ((near[:, None], far[:, None]), (2.5, 3.25), (near, 3.25)):
+        assert torch.equal(medium.render(*rays, *limits).depth, expected.depth)
+    shifted = medium.differentiable(*rays, torch.full_like(near, 0.25))
+    assert torch.equal(medium.differentiable(*rays, 0.25).depth, shifted.depth)
+
+    for wrong, message in (
+        (near[:2], r"must be a number or have the shape \[3\], not \[2\]"),
+        (near[None], r"must be a number or have the shape \[3\], not \[1, 3\]"),
+        (near.float(), r"must be torch\.float64, as the rays are, not torch\.float32"),
+    ):
+        with pytest.raises(ValueError, match=f"near {message}"):
+            medium.render(*rays, wrong)
+        with pytest.raises(ValueError, match=f"far {message}"):
+            medium.render(*rays, None, wrong)
+        with pytest.raises(ValueError, match=f"jitter {message}"):
+            medium.differentiable(*rays, wrong)
+
+
 def small_scene() -> tuple[EugenField, Renderer]:
     torch.manual_seed(0)
     field = EugenField(FieldConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4, max_resolution=8))

@@ -76,6 +76,11 @@ def _processor() -> str:
     return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
 
 
+def _run(command: list[str], *, check: bool, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a compiler; it may quote paths and sources in whatever encoding they have."""
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=check, env=env)
+
+
 def library_path(compiler: list[str], flags: tuple[str, ...]) -> Path:
     """The file for these sources, flags, this compiler's version and this processor.
 
@@ -83,7 +88,7 @@ def library_path(compiler: list[str], flags: tuple[str, ...]) -> Path:
         BuildError: the compiler does not run.
     """
     try:
-        version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        version = _run([*compiler, "--version"], check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise BuildError(f"the C++ compiler {compiler[0]} does not run ({error})") from error
     digest = hashlib.sha256()
@@ -94,7 +99,8 @@ def library_path(compiler: list[str], flags: tuple[str, ...]) -> Path:
 
 
 def compile_library(path: Path, compiler: list[str], flags: tuple[str, ...]) -> None:
-    """Compile to ``path``; a process that reads or writes the same path at the same time is not disturbed.
+    """Compile to ``path``, followed by the SHA-256 of what was compiled, which tells whether it is all still there; a
+    process that reads or writes the same path at the same time is not disturbed.
 
     Raises:
         BuildError: the folder cannot be written, or the compiler fails; the message has its first error.
@@ -113,11 +119,13 @@ def compile_library(path: Path, compiler: list[str], flags: tuple[str, ...]) -> 
         print("eugen-nerf compiles its native code with zig, once; that takes about two minutes.", file=sys.stderr)
     try:
         command = [*compiler, *flags, str(SOURCE / "cpu.cpp"), "-o", str(temporary)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        result = _run(command, check=False, env=environment)
         if result.returncode:
             lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
             first = next((line for line in lines if "error" in line), lines[0])
             raise BuildError(f"{compiler[0]} failed: {first}")
+        with temporary.open("ab") as file:  # what follows the end of a library is nobody's
+            file.write(hashlib.sha256(temporary.read_bytes()).digest())
         os.replace(temporary, path)
     except OSError as error:
         raise BuildError(f"{compiler[0]} could not write {path} ({error.strerror})") from error
@@ -162,7 +170,15 @@ def cpu_library() -> ctypes.CDLL:
 
 
 def _load(path: Path) -> ctypes.CDLL | None:
+    """A library as `compile_library` left it; None where it is not, or does not load.
+
+    The loader maps a file without a look at its length: what has been cut off would end the process with SIGBUS.
+    """
     try:
+        content = path.read_bytes()
+        size = len(content) - hashlib.sha256().digest_size
+        if size <= 0 or hashlib.sha256(content[:size]).digest() != content[size:]:
+            return None
         return ctypes.CDLL(str(path))
     except OSError:
         return None

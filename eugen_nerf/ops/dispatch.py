@@ -2,7 +2,7 @@
 
 The signatures are those of `eugen_nerf.ops.reference`, plus ``backend``: "auto" takes the native runner of the
 tensors' device where there is one, "reference" the eager definition, "cpu" or "cuda" that native runner or an error.
-The environment variable EUGEN_BACKEND, with the same values, goes before the argument.
+The environment variable EUGEN_BACKEND, with the same values, goes before the argument; empty, it is as if not set.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ def requested_backend(backend: Backend) -> Backend:
     Raises:
         UserError: the name is unknown.
     """
-    name = os.environ.get("EUGEN_BACKEND", backend)
+    named = os.environ.get("EUGEN_BACKEND")
+    name = named or backend
     if name not in BACKENDS:
-        raise UserError(f"EUGEN_BACKEND is {name!r}, but the backends are {', '.join(BACKENDS)}.")
+        what = "EUGEN_BACKEND" if named else "The argument backend"
+        raise UserError(f"{what} is {name!r}, but the backends are {', '.join(BACKENDS)}.")
     return name  # type: ignore[return-value]
 
 

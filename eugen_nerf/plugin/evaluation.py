@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from eugen_nerf.errors import UserError
-from eugen_nerf.metrics import Lpips, image_metrics, psnr, to_uint8
+from eugen_nerf.metrics import Lpips, check_colors, image_metrics, psnr, to_uint8
 
 # Stands for the infinite PSNR of equal images, which JSON cannot hold; images that differ are far below it.
 PSNR_OF_EQUAL_IMAGES = 120.0
@@ -187,6 +187,7 @@ def quick_psnr(pipeline: Any, views: Sequence[int], pixels: int | None = None) -
             places = torch.randperm(count, generator=torch.Generator().manual_seed(index))[:pixels]
             prediction = render_pixels(pipeline, view.camera, places.to(pipeline.device))
             truth = view.truth.reshape(count, 3)[places.to(pipeline.device)]
+            check_colors(prediction, truth)
             total += min(psnr(to_uint8(prediction), to_uint8(truth)), PSNR_OF_EQUAL_IMAGES)
     return total / len(views)
 

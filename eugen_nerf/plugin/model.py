@@ -120,6 +120,10 @@ class EugenModel(Model):
         space = Space(((low[0], low[1], low[2]), (high[0], high[1], high[2])), contracted)
         rule = StepRule(space.diagonal / config.steps_per_diagonal, config.cone_angle if contracted else 0.0)
         near, far = config.limits(metadata)
+        if contracted and math.isinf(far):
+            raise UserError(
+                "The far limit of rays must be finite in a scene with a background: leave far out, or set one."
+            )
 
         self.field = EugenField(config.field)
         self.occupancy = OccupancyGrid(config.occupancy_resolution, config.occupancy_threshold)

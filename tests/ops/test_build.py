@@ -59,14 +59,39 @@ def test_concurrent_first_uses_leave_one_library_and_the_next_use_compiles_nothi
     assert out == str(files[0])
     assert files[0].stat().st_mtime_ns == before
     assert "RuntimeWarning" not in err
-    # Other users may load it too, and one that a crash left damaged is compiled once more.
+    # Other users may load it too, and one that a crash cut off is compiled once more: loading it would be a bus error.
     umask = os.umask(0)
     os.umask(umask)
     assert files[0].stat().st_mode & 0o444 == 0o444 & ~umask
-    files[0].write_bytes(b"")
+    whole = files[0].read_bytes()
+    files[0].write_bytes(whole[: len(whole) // 2])
     out, err = finish(start(tmp_path, **fast))
     assert out == str(files[0])
     assert "RuntimeWarning" not in err
+    assert len(files[0].read_bytes()) == len(whole)
+
+
+@needs_compiler
+def test_only_whole_libraries_are_given_to_the_loader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "cpu.cpp").write_text('extern "C" int answer() { return 42; }\n')
+    monkeypatch.setattr(build, "SOURCE", tmp_path)
+    path = tmp_path / "cache" / "cpu.so"
+    build.compile_library(path, build.find_compiler(), ("-shared", "-fPIC"))
+    library = build._load(path)
+    assert library is not None
+    assert library.answer() == 42
+
+    whole, middle = path.read_bytes(), 1000
+    damaged = [whole[:size] for size in (0, 20, 3000, len(whole) // 2, len(whole) * 9 // 10, len(whole) - 1)]
+    damaged += [whole[:-100] + bytes(100), whole[:middle] + bytes([255 - whole[middle]]) + whole[middle + 1 :]]
+    loaded: list[str] = []
+    monkeypatch.setattr(ctypes, "CDLL", loaded.append)
+    other = tmp_path / "damaged.so"
+    for content in damaged:
+        other.write_bytes(content)
+        assert build._load(other) is None
+    assert build._load(tmp_path / "nothing.so") is None
+    assert not loaded
 
 
 def check_fallback(process: subprocess.Popen[str], reason: str) -> None:
@@ -89,6 +114,18 @@ def test_a_compiler_that_fails_is_named_with_its_message(tmp_path: Path) -> None
     compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
     check_fallback(start(tmp_path / "cache", CXX=str(compiler)), "error: out of ideas")
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_compiler_may_speak_in_any_encoding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = tmp_path / "latin-c++"
+    compiler.write_text(
+        "#!/bin/sh\nprintf 'version \\344'\n[ \"$1\" = --version ] && exit 0\nprintf 'error: \\374' >&2\nexit 1\n"
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("EUGEN_CACHE", str(tmp_path / "cache"))
+    path = build.library_path([str(compiler)], ())
+    with pytest.raises(build.BuildError, match="failed: error: \N{REPLACEMENT CHARACTER}"):
+        build.compile_library(path, [str(compiler)], ())
 
 
 @needs_compiler

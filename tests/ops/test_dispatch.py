@@ -73,6 +73,15 @@ def test_unknown_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EUGEN_BACKEND", "gpu")
     with pytest.raises(UserError, match="EUGEN_BACKEND is 'gpu', but the backends are auto, reference, cpu, cuda"):
         dispatch.requested_backend("auto")
+    monkeypatch.delenv("EUGEN_BACKEND")
+    with pytest.raises(UserError, match="The argument backend is 'gpu', but the backends are auto"):
+        dispatch.requested_backend("gpu")  # type: ignore[arg-type]
+
+
+def test_an_empty_variable_is_as_if_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EUGEN_BACKEND", "")
+    assert dispatch.requested_backend("auto") == "auto"
+    assert dispatch.requested_backend("reference") == "reference"
 
 
 def test_native_by_name_or_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

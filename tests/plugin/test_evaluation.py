@@ -90,6 +90,15 @@ def test_methods_that_show_black_are_refused_beside_others(background: str) -> N
     evaluation.check_background(ours)
 
 
+def test_a_model_that_has_diverged_is_no_black_one() -> None:
+    ours = pipeline(np.nan)
+    with pytest.raises(UserError, match=r"prediction.* values that are no numbers, in 64 of 64 pixels"):
+        evaluate(ours, [0])
+    ours.model.get_outputs_for_camera_ray_bundle = lambda rays: {"rgb": torch.full((*rays.shape, 3), np.nan)}
+    with pytest.raises(UserError, match="values that are no numbers, in 16 of 16"):
+        evaluation.quick_psnr(ours, [0, 1], 16)
+
+
 def test_the_fine_pass_is_what_a_model_with_two_passes_shows() -> None:
     ours = pipeline(0.5)
     ours.model.get_outputs_for_camera = lambda camera: {
