@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +27,12 @@ def command_line() -> str:
 def exit_on_user_error(console: Console, interrupted: str = "Interrupted.") -> Iterator[None]:
     """Print a `UserError` as its message and exit with status 1; print `interrupted` on Ctrl-C and exit with 130.
 
-    Inside, nerfstudio may be imported without torch's remarks on it.
+    SIGTERM is taken for Ctrl-C, so that whatever ends the program leaves nothing half done or temporary behind. Inside,
+    nerfstudio may be imported without torch's remarks on it.
     """
     hide_warnings_about_nerfstudio()
+    in_main = threading.current_thread() is threading.main_thread()  # no other may say what signals do
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
     try:
         yield
     except UserError as error:
@@ -36,3 +41,6 @@ def exit_on_user_error(console: Console, interrupted: str = "Interrupted.") -> I
     except KeyboardInterrupt:
         console.print(interrupted, markup=False, soft_wrap=True)
         sys.exit(130)
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from eugen_nerf.cli_support import exit_on_user_error
 from eugen_nerf.errors import UserError
-from eugen_nerf.export.server import check_export, make_server, url, url_elsewhere
+from eugen_nerf.export.server import Server, check_export, make_server, url, url_elsewhere
 
 
 @dataclass
@@ -88,7 +88,8 @@ def _export(options: Web, console: Console) -> int:
 def _view(options: View, console: Console) -> None:
     if options.path.is_dir():
         check_export(options.path)
-        _serve(options.path, options, console)
+        with make_server(options.path, options.host, options.port) as server:
+            _serve(server, options, console)
         return
     if not options.path.is_file():
         raise UserError(
@@ -96,17 +97,18 @@ def _view(options: View, console: Console) -> None:
         )
     with tempfile.TemporaryDirectory(prefix="eugen-view-") as folder:
         page = Path(folder) / "page"
-        _export(Web(options.path, page, with_images=True), console)
-        _serve(page, options, console)
+        # First, since the export takes a while and another program may have the port.
+        with make_server(page, options.host, options.port) as server:
+            _export(Web(options.path, page, with_images=True), console)
+            _serve(server, options, console)
 
 
-def _serve(folder: Path, options: View, console: Console) -> None:
-    with make_server(folder, options.host, options.port) as server:
-        others = url_elsewhere(server)
-        where = url(server) if others is None else f"{url(server)}, for other machines on {others}"
-        console.print(f"Serving {options.path} on {where}. Ctrl-C ends it.", markup=False, soft_wrap=True)
-        if options.browser:
-            # A browser in the terminal keeps whoever opens it waiting, and itself waits for the server.
-            threading.Thread(target=webbrowser.open, args=(url(server),), daemon=True).start()
-        with contextlib.suppress(KeyboardInterrupt):  # the way to end it
-            server.serve_forever()
+def _serve(server: Server, options: View, console: Console) -> None:
+    others = url_elsewhere(server)
+    where = url(server) if others is None else f"{url(server)}, for other machines on {others}"
+    console.print(f"Serving {options.path} on {where}. Ctrl-C ends it.", markup=False, soft_wrap=True)
+    if options.browser:
+        # A browser in the terminal keeps whoever opens it waiting, and itself waits for the server.
+        threading.Thread(target=webbrowser.open, args=(url(server),), daemon=True).start()
+    with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+        server.serve_forever()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -9,15 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from eugen_nerf.errors import UserError
-from eugen_nerf.folders import refused
+from eugen_nerf.folders import check_place, refused
 
-# Tells an exported folder from any other, in which --overwrite must not touch anything.
+# Tells an exported folder from any other, in which --overwrite must not touch anything, by the format it names.
 MARK = Path("scene/scene.json")
+FORMAT = "eugen-scene"
 
 
 def check_output(output: Path, overwrite: bool) -> None:
     """Raises UserError unless `write_folder` may write to `output`."""
     if not output.exists():
+        check_place(output, "--output")
         return
     if not output.is_dir():
         raise UserError(f"{output}: is a file; --output takes a folder.")
@@ -27,11 +30,19 @@ def check_output(output: Path, overwrite: bool) -> None:
         raise UserError(
             f"{output}: exists and is not empty. Choose another --output, or replace the page in it with --overwrite."
         )
-    if not (output / MARK).is_file():
+    if not _is_export(output):
         raise UserError(
             f"{output}: is not empty and holds no exported scene, which is all that --overwrite replaces. Choose "
             "another --output."
         )
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        described = json.loads((folder / MARK).read_text("utf8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(described, dict) and described.get("format") == FORMAT
 
 
 def write_folder(output: Path, fill: Callable[[Path], None], overwrite: bool = False) -> None:

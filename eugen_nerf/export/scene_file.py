@@ -21,7 +21,6 @@ from eugen_nerf.layers.merge import FeatureStage, MergedChain
 from eugen_nerf.ops import RadianceField, Space, StepRule
 from eugen_nerf.ops.reference import MIN_TRANSMITTANCE
 
-FORMAT = "eugen-scene"
 VERSION = 1
 
 Tensors = dict[str, npt.NDArray[Any]]

@@ -41,7 +41,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     def send_head(self) -> Any:
         """Always the file itself: a browser may remember a newer one of this name from a folder served before."""
         del self.headers["If-Modified-Since"]
-        return super().send_head()
+        try:
+            return super().send_head()
+        except ValueError:  # a null byte, which no name of a file has
+            self.send_error(404)
+            return None
 
     def list_directory(self, path: Any) -> None:
         """No listings: an exported folder has an index.html."""

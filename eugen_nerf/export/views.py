@@ -90,10 +90,13 @@ def undistorted(pixels: npt.NDArray[np.uint8], cameras: Cameras, index: int) -> 
     # OpenCV counts from the centre of the first pixel.
     matrix[0, 2], matrix[1, 2] = float(cameras.cx[index]) - 0.5, float(cameras.cy[index]) - 0.5
     if fisheye:
-        result = cv2.fisheye.undistortImage(pixels, matrix, np.array([k1, k2, k3, k4]), Knew=matrix)
+        lens, size = np.array([k1, k2, k3, k4]), pixels.shape[1::-1]
+        places = cv2.fisheye.initUndistortRectifyMap(matrix, lens, np.eye(3), matrix, size, cv2.CV_32FC1)
     else:
         # OpenCV's fourth radial term stands in a denominator; ours is a plain power, as nerfstudio's.
-        result = cv2.remap(pixels, *_rays_of_pixels(matrix, pixels.shape, (k1, k2, k3, k4, p1, p2)), cv2.INTER_LINEAR)
+        places = _rays_of_pixels(matrix, pixels.shape, (k1, k2, k3, k4, p1, p2))
+    # What the photo does not show gets its nearest colour: black would frame it.
+    result = cv2.remap(pixels, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(result, dtype=np.uint8)
 
 

@@ -17,8 +17,8 @@ import torch
 from eugen_nerf import __version__
 from eugen_nerf.errors import UserError
 from eugen_nerf.export import budget, views
-from eugen_nerf.export.folder import check_output, write_folder
-from eugen_nerf.export.scene_file import FORMAT, VERSION, ExportedField
+from eugen_nerf.export.folder import FORMAT, check_output, write_folder
+from eugen_nerf.export.scene_file import VERSION, ExportedField
 from eugen_nerf.export.tables import StoredTable, half_precision
 from eugen_nerf.ops import RadianceField
 from eugen_nerf.plugin import evaluation
@@ -79,7 +79,8 @@ def export_web(
 
     def fill(folder: Path) -> None:
         nonlocal size
-        shutil.copytree(VIEWER, folder, dirs_exist_ok=True)
+        for file in VIEWER.iterdir():  # one by one: copytree makes one error of all
+            shutil.copyfile(file, folder / file.name)
         scene = folder / "scene"
         scene.mkdir()
         if options.with_images:

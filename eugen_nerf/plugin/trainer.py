@@ -4,8 +4,10 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from nerfstudio.engine.trainer import Trainer
+from nerfstudio.utils import writer
 from nerfstudio.utils.decorators import check_main_thread
 
 from eugen_nerf.errors import UserError
@@ -15,6 +17,11 @@ FULL = 1 << 16  # bytes: with less to spare nothing more can be written
 
 class EugenTrainer(Trainer):
     """Trainer that goes on from what it has saved, whatever happens while it saves."""
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        super().setup(test_mode)
+        # nerfstudio counts steps from the first one ever made, and would show 110 % of those that are still to come.
+        writer.GLOBAL_BUFFER["max_iter"] = self._start_step + self.config.max_num_iterations
 
     @check_main_thread
     def save_checkpoint(self, step: int) -> None:

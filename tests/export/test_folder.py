@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
 
 from eugen_nerf.errors import UserError
-from eugen_nerf.export.folder import write_folder
+from eugen_nerf.export.folder import check_output, write_folder
+
+NEW, OLD = (json.dumps({"format": "eugen-scene", "title": title}) for title in ("new", "old"))
 
 
 def fill(folder: Path) -> None:
     (folder / "scene").mkdir()
-    (folder / "scene" / "scene.json").write_text("new")
+    (folder / "scene" / "scene.json").write_text(NEW)
 
 
 def test_appears_with_its_parents_and_leaves_nothing_else(tmp_path: Path) -> None:
     write_folder(tmp_path / "a" / "b", fill)
-    assert (tmp_path / "a" / "b" / "scene" / "scene.json").read_text() == "new"
+    assert (tmp_path / "a" / "b" / "scene" / "scene.json").read_text() == NEW
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
 
 
@@ -54,10 +57,10 @@ class TestExisting:
         write_folder(output, fill)
         (output / "scene").rename(tmp_path / "elsewhere")
         (output / "scene").symlink_to(tmp_path / "elsewhere")
-        (tmp_path / "elsewhere" / "scene.json").write_text("old")
+        (tmp_path / "elsewhere" / "scene.json").write_text(OLD)
         write_folder(output, fill, overwrite=True)
-        assert (output / "scene" / "scene.json").read_text() == "new"
-        assert (tmp_path / "elsewhere" / "scene.json").read_text() == "old"
+        assert (output / "scene" / "scene.json").read_text() == NEW
+        assert (tmp_path / "elsewhere" / "scene.json").read_text() == OLD
 
     def test_other_peoples_files_are_never_deleted(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("x")
@@ -65,17 +68,26 @@ class TestExisting:
             write_folder(tmp_path, fill, overwrite=True)
         assert (tmp_path / "thesis.tex").is_file()
 
+    @pytest.mark.parametrize("content", ['{"mine": 1}', '["eugen-scene"]', "{"])
+    def test_a_scene_of_something_else_is_none_of_ours(self, tmp_path: Path, content: str) -> None:
+        for name in ("index.html", "scene/scene.json", "scene/my.txt"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match="holds no exported scene"):
+            write_folder(tmp_path, fill, overwrite=True)
+        assert (tmp_path / "scene" / "my.txt").read_text() == content
+
     def test_stays_the_same_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whoever stands in it, and whatever links to it, sees the new content."""
         (tmp_path / "out").mkdir()
         (tmp_path / "link").symlink_to("out")
         monkeypatch.chdir(tmp_path / "out")
         write_folder(Path("."), fill)
-        assert Path("scene/scene.json").read_text() == "new"
-        Path("scene/scene.json").write_text("old")
+        assert Path("scene/scene.json").read_text() == NEW
+        Path("scene/scene.json").write_text(OLD)
         write_folder(tmp_path / "link", fill, overwrite=True)
         assert (tmp_path / "link").is_symlink()
-        assert Path("scene/scene.json").read_text() == "new"
+        assert Path("scene/scene.json").read_text() == NEW
         assert [path.name for path in Path(".").iterdir()] == ["scene"]
 
     def test_is_put_back_where_the_new_content_cannot_be_moved_in(
@@ -84,7 +96,7 @@ class TestExisting:
         output = tmp_path / "out"
         write_folder(output, lambda folder: (fill(folder), (folder / "a").write_text("old"))[0])
         (output / "notes.txt").write_text("x")
-        (output / "scene" / "scene.json").write_text("old")
+        (output / "scene" / "scene.json").write_text(OLD)
         rename = Path.rename
 
         def refuse_the_second(path: Path, target: Path) -> Path:
@@ -96,7 +108,7 @@ class TestExisting:
         with pytest.raises(UserError, match="cannot be written"):
             write_folder(output, lambda folder: (fill(folder), (folder / "a").write_text("new"))[0], overwrite=True)
         assert {path.name for path in output.iterdir()} == {"scene", "a", "notes.txt"}
-        assert (output / "scene" / "scene.json").read_text() == "old"
+        assert (output / "scene" / "scene.json").read_text() == OLD
         assert (output / "a").read_text() == "old"
 
     def test_one_that_another_process_has_filled_meanwhile(self, tmp_path: Path) -> None:
@@ -145,3 +157,5 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"file/out: cannot be written"):
         write_folder(tmp_path / "file" / "out", fill)
+    with pytest.raises(UserError, match="file is a file"):  # told before the minutes of an export
+        check_output(tmp_path / "file" / "out", overwrite=False)

@@ -57,10 +57,11 @@ def test_files_with_types_and_a_strict_policy(address: tuple[str, int]) -> None:
         assert "unsafe" not in headers["content-security-policy"]
 
 
-@pytest.mark.parametrize("path", ["/scene/", "/missing", "/../secret", "/%2e%2e/secret"])
-def test_nothing_else(address: tuple[str, int], tmp_path: Path, path: str) -> None:
+@pytest.mark.parametrize("path", ["/scene/", "/missing", "/../secret", "/%2e%2e/secret", "/%00", "/index.html%00.png"])
+def test_nothing_else(address: tuple[str, int], tmp_path: Path, path: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path.parent / "secret").write_text("x")
     assert get(address, path)[0] == 404
+    assert capsys.readouterr().err == ""
 
 
 def test_what_a_browser_remembers_of_another_folder_is_no_answer(address: tuple[str, int]) -> None:
@@ -144,6 +145,17 @@ def test_a_browser_that_keeps_its_opener_waiting_is_served(tmp_path: Path, monke
     servers[0].shutdown()
     serving.join(timeout=30)
     assert not serving.is_alive()
+
+
+def test_a_run_is_not_exported_where_it_cannot_be_served(
+    address: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yml").write_text("")
+    monkeypatch.setattr(cli, "_export", lambda *_: pytest.fail("it was exported"))
+    with pytest.raises(SystemExit) as ended:
+        cli.view_main([str(tmp_path / "config.yml"), f"--port={address[1]}", "--no-browser"])
+    assert ended.value.code == 1
+    assert "Choose another with --port" in capsys.readouterr().out
 
 
 def test_only_exports_are_served(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.cameras import Cameras, CameraType
 
 from eugen_nerf.export import views
 
@@ -65,3 +65,12 @@ def test_cameras_that_look_at_no_common_point_have_a_focus_nonetheless() -> None
     np.testing.assert_allclose(views.focus(forward), [0.0, 0.0, 0.0], atol=0.05)
     outward = [looking((np.cos(t), np.sin(t), 0.0), (2 * np.cos(t), 2 * np.sin(t), 0.0)) for t in range(6)]
     np.testing.assert_allclose(views.focus(outward), 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [CameraType.PERSPECTIVE, CameraType.FISHEYE])
+def test_photos_without_their_distortion_have_no_black_edges(kind: CameraType) -> None:
+    distortion = torch.tensor([[0.2, 0.05, 0.0, 0.0, 0.0, 0.0]])
+    pose = torch.eye(4)[None, :3]
+    cameras = Cameras(pose, 40.0, 40.0, 30.0, 20.0, 60, 40, distortion_params=distortion, camera_type=kind)
+    white = np.full((40, 60, 3), 255, dtype=np.uint8)
+    assert views.undistorted(white, cameras, 0).min() == 255

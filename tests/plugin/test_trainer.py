@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from nerfstudio.engine.trainer import Trainer
+from nerfstudio.utils import writer
 from torch import nn
 
 from eugen_nerf.errors import UserError
@@ -91,3 +93,12 @@ def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
 def test_methods_train_with_it() -> None:
     for method in (methods.eugen_nerf, methods.eugen_nerf_mlp, methods.eugen_vanilla_nerf):
         assert method.config._target is EugenTrainer
+
+
+def test_progress_counts_the_steps_that_led_to_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(writer.GLOBAL_BUFFER, "max_iter", 30)
+    monkeypatch.setattr(Trainer, "setup", lambda self, test_mode: setattr(self, "_start_step", 100))
+    made: Any = EugenTrainer.__new__(EugenTrainer)
+    made.config = SimpleNamespace(max_num_iterations=30)
+    made.setup("val")
+    assert writer.GLOBAL_BUFFER["max_iter"] == 130
