@@ -77,10 +77,10 @@ def notes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
         lines.append("Learning-rate schedules of all methods were stretched or compressed to the budget.")
     if not any(method.values["lpips"] is not None for scene in scenes for method in scene.methods):
         lines.append("LPIPS is left out: the weights of AlexNet were not on the disk, or the pictures were too small.")
-    partial = [scene.name for scene in scenes if any(m.evaluated < m.available for m in scene.methods)]
+    partial = dict.fromkeys(m.name for scene in scenes for m in scene.methods if m.evaluated < m.available)
     if partial:
         lines.append(
-            f"Only a part of the test views was evaluated on {', '.join(partial)}, see the column Views; they are "
+            f"Only a part of the test views was evaluated with {', '.join(partial)}, see the column Views; they are "
             "spread evenly over the split."
         )
     if any(not scene.common_views for scene in scenes):

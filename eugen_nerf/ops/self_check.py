@@ -299,10 +299,14 @@ def main(device: str, quiet: bool = False) -> None:
         quiet: the list alone.
 
     Raises:
-        SystemExit: some do.
+        SystemExit: with status 1 some do, with status 2 there is no such device.
     """
     place = torch.device(device)
-    torch.zeros(1, device=place)
+    try:
+        torch.zeros(1, device=place)
+    except (RuntimeError, AssertionError) as error:  # the latter: a PyTorch without CUDA
+        print(f"PyTorch cannot use {device}: {str(error).splitlines()[0]}", file=sys.stderr)
+        raise SystemExit(2) from None
     print(ARRIVED, flush=True)
     with _kernels_unchecked():  # this is the check
         told = None if quiet else functools.partial(print, file=sys.stderr, flush=True)
@@ -316,7 +320,7 @@ def main(device: str, quiet: bool = False) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        description="Compare each native op with eager PyTorch; exit status 1 where one differs."
+        description="Compare each native op with eager PyTorch; exit status 1 where one differs, 2 without the device."
     )
     parser.add_argument("device", help="cuda:0, another GPU, or cpu")
     parser.add_argument(QUIET, action="store_true", help="print the names of those that differ, and nothing else")
