@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from nerfstudio.cameras.cameras import Cameras
 
-from eugen_nerf.export.scene_file import FORMAT, VERSION, ExportedField
+from eugen_nerf.export.folder import FORMAT
+from eugen_nerf.export.scene_file import VERSION, ExportedField
 from eugen_nerf.export.tables import half_precision, quantised
 from eugen_nerf.field import EugenField, FieldConfig
 from eugen_nerf.occupancy import pack_bits

@@ -144,12 +144,18 @@ def test_a_connection_that_breaks(page: Page, page_folder: Path) -> None:
 
 
 def test_a_photo_that_is_missing(page: Page, copy: Path, serve: Serve) -> None:
-    shutil.rmtree(copy / "scene" / "photos")
+    photos = copy / "scene" / "photos"
+    photos.rename(copy / "elsewhere")
     page.open(serve(copy))
     page.wait("document.getElementById('status').textContent.includes('a picture of')")
     page.key("KeyP", "p")
     page.wait("document.getElementById('photo-label').textContent === 'The photo cannot be loaded'")
     assert page.evaluate("document.getElementById('photo').hidden")
+    (copy / "elsewhere").rename(photos)
+    for _ in range(2):  # away, and asked for again
+        page.key("KeyP", "p")
+    page.wait("!document.getElementById('photo').hidden")
+    assert page.evaluate("document.getElementById('photo-label').textContent") == "Photo"
 
 
 def test_a_page_on_disk(page: Page, page_folder: Path) -> None:

@@ -218,6 +218,11 @@ def test_views_and_modes_by_keyboard(opened: Page) -> None:
         ".filter(e => e.checkVisibility()).every(e => e.tabIndex === 0)"
     )
     assert reached
+    gap = opened.evaluate(
+        "document.getElementById('save').getBoundingClientRect().top"
+        " - document.getElementById('quality').parentElement.getBoundingClientRect().bottom"
+    )
+    assert gap >= 6
 
 
 def test_photo_beside_the_picture(sharp: Page) -> None:
@@ -343,7 +348,31 @@ def test_the_address_is_written_when_it_changes_and_if_it_may_be(opened: Page) -
     assert link(opened) == "#view=1"
 
 
+# What the controls of picture and dragging show, and the picture's width.
+SETTINGS = (
+    "[resolution.value, quality.value, ...['resolution', 'quality'].map(name =>"
+    " document.getElementById(`${name}-value`).textContent),"
+    " document.querySelector('input[name=drag]:checked').value, canvas.width]"
+)
+
+
+def test_controls_show_what_is_though_the_browser_fills_them_in(page: Page, address: str) -> None:
+    """Firefox does after a reload."""
+    undo = page.before_scripts(
+        "document.addEventListener('DOMContentLoaded', () => { resolution.value = 25; quality.value = 0;"
+        "document.querySelector('input[name=drag][value=look]').checked = true })"
+    )
+    try:
+        with_first_picture(page, address, COARSE)
+    finally:
+        undo()
+    assert page.evaluate(SETTINGS) == ["100", "2", "100 %", "exact", "orbit", 100]
+
+
 def test_a_device_that_comes_back(opened: Page) -> None:
+    """With the resolution and quality that it could not do with more of."""
+    slide = "(input => { input.value = %d; input.dispatchEvent(new Event('input')) })(document.getElementById('%s'))"
+    finished(opened, lambda: opened.evaluate(f"{slide % (60, 'resolution')}; {slide % (1, 'quality')}"))
     finished(opened, lambda: opened.drag((60, 80), (130, 70)))
     before, turned = seen(opened), link(opened)
     opened.evaluate(
@@ -355,7 +384,9 @@ def test_a_device_that_comes_back(opened: Page) -> None:
     opened.event("Page.loadEventFired")
     opened.wait(FINISHED)
     assert link(opened) == turned
+    assert opened.evaluate(SETTINGS) == ["60", "1", "60 %", "medium", "orbit", 60]
     assert np.abs(seen(opened).astype(int) - before).mean() < 0.5
+    opened.evaluate("sessionStorage.clear()")
 
 
 # Notes at each program that is compiled which words stood on the screen, and how far the bar was: -1 without a number.

@@ -10,6 +10,7 @@ import { SCENE_FOLDER } from "./scene/load";
 import type { Networks } from "./scene/networks";
 import { type Mode, MODES } from "./shader/fragment";
 import { choose, element, onChoice } from "./ui/elements";
+import { keep, kept } from "./ui/kept";
 import { isTaken, label } from "./ui/keys";
 import { showError } from "./ui/messages";
 import { wireTheme } from "./ui/theme";
@@ -21,6 +22,10 @@ const QUALITIES = [
   { stepFactor: 2, name: "medium" },
   { stepFactor: 1, name: "exact" },
 ] as const;
+const LEAST_RESOLUTION = 25; // percent, as in index.html
+// Kept through a reload: after a lost device the same would be too much for it again.
+const RESOLUTION_KEY = "eugen-resolution";
+const QUALITY_KEY = "eugen-quality";
 const SHOWN: readonly Mode[] = ["color", "depth", "opacity", "normals"];
 // Side of the square pictures that are timed.
 const MEASURED_SIDE = 256;
@@ -40,8 +45,8 @@ export class App implements Controlled {
   private network: number;
   private choices = 0; // of a network so far
   private picks = 0; // of a centre or a view so far: the last one counts
-  private resolution = 1;
-  private quality = QUALITIES.length - 1;
+  private resolution = kept(RESOLUTION_KEY, LEAST_RESOLUTION, 100); // percent
+  private quality = kept(QUALITY_KEY, 0, QUALITIES.length - 1);
   private renderer: FieldRenderer | undefined;
   private drawn = false; // a whole picture so far
   private readonly wipe = new Wipe();
@@ -178,7 +183,7 @@ export class App implements Controlled {
 
   private draw(moving: boolean): void {
     const { canvas, renderer } = this;
-    const factor = (window.devicePixelRatio || 1) * this.resolution;
+    const factor = ((window.devicePixelRatio || 1) * this.resolution) / 100;
     const width = Math.max(1, Math.round(canvas.clientWidth * factor));
     const height = Math.max(1, Math.round(canvas.clientHeight * factor));
     const resized = canvas.width !== width || canvas.height !== height;
@@ -308,11 +313,9 @@ export class App implements Controlled {
     onChoice(element("modes", HTMLDivElement), (value) => {
       this.setMode(value as Mode);
     });
-    for (const input of document.querySelectorAll<HTMLInputElement>("input[name=drag]")) {
-      input.addEventListener("change", () => {
-        this.drag = input.value as Drag;
-      });
-    }
+    onChoice(element("drag", HTMLDivElement), (value) => {
+      this.drag = value as Drag;
+    });
     const actions: Partial<Record<string, () => void>> = {
       "[": () => {
         this.goTo(this.view - 1);
@@ -459,8 +462,14 @@ export class App implements Controlled {
       });
     };
     slider("zoom", (value) => (this.zoom = 2 ** value));
-    slider("resolution", (value) => (this.resolution = value / 100));
-    slider("quality", (value) => (this.quality = value));
+    slider("resolution", (value) => {
+      this.resolution = value;
+      keep(RESOLUTION_KEY, value);
+    });
+    slider("quality", (value) => {
+      this.quality = value;
+      keep(QUALITY_KEY, value);
+    });
     element("save", HTMLButtonElement).addEventListener("click", () => {
       this.save().catch((error: unknown) => {
         showError(error, false);
@@ -505,13 +514,16 @@ export class App implements Controlled {
     }, 10_000);
   }
 
-  /** Let every control show what is. */
+  /** Let every control show what is; browsers fill some in as they were before a reload. */
   private writeControls(): void {
     choose(element("modes", HTMLDivElement), this.mode);
     choose(element("network-list", HTMLDivElement), String(this.network));
+    choose(element("drag", HTMLDivElement), this.drag);
     element("views", HTMLSelectElement).value = String(this.view);
     element("zoom", HTMLInputElement).value = String(Math.log2(this.zoom));
-    element("resolution-value", HTMLOutputElement).textContent = `${Math.round(100 * this.resolution)} %`;
+    element("resolution", HTMLInputElement).value = String(this.resolution);
+    element("resolution-value", HTMLOutputElement).textContent = `${this.resolution} %`;
+    element("quality", HTMLInputElement).value = String(this.quality);
     element("quality-value", HTMLOutputElement).textContent = QUALITIES[this.quality].name;
   }
 

@@ -96,7 +96,7 @@ export class Program {
 export function contextLost(): ViewerError {
   return new ViewerError(
     "The graphics device stopped answering",
-    "Reload the page. If it happens again, lower resolution and quality, or close other pages that use the device.",
+    "Reload the page. If it happens again, lower resolution and quality and reload once more, or close other pages that use the device.",
   );
 }
 

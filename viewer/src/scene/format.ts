@@ -1,5 +1,6 @@
-import type { Vec3 } from "../camera/vector";
+import { cross, dot, length, subtract, type Vec3 } from "../camera/vector";
 import { damaged, ViewerError } from "../errors";
+import { HARMONICS } from "../field/harmonics";
 
 export const SUPPORTED_VERSION = 1;
 
@@ -71,6 +72,16 @@ export interface SceneDescription {
 
 const FILE = "scene/scene.json";
 
+/** Whether a number may stand in a place. */
+type Rule = (value: number) => boolean;
+const ANY: Rule = () => true;
+const POSITIVE: Rule = (value) => Math.fround(value) > 0;
+const NOT_NEGATIVE: Rule = (value) => value >= 0;
+const SHARE: Rule = (value) => value >= 0 && value <= 1;
+const COUNT: Rule = (value) => Number.isSafeInteger(value) && value >= 0;
+const SIZE: Rule = (value) => COUNT(value) && value >= 1;
+const EVEN: Rule = (value) => SIZE(value) && value % 2 === 0;
+
 /**
  * Check that a parsed scene.json is one that this viewer understands.
  * @throws ViewerError otherwise.
@@ -86,7 +97,9 @@ export function checkScene(json: unknown): SceneDescription {
     );
   }
   scene.text("title");
-  for (const key of ["background", "up", "focus"]) scene.numbers(key, 3);
+  scene.numbers("background", 3, SHARE);
+  if (Math.abs(length(scene.numbers("up", 3) as Vec3) - 1) > 1e-3) throw scene.wrong("up");
+  scene.numbers("focus", 3);
   if (scene.list("fields").map(checkField).length === 0) throw damaged(FILE, "it has no field");
   if (scene.list("views").map(checkView).length === 0) throw damaged(FILE, "it has no view");
   return json as SceneDescription;
@@ -95,41 +108,65 @@ export function checkScene(json: unknown): SceneDescription {
 function checkField(field: Checked): void {
   field.text("name");
   if (!/^[\w.-]+$/.test(field.text("file"))) throw damaged(FILE, "a field's file is not in its folder");
-  for (const key of ["bytes", "crc32", "multiply_adds", "near", "far", "min_transmittance"]) field.number(key);
+  for (const key of ["bytes", "crc32", "multiply_adds"]) field.number(key, COUNT);
+  field.number("far", (far) => far > field.number("near", NOT_NEGATIVE));
+  field.number("min_transmittance", SHARE);
   const space = field.object("space");
   space.flag("contracted");
-  for (const corner of space.list("box")) corner.asNumbers(3);
-  field.object("step").number("size");
-  field.object("step").number("cone_angle");
-  field.object("occupancy").number("resolution");
-  const encoding = field.object("encoding");
-  const levels = encoding.numbers("resolutions").length;
-  encoding.numbers("offsets", levels + 1);
-  encoding.number("features");
-  encoding.number("log2_table_size");
-  for (const name of ["density", "color"]) checkChain(field.object(name));
+  const corners = space.list("box").map((corner) => corner.asNumbers(3) as Vec3);
+  if (corners.length !== 2 || corners[0].some((low, axis) => low >= corners[1][axis])) throw space.wrong("box");
+  // A ray takes a million steps at most, so that shorter ones would not lead through the box.
+  const least = 1e-6 * length(subtract(corners[1], corners[0]));
+  field.object("step").number("size", (size) => POSITIVE(size) && size >= least);
+  field.object("step").number("cone_angle", NOT_NEGATIVE);
+  field.object("occupancy").number("resolution", EVEN); // whole bytes of bits
+  const encoded = checkEncoding(field.object("encoding"));
+  const outputs = checkChain(field.object("density"), encoded);
+  const color = field.object("color");
+  if (checkChain(color, HARMONICS.length + outputs - 1) !== 3) throw color.wrong("outputs");
 }
 
-function checkChain(chain: Checked): void {
-  chain.number("inputs");
-  chain.number("outputs");
+/** @returns how many values there are of a position. */
+function checkEncoding(encoding: Checked): number {
+  const resolutions = encoding.numbers("resolutions", undefined, SIZE);
+  const offsets = encoding.numbers("offsets", resolutions.length + 1, COUNT);
+  const entries = 2 ** encoding.number("log2_table_size", SIZE);
+  let rows = 0;
+  const begins = [0, ...resolutions.map((resolution) => (rows += Math.min((resolution + 1) ** 3, entries)))];
+  if (offsets.some((offset, level) => offset !== begins[level])) throw encoding.wrong("offsets");
+  return resolutions.length * encoding.number("features", SIZE);
+}
+
+/** @returns how many outputs a network of so many inputs has. */
+function checkChain(chain: Checked, inputs: number): number {
+  chain.number("inputs", (value) => value === inputs);
   const stages = chain.list("stages");
   if (stages.length === 0) throw damaged(FILE, "a network has no stage");
+  let width = inputs;
   for (const stage of stages) {
-    for (const key of ["inputs", "features", "order", "eps"]) stage.number(key);
+    stage.number("inputs", (value) => value === width);
+    const order = stage.number("order", SIZE);
+    width = stage.number("features", (value) => SIZE(value) && value % order === 0);
+    stage.number("eps", NOT_NEGATIVE);
     stage.flag("shared");
     const phi = stage.text("phi");
     if (!ACTIVATIONS.some((known) => known === phi)) throw damaged(FILE, `it uses an unknown function ${phi}`);
   }
+  return chain.number("outputs", SIZE);
 }
 
 function checkView(view: Checked): void {
   view.text("name");
   view.text("split");
-  for (const key of ["fx", "fy", "cx", "cy", "width", "height"]) view.number(key);
-  const rows = view.list("camera_to_world");
+  for (const key of ["fx", "fy"]) view.number(key, POSITIVE);
+  for (const key of ["cx", "cy"]) view.number(key);
+  for (const key of ["width", "height"]) view.number(key, SIZE);
+  const rows = view.list("camera_to_world").map((row) => row.asNumbers(4));
   if (rows.length !== 3) throw damaged(FILE, "a camera has no pose");
-  for (const row of rows) row.asNumbers(4);
+  const [right, up, back] = [0, 1, 2].map((column) => rows.map((row) => row[column]) as Vec3);
+  // Rounded or scaled axes can be mended, but not ones that leave a direction open.
+  const volume = Math.abs(dot(cross(right, up), back)) / (length(right) * length(up) * length(back));
+  if (!(volume > 0.1)) throw view.wrong("camera_to_world");
   if (view.raw("photo") !== undefined && !/^photos\/[\w.-]+$/.test(view.text("photo"))) {
     throw damaged(FILE, "a photo is not in its folder");
   }
@@ -143,56 +180,61 @@ class Checked {
   ) {}
 
   raw(key: string): unknown {
-    if (typeof this.value !== "object" || this.value === null) throw this.missing(key);
+    if (typeof this.value !== "object" || this.value === null) throw this.wrong(key);
     return (this.value as Record<string, unknown>)[key];
   }
 
   object(key: string): Checked {
     const value = this.raw(key);
-    if (typeof value !== "object" || value === null) throw this.missing(key);
+    if (typeof value !== "object" || value === null) throw this.wrong(key);
     return new Checked(value, this.at(key));
   }
 
   list(key: string): Checked[] {
     const value = this.raw(key);
-    if (!Array.isArray(value)) throw this.missing(key);
+    if (!Array.isArray(value)) throw this.wrong(key);
     return value.map((item, index) => new Checked(item, `${this.at(key)}[${index}]`));
   }
 
-  number(key: string): number {
+  number(key: string, rule = ANY): number {
     const value = this.raw(key);
-    if (typeof value !== "number") throw this.missing(key);
+    if (!isNumber(value) || !rule(value)) throw this.wrong(key);
     return value;
   }
 
   text(key: string): string {
     const value = this.raw(key);
-    if (typeof value !== "string") throw this.missing(key);
+    if (typeof value !== "string") throw this.wrong(key);
     return value;
   }
 
   flag(key: string): void {
-    if (typeof this.raw(key) !== "boolean") throw this.missing(key);
+    if (typeof this.raw(key) !== "boolean") throw this.wrong(key);
   }
 
-  numbers(key: string, length?: number): number[] {
-    return this.object(key).asNumbers(length);
+  numbers(key: string, length?: number, rule = ANY): number[] {
+    return this.object(key).asNumbers(length, rule);
   }
 
-  asNumbers(length?: number): number[] {
+  asNumbers(length?: number, rule = ANY): number[] {
     const { value } = this;
-    const right = Array.isArray(value) && value.every((item) => typeof item === "number");
+    const right = Array.isArray(value) && value.every((item): item is number => isNumber(item) && rule(item));
     if (!right || (length !== undefined && value.length !== length)) {
       throw damaged(FILE, `${this.place} is not as it should be`);
     }
     return value;
   }
 
+  wrong(key: string): ViewerError {
+    return damaged(FILE, `${this.at(key)} is missing or not as it should be`);
+  }
+
   private at(key: string): string {
     return this.place === "" ? key : `${this.place}.${key}`;
   }
+}
 
-  private missing(key: string): ViewerError {
-    return damaged(FILE, `${this.at(key)} is missing or not as it should be`);
-  }
+/** Whether a value is a number that the graphics device can hold: JSON has 1e99, which is none in single precision. */
+function isNumber(value: unknown): value is number {
+  return typeof value === "number" && Number.isFinite(Math.fround(value));
 }

@@ -115,9 +115,21 @@ function unreachable(file: string): ViewerError {
   );
 }
 
+/** @throws ViewerError where the browser does not have that much memory. */
+function room(bytes: number): Uint8Array<ArrayBuffer> {
+  try {
+    return new Uint8Array(bytes);
+  } catch {
+    throw new ViewerError(
+      `The scene needs ${(bytes / 1e6).toFixed(0)} MB of memory, more than this browser has left`,
+      "Close other pages, or export a smaller scene with --size-budget.",
+    );
+  }
+}
+
 async function download(file: string, expected: number, progress: Progress): Promise<Uint8Array<ArrayBuffer>> {
   const response = await request(file);
-  const bytes = new Uint8Array(expected);
+  const bytes = room(expected);
   let loaded = 0;
   if (response.body === null) throw unreachable(file);
   const reader = response.body.getReader();

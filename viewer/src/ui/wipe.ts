@@ -18,6 +18,7 @@ export class Wipe {
     });
     this.photo.addEventListener("error", () => {
       this.label.textContent = "The photo cannot be loaded";
+      this.photo.removeAttribute("src"); // so that it is asked for again when it is wanted again
     });
     this.move();
   }
