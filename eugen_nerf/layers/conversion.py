@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from eugen_nerf.layers.activations import describe, resolve, squared_relu
 from eugen_nerf.layers.baselines import Dense
 from eugen_nerf.layers.eugen import EUGen
-from eugen_nerf.layers.merge import has_hooks, own_behaviour
+from eugen_nerf.layers.merge import changed_method, has_hooks, own_behaviour
 from eugen_nerf.layers.stack import LayerStack
 
 # What makes a layer before it a feed-forward layer, as modules and as functions. Those that bound their output
@@ -237,9 +237,8 @@ def _what_would_be_lost(module: nn.Module) -> str | None:
     kind: type = next((one for one in known if isinstance(module, one)), type(module))
     if kind is type(module):  # perhaps nerfstudio's MLP: this folder needs no nerfstudio
         kind = next((one for one in kind.__mro__ if one.__module__.startswith("nerfstudio.")), kind)
-    for name in ("forward", "pytorch_fwd"):
-        if name in vars(module) or getattr(type(module), name, None) is not getattr(kind, name, None):
-            return "a forward of its own"
+    if changed_method(module, kind, "forward", "pytorch_fwd"):
+        return "a forward of its own"
     if has_hooks(module):
         return "hooks"
     return "parametrizations" if is_parametrized(module) else None
@@ -258,7 +257,7 @@ def _feed_forward_layers(module: nn.Module, root: nn.Module) -> Iterator[_FeedFo
         prefix = f"{path}." if path else ""
         if isinstance(child, nn.Sequential):
             # A forward of its own may call what it holds in another order, or add something between.
-            if "forward" not in vars(child) and type(child).forward is nn.Sequential.forward:
+            if not changed_method(child, nn.Sequential, "forward"):
                 yield from _in_sequential(prefix, child)
         elif isinstance(child, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
             if (
@@ -266,7 +265,7 @@ def _feed_forward_layers(module: nn.Module, root: nn.Module) -> Iterator[_FeedFo
                 and _is_hidden(child.activation)
                 and not _feeds_forward_itself(child)
             ):
-                name, put = describe(child.activation), _put_in_transformer(child)
+                name, put = describe(child.activation), _put_in_pair(child, "linear1", "activation")
                 gone = (child.activation,) if isinstance(child.activation, nn.Module) else ()
                 yield _FeedForward(f"{prefix}linear1", child.linear1, name, put, gone)
         elif isinstance(child, LayerStack):
@@ -280,16 +279,6 @@ def _feed_forward_layers(module: nn.Module, root: nn.Module) -> Iterator[_FeedFo
 
 def _named_pairs(module: nn.Module, activations: Mapping[str, str]) -> Iterator[_FeedForward]:
     """Linear layers whose activation somebody has named."""
-
-    def putter(parent: nn.Module, name: str, activation: str) -> Callable[[EUGen], None]:
-        def put(layer: EUGen) -> None:
-            setattr(parent, name, layer)
-            vars(parent).pop(activation, None)  # a function, in the place of which a module comes
-            setattr(parent, activation, nn.Identity())
-            _close_fused_path(parent)
-
-        return put
-
     taken: dict[tuple[nn.Module, str], str] = {}
     for pattern, name in activations.items():
         linears = [
@@ -315,7 +304,7 @@ def _named_pairs(module: nn.Module, activations: Mapping[str, str]) -> Iterator[
                 )
             assert activation is not None
             gone = (activation,) if isinstance(activation, nn.Module) else ()
-            yield _FeedForward(path, linear, describe(activation), putter(parent, own, name), gone)
+            yield _FeedForward(path, linear, describe(activation), _put_in_pair(parent, own, name), gone)
 
 
 def _why_no_activation(module: object, linear: nn.Linear) -> str | None:
@@ -332,41 +321,29 @@ def _why_no_activation(module: object, linear: nn.Linear) -> str | None:
 
 
 def _in_sequential(prefix: str, sequential: nn.Sequential) -> Iterator[_FeedForward]:
-    def putter(name: str, activation: str) -> Callable[[EUGen], None]:
-        def put(layer: EUGen) -> None:
-            setattr(sequential, name, layer)
-            setattr(sequential, activation, nn.Identity())  # keeps the numbers, and so the paths, of what follows
-
-        return put
-
     # `named_children` lists a module once, and would make neighbours of others where it stands a second time.
     children = list(sequential._modules.items())
     for (name, linear), (next_name, activation) in itertools.pairwise(children):
         if isinstance(linear, nn.Linear) and isinstance(activation, HIDDEN_ACTIVATIONS):
-            put = putter(name, next_name)
+            put = _put_in_pair(sequential, name, next_name)
             yield _FeedForward(f"{prefix}{name}", linear, type(activation).__name__, put, (activation,))
 
 
 def _feeds_forward_itself(block: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) -> bool:
     """Whether a subclass has its own idea of what happens between the two linear layers."""
     kind = next(k for k in (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer) if isinstance(block, k))
-    names = ("forward", "_ff_block")
-    return any(name in vars(block) or getattr(type(block), name) is not getattr(kind, name) for name in names)
+    return changed_method(block, kind, "forward", "_ff_block") is not None
 
 
-def _put_in_transformer(block: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) -> Callable[[EUGen], None]:
+def _put_in_pair(parent: nn.Module, linear: str, activation: str) -> Callable[[EUGen], None]:
     def put(layer: EUGen) -> None:
-        block.linear1 = layer  # type: ignore[assignment]
-        block.activation = nn.Identity()
-        _close_fused_path(block)
+        setattr(parent, linear, layer)
+        # Not taken out: that would change the numbers, and so the paths, of what follows in a Sequential.
+        setattr(parent, activation, nn.Identity())
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            parent.activation_relu_or_gelu = 0  # PyTorch's fused path would read the weights of a dense layer
 
     return put
-
-
-def _close_fused_path(block: nn.Module) -> None:
-    """PyTorch's fused path would read the weights of a dense layer."""
-    if isinstance(block, nn.TransformerEncoderLayer):
-        block.activation_relu_or_gelu = 0
 
 
 def _in_stack(

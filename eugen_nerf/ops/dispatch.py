@@ -205,9 +205,8 @@ def network(x: Tensor, chain: MergedChain, *, backend: Backend = "auto") -> Tens
     if uses_native(backend, x, chain.weight, unsupported=why_not_native(chain)):
         packed = pack_chain(chain)
         if runs_network(packed, x.device, backend):
-            rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-            y = operators.network(rows, packed.parameters, packed.spec, packed.eps)
-            return y if x.dim() == 2 else y.reshape(*x.shape[:-1], chain.out_features)
+            y = operators.network(x.reshape(-1, x.shape[-1]), packed.parameters, packed.spec, packed.eps)
+            return y.reshape(*x.shape[:-1], y.shape[-1])
     return reference.network(x, chain)
 
 

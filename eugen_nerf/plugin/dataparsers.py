@@ -94,7 +94,8 @@ def check_readable_by_nerfstudio(frames: Sequence[Frame]) -> None:
                     "this method reads masks as nerfstudio does, which takes grey ones (L or 1) of that size; convert "
                     "it"
                 )
-            if ((decode(frame.mask_path, "L") > 0) != usable_pixels(frame.mask_path)).any():
+            pixels = decode(frame.mask_path, "LA")
+            if ((pixels[..., 0] > 0) != usable_pixels(pixels)).any():
                 raise SceneError(
                     f"{frame.mask_path}: has greys between black and white, and this method reads masks as nerfstudio "
                     "does, which uses every pixel that is not quite black; save it as PNG, of 0 and 255 alone"

@@ -168,8 +168,7 @@ class EugenModel(Model):
             if self.config.train_background != "random":  # a random one is added with the loss
                 rgb = self._on_background(rgb, out.alpha, self.config.train_background)
         else:
-            near, far = (None if t is None else t[:, 0] for t in (ray_bundle.nears, ray_bundle.fars))
-            out = self.renderer.render(origins, directions, near, far)
+            out = self.renderer.render(origins, directions, ray_bundle.nears, ray_bundle.fars)
             rgb = self._on_background(out.rgb, out.alpha, self.eval_background).clamp(0, 1)
         self._total_samples = out.total_samples
         return {

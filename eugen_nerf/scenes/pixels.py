@@ -44,7 +44,7 @@ def read_mask(frame: Frame) -> np.ndarray:
     """
     if frame.mask_path is None:
         return np.ones((frame.height, frame.width), dtype=bool)
-    usable = usable_pixels(frame.mask_path)
+    usable = usable_pixels(decode(frame.mask_path, "LA"))
     height, width = usable.shape
     # A mask of the image's own size is cut like the image; one of the full-size image only needs to shrink.
     if (width // frame.downscale, height // frame.downscale) == (frame.width, frame.height):
@@ -53,15 +53,18 @@ def read_mask(frame: Frame) -> np.ndarray:
     return np.asarray(area) > 0.999
 
 
-def usable_pixels(path: Path) -> np.ndarray:
-    """What a mask's file allows, [H, W] bool: pixels at least half as bright as its brightest.
+def usable_pixels(mask: np.ndarray) -> np.ndarray:
+    """What a mask allows: pixels at least half as bright as its brightest one, none where all are black.
 
-    None where all are black. Of a mask of one colour with transparency the opaque pixels count as bright.
+    Of a mask of one colour with transparency the opaque pixels count as bright.
 
-    Raises:
-        SceneError: the file cannot be decoded.
+    Args:
+        mask: [H, W, 2], brightness and alpha.
+
+    Returns:
+        [H, W] bool.
     """
-    brightness, alpha = np.moveaxis(decode(path, "LA").astype(np.float64), -1, 0)
+    brightness, alpha = np.moveaxis(mask.astype(np.float64), -1, 0)
     if alpha.min() < alpha.max() and brightness.min() == brightness.max():
         brightness = alpha
     return 2.0 * brightness > brightness.max()
