@@ -43,13 +43,19 @@ def describe_machine(command: str) -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """The processor's name as the system has it."""
+    """The processor's name and, since virtual machines often shorten it, family, model and vector instructions.
+
+    Returns:
+        For example "AMD EPYC (family 25, model 17, AVX512)".
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    numbers = [f"{key.removeprefix('cpu ')} {facts[key]}" for key in ("cpu family", "model") if key in facts]
+    return f"{name} ({', '.join([*numbers, torch.backends.cpu.get_cpu_capability()])})"
 
 
 def git_revision() -> str | None:

@@ -121,7 +121,7 @@ def test_shipped_configs_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 (tmp_path / name).mkdir(exist_ok=True)
     monkeypatch.setenv("EUGEN_DATA", str(tmp_path))
     names = {path.stem for path in CONFIGS.glob("*.yaml")}
-    assert names == {"demo", "lego", "paper_synthetic", "real_captures", "mipnerf360", "equal_cost"}
+    assert names == {"demo", "lego", "paper_synthetic", "real_captures", "mipnerf360", "equal_cost", "nerfacto"}
     for path in sorted(CONFIGS.glob("*.yaml")):
         benchmark = load_benchmark(path)
         check_rows(benchmark)

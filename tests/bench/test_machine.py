@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,16 @@ def test_description_is_complete_and_fits_json() -> None:
     assert machine["cpu"] == cpu_model() != ""
     assert machine["cpu_cores"] == len(os.sched_getaffinity(0))
     assert machine["date"].endswith(" UTC")
+
+
+def test_processor_is_named_with_its_numbers_where_the_system_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: A Processor\n"
+    monkeypatch.setattr(machine, "Path", lambda path: SimpleNamespace(read_text=lambda: told))
+    vectors = torch.backends.cpu.get_cpu_capability()
+    assert cpu_model() == f"A Processor (family 25, model 17, {vectors})"
+    told = "processor\t: 0\nBogoMIPS\t: 50\n"
+    monkeypatch.setattr(machine.platform, "processor", lambda: "aarch64")
+    assert cpu_model() == f"aarch64 ({vectors})"
 
 
 def test_revision_is_that_of_the_checkout() -> None:
