@@ -1,8 +1,8 @@
-# Everything runs in a virtual environment of its own, .venv; PYTHON names the interpreter that creates it.
+# All targets run in the virtual environment .venv; PYTHON names the interpreter that creates it.
 PYTHON ?= python3
 BIN := .venv/bin
-# Threads that wait sleep instead of spinning: a tenth slower on a quiet machine, eight times faster on one that has
-# other work to do (docs/performance.md).
+# Waiting threads sleep instead of spinning: a tenth slower on an idle machine, eight times faster on a busy one
+# (docs/performance.md).
 export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo test lint sanitize mutation test-gpu clean
@@ -10,8 +10,8 @@ export OMP_WAIT_POLICY ?= passive
 demo: .venv/installed
 	$(BIN)/python -m eugen_nerf.bench.demo --output outputs/make-demo
 
-# Most of the suite runs on one thread, so two processes share it; a file's tests stay together, and with them what they
-# train at their start.
+# Most of the suite is single-threaded, so two processes share it. The tests of a file run in the same process, so that
+# they share the models trained for them.
 WORKERS ?= 2
 test: .venv/installed-dev lint sanitize
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
@@ -21,7 +21,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The tests of the native CPU code once more, compiled to stop at any access out of bounds or undefined operation.
+# Run the tests of the native CPU code again, compiled to stop at out-of-bounds accesses and undefined behavior.
 CXX ?= g++
 SANITIZER_FLAGS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 sanitize: .venv/installed-dev
@@ -30,11 +30,11 @@ sanitize: .venv/installed-dev
 	ASAN_OPTIONS=detect_leaks=0 EUGEN_CXXFLAGS="$(SANITIZER_FLAGS)" \
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/ops/test_cpu.py tests/test_optim.py
 
-# Every bug of tests/emulator/mutations.py planted into the CUDA sources; make test tries a third of them.
+# Plant every bug of tests/emulator/mutations.py into the CUDA sources; make test tries a third of them.
 mutation: .venv/installed-dev
 	EUGEN_ALL_MUTATIONS=1 $(BIN)/python -m pytest -s tests/emulator/test_mutations.py
 
-# What needs an NVIDIA GPU; skipped tests say why.
+# The tests that need an NVIDIA GPU; skipped tests give the reason.
 test-gpu: .venv/installed-dev
 	$(BIN)/python -m pytest -m gpu
 
@@ -53,6 +53,6 @@ test-gpu: .venv/installed-dev
 	$(BIN)/pip install --editable '.[dev]'
 	touch $@ .venv/installed
 
-# What can be made again; trained runs (outputs, renders) stay.
+# Remove everything that can be rebuilt; trained runs (outputs, renders) are kept.
 clean:
 	rm -rf viewer/node_modules .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,9 +1,9 @@
-"""Speed of the native CPU runners against eager PyTorch and against what the machine can do.
+"""Speed of the native CPU ops against eager PyTorch and against the limits of the machine.
 
     python benchmarks/cpu.py [--threads 2] [--scene DIR] [--markdown FILE]
 
-Prints one table; every ratio compares timings that alternate within this run. ``--scene`` adds a training step on
-that scene and the share of it that is spent outside the field's own work.
+Prints one table; every ratio compares timings that are interleaved within this run. ``--scene`` adds a training step on
+that scene and the share of it that is spent outside the model.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Op = Callable[..., torch.Tensor]
 
 
 def times(*functions: Callable[[], object], rounds: int = 11) -> list[float]:
-    """Median milliseconds of each function; they take turns, so that the machine's moods hit all alike."""
+    """Median milliseconds of each function; calls are interleaved, so that a slow moment affects all alike."""
     for function in functions:
         function()
     samples: list[list[float]] = [[] for _ in functions]
@@ -63,10 +63,10 @@ def times(*functions: Callable[[], object], rounds: int = 11) -> list[float]:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed, as a process does after its first training steps.
+    """Let glibc keep freed memory, as a process does after its first training steps.
 
-    Otherwise each large tensor is fetched anew from the system page by page, which costs eager PyTorch, with its
-    many of them, up to three times the work itself: ratios would flatter us, and vary from process to process.
+    Otherwise every large tensor gets new pages from the system. That costs eager PyTorch, which allocates many of
+    them, up to three times the work itself: the ratios would be too high, and vary from process to process.
     """
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_threshold = -1, -3  # malloc.h
@@ -75,16 +75,16 @@ def keep_freed_memory() -> None:
 
 
 def machine() -> tuple[float, float]:
-    """Measured ceilings: single-precision matrix products in GFLOP/s, copying in GB/s (read and written).
+    """Measure the machine's limits: single-precision matrix products in GFLOP/s, copying in GB/s (read and written).
 
-    Products by torch's library or numpy's, whichever is faster on this processor: MKL is at half of OpenBLAS's rate
-    on some of AMD's.
+    Products use torch's library or numpy's, whichever is faster on this processor: on some AMD processors MKL reaches
+    half of OpenBLAS's rate.
     """
     a = torch.randn(2048, 2048)
     b = a.numpy()
     numbers = torch.randn(64 << 20)
     target = torch.empty_like(numbers)
-    # One after the other: each library's threads go on waiting for work for a while, and would take the other's cores.
+    # Not interleaved: each library's threads wait for work for a while, and would take the other's cores.
     by_torch, by_numpy, copied = (times(f)[0] for f in (lambda: a @ a, lambda: b @ b, lambda: target.copy_(numbers)))
     return 2 * 2048**3 / min(by_torch, by_numpy) / 1e6, 2 * numbers.numel() * 4 / copied / 1e6
 
@@ -117,7 +117,7 @@ def network_rows(peak: float) -> list[list[str]]:
 
 
 def trunk_rows(peak: float) -> list[list[str]]:
-    """The trunk of eugen-vanilla-nerf: eight layers of 256, three of them EUGen layers, a skip connection."""
+    """Time the trunk of eugen-vanilla-nerf: eight layers of 256, three of them EUGen layers, a skip connection."""
     torch.manual_seed(0)
     layers = [
         EUGen(256, 256, 128, norm=True) if i in (1, 3, 5) else nn.Linear({0: 63, 4: 319}.get(i, 256), 256)
@@ -144,7 +144,7 @@ def trunk_rows(peak: float) -> list[list[str]]:
 def rated_rows(
     label: str, multiply_adds: int, peak: float, forward: Callable[[Op], None], train: Callable[[Op], None]
 ) -> list[list[str]]:
-    """Both ways of a network, by native code and by PyTorch's operators."""
+    """Time the forward pass, and forward with backward, by native code and by PyTorch's operators."""
     rows = []
     for passes, what, run in ((1, "forward", forward), (3, "forward + backward", train)):
         native, eager = times(lambda run=run: run(network), lambda run=run: run(reference.network))  # type: ignore[misc]
@@ -186,7 +186,7 @@ def hash_rows(bandwidth: float) -> list[list[str]]:
 
 
 def optimizer_rows(bandwidth: float) -> list[list[str]]:
-    """The optimizer's step on a table of which a part was touched, against torch's Adam."""
+    """Time the optimizer's step on a partly touched table against torch's Adam."""
     rows = []
     generator = torch.Generator().manual_seed(0)
     entries = 3_000_000 // 4
@@ -228,7 +228,7 @@ def composite_rows() -> list[list[str]]:
 
 
 def ray_rows() -> list[list[str]]:
-    """A picture of 200 x 200 of a ball, whose surface stops rays, in an empty box; the networks are not trained."""
+    """Time an image of 200 x 200 of a ball whose surface stops rays, in an empty box; the networks are not trained."""
     size, resolution = 200, 128
     space = Space(((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0)))
     rule = StepRule(2 * 3**0.5 / 1024)
@@ -238,13 +238,13 @@ def ray_rows() -> list[list[str]]:
     origins = torch.tensor([0.0, 0.0, -4.0]).expand_as(directions).contiguous()
     near, far = torch.full((size * size,), 2.0), torch.full((size * size,), 6.0)
     cells = (torch.arange(resolution) + 0.5) / resolution * 2 - 1
-    # The grid's bits lie in x-fastest order or not: a ball does not care.
+    # A ball looks the same whichever axis varies fastest in the grid's bits.
     radius = torch.stack(torch.meshgrid(cells, cells, cells, indexing="ij"), dim=-1).norm(dim=-1)
     bits = pack_bits((radius < 0.8).flatten())
     torch.manual_seed(0)
     field = EugenField(FieldConfig())
     with torch.no_grad():
-        field.encoding.table.normal_(std=4.0)  # some samples dense, some not, as in a trained scene
+        field.encoding.table.normal_(std=4.0)  # dense and empty samples, as in a trained scene
     evaluator = field.evaluator()
 
     rows = []
@@ -264,7 +264,7 @@ def ray_rows() -> list[list[str]]:
 
     native, eager = times(lambda: step(trained), lambda: step(replace(trained, backend="reference")), rounds=5)
     label = f"differentiable_render, {rays} rays, forward + backward"
-    rows.append([label, f"{native:.2f}", f"{eager:.2f}", f"{eager / native:.1f}x", "hidden samples left out"])
+    rows.append([label, f"{native:.2f}", f"{eager:.2f}", f"{eager / native:.1f}x", "occluded samples left out"])
     native, eager = times(
         lambda: render(origins, directions, near, far, bits, resolution, space, rule, evaluator),
         lambda: reference.render(origins, directions, near, far, bits, resolution, space, rule, evaluator),
@@ -277,7 +277,7 @@ def ray_rows() -> list[list[str]]:
 
 
 def training_rows(scene: Path, steps: int = 200) -> list[list[str]]:
-    """A step of ns-train after a warm-up, and the part of it that is the model's forward, backward and update."""
+    """Time a step of ns-train after a warm-up, and the share of it outside the model's forward, backward and update."""
     from nerfstudio.configs.method_configs import all_methods
 
     rows = []
@@ -321,7 +321,7 @@ def training_rows(scene: Path, steps: int = 200) -> list[list[str]]:
             total = time.perf_counter() - begin
         finally:
             torch.Tensor.backward = original_backward  # type: ignore[method-assign]
-        note = f"{rays / total:,.0f} rays/s; outside of the model {1 - inside / total:.0%}"
+        note = f"{rays / total:,.0f} rays/s; outside the model {1 - inside / total:.0%}"
         rows.append([f"{method}, training step", f"{1000 * total / steps:.1f}", "", "", note])
     return rows
 
@@ -339,7 +339,7 @@ def main() -> None:
     if arguments.scene:
         rows += training_rows(arguments.scene)
     title = f"{cpu_model()}, {arguments.threads} threads, torch {torch.__version__}, {datetime.date.today()}; N = {N}"
-    heads = ["what", "native ms", "eager ms", "ratio", "against the machine"]
+    heads = ["what", "native ms", "eager ms", "ratio", "relative to the machine"]
     print_table(title, heads, rows, arguments.markdown)
 
 

@@ -4,7 +4,7 @@
     python benchmarks/eugen_study.py report study.jsonl
 
 A plan is a list of trials, see benchmarks/eugen_study_plans.py. Trials that the output file already holds are skipped,
-so a run may be interrupted and continued. Cost is always that of the merged network, in multiply-adds per evaluation.
+so a run can be interrupted and continued. Cost is that of the merged network, in multiply-adds per evaluation.
 Nothing is timed.
 """
 
@@ -32,11 +32,11 @@ from eugen_nerf.field import ChainNetwork
 from eugen_nerf.layers import ConversionPlan, Dense, build_network, convert
 from eugen_nerf.layers.transfer import TransferOptions, transfer_network
 
-FINAL_RATE = 1 / 30  # learning rates decay exponentially to this part of themselves
+FINAL_RATE = 1 / 30  # learning rates decay exponentially to this share of their initial values
 
 
 def build(network: Network, in_features: int, num_hidden_layers: int, out_features: int) -> ChainNetwork:
-    """Hidden layers of one kind and a linear layer, evaluated as merged."""
+    """Build hidden layers of one kind and a linear layer, evaluated as a merged chain."""
     layers = build_network(
         network.kind,
         in_features,
@@ -61,7 +61,7 @@ def build(network: Network, in_features: int, num_hidden_layers: int, out_featur
 
 
 def parameter_groups(module: nn.Module, trial: Trial) -> list[dict]:
-    """Adam's groups: projections may have a learning rate of their own."""
+    """Adam's parameter groups; projections may have their own learning rate."""
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     projections = [parameter for name, parameter in named if name.endswith("projections")]
     others = [parameter for name, parameter in named if not name.endswith("projections")]
@@ -72,7 +72,7 @@ def parameter_groups(module: nn.Module, trial: Trial) -> list[dict]:
 
 
 def conversion_plan(network: Network) -> ConversionPlan:
-    """EUGen layers that a trained MLP becomes: the network's own, or those that merge into it."""
+    """EUGen layers that a trained MLP is converted to: the network's own, or those that merge into it."""
     features = network.features if network.kind == "eugen" else network.width
     return ConversionPlan(features, order=network.order, norm=False, phi=network.phi, feature_bias=True)
 
@@ -90,7 +90,7 @@ def transfer_options(trial: Trial) -> TransferOptions:
 
 @torch.no_grad()
 def narrow(network: ChainNetwork) -> ChainNetwork:
-    """EUGen layers of order 1 as the narrow MLP that they merge into."""
+    """Convert EUGen layers of order 1 to the narrow MLP that they merge into."""
     chain = network.merged()
     layers: list[nn.Module] = []
     for stage in chain.stages:
@@ -120,7 +120,7 @@ class Decay:
         ]
 
     def followed_by(self, optimizers: list[torch.optim.Optimizer]) -> Decay:
-        """Other optimizers, whose learning rates decay on as fast."""
+        """Schedule other optimizers whose learning rates decay at the same pace."""
         return Decay(optimizers, self.steps)
 
     def step(self, loss: Tensor) -> None:
@@ -133,7 +133,7 @@ class Decay:
 
 
 def restart(optimizer: torch.optim.Optimizer, part: float) -> None:
-    """Set learning rates to a part of their first values."""
+    """Set learning rates to a share of their initial values."""
     for group in optimizer.param_groups:
         group["lr"] = part * group.pop("initial_lr")
 
@@ -148,7 +148,7 @@ def fourier_features(x: Tensor, octaves: int) -> Tensor:
 
 
 class Picture:
-    """Fit a photo: pixel position -> colour, through Fourier features and six hidden layers."""
+    """Fit a photo: pixel position -> color, through Fourier features and six hidden layers."""
 
     hidden_layers = 6
     octaves = 9
@@ -208,14 +208,14 @@ class Picture:
         return psnr((network(self.inputs).clamp(0, 1) - self.targets).square().mean().item())
 
 
-# Regime (b): hash grid and small networks, the method eugen-nerf itself
+# Regime (b): hash grid and small networks, as in eugen-nerf
 
 
 class Scene:
     """Train the method on a scene and measure test views."""
 
     views = 10
-    hidden_layers = (1, 2)  # of the density and of the colour network
+    hidden_layers = (1, 2)  # of the density and the color network
 
     def __init__(self, data: Path, samples: int) -> None:
         self.data = data
@@ -265,7 +265,7 @@ class Scene:
         return pipeline
 
     def _encode(self, pipeline: Any) -> int:
-        """Choose the encoding of positions; returns its width."""
+        """Set the encoding of positions and return its width."""
         return pipeline.model.field.encoding.layout.out_features
 
     def _update_occupancy(self, pipeline: Any, step: int) -> None:
@@ -333,7 +333,7 @@ class Scene:
         order = evaluation.spread_order(evaluation.num_test_views(pipeline))[: self.views]
         try:
             value = evaluation.mean(evaluation.evaluate(pipeline, order), "psnr")
-        except UserError:  # the picture has values that are no numbers
+        except UserError:  # the image contains non-finite values
             return math.nan
         assert value is not None
         return value
@@ -354,10 +354,10 @@ class FourierFeatures(nn.Module):
 
 
 class FourierScene(Scene):
-    """A density network of eight hidden layers on Fourier features in place of the hash grid, as NeRF's.
+    """A density network of eight hidden layers on Fourier features in place of the hash grid, as in NeRF.
 
-    To train such a network on a CPU, empty space is known from the start: the occupancy grid is that of a hash grid
-    trained for a short time, and stays.
+    To make this trainable on a CPU, the occupancy grid comes from a hash grid trained for a short time, and does not
+    change.
     """
 
     hidden_layers = (8, 1)
@@ -381,11 +381,11 @@ class FourierScene(Scene):
         return 6 * self.octaves
 
     def _update_occupancy(self, pipeline: Any, step: int) -> None:
-        """It stays."""
+        """Do nothing: the occupancy grid does not change."""
 
 
 def seed_everything(seed: int) -> None:
-    """nerfstudio draws pixels with Python's and NumPy's numbers too."""
+    """Seed all generators; nerfstudio also draws pixels with Python's and NumPy's."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -396,7 +396,7 @@ def psnr(mean_square: float) -> float:
 
 
 def run(trials: list[Trial], tasks: dict[str, Picture | Scene], output: Path) -> None:
-    """Run what the output file does not hold yet, one line of JSON for each trial."""
+    """Run the trials that the output file does not hold yet; each writes one line of JSON."""
     done = {json.loads(line)["key"] for line in output.read_text().splitlines()} if output.exists() else set()
     console = Console()
     for number, trial in enumerate(trials, start=1):

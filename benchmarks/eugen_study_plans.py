@@ -22,10 +22,10 @@ class Network:
     phi: str = "relu"
     norm: bool = False
     feature_bias: bool = False
-    weight_gain: float = 1.0  # initial output weights, times those of the layer's own initialisation
+    weight_gain: float = 1.0  # scale of the initial output weights
     projection_gain: float = 1.0
     trained_projections: bool = True
-    candidates: int = 0  # features that training begins with, of which m are kept at the trial's selection_at
+    candidates: int = 0  # features at the start of training, of which m are kept at the trial's selection_at
 
     def __str__(self) -> str:
         words = [f"{self.kind} {self.width}"]
@@ -44,13 +44,13 @@ class Network:
 
 
 def described(network: Network, color: Network | None) -> str:
-    """The layers of a field, whose colour network may have others than its density network."""
-    return f"{network}; colour: {color}" if color else str(network)
+    """Describe the layers of a field, whose color network may differ from its density network."""
+    return f"{network}; color: {color}" if color else str(network)
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained MLP whose layers the network of a trial takes over before it is trained itself."""
+    """A trained MLP whose layers the network of a trial takes over before its own training."""
 
     width: int
     rate: float
@@ -67,22 +67,22 @@ class Trial:
     task: str
     network: Network
     rate: float
-    steps: int  # without those of the teacher
+    steps: int  # excluding the teacher's
     seed: int
-    projection_rate: float = 1.0  # learning rate of the projections, times the others'
+    projection_rate: float = 1.0  # learning rate of the projections, relative to the others'
     teacher: Teacher | None = None
-    table_rate: float = 1.0  # learning rate of the hash grid, times the method's
-    selection_at: float = 0.5  # part of the steps after which features are selected
-    restart: float = 0.0  # learning rate of the networks after the selection, times that at first; 0 to go on decaying
-    dense_after: bool = False  # after the selection merged layers are trained on as a narrow MLP, without their factors
-    color: Network | None = None  # layers of the colour network where they are others than the density network's
+    table_rate: float = 1.0  # learning rate of the hash grid, relative to the method's
+    selection_at: float = 0.5  # share of the steps after which features are selected
+    restart: float = 0.0  # networks' learning rate after the selection, relative to the initial one; 0: no restart
+    dense_after: bool = False  # after the selection, train the merged layers as a narrow MLP, without their factors
+    color: Network | None = None  # layers of the color network, if they differ from the density network's
 
     @property
     def key(self) -> str:
         """Identifies the trial in a file of results."""
         values = asdict(self)
         if self.color is None:
-            del values["color"]  # results from before there was such a choice keep their key
+            del values["color"]  # keeps the keys of results written before this field existed
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -112,7 +112,7 @@ EUGEN_RATES = (2.5e-4, 5e-4, 1e-3)
 
 
 def rates() -> list[Trial]:
-    """Picture, one seed: learning rates of both sides, and what gives the first layer a constant."""
+    """Photo, one seed: learning rates of both sides, and ways to give the first layer a constant."""
     trials = grid("photo", [mlp(64)], MLP_RATES, PICTURE_STEPS)
     trials += grid(
         "photo",
@@ -125,7 +125,7 @@ def rates() -> list[Trial]:
 
 
 def shapes() -> list[Trial]:
-    """Picture, one seed: nominal width, order, Phi, gains, learning rate of the projections."""
+    """Photo, one seed: nominal width, order, Phi, gains."""
     k2 = eugen(32, 64, order=2, shared=True, feature_bias=True)
     fast = (1e-3, 2e-3, 4e-3)
     trials = grid("photo", [eugen(64, 64, feature_bias=True)], fast, PICTURE_STEPS)
@@ -157,7 +157,7 @@ EUGEN_32, EUGEN_16 = (eugen(m, 64, weight_gain=2.0) for m in (32, 16))
 
 
 def scene(task: str, seed: int, number: int = 1, networks: tuple[Network, ...] = ()) -> list[Trial]:
-    """A scene, one seed: each network from scratch with the first learning rates of its kind."""
+    """A scene, one seed: each network from scratch with the first `number` learning rates of its kind."""
     chosen = networks or (mlp(32), EUGEN_32, mlp(64), EUGEN_16, mlp(16))
     rates = {network: SCENE_RATES[network.kind][:number] for network in chosen}
     return [trial for n, r in rates.items() for trial in grid(task, [n], r, SCENE_STEPS, (seed,))]
@@ -170,7 +170,7 @@ def taken_over(task: str, seed: int) -> list[Trial]:
 
 
 def taken_over_pictures() -> list[Trial]:
-    """Picture, one seed: a wide MLP first, its layers taken over, the rest of the steps on the narrow network."""
+    """Photo, one seed: a wide MLP first, its layers taken over, the remaining steps on the narrow network."""
     teacher = Teacher(128, 4e-3, PICTURE_STEPS // 2)
     half = PICTURE_STEPS - teacher.steps
     trials = grid("photo", [mlp(64)], (2e-3, 4e-3, 8e-3), half, teacher=teacher)
@@ -182,7 +182,7 @@ def taken_over_pictures() -> list[Trial]:
 
 
 def confirm() -> list[Trial]:
-    """What decides, in the order of importance."""
+    """The decisive trials, in order of importance."""
     trials = scene("lego", 0) + scene("lego", 0, 3, (EUGEN_32, mlp(64), mlp(32)))
     trials += scene("lego", 1) + scene("lego", 2)
     trials += scene("lego", 0, 2, (Network("low-rank", 64, 8),)) + taken_over("lego", 0)
@@ -195,7 +195,7 @@ LONGER_STEPS = 2000
 
 
 def screening() -> list[Trial]:
-    """lego, 2,000 steps: which of EUGen's choices tell at the cost of narrow MLPs, both sides with three rates."""
+    """lego, 2,000 steps: which of EUGen's choices matter at the cost of narrow MLPs, both with three learning rates."""
     mlps = [mlp(width) for width in (16, 32, 64)]
     second = [eugen(m, 64, order=2, shared=True, phi=phi) for m in (8, 16) for phi in ("relu", "identity")]
     trials = []
@@ -210,7 +210,7 @@ def screening() -> list[Trial]:
 
 
 def wide_first() -> list[Trial]:
-    """lego, 2,000 steps: a wide MLP for a part of them, fewer features for the rest, against that from scratch."""
+    """lego, 2,000 steps: a wide MLP for part of the steps, fewer features for the rest."""
     trials = []
     for first in (1000, 1400):
         teacher = Teacher(64, 1e-2, first)
@@ -222,7 +222,7 @@ def wide_first() -> list[Trial]:
 
 
 def phis() -> list[Trial]:
-    """Picture, one seed: Phi, for the MLP and for EUGen layers of the same cost."""
+    """Photo, one seed: Phi, for the MLP and for EUGen layers of the same cost."""
     trials = []
     for phi in ("gelu", "sin", "relu", "squared_relu"):
         trials += grid("photo", [mlp(64, phi)], (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), PICTURE_STEPS)
@@ -233,7 +233,7 @@ def phis() -> list[Trial]:
         for gains in ({"projection_gain": gain}, {"weight_gain": gain}):
             changed = replace(eugen(64, 64, phi="sin", feature_bias=True), **gains)
             trials += grid("photo", [changed], rates, PICTURE_STEPS)
-    # Powers grow from layer to layer: smaller weights at the start.
+    # Powers grow from layer to layer, hence smaller initial weights.
     trials += grid("photo", [replace(mlp(64, "squared_relu"), weight_gain=0.5)], (1e-3, 4e-3), PICTURE_STEPS)
     for width in (32, 44, 92):
         trials += grid("photo", [mlp(width, "sin")], (8e-3, 1.6e-2), PICTURE_STEPS)
@@ -243,7 +243,7 @@ def phis() -> list[Trial]:
 
 
 def factors() -> list[Trial]:
-    """Picture, one seed: learning rates of their own for projections and output weights."""
+    """Photo, one seed: separate learning rates for projections and output weights."""
     trials = []
     for phi, slow in itertools.product(("sin", "relu"), (1e-3, 2e-3, 4e-3)):
         network = eugen(64, 64, phi=phi, feature_bias=True)
@@ -255,7 +255,7 @@ def factors() -> list[Trial]:
 
 
 def control() -> list[Trial]:
-    """lego, 2,000 steps: what the restart of the learning rate in the middle does for itself."""
+    """lego, 2,000 steps: the effect of restarting the learning rate in the middle, on its own."""
     return [Trial("lego", mlp(width), 5e-3, 1000, 0, teacher=Teacher(width, 1e-2, 1000)) for width in (16, 64, 32)]
 
 
@@ -270,7 +270,7 @@ def full(task: str, seed: int) -> list[Trial]:
 
 
 def full_wide_first(task: str, seed: int) -> list[Trial]:
-    """The same for an MLP whose units are taken over in the middle; lego, one seed: MLPs with nothing but a restart."""
+    """The same for an MLP whose units are taken over in the middle; on lego, one seed, also MLPs that only restart."""
     half = FULL_STEPS // 2
     wide = Teacher(64, 1e-2, half)
     trials = grid(task, [mlp(16), mlp(32), mlp(64)], (5e-3,), half, (seed,), wide)
@@ -280,7 +280,7 @@ def full_wide_first(task: str, seed: int) -> list[Trial]:
 
 
 def full_choices() -> list[Trial]:
-    """lego, 4,000 steps, one seed: what else could bring EUGen layers ahead of the MLP of their cost."""
+    """lego, 4,000 steps, one seed: other ways to get EUGen layers ahead of the MLP of their cost."""
     wide = Teacher(64, 1e-2, FULL_STEPS // 2)
     students = [eugen(m, 64, feature_bias=True) for m in (16, 32)]
     trials = grid("lego", students, (4e-3, 2e-3), FULL_STEPS // 2, teacher=wide)
@@ -299,7 +299,7 @@ def full_choices() -> list[Trial]:
 
 
 def on_both_scenes(trials: Callable[[str, int], list[Trial]]) -> list[Trial]:
-    """With three seeds."""
+    """The trials for lego and fox, three seeds each."""
     return [trial for seed in range(3) for task in ("lego", "fox") for trial in trials(task, seed)]
 
 
@@ -342,7 +342,7 @@ def products() -> list[Trial]:
 
 
 def projection_rates() -> list[Trial]:
-    """lego, 4,000 steps, one seed: projections that learn faster than output weights, selected ones and products."""
+    """lego, 4,000 steps, one seed: projections that learn faster than output weights, with selection and products."""
     trials = []
     for network in (SELECTED_16, SELECTED_32):
         at_once = grid("lego", [network], (4e-3,), FULL_STEPS)
@@ -359,7 +359,7 @@ PRODUCTS_8, PRODUCTS_16 = (replace(PRODUCTS, features=features, candidates=32) f
 
 
 def selected_products() -> list[Trial]:
-    """lego, 4,000 steps, one seed: products selected from more of them."""
+    """lego, 4,000 steps, one seed: products selected from more candidates."""
     of_32 = [PRODUCTS_8, PRODUCTS_16]
     of_64 = [replace(network, candidates=64) for network in of_32]
     trials = grid("lego", of_32, (2e-3,), FULL_STEPS)
@@ -387,13 +387,13 @@ def mixed() -> list[Trial]:
 
 
 def full_fast_projections(task: str, seed: int) -> list[Trial]:
-    """A scene, one seed: features selected in the middle, projections that learn twice as fast as the rest."""
+    """A scene, one seed: features selected in the middle, projections with twice the learning rate."""
     trials = grid(task, [SELECTED_16, SELECTED_32], (4e-3,), FULL_STEPS, (seed,))
     return [replace(trial, projection_rate=2.0) for trial in trials]
 
 
 def faster() -> list[Trial]:
-    """fox, 4,000 steps: twice and four times the learning rates, for the MLPs at twice them three seeds."""
+    """fox, 4,000 steps: two and four times the learning rates, MLPs at twice with three seeds."""
     trials = grid("fox", [mlp(16), mlp(32), mlp(64)], (2e-2, 4e-2), FULL_STEPS)
     trials += grid("fox", [SELECTED_16, SELECTED_32], (8e-3,), FULL_STEPS)
     trials += grid("fox", [mlp(16), mlp(64), mlp(32)], (2e-2,), FULL_STEPS, (1, 2))
@@ -402,7 +402,7 @@ def faster() -> list[Trial]:
 
 
 def own_settings() -> list[Trial]:
-    """4,000 steps of 2^15 samples as in the method itself: learning rates of what is compared."""
+    """4,000 steps of 2^15 samples, as in the method itself: learning rates of the networks compared."""
     trials = []
     for task in ("fox-32k", "lego-32k"):
         trials += grid(task, [mlp(64)], (1e-2, 5e-3), FULL_STEPS)
@@ -437,7 +437,7 @@ def fourier() -> list[Trial]:
 
 
 def selecting() -> list[Trial]:
-    """lego, 2,000 steps: features selected from more of them, when, and from how many."""
+    """lego, 2,000 steps: features selected from more candidates; when, and from how many."""
     trials = grid("lego", [SELECTED_16, SELECTED_32], (4e-3,), LONGER_STEPS)
     trials += [replace(trials[0], selection_at=at) for at in (0.25, 0.75)]
     trials += grid("lego", [replace(SELECTED_16, candidates=128)], (4e-3,), LONGER_STEPS)

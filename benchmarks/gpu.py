@@ -1,23 +1,26 @@
-"""Speed of the CUDA kernels against PyTorch, tiny-cuda-nn and what the GPU can do. One command, at most 8 minutes.
+"""Measure the CUDA kernels against PyTorch, tiny-cuda-nn and the limits of the GPU, in at most 8 minutes.
 
     python benchmarks/gpu.py [--scene DIR] [--iterations 5000] [--batch 1048576] [--minutes 8] [--markdown FILE]
                              [--only SECTION ...]
 
-Times are CUDA events: after a warm-up, the median of 50 runs that take turns, each with cold caches and queued while
-the GPU is still busy, so that no time of the CPU is in them. Rows where that did not succeed say "CPU-bound": marches,
-which wait for the GPU in between, always do. "Rays to gradients" comes with all of the CPU's time. Frames follow one
-another as fast as CPU and GPU get through them; "one at a time" waits for each, as a viewer does. "Against the machine"
-compares with matrix products and copies measured in the same run. tiny-cuda-nn is left out where it cannot be imported;
-its PyTorch modules take float32 rows and give fp16, so its times are compared with ours for fp16 rows, which move less,
-and for float32 rows, which move more. It runs with and without JIT fusion, and the faster is compared. ``--scene`` (a
-Blender scene, e.g. lego at 400 x 400) adds training with ns-train's own loop, PSNR, and frames per second at the size
-of the scene and at twice that; the package need not be installed for it, nerfstudio must. Methods differ in the rays of
-a step: steps are compared, and rays.
+Times are CUDA events: the median of 50 interleaved runs after a warm-up. Each run has cold caches and is queued while
+the GPU is still busy, so CPU time is excluded. Rows where that failed say "CPU-bound"; those of march, which waits for
+the GPU, always do. "Rays to gradients" includes all CPU time. Frames follow one another as fast as CPU and GPU allow;
+"one at a time" waits for each frame, as a viewer does. "Against the machine" compares with matrix products and copies
+measured in the same run.
 
-Each section runs in a process of its own, for no longer than its share of the minutes: one that hangs is killed, one
-that crashes goes on behind what it crashed at. Kernels that the self-check refuses are not launched. Every line is
-printed, and the file written anew, as soon as it is measured: what fails costs its own line alone, and makes the exit
-code 1.
+tiny-cuda-nn is left out if it cannot be imported. Its PyTorch modules take float32 rows and return fp16, so its times
+are compared with ours for fp16 rows, which move less data, and for float32 rows, which move more. It runs with and
+without JIT fusion, and the faster variant is compared.
+
+``--scene`` (a Blender scene, e.g. lego at 400 x 400) adds training with ns-train's own loop, PSNR, and frames per
+second at the size of the scene and at twice that size. It needs nerfstudio; this package need not be installed. The
+methods differ in rays per step, so both steps and rays are compared.
+
+Each section runs in its own process, for at most its share of the time. A process that hangs is killed; after a crash
+the section continues with the next measurement. Kernels that the self-check rejects are not launched. Every row is
+printed, and the file rewritten, as soon as it is measured. A failure affects its own row only, and makes the exit code
+1.
 """
 
 from __future__ import annotations
@@ -36,12 +39,11 @@ from pathlib import Path
 from gpu_processes import DONE, Gpu, Line, Lost, Row, Task, lines_of, teller
 from printing import markdown_table, print_table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # on a machine that is lent, nothing may be installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
 
 HEADS = ("what", "who", "ms", "time against ours", "against the machine")
-START = "start"  # the section before all others: what the GPU is, and whether its kernels can be trusted
-# By what they may take of the time that is left, in proportion to all that follow. In this order: what matters most
-# comes first.
+START = "start"  # runs before all others: which GPU it is, and whether the kernels can be trusted on it
+# Shares of the remaining time, relative to the shares of all later sections. The most important come first.
 SHARES = {
     "networks": 4,
     "hash-grid": 2,
@@ -51,26 +53,26 @@ SHARES = {
     "training-mlp": 4,
     "torch.compile": 3,
 }
-LAUNCHING = ("networks", "hash-grid", "rays", "torch.compile")  # our kernels, whatever the self-check says
+LAUNCHING = ("networks", "hash-grid", "rays", "torch.compile")  # these launch our kernels regardless of the self-check
 WITH_SCENE = ("training", "nerfacto", "training-mlp")
-START_SHARE = 1 / 3  # of the minutes; a self-check that hangs would take five
-RESERVE = 10  # seconds for the end of it all
-TOO_LITTLE = 10  # seconds in which no process gets anywhere
+START_SHARE = 1 / 3  # of the total time; a self-check that hangs would take five minutes
+RESERVE = 10  # seconds to finish
+TOO_LITTLE = 10  # seconds; no process gets anything done in less
 PROGRAM = (sys.executable, __file__)
 
 
 @dataclass
 class Report:
-    """Measures sections, and keeps rows as they come in."""
+    """Measures sections and collects their rows."""
 
-    task: Task  # what all sections have in common, and what is known so far
+    task: Task  # common to all sections, with what is known so far
     markdown: Path | None
     rows: list[Row] = field(default_factory=list)
     problem: str | None = None  # why the kernels are not in use
     begun: float = field(default_factory=time.monotonic)
 
     def start(self, seconds: float) -> None:
-        """Learn about the GPU.
+        """Run the start section, which describes the GPU.
 
         Raises:
             SystemExit: PyTorch sees none.
@@ -81,7 +83,7 @@ class Report:
             self.put(("self-check", "", "", "", f"failed: kernels not in use: {self.problem}"))
 
     def sections(self, sections: list[str], deadline: float) -> None:
-        """Measure them one after another; what one does not need of its share is the others'."""
+        """Measure sections one after another; unused time goes to the later ones."""
         if self.problem:
             for section in filter(LAUNCHING.__contains__, sections):
                 self.put(
@@ -93,7 +95,7 @@ class Report:
             self.measure(section, share * (deadline - time.monotonic()))
 
     def measure(self, section: str, seconds: float) -> None:
-        """All rows of a section, and one for whatever its processes do not come to the end of."""
+        """Measure a section. A measurement that its process does not finish gets a row with the reason."""
         until = time.monotonic() + seconds
         first, pieces = 0, 1
         while first < pieces:
@@ -111,7 +113,7 @@ class Report:
                         return
             except Lost as error:
                 self.put((f"{section}, {doing}", "", "", "", f"failed: {error}"))
-            first = next_one  # a new process goes on behind the piece that this one has not survived
+            first = next_one  # a new process continues after the piece that this one did not survive
 
     def learn(self, line: Line) -> None:
         if "row" in line:
@@ -145,16 +147,16 @@ class Report:
 
 
 def in_a_process(task: Task, problem: str | None) -> Iterator[Line]:
-    """What a process of its own tells about a section.
+    """Run a section in its own process and yield the lines that it reports.
 
     Args:
-        problem: why the kernels are not in use.
+        problem: why the kernels are not in use, or None.
 
     Raises:
-        Lost: it does not come to its end.
+        Lost: the process does not finish.
     """
     environment = dict(os.environ)
-    if task.section != START:  # the question has been answered
+    if task.section != START:  # the self-check has been answered
         environment.update({"EUGEN_BACKEND": "reference"} if problem else {"EUGEN_CUDA_CHECK": "0"})
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "lines"
@@ -163,7 +165,7 @@ def in_a_process(task: Task, problem: str | None) -> Iterator[Line]:
 
 
 def scene_folder(name: Path) -> Path:
-    """The scene at a path, or of this name in $EUGEN_DATA."""
+    """Find a scene by its path, or by its name in $EUGEN_DATA."""
     for folder in (name, Path(os.environ.get("EUGEN_DATA", ".")) / name):
         if folder.is_dir():
             return folder.absolute()
@@ -173,14 +175,14 @@ def scene_folder(name: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scene", type=Path, help="also train and render this scene")
-    parser.add_argument("--iterations", type=int, default=5000, help="of each training")
-    parser.add_argument("--batch", type=int, default=1 << 20, help="rows and positions at a time")
-    parser.add_argument("--minutes", type=float, default=8, help="that all of it may take")
+    parser.add_argument("--iterations", type=int, default=5000, help="iterations of each training")
+    parser.add_argument("--batch", type=int, default=1 << 20, help="rows and positions per run")
+    parser.add_argument("--minutes", type=float, default=8, help="time limit of the whole benchmark")
     parser.add_argument(
         "--only", nargs="+", choices=SHARES, default=list(SHARES), metavar="SECTION", help=f"of {', '.join(SHARES)}"
     )
     parser.add_argument("--markdown", type=Path, help="write the table to this file too")
-    parser.add_argument("--task", nargs=2, help=argparse.SUPPRESS)  # what `in_a_process` asks for
+    parser.add_argument("--task", nargs=2, help=argparse.SUPPRESS)  # used by `in_a_process`
     arguments = parser.parse_args()
     if arguments.task:
         from gpu_sections import work
@@ -188,7 +190,7 @@ def main() -> None:
         work(Task.from_json(arguments.task[1]), teller(Path(arguments.task[0])))
         return
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # and with us the process that is at work
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # the running process ends with us
     scene = scene_folder(arguments.scene) if arguments.scene else None
     with tempfile.TemporaryDirectory() as folder:
         task = Task(START, 0, arguments.batch, arguments.iterations, str(scene) if scene else None, folder)

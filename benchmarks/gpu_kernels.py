@@ -1,4 +1,4 @@
-"""Kernels one by one against PyTorch and tiny-cuda-nn, and from rays to gradients in one piece."""
+"""Measure single kernels against PyTorch and tiny-cuda-nn, and the fused path from rays to gradients."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from eugen_nerf.tcnn_modules import hash_grid, mlp
 WIDTHS = (32, 64, 128)
 OURS_FLOAT32 = "ours, float32 rows"
 TCNN_ROWS, TCNN_TABLE = "tcnn, float32 rows in", "tcnn, fp16 table"
-COMPILER_SECONDS = 30  # that torch.compile may take for a width
-STEPS_THROUGH_BOX = 500  # of a ray, about
-FEW_CELLS = 0.03  # that are occupied once a training has found the object
+COMPILER_SECONDS = 30  # reserved for torch.compile, for each width
+STEPS_THROUGH_BOX = 500  # of one ray, approximately
+FEW_CELLS = 0.03  # share of occupied cells once a training has found the object
 
 
 class HalfMlp(nn.Module):
@@ -62,7 +62,7 @@ def eugen_chain(width: int) -> tuple[MergedChain, PackedChain]:
 
 
 def by_tcnn(name: str, make: Callable[[], nn.Module], x: Tensor, grad: Tensor) -> list[Contender]:
-    """tiny-cuda-nn without JIT fusion and, where there is such a thing, with: its README advises to try both."""
+    """tiny-cuda-nn without and, if available, with JIT fusion, since its README recommends trying both."""
 
     def contender(name: str, module: nn.Module, fused: bool) -> Contender:
         parameters = tuple(module.parameters())
@@ -70,7 +70,7 @@ def by_tcnn(name: str, make: Callable[[], nn.Module], x: Tensor, grad: Tensor) -
 
         def remark() -> str:
             gone = "; JIT fusion failed and was not in use" if fused and not module.jit_fusion else ""
-            return f"rounds {count:.2f} M parameters to fp16 first{gone}"  # in each forward pass of its Python module
+            return f"rounds {count:.2f} M parameters to fp16 first{gone}"  # in each forward pass of its module
 
         return Contender(name, module, x, grad, parameters, remark)
 
@@ -83,11 +83,11 @@ def by_tcnn(name: str, make: Callable[[], nn.Module], x: Tensor, grad: Tensor) -
 
 
 def network_rows(width: int, batch: int, gpu: Gpu, tcnn: bool, compiled_until: float | None = None) -> Iterator[Row]:
-    """Networks 32-W-W-16: EUGen merged by our kernels, the same by PyTorch, an MLP of that shape by tiny-cuda-nn.
+    """Networks 32-W-W-16: merged EUGen layers by our kernels and by PyTorch, an MLP of that shape by tiny-cuda-nn.
 
     Args:
-        tcnn: whether there is tiny-cuda-nn.
-        compiled_until: by torch.compile alone, against ours, if the compiler can be done by then.
+        tcnn: whether tiny-cuda-nn is available.
+        compiled_until: if given, only compare with torch.compile, provided that the compiler can finish by then.
     """
     if compiled_until is not None and time.monotonic() + COMPILER_SECONDS > compiled_until:
         raise TimeUp("too little was left for the compiler")
@@ -115,7 +115,7 @@ def network_rows(width: int, batch: int, gpu: Gpu, tcnn: bool, compiled_until: f
     def note(name: str, ms: float, work: int) -> str:
         tflops = work * 2 * batch * chain.multiply_adds / ms / 1e9
         into, out = (4 if "float32" in name else 2) * 32, (4 if name == OURS_FLOAT32 else 2) * 16
-        # Backward reads inputs and gradients, and writes the inputs' gradients.
+        # The backward pass reads inputs and gradients, and writes the gradients of the inputs.
         moved = batch * (into + out + (2 * into + out if work > 1 else 0)) / ms / 1e9
         rates = f"{tflops:.0f} of {gpu.tflops:.0f} TFLOP/s, rows {moved:.2f} of {gpu.tbytes:.2f} TB/s"
         return "; ".join([rates, remarks[name]()] if name in remarks else [rates])
@@ -138,7 +138,7 @@ def hash_rows(batch: int, gpu: Gpu, tcnn: bool) -> Iterator[Row]:
     table = torch.randn(layout.num_entries, 2, device=DEVICE).requires_grad_()
     grad = torch.randn(batch, layout.out_features, device=DEVICE)
     half = table.detach().half()
-    few = batch // 4  # positions for eager PyTorch, which needs about 2 kB for each
+    few = batch // 4  # positions for eager PyTorch, which needs about 2 kB each
     grid = (layout.resolutions, layout.offsets, layout.log2_table_size)
 
     def ours(x: Tensor) -> Tensor:
@@ -173,12 +173,12 @@ def hash_rows(batch: int, gpu: Gpu, tcnn: bool) -> Iterator[Row]:
 
 
 def rays_with(samples: int, share: float) -> int:
-    """How many rays have so many samples where this share of the cells is occupied."""
+    """Number of rays with about this many samples if this share of the cells is occupied."""
     return max(1, int(samples / (STEPS_THROUGH_BOX * share)))
 
 
 class Rays:
-    """So many rays through a box where this share of the cells is occupied."""
+    """A number of rays through a box in which this share of the cells is occupied."""
 
     space, resolution = Space(((-1.5, -1.5, -1.5), (1.5, 1.5, 1.5))), 128
     rule = StepRule(space.diagonal / 1024)
@@ -196,8 +196,10 @@ class Rays:
 
 
 def ray_rows(samples: int, share: float) -> Iterator[Row]:
-    """March and composite about so many samples, of rays through a box where this share of the cells is occupied: all
-    at the beginning of a training, so that rays are few and long, and few of them later."""
+    """March and composite about this many samples of rays through a box in which this share of the cells is occupied.
+
+    At the beginning of a training all cells are occupied, so rays are few and long. Later few cells are.
+    """
     rays = rays_with(samples, share)
     box = Rays(rays, share)
 
@@ -232,7 +234,7 @@ def ray_rows(samples: int, share: float) -> Iterator[Row]:
 
 
 class OneByOne:
-    """A field that does not show what it is made of, so that its ops run one by one."""
+    """Hides the parts of a field, so that its ops run one by one."""
 
     backend: Backend = "auto"
 
@@ -244,7 +246,7 @@ class OneByOne:
 
 
 def gradient_rows(samples: int) -> Iterator[Row]:
-    """From rays to the gradient of every parameter, as it comes: in one piece, and op by op."""
+    """From rays to the gradient of every parameter, fused and op by op, CPU time included."""
     rays = rays_with(samples, FEW_CELLS)
     box, field = Rays(rays, FEW_CELLS), EugenField(FieldConfig()).to(DEVICE)
 

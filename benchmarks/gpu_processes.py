@@ -1,4 +1,4 @@
-"""Sections of the GPU benchmark in processes of their own: a kernel that hangs or crashes costs its section alone."""
+"""Run each section of the GPU benchmark in its own process, so that a hanging or crashing kernel affects it alone."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from typing import Any
 
 Row = tuple[str, str, str, str, str]
 
-# What a process tells: "row"; "piece" (its number), "pieces" (how many the section has) and "doing", where another
-# begins; "gpu", "problem", "tcnn" and "speed", which other sections need to know; "end", after which nothing comes.
+# What a process reports: "row"; "piece" (its number), "pieces" (how many the section has) and "doing" when a piece
+# begins; "gpu", "problem", "tcnn" and "speed" for other sections; and "end" as the last line.
 Line = dict[str, Any]
 Tell = Callable[[Line], None]
-DONE, BROKEN = "done", "broken"  # how it ends: in the latter no kernel can be launched any more
+DONE, BROKEN = "done", "broken"  # values of "end"; after "broken", no kernel can be launched any more
 
-LOOKS = 0.2  # seconds between two looks at what a process has told
-GOODBYE = 5  # seconds that it has to end by itself
+LOOKS = 0.2  # seconds between two looks at the reports of a process
+GOODBYE = 5  # seconds in which it may end by itself
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """The device and what it reaches with PyTorch's own operators."""
+    """The device, and its throughput with PyTorch's own operators."""
 
     name: str = "unknown GPU"
     torch: str = "?"
     tflops: float = float("nan")  # fp16 matrix products
-    tbytes: float = float("nan")  # TB/s read and written by a copy
+    tbytes: float = float("nan")  # TB/s, read and written by a copy
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a process is to do."""
+    """The task of a process."""
 
     section: str
-    until: float  # by `time.monotonic`, one clock for all processes of a machine: then it is killed
+    until: float  # `time.monotonic`, the same clock in all processes; the process is killed then
     batch: int
     iterations: int
     scene: str | None
-    folder: str  # for what trainings leave behind
-    first: int = 0  # piece of the section
+    folder: str  # for the output of trainings
+    first: int = 0  # piece of the section to begin with
     gpu: Gpu = field(default_factory=Gpu)
     tcnn: bool = False  # whether tiny-cuda-nn works
     speeds: dict[str, tuple[float, float | None]] = field(default_factory=dict)
-    """Milliseconds and rays of a step, of the methods that have been trained."""
+    """Milliseconds and rays of a step, by method, for the methods trained so far."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -61,11 +61,11 @@ class Task:
 
 
 class Lost(Exception):
-    """A process died or was killed before it had told everything; the message says how."""
+    """A process died or was killed before it had reported everything; the message says how."""
 
 
 def teller(file: Path) -> Tell:
-    """Appends lines to a file, where `lines_of` finds them."""
+    """A function that appends lines to a file, for `lines_of` to read."""
 
     def tell(line: Line) -> None:
         with file.open("a") as lines:
@@ -75,10 +75,10 @@ def teller(file: Path) -> Tell:
 
 
 def lines_of(command: Sequence[str], file: Path, seconds: float, environment: Mapping[str, str]) -> Iterator[Line]:
-    """What a process tells by `file`, as it comes, its end included. Neither it nor its children are left behind.
+    """Yield the lines that a process writes to `file`, "end" included. The process and its children are then killed.
 
     Raises:
-        Lost: it does not come to its end, within so many seconds.
+        Lost: the process does not finish within this many seconds.
     """
     file.touch()
     deadline = time.monotonic() + seconds
@@ -106,7 +106,7 @@ def lines_of(command: Sequence[str], file: Path, seconds: float, environment: Ma
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GOODBYE)  # a driver that does not let it go must not hold us
+            process.wait(GOODBYE)  # a driver that does not release it must not block us
 
 
 def _by_name(status: int) -> str:

@@ -1,4 +1,4 @@
-"""What the processes of the GPU benchmark do: a section, piece by piece."""
+"""The sections of the GPU benchmark, as their processes run them piece by piece."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from eugen_nerf.ops import dispatch
 from eugen_nerf.tcnn_modules import load_tcnn
 
 TRAININGS = {"training": "eugen-nerf", "training-mlp": "eugen-nerf-mlp", "nerfacto": "nerfacto"}
-MARGIN = 10  # seconds before a process is killed, in which it says what it has
+MARGIN = 10  # seconds before a process is killed, in which it reports its results
 
 Pieces = dict[str, Callable[[], Iterator[Row]]]
 
 
 def work(task: Task, tell: Tell) -> None:
-    """Do a section from piece ``task.first`` on. What fails costs its piece, but for a kernel's crash, after which
-    nothing works in this process."""
+    """Run a section from piece ``task.first`` on.
+
+    A failure affects its piece only. After a kernel's crash nothing works in this process, so it ends.
+    """
     pieces = _pieces(task, tell, task.until - MARGIN)
     for number, (name, rows) in enumerate(pieces.items()):
         if number < task.first:
@@ -46,7 +48,7 @@ def work(task: Task, tell: Tell) -> None:
 
 def _pieces(task: Task, tell: Tell, deadline: float) -> Pieces:
     batch, gpu, tcnn = task.batch, task.gpu, task.tcnn
-    step = batch // 4  # samples of a training step where the batch is the default
+    step = batch // 4  # with the default batch, the samples of a training step
     if task.section == "start":
         return {
             "measuring the GPU": lambda: measured(tell),
@@ -80,7 +82,7 @@ def measured(tell: Tell) -> Iterator[Row]:
 
 
 def checked(tell: Tell) -> Iterator[Row]:
-    """Why ops on this GPU would run on eager PyTorch. Other processes need not ask again."""
+    """Report why ops on this GPU would run on eager PyTorch, so that other processes need not check again."""
     if torch.cuda.is_available():
         tell({"problem": dispatch.native_problem(torch.device(DEVICE))})
     yield from ()

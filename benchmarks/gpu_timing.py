@@ -1,4 +1,4 @@
-"""Times of work on a GPU, and races between those who do the same."""
+"""Time work on a GPU, and compare implementations of the same work."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 
 ROUNDS, WARM_UP = 50, 10
 DEVICE = "cuda"
-FLUSHED_BYTES = 256 << 20  # more than any second-level cache holds
+FLUSHED_BYTES = 256 << 20  # more than any L2 cache holds
 
-# Clock cycles that the GPU waits while the CPU queues a run: 1.5 times what that takes at 2 GHz, within these limits
+# Clock cycles that the GPU waits while the CPU queues a run: 1.5 times the queuing time at 2 GHz, within these limits
 # (about 2 and 30 ms).
 AHEAD, MOST_AHEAD = 4_000_000, 60_000_000
 CYCLES = 1.5 * 2e9
@@ -24,30 +24,30 @@ CPU_BOUND = "CPU-bound"
 
 
 class TimeUp(Exception):
-    """The minutes of the command are spent."""
+    """The time limit of the command is reached."""
 
 
 def failure(error: BaseException) -> str:
-    """One line."""
+    """An exception as one line."""
     return f"failed: {type(error).__name__}: {' '.join(str(error).replace('|', '/').split())[:200]}"
 
 
 @dataclass(frozen=True)
 class Time:
-    """Median time of a function's runs."""
+    """Median time of the runs of a function."""
 
     ms: float
-    cpu_bound: bool = False  # the CPU was not done with queuing when the GPU came to most of the runs
+    cpu_bound: bool = False  # the CPU had not finished queuing most runs when the GPU reached them
 
 
 def times(
     *functions: Callable[[], object], rounds: int = ROUNDS, warm_up: int = WARM_UP, alone: bool = True
 ) -> list[Time]:
-    """From the first to the last of a function's work on the device; functions take turns.
+    """Time from the first to the last of a function's work on the device, with interleaved functions.
 
     Args:
-        alone: the device's own time, with cold caches, of the runs that were queued while the GPU was kept waiting;
-            where most were not, of all. Else as it comes, gaps included in which it waits for the CPU.
+        alone: measure the device's own time, with cold caches, of the runs that were queued while the GPU was kept
+            waiting, or of all runs if most were not. Otherwise include the gaps in which the GPU waits for the CPU.
     """
     waits = []
     for function in functions:
@@ -63,7 +63,7 @@ def times(
         for function, wait, kept in zip(functions, waits, runs, strict=True):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             if alone:
-                flushed.sum()  # reading: what is written would have to leave the cache while we measure
+                flushed.sum()  # a read, since written data would have to leave the cache during the measurement
                 torch.cuda._sleep(wait)
             start.record()
             function()
@@ -81,7 +81,7 @@ def _median(runs: list[tuple[float, bool]]) -> Time:
 
 
 def measure_gpu() -> Gpu:
-    """Its name, and how fast it multiplies and copies."""
+    """Measure the speed of matrix products and copies on the GPU."""
     a = torch.randn(8192, 8192, device=DEVICE, dtype=torch.float16)
     numbers = torch.randn(256 << 20, device=DEVICE)
     target = torch.empty_like(numbers)
@@ -92,32 +92,32 @@ def measure_gpu() -> Gpu:
 
 @dataclass(frozen=True)
 class Contender:
-    """Somebody who does the same work."""
+    """An implementation of the work."""
 
     name: str
     run: Callable[[Tensor], Tensor]
     x: Tensor
-    grad: Tensor  # of what it returns
+    grad: Tensor  # of the result
     parameters: tuple[Tensor, ...]
-    remark: Callable[[], str] = str  # on its times, once they have been taken
+    remark: Callable[[], str] = str  # on its times, called after they have been measured
 
     def forward(self) -> None:
         with torch.no_grad():
             self.run(self.x)
 
     def forward_backward(self) -> Callable[[], None]:
-        """To all parameters and to x."""
+        """A pass with gradients of x and all parameters."""
         x = self.x.detach().requires_grad_()
 
         def run() -> None:
             for tensor in (x, *self.parameters):
-                tensor.grad = None  # nothing is added up
+                tensor.grad = None  # do not accumulate
             self.run(x).backward(self.grad)
 
         return run
 
     def backward(self) -> Callable[[], None]:
-        """To all parameters."""
+        """The backward pass to all parameters."""
         out = self.run(self.x)
 
         def run() -> None:
@@ -137,25 +137,25 @@ def race(
     ways: Sequence[str] = (),
     alone: bool = True,
 ) -> Iterator[Row]:
-    """A row for each; who fails at the first run has a row that says so, and is left out.
+    """Time contenders against each other and yield a row for each. One that fails in its first run has the error there.
 
     Args:
-        contenders: name and function that prepares what is timed; the first is "ours" to all others.
-        note: of a name and its milliseconds.
-        factors: what the times of some are multiplied by.
-        beside: for some, who else to compare them with.
-        ways: in which somebody does it; the fastest alone is compared with others.
+        contenders: name, and a function that prepares what is timed. The others are compared with the first.
+        note: remark for a name and its milliseconds.
+        factors: by name, what the time is multiplied by.
+        beside: by name, another contender to compare with.
+        ways: variants of one contender; only the fastest is compared with others.
         alone: as for `times`.
 
     Raises:
-        RuntimeError: a kernel's crash has left no GPU to work with.
+        RuntimeError: after a kernel's crash the GPU cannot be used any more.
     """
     able: dict[str, Callable[[], object]] = {}
     for name, prepare in contenders:
         try:
             function = prepare()
             function()
-            torch.cuda.synchronize()  # a kernel's crash is its own
+            torch.cuda.synchronize()  # attribute a kernel's crash to its contender
             able[name] = function
         except Exception as error:
             yield what, name, "", "", failure(error)

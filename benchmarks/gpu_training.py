@@ -1,4 +1,4 @@
-"""Trainings of a scene by nerfstudio's loop, and frames of the trained model."""
+"""Train a scene with nerfstudio's loop, and time frames of the trained model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from gpu_processes import Row, Tell
 from gpu_timing import ROUNDS, TimeUp, failure, times
 
 VIEWS = 5  # of the test split, for frames per second
-# nerfacto updates its proposal networks in every step at first and in every fifth from step 5,000 on, of 30,000. So few
-# steps as we take keep these proportions, and cost on average what those of a whole training do.
+# nerfacto updates its proposal networks in every step at first, and in every fifth from step 5,000 of 30,000 on. Our
+# few steps keep these proportions, so that on average they cost as much as those of a whole training.
 NERFACTO_STEPS, NERFACTO_WARM_UP = 500, 5_000 / 30_000
-TELLS = 5  # seconds from one word about a training to the next
+TELLS = 5  # seconds between two reports of a training
 
 
 def name_methods() -> None:
-    """Let nerfstudio find methods and scenes where the package is not installed; before it is imported."""
+    """Let nerfstudio find methods and scenes if the package is not installed. Call it before importing nerfstudio."""
     if "eugen-nerf" in entry_points(group="nerfstudio.method_configs").names:
         return
     place = "eugen_nerf.plugin.entry_points:"
@@ -34,11 +34,12 @@ def name_methods() -> None:
 
 
 def nerfacto_overrides(implementation: str, steps: int) -> dict[str, Any]:
-    """The settings that are fair to nerfacto on such scenes: those of configs/lego.yaml, but for what a CPU wants, and
-    a warm-up that goes with the number of steps."""
+    """The settings that are fair to nerfacto on synthetic scenes: those of the benchmark configuration, without the one
+    for CPUs, and with a warm-up that fits the number of steps.
+    """
     import yaml
 
-    config = yaml.safe_load((Path(__file__).resolve().parents[1] / "configs" / "lego.yaml").read_text())
+    config = yaml.safe_load((Path(__file__).resolve().parents[1] / "configs" / "nerfacto.yaml").read_text())
     (overrides,) = (method["overrides"] for method in config["methods"] if method["method"] == "nerfacto")
     del overrides["pipeline.model.eval_num_rays_per_chunk"]
     warm_up = max(1, round(steps * NERFACTO_WARM_UP))
@@ -51,13 +52,13 @@ def nerfacto_overrides(implementation: str, steps: int) -> dict[str, Any]:
 
 @dataclass
 class Watch:
-    """Sees a training step by step, ends it with the minutes, and knows its speed even where no result comes of it."""
+    """Follows a training, stops it at the deadline, and knows its speed even if the training has no result."""
 
     method: str
     steps: int
     deadline: float
     tell: Tell
-    ms: float | None = None  # of a step, but for the first
+    ms: float | None = None  # of a step, without the first
 
     def __post_init__(self) -> None:
         self._first = self._told = 0.0
@@ -69,7 +70,7 @@ class Watch:
                 self._first = now
             else:
                 self.ms = 1000 * (now - self._first) / (progress.step - 1)
-        finished = progress.step >= self.steps  # and evaluated, in the time that is left until we are killed
+        finished = progress.step >= self.steps  # the evaluation may take the time until the process is killed
         if now > self._told + TELLS or finished:
             self._told = now
             speed = f" at {1000 / self.ms:.1f} it/s" if self.ms else ""
@@ -80,20 +81,20 @@ class Watch:
 
 @dataclass
 class Trainings:
-    """Trainings of a scene through nerfstudio's loop."""
+    """Trainings of a scene with nerfstudio's loop."""
 
     scene: Path
     iterations: int
     tcnn: bool
     deadline: float
-    folder: Path  # one for all, since nerfstudio's writers of events go on writing where the first training began
+    folder: Path  # shared, since nerfstudio's event writers keep writing to the folder of the first training
     speeds: dict[str, tuple[float, float | None]]  # milliseconds and rays of a step, by method
     tell: Tell
 
     def rows(self, method: str) -> Iterator[Row]:
-        """Iterations per second, PSNR of the test views, and frames per second on the trained scene."""
+        """Measure iterations per second, PSNR of the test views, and frames per second on the trained scene."""
         name_methods()
-        import eugen_nerf.plugin.methods  # noqa: F401  # where it cannot be imported this says why; nerfstudio would not
+        import eugen_nerf.plugin.methods  # noqa: F401  # if the import fails this says why; nerfstudio would not
         from eugen_nerf.bench.config import Budget
         from eugen_nerf.bench.jobs import TrainingJob
         from eugen_nerf.bench.training import train_and_evaluate
@@ -122,18 +123,18 @@ class Trainings:
         watch = Watch(method, steps, self.deadline, self.tell)
         try:
             values = train_and_evaluate(job, self.folder, watch)
-        except Exception as error:  # its speed is worth having
+        except Exception as error:  # report its speed nevertheless
             yield self._row(method, what, watch.ms, None, failure(error))
             return
         seconds = values["training_seconds"]
-        ms = 1000 * seconds / max(steps - 1, 1)  # the first step is not in the seconds
+        ms = 1000 * seconds / max(steps - 1, 1)  # the first step is not timed
         note = f"PSNR {values['psnr']:.2f} dB of {views} test views after {seconds:.0f} s"
         yield self._row(method, what, ms, values["rays_per_second"], note)
         if method != "nerfacto":
             yield from frame_rows(method, self.folder / values["load_config"], self.deadline)
 
     def _row(self, method: str, what: str, ms: float | None, rays_per_second: float | None, note: str) -> Row:
-        """Steps of different methods have different numbers of rays: both are compared."""
+        """The methods differ in rays per step, so both steps and rays are compared."""
         if not ms:
             return what, "", "", "", note
         rays = rays_per_second * ms / 1000 if rays_per_second else None  # of a step, on average
@@ -151,8 +152,10 @@ class Trainings:
 
 
 def frame_rows(method: str, load_config: Path, deadline: float) -> Iterator[Row]:
-    """Test views of a trained run, one after another, at their size and at twice that: from rays to pixels by our
-    renderer, and from camera to picture as nerfstudio asks for it."""
+    """Time test views of a trained run, one after another, at their size and at twice that size.
+
+    Measured are our renderer alone, from rays to pixels, and nerfstudio's path from camera to image.
+    """
     from eugen_nerf.plugin.evaluation import evaluating, render_view
     from eugen_nerf.plugin.runs import load_run
 
@@ -183,12 +186,12 @@ def frame_rows(method: str, load_config: Path, deadline: float) -> Iterator[Row]
 
 
 def rays_of(model: Any, cameras: Any, index: int) -> Any:
-    """A picture's rays in the order in which the model draws them."""
+    """The rays of an image in the order in which the model draws them."""
     picture = model._picture_rays(cameras[index : index + 1])
     return cameras.generate_rays(camera_indices=index, keep_shape=True) if picture is None else picture.rays
 
 
 def wait_for(function: Callable[[], object]) -> None:
-    """Until the GPU has done all of a function's work."""
+    """Call a function and wait until the GPU has finished its work."""
     function()
     torch.cuda.synchronize()

@@ -1,8 +1,8 @@
-"""Registers and spills of every CUDA kernel that the default methods use, for each GPU architecture; needs no GPU.
+"""Registers and spills of every CUDA kernel of the default methods, for each GPU architecture. Needs no GPU.
 
     python benchmarks/kernel_resources.py [--markdown FILE]
 
-Each program is compiled by NVRTC. A spill is a register that did not fit and goes through memory.
+NVRTC compiles each program. A spilled register did not fit and goes through memory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Program:
-    """One program for one architecture, and the shared memory of its kernels where that is not zero."""
+    """One program for one architecture, with the shared memory of its kernels where it is not zero."""
 
     label: str
     source: str
@@ -50,7 +50,7 @@ class Program:
 
 
 def default_specs(kind: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Density and colour network of a method with its defaults on a GPU, for EUGen before and after the selection."""
+    """Specs of a method's density and color network with its GPU defaults; EUGen before and after the selection."""
     field = EugenField(dataclasses.replace(KINDS[kind], log2_hashmap_size=4))
     assert isinstance(field.density_network, ChainNetwork)
     assert isinstance(field.color_network, ChainNetwork)
@@ -59,14 +59,14 @@ def default_specs(kind: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def default_programs(architecture: int) -> Iterator[Program]:
-    """What a training and a picture need; kinds of networks that merge to the same chain are listed once."""
+    """Programs for training and rendering. Kinds of networks that merge to the same chain are listed once."""
     yield Program("rays", "rays.cu", (), architecture)
     yield Program("optimizer", "adam.cu", (), architecture)
     yield Program("hash grid", "grid.cu", cuda.grid_constants(2, False), architecture)
     seen: dict[tuple[int, ...] | tuple[tuple[int, ...], tuple[int, ...]], None] = {}
     for kind in KINDS:
         specs = default_specs(kind)
-        for part, spec in zip(("density", "colour"), specs, strict=True):
+        for part, spec in zip(("density", "color"), specs, strict=True):
             if spec in seen:
                 continue
             seen[spec] = None
@@ -83,7 +83,7 @@ def default_programs(architecture: int) -> Iterator[Program]:
 
 
 def compile_programs(programs: list[Program], processes: int = 2) -> list[Compiled]:
-    """All of them; NVRTC works outside of Python's lock."""
+    """Compile all programs in threads; NVRTC releases Python's lock."""
     find_nvrtc()
     with ThreadPoolExecutor(processes) as pool:
         return list(pool.map(Program.compile, programs))
@@ -100,12 +100,12 @@ def main() -> None:
         for kernel, (registers, spilled) in sorted(compiled.resources().items()):
             text = str(registers) + (f", {spilled} B spilled" if spilled else "")
             text += f" ({shared[kernel] / 1024:.0f} KB)" if kernel in shared else ""
-            if not program.label.endswith(("density", "colour")) or kernel in shared:
+            if not program.label.endswith(("density", "color")) or kernel in shared:
                 cells.setdefault((program.label, kernel), {})[program.architecture] = text
     heads = ["program", "kernel", *(f"sm_{architecture}" for architecture in SHARED_MEMORY)]
     rows = [[*key, *(by.get(architecture, "") for architecture in SHARED_MEMORY)] for key, by in cells.items()]
     version = ".".join(map(str, find_nvrtc().version))
-    title = f"Registers a thread (shared memory a block), NVRTC {version}, {datetime.date.today()}"
+    title = f"Registers per thread (shared memory per block), NVRTC {version}, {datetime.date.today()}"
     print_table(title, heads, rows, arguments.markdown)
 
 

@@ -1,15 +1,15 @@
-"""Renders the demo scene: a tin robot that waters its garden, in the Blender (NeRF synthetic) layout.
+"""Render the demo scene, a tin robot that waters its garden, in the Blender (NeRF synthetic) layout.
 
-A few lines of numpy make each mesh and texture; Mitsuba 3 traces the light. The scene holds what a radiance
-field has to learn: textures, thin wires, leaves, gloss, rough metal and soft shadows. All of it lies inside
-[-1.2, 1.2]^3 (z up), on a transparent background.
+NumPy code makes the meshes and textures; Mitsuba 3 traces the light. The scene has what a radiance field must
+learn: textures, thin wires, leaves, gloss, rough metal and soft shadows. All of it lies inside [-1.2, 1.2]^3
+(z up), on a transparent background.
 
     pip install '.[demo-scene]'
-    python data/make_demo.py                                   # the whole set, 8 to 15 minutes on 2 cores
-    python data/make_demo.py --views 2 --output /tmp/preview   # the first two views of each split
+    python data/make_demo.py                                       # the whole set, 8 to 15 minutes on 2 cores
+    python data/make_demo.py --views 2 --output outputs/preview    # the first two views of each split
 
-A view depends only on its split, its number, the size and the samples: a second run with the same library
-versions writes the same bytes, whatever the number of cores.
+A view depends only on its split, its number, the size and the samples. A second run with the same library versions
+writes the same bytes, regardless of the number of cores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from PIL import Image
 try:
     import mitsuba as mi
 except ImportError:
-    mi = None  # reported in main(), so that --help and the cameras work without it
+    mi = None  # main() reports it, so that --help and the cameras work without Mitsuba
 
 Array = np.ndarray
 Bsdf = dict[str, Any]
@@ -54,19 +54,19 @@ class Mesh:
     uv: Array
 
     def scale(self, x: float, y: float, z: float) -> Mesh:
-        """Scales along the axes; the factors are positive."""
+        """Scale along the axes by positive factors."""
         return Mesh(self.vertices * np.array([x, y, z]), self.faces, self.uv)
 
     def rotate(self, axis: str, degrees: float) -> Mesh:
-        """Turns counter-clockwise about the x, y or z axis through the origin."""
+        """Rotate counter-clockwise about the x, y or z axis through the origin."""
         return Mesh(self.vertices @ rotation(axis, degrees).T, self.faces, self.uv)
 
     def move(self, offset: Point) -> Mesh:
-        """Shifts by an offset [3]."""
+        """Shift by an offset [3]."""
         return Mesh(self.vertices + np.asarray(offset), self.faces, self.uv)
 
     def map(self, u: Array, v: Array) -> Mesh:
-        """Replaces the texture coordinates by u, v [V]."""
+        """Replace the texture coordinates with u, v [V]."""
         return Mesh(self.vertices, self.faces, np.stack([u, v], -1))
 
 
@@ -80,7 +80,7 @@ def rotation(axis: str, degrees: float) -> Array:
 
 
 def merge(*meshes: Mesh) -> Mesh:
-    """One mesh out of several that share a material."""
+    """Join several meshes that share a material."""
     starts = np.cumsum([0] + [len(mesh.vertices) for mesh in meshes[:-1]])
     return Mesh(
         np.concatenate([mesh.vertices for mesh in meshes]),
@@ -90,14 +90,14 @@ def merge(*meshes: Mesh) -> Mesh:
 
 
 def twins(mesh: Mesh, x: float) -> Mesh:
-    """The mesh twice, moved to the left and to the right."""
+    """Duplicate a mesh to the left and to the right."""
     return merge(mesh.move((-x, 0, 0)), mesh.move((x, 0, 0)))
 
 
 def sheet(points: Array) -> Mesh:
     """A surface through a grid of points [R, C, 3]; uv runs over columns and rows.
 
-    It faces the side from which columns run right and rows run up.
+    It faces the side from which columns run to the right and rows run up.
     """
     rows, columns = points.shape[:2]
     index = np.arange(rows * columns).reshape(rows, columns)
@@ -108,14 +108,14 @@ def sheet(points: Array) -> Mesh:
 
 
 def lathe(profile: Array, segments: int = 64) -> Mesh:
-    """Revolves a profile [P, 2] of (radius, height) about z; listed upwards, it faces outwards."""
+    """Revolve a profile [P, 2] of (radius, height) about z. A profile listed upwards faces outwards."""
     angle = np.linspace(0, 2 * math.pi, segments + 1)
     radius, height = profile[:, :1], profile[:, 1:]
     return sheet(np.stack([radius * np.cos(angle), radius * np.sin(angle), height + 0 * angle], -1))
 
 
 def rounded(corners: Sequence[Sequence[float]], radius: float, steps: int = 4) -> Array:
-    """A polyline [P, 2] with its inner corners bevelled, so that smooth shading keeps flat sides flat."""
+    """A polyline [P, 2] with beveled inner corners, so that smooth shading keeps flat sides flat."""
     path = np.asarray(corners, dtype=float)
     points = [path[:1]]
     t = np.linspace(0, 1, steps + 1)[:, None]
@@ -132,7 +132,7 @@ def ball(radius: float = 1.0, segments: int = 48) -> Mesh:
 
 
 def drum(radius: float, height: float, bevel: float) -> Mesh:
-    """A closed cylinder along z, centred at the origin."""
+    """A closed cylinder along z, centered at the origin."""
     h = height / 2
     return lathe(rounded([(0, -h), (radius, -h), (radius, h), (0, h)], bevel))
 
@@ -155,7 +155,7 @@ def tube(path: Array, radius: float | Array, sides: int = 16) -> Mesh:
     radius = np.broadcast_to(np.asarray(radius, dtype=float), len(path))
     tangent = np.gradient(path, axis=0)
     tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
-    # Carry one normal along the path: a frame built anew at every point would twist the tube.
+    # Carry one normal along the path: a new frame at every point would twist the tube.
     normal = np.cross(tangent[0], np.eye(3)[np.argmin(np.abs(tangent[0]))])
     normals = []
     for t in tangent:
@@ -190,7 +190,7 @@ def hose(points: Sequence[Point], radius: float, folds: int) -> Mesh:
 def rounded_box(x: float, y: float, z: float, radius: float) -> Mesh:
     """A box with half sides x, y, z and rounded edges.
 
-    On the four sides u runs once around, in quarters, and v runs up; it is 0 on the bottom, 1 on the top.
+    On the four sides, u runs once around in quarters and v runs up. v is 0 on the bottom and 1 on the top.
     """
     half = np.array([x, y, z])
     # Grid lines crowd near the edges, where the surface bends.
@@ -208,18 +208,18 @@ def rounded_box(x: float, y: float, z: float, radius: float) -> Mesh:
 
 
 def leaf(length: float, width: float, droop: float, fold: float = 0.25) -> Mesh:
-    """A pointed leaf that leaves the origin along +x, faces up, and bends down by `droop` radians."""
+    """A pointed leaf that starts at the origin along +x, faces up, and bends down by `droop` radians."""
     t, side = np.meshgrid(np.linspace(0, 1, 17), np.linspace(-1, 1, 9))
     half = 0.5 * width * np.sin(math.pi * t**0.8) ** 0.9
     bend = droop * t
-    # Walking along an arc of constant curvature.
+    # Follow an arc of constant curvature.
     x = length * (np.sin(bend) / droop)
     z = -length * ((1 - np.cos(bend)) / droop) + fold * half * np.abs(side)
     return sheet(np.stack([x, half * side, z], -1))
 
 
 def vertex_normals(mesh: Mesh) -> Array:
-    """Area-weighted normals [V, 3]; vertices at one place share theirs, so seams and poles stay smooth."""
+    """Area-weighted normals [V, 3]. Vertices at the same place share a normal, so seams and poles stay smooth."""
     a, b, c = (mesh.vertices[mesh.faces[:, k]] for k in range(3))
     face_normals = np.cross(b - a, c - a)
     _, place = np.unique(np.round(mesh.vertices, 6), axis=0, return_inverse=True)
@@ -231,40 +231,40 @@ def vertex_normals(mesh: Mesh) -> Array:
     return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
 
 
-# -------------------------------------------------------------------------------------- colours and materials
+# --------------------------------------------------------------------------------------- colors and materials
 
 
-def colour(code: str) -> Array:
+def color(code: str) -> Array:
     """Linear RGB [3] of an sRGB code such as "#2a9d8f"."""
     srgb = np.array([int(code[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
-TEAL, DEEP_TEAL = colour("#1f8f94"), colour("#0f5f6b")
-CORAL, RED = colour("#e4572e"), colour("#c1272d")
-MUSTARD, CREAM = colour("#e9a820"), colour("#f2dfb8")
-LEAF_GREEN, DARK_GREEN = colour("#558f3c"), colour("#2b5a30")
-SLATE, SAND = colour("#56708c"), colour("#d9bf94")
-WOOD, DARK_WOOD = colour("#a06a3c"), colour("#74461f")
-TERRACOTTA, NAVY, BLACK = colour("#b9603a"), colour("#24385c"), colour("#16161a")
+TEAL, DEEP_TEAL = color("#1f8f94"), color("#0f5f6b")
+CORAL, RED = color("#e4572e"), color("#c1272d")
+MUSTARD, CREAM = color("#e9a820"), color("#f2dfb8")
+LEAF_GREEN, DARK_GREEN = color("#558f3c"), color("#2b5a30")
+SLATE, SAND = color("#56708c"), color("#d9bf94")
+WOOD, DARK_WOOD = color("#a06a3c"), color("#74461f")
+TERRACOTTA, NAVY, BLACK = color("#b9603a"), color("#24385c"), color("#16161a")
 
 
 def texture(pattern: Callable[[Array, Array], Array], size: int = 256) -> Bsdf:
-    """A bitmap from a pattern: u, v [H, W] in [0, 1) to linear colours [H, W, 3]."""
-    centre = (np.arange(size) + 0.5) / size
-    u, v = np.meshgrid(centre, centre)
+    """A bitmap from a pattern: u, v [H, W] in [0, 1) to linear colors [H, W, 3]."""
+    center = (np.arange(size) + 0.5) / size
+    u, v = np.meshgrid(center, center)
     pixels = np.broadcast_to(pattern(u, v), (size, size, 3)).astype(np.float32)
-    # raw: the values are linear reflectances already.
+    # raw: the values are already linear reflectances.
     return {"type": "bitmap", "bitmap": mi.Bitmap(np.ascontiguousarray(pixels)), "raw": True}
 
 
 def reflectance(value: Array | Bsdf) -> Bsdf:
-    """A plain linear colour [3] as Mitsuba writes it; a texture stays as it is."""
+    """A linear color [3] in Mitsuba's form; a texture is returned as it is."""
     return value if isinstance(value, dict) else {"type": "rgb", "value": value.tolist()}
 
 
 def glossy(value: Array | Bsdf, roughness: float = 0.12) -> Bsdf:
-    """Plastic or enamel: a coloured body under a rough dielectric coat."""
+    """Plastic or enamel: a colored body under a rough dielectric coat."""
     coat = {"type": "roughplastic", "distribution": "ggx", "alpha": roughness, "nonlinear": True}
     return {**coat, "diffuse_reflectance": reflectance(value)}
 
@@ -286,7 +286,7 @@ def metal(tint: Array, roughness: float) -> Bsdf:
 
 
 def mix(a: Array, b: Array, weight: Array) -> Array:
-    """Blends two colours by a weight [H, W] in [0, 1]."""
+    """Blend two colors by a weight [H, W] in [0, 1]."""
     weight = np.clip(weight, 0, 1)[..., None]
     return a * (1 - weight) + b * weight
 
@@ -316,19 +316,19 @@ Part = tuple[Mesh, Bsdf]
 
 
 def place(parts: list[Part], offset: Point, **turns: float) -> list[Part]:
-    """Turns parts about the named axes by degrees, in the order given, then moves them."""
+    """Rotate parts about the named axes by degrees, in the given order, then move them."""
     for axis, degrees in turns.items():
         parts = [(mesh.rotate(axis, degrees), material) for mesh, material in parts]
     return [(mesh.move(offset), material) for mesh, material in parts]
 
 
-BRASS = metal(colour("#f0cf86"), 0.22)
-COPPER = metal(colour("#d98a62"), 0.28)
-RUBBER = glossy(colour("#3a3f4a"), 0.35)
+BRASS = metal(color("#f0cf86"), 0.22)
+COPPER = metal(color("#d98a62"), 0.28)
+RUBBER = glossy(color("#3a3f4a"), 0.35)
 
 
 def base() -> list[Part]:
-    """A round wooden plinth with a chequered terrace and a rim of grass."""
+    """A round wooden plinth with a checkered terrace and a rim of grass."""
     outer, inner = 1.10, 1.02
 
     def ground(u: Array, v: Array) -> Array:
@@ -358,7 +358,7 @@ def base() -> list[Part]:
 
 
 def head() -> list[Part]:
-    """The robot's head about its own centre; it looks along -y."""
+    """The robot's head about its own center, looking along -y."""
     front = -0.29
     rim = ring(0.088, 0.02).rotate("x", 90).move((0, front, 0.045))
     eyeball = ball().scale(0.085, 0.035, 0.085).move((0, front, 0.045))
@@ -374,7 +374,7 @@ def head() -> list[Part]:
         (rounded_box(0.39, 0.26, 0.23, 0.11), glossy(TEAL)),
         (rounded_box(0.31, 0.03, 0.165, 0.03).move((0, -0.26, 0)), glossy(CREAM, 0.2)),
         (twins(rim, 0.15), BRASS),
-        (twins(eyeball, 0.15), glossy(colour("#fbf3e0"), 0.15)),
+        (twins(eyeball, 0.15), glossy(color("#fbf3e0"), 0.15)),
         (twins(pupil, 0.15), glossy(BLACK, 0.08)),
         (twins(cheek, 0.245), matte(CORAL)),
         (tube(mouth, 0.015), glossy(RED, 0.2)),
@@ -387,7 +387,7 @@ def head() -> list[Part]:
 
 
 def torso() -> list[Part]:
-    """Body, legs, gauge, buttons and wind-up key, about the centre of the body."""
+    """Body, legs, gauge, buttons and wind-up key, about the center of the body."""
 
     def paint(u: Array, v: Array) -> Array:
         body = mix(TEAL, DEEP_TEAL, (0.5 - v) * 0.6)
@@ -428,7 +428,7 @@ def torso() -> list[Part]:
 
 
 def arm(points: Sequence[Point]) -> list[Part]:
-    """A hose from the shoulder to the wrist, with a brass claw that opens along the last stretch."""
+    """A hose from the shoulder to the wrist, with a brass claw that opens along the last segment."""
     path = curve(points)
     x, y, z = path[-1] - path[-2]
     claw = merge(ball(0.055), tube(arc(0.075, 35, 325), 0.024).rotate("y", -90).move((0, 0, 0.10)))
@@ -438,7 +438,7 @@ def arm(points: Sequence[Point]) -> list[Part]:
 
 
 def watering_can() -> list[Part]:
-    """A copper can about the centre of its body; its spout points along +x."""
+    """A copper can about the center of its body, with the spout along +x."""
     wall = [(0, -0.12), (0.14, -0.12), (0.115, 0.10), (0.125, 0.115), (0.095, 0.115), (0.10, 0.06), (0, 0.06)]
     spout = curve([(0.09, 0, -0.07), (0.2, 0, -0.02), (0.27, 0, 0.09), (0.34, 0, 0.16)])
     rose = lathe(rounded([(0.02, -0.03), (0.062, 0.03), (0, 0.04)], 0.006), 32)
@@ -449,7 +449,7 @@ def watering_can() -> list[Part]:
 
 
 def robot() -> list[Part]:
-    """The robot where it stands, with the can in its hand."""
+    """The robot in its place, with the can in its hand."""
     x, y = -0.28, 0.12
     shoulder = GROUND + 0.83
     pouring = [
@@ -474,7 +474,7 @@ def robot() -> list[Part]:
 
 
 def flower_pot() -> list[Part]:
-    """A flower in a terracotta pot, about the point where the pot stands."""
+    """A flower in a terracotta pot, about the foot of the pot."""
 
     def zigzag(u: Array, v: Array) -> Array:
         wave = np.abs(((12 * u) % 1) * 2 - 1)
@@ -486,7 +486,7 @@ def flower_pot() -> list[Part]:
     def veins(u: Array, v: Array) -> Array:
         rib = np.exp(-(((v - 0.5) / 0.05) ** 2))
         side = 0.5 + 0.5 * np.cos(2 * math.pi * (7 * u - 3 * np.abs(v - 0.5)))
-        return mix(mix(DARK_GREEN, LEAF_GREEN, 0.35 + 0.4 * side), colour("#a8cf6a"), 0.8 * rib)
+        return mix(mix(DARK_GREEN, LEAF_GREEN, 0.35 + 0.4 * side), color("#a8cf6a"), 0.8 * rib)
 
     def blush(u: Array, v: Array) -> Array:
         return mix(MUSTARD, CORAL, 1.1 - 1.4 * u)
@@ -510,11 +510,11 @@ def flower_pot() -> list[Part]:
     petal = leaf(0.17, 0.105, 0.5, fold=0.35).rotate("y", -18).move((0.03, 0, 0))
     bloom = [
         (merge(*(petal.rotate("z", 40 * k) for k in range(9))), foliage(texture(blush, 64))),
-        (ball().scale(0.065, 0.065, 0.045).move((0, 0, 0.02)), glossy(colour("#5b3217"), 0.4)),
+        (ball().scale(0.065, 0.065, 0.045).move((0, 0, 0.02)), glossy(color("#5b3217"), 0.4)),
     ]
     return [
         (pot, matte(texture(zigzag, 384))),
-        (drum(0.165, 0.02, 0.005).move((0, 0, 0.25)), matte(colour("#4a3223"))),
+        (drum(0.165, 0.02, 0.005).move((0, 0, 0.25)), matte(color("#4a3223"))),
         (tube(stem, 0.016), glossy(DARK_GREEN, 0.3)),
         (merge(*leaves), foliage(texture(veins, 128))),
         *place(bloom, stem[-1], x=42, z=-22),
@@ -524,7 +524,7 @@ def flower_pot() -> list[Part]:
 def fence() -> list[Part]:
     """A low wire fence around the back of the garden, and a bird on its top rail."""
     radius, start, end = 0.94, 12, 138
-    iron = glossy(colour("#274060"), 0.25)
+    iron = glossy(color("#274060"), 0.25)
     rail = tube(arc(radius, start, end), 0.014, 10)
     post = tube(np.array([(0, 0, 0), (0, 0, 0.18), (0, 0, 0.35)]), 0.02, 12)
     parts = [(rail.move((0, 0, GROUND + height)), iron) for height in (0.13, 0.27)]
@@ -538,7 +538,7 @@ def fence() -> list[Part]:
     eyes = merge(*(ball(0.013, 16).move((0.085, y, 0.085)) for y in (-0.038, 0.038)))
     bird = [
         (merge(ball().scale(0.085, 0.065, 0.065), ball(0.052).move((0.06, 0, 0.07))), glossy(MUSTARD, 0.3)),
-        (tail, foliage(colour("#a8671d"))),
+        (tail, foliage(color("#a8671d"))),
         (beak, glossy(CORAL)),
         (eyes, glossy(BLACK)),
     ]
@@ -564,7 +564,7 @@ def toadstool(size: float) -> list[Part]:
     hat = hat.map(*(hat.vertices[:, :2].T / (0.86 * size) + 0.5))
     return [
         (hat, glossy(texture(spots))),
-        (lathe(stalk * size), matte(colour("#e3cfa6"))),
+        (lathe(stalk * size), matte(color("#e3cfa6"))),
     ]
 
 
@@ -597,11 +597,11 @@ def water() -> list[Part]:
     """Drops on their way from the rose of the can to the flower, above the terrace."""
     points = ((0.645, -0.34, 0.80), (0.675, -0.36, 0.76), (0.655, -0.33, 0.72), (0.69, -0.35, 0.69))
     drop = ball().scale(0.018, 0.018, 0.026)
-    return [(merge(*(drop.move(point) for point in points)), glossy(colour("#3f8fd6"), 0.1))]
+    return [(merge(*(drop.move(point) for point in points)), glossy(color("#3f8fd6"), 0.1))]
 
 
 def scene_parts() -> list[Part]:
-    """Everything that can be seen."""
+    """All visible parts."""
     return [
         *base(),
         *robot(),
@@ -618,13 +618,13 @@ def scene_parts() -> list[Part]:
 
 
 def direction(azimuth: float, elevation: float) -> Array:
-    """Unit vector [3] towards an azimuth and an elevation in radians."""
+    """Unit vector [3] toward an azimuth and an elevation in radians."""
     flat = math.cos(elevation)
     return np.array([flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(elevation)])
 
 
 def studio() -> Bsdf:
-    """Soft boxes in front of a soft sky, infinitely far away, so that no light stands in any picture.
+    """Soft boxes in front of a soft sky, infinitely far away, so that no light source is visible in any image.
 
     Radiance over the sphere as an environment map in Mitsuba's own frame (y up).
     """
@@ -670,8 +670,8 @@ def look_at_origin(position: Array) -> Array:
 def cameras(split: str) -> list[Array]:
     """The camera-to-world matrices of one split.
 
-    Train and val spread evenly over the upper hemisphere and a little below the horizon; the first views of
-    their Kronecker sequence are as well spread as all of them. Test is a smooth orbit that rises once.
+    Train and val are spread evenly over the upper hemisphere and a little below the horizon. They follow a Kronecker
+    sequence, so the first views are as well spread as all of them. Test is a smooth orbit that rises once.
     """
     poses = []
     for index in range(SPLITS[split]):
@@ -695,11 +695,11 @@ def cameras(split: str) -> list[Array]:
 
 def build_scene() -> Any:
     """The Mitsuba scene of all parts and the light."""
-    # The one variant that every installation can run and that adds up samples in a fixed order.
+    # The only variant that runs on every installation and adds samples in a fixed order.
     mi.set_variant("scalar_rgb")
     scene: dict[str, Any] = {
         "type": "scene",
-        # Random numbers belong to blocks, whose size Mitsuba would otherwise fit to the number of cores.
+        # Random numbers belong to blocks. Without a fixed size, Mitsuba would adapt it to the number of cores.
         "integrator": {"type": "path", "max_depth": 7, "hide_emitters": True, "block_size": 16},
         "light": studio(),
     }
@@ -709,7 +709,7 @@ def build_scene() -> Any:
 
 
 def upload(name: str, mesh: Mesh, material: Bsdf) -> Any:
-    """Hands a mesh and its material to Mitsuba."""
+    """Pass a mesh and its material to Mitsuba."""
     properties = mi.Properties()
     properties["bsdf"] = mi.load_dict(material)
     shape = mi.Mesh(
@@ -730,15 +730,15 @@ def upload(name: str, mesh: Mesh, material: Bsdf) -> Any:
 
 
 def render(scene: Any, camera_to_world: Array, size: int, samples: int, seed: int) -> Array:
-    """One picture as straight (not premultiplied) sRGB with alpha, uint8 [size, size, 4]."""
+    """One image as straight (not premultiplied) sRGB with alpha, uint8 [size, size, 4]."""
     sensor = mi.load_dict(
         {
             "type": "perspective",
             "fov_axis": "x",
             "fov": math.degrees(CAMERA_ANGLE_X),
-            # Mitsuba's cameras look along +z with x to the left: turn ours half around y.
+            # Mitsuba's cameras look along +z with x to the left: rotate ours by half a turn about y.
             "to_world": mi.ScalarTransform4f(camera_to_world @ np.diag([-1.0, 1.0, -1.0, 1.0])),
-            # With a box filter no sample reaches another block: the order in which blocks end is free.
+            # With a box filter no sample reaches another block, so the order in which blocks finish does not matter.
             "film": {
                 "type": "hdrfilm",
                 "width": size,
@@ -759,7 +759,7 @@ def render(scene: Any, camera_to_world: Array, size: int, samples: int, seed: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Renders the demo scene in the Blender (NeRF synthetic) layout.")
+    parser = argparse.ArgumentParser(description="Render the demo scene in the Blender (NeRF synthetic) layout.")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "demo", help="folder to write")
     parser.add_argument("--samples", type=int, default=256, help="rays per pixel")
     parser.add_argument("--size", type=int, default=160, help="width and height in pixels")

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Load the layers when they are asked for: reading scenes and showing help must not wait for torch."""
+    """Import the layers on first use, so that reading scenes and showing help do not wait for torch."""
     if name in __all__:
         from eugen_nerf import layers
 

@@ -1,4 +1,4 @@
-"""What the command-line programs share."""
+"""Helpers shared by the command-line programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from eugen_nerf.quiet import hide_warnings_about_nerfstudio
 
 
 def command_line() -> str:
-    """What the user typed, as one can type it again."""
+    """The command the user typed, in a form that can be run again."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["python", "-m", module.name] if module is not None else [Path(sys.argv[0]).name]
     return shlex.join([*program, *sys.argv[1:]])
@@ -27,11 +27,11 @@ def command_line() -> str:
 def exit_on_user_error(console: Console, interrupted: str = "Interrupted.") -> Iterator[None]:
     """Print a `UserError` as its message and exit with status 1; print `interrupted` on Ctrl-C and exit with 130.
 
-    SIGTERM is taken for Ctrl-C, so that whatever ends the program leaves nothing half done or temporary behind. Inside,
-    nerfstudio may be imported without torch's remarks on it.
+    SIGTERM is handled like Ctrl-C, so that a terminated program also leaves no partial or temporary files behind.
+    Importing nerfstudio inside this context does not show torch's warnings about it.
     """
     hide_warnings_about_nerfstudio()
-    in_main = threading.current_thread() is threading.main_thread()  # no other may say what signals do
+    in_main = threading.current_thread() is threading.main_thread()  # only this thread may set handlers
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
     try:
         yield

@@ -1,4 +1,4 @@
-"""Errors whose message is written for the person at the keyboard, not for a developer."""
+"""Errors whose messages are written for users, not for developers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from __future__ import annotations
 class UserError(Exception):
     """A mistake in what the user supplied: files, options, checkpoints.
 
-    The message must name the file (and frame, where there is one), say what is wrong and how to mend
-    it. Command-line entry points print it on its own, without a traceback, and exit with status 1.
+    The message must name the file (and the frame, if there is one), say what is wrong and how to fix
+    it. Command-line entry points print the message alone, without a traceback, and exit with status 1.
     """
 
 

@@ -1,4 +1,4 @@
-"""The radiance field: hash grid, density network and colour network."""
+"""The radiance field: hash grid, density network and color network."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from eugen_nerf.layers.selection import Kept, select_features
 from eugen_nerf.ops import Backend, HashGridLayout, RadianceField
 from eugen_nerf.ops.radiance_field import TruncatedExp
 
-# Initial output weights of EUGen layers, times those of the layer's own initialisation. A hash grid's features start
-# near zero; larger weights let their gradients through sooner. docs/performance.md has the measurements.
+# Factor on the initial output weights of EUGen layers. The features of a hash grid start near zero; larger output
+# weights pass larger gradients to them early in training. docs/performance.md has the measurements.
 EUGEN_GAIN = 2.0
 
 NetworkKind = Literal["eugen", "mlp", "low-rank", "snnk"]
@@ -28,56 +28,57 @@ Implementation = Literal["native", "torch", "tcnn"]
 
 @dataclass
 class FieldConfig:
-    """Shape of an `EugenField`; of all this only ``network`` differs between eugen-nerf and its twins."""
+    """Configuration of an `EugenField`. Only ``network`` differs between eugen-nerf and its baselines."""
 
     network: NetworkKind = "eugen"
-    """Kind of the hidden layers of both networks."""
+    """Kind of hidden layers in the density and color networks."""
     hidden_features: int = 64
-    """Width of the hidden layers; for EUGen the nominal width, which merging removes at inference."""
+    """Width of the hidden layers. For EUGen this is the nominal width, which merging removes at inference."""
     num_features: int = 32
-    """Random features m of each EUGen or SNNK layer; rank of each low-rank layer. An MLP ignores it."""
+    """Number of random features m of each EUGen or SNNK layer, or rank of each low-rank layer. MLPs ignore it."""
     candidate_features: int = 0
-    """Random features that EUGen layers begin their training with, num_features of which are kept at a point of the
-    training; no more than num_features, as 0, is for layers that stay as they are. Other kinds ignore it."""
+    """Number of random features with which EUGen layers start training; during training, the best num_features of them
+    are selected and kept (see selection_share of the pipeline). 0, or any value up to num_features, disables selection.
+    Other kinds of layers ignore it."""
     order: int = 1
-    """Order k of the EUGen layers: num_features products of 1, 2, ..., k projections each."""
+    """Order k of the EUGen layers: the features are num_features products each of 1, 2, ..., k projections."""
     shared: bool = False
-    """Whether the products of all orders have their projections in common: k matrices instead of k (k + 1) / 2."""
+    """Share the projections between the products of all orders: k matrices instead of k (k + 1) / 2."""
     norm: bool = False
-    """Whether the first EUGen layer of each network sees the norm of its input, in front of a hash grid a loss."""
+    """Append the norm of the input in the first EUGen layer of each network. After a hash grid this lowers PSNR."""
     phi: str = "relu"
-    """Nonlinearity of the features of EUGen layers, and activation of the others."""
+    """Nonlinearity of the features of EUGen layers; activation of the other kinds of layers."""
     trainable_projections: bool = True
-    """Whether the projections G of EUGen layers are trained; the other kinds ignore it."""
+    """Train the projections G of EUGen layers. Other kinds of layers ignore it."""
     feature_bias: bool = False
-    """Whether each projection of the EUGen layers has a learned constant, as units of an MLP have."""
+    """Add a learned bias to each projection of the EUGen layers, as in the units of an MLP."""
     density_layers: int = 1
-    """Hidden layers of the density network."""
+    """Number of hidden layers in the density network."""
     color_layers: int = 2
-    """Hidden layers of the colour network."""
+    """Number of hidden layers in the color network."""
     geometry_features: int = 15
-    """Values handed from the density network to the colour network beside the density."""
+    """Number of values, besides the density, that the density network passes to the color network."""
     num_levels: int = 16
-    """Levels of the hash grid."""
+    """Number of levels of the hash grid."""
     features_per_level: int = 2
-    """Features of each vertex of the hash grid."""
+    """Number of features per vertex of the hash grid."""
     log2_hashmap_size: int = 19
-    """Logarithm of the most entries that a level of the hash grid may have."""
+    """Base-2 logarithm of the maximum number of entries per level of the hash grid."""
     base_resolution: int = 16
-    """Cells along an axis in the coarsest level."""
+    """Number of cells along each axis of the coarsest level."""
     max_resolution: int = 2048
-    """Cells along an axis in the finest level."""
+    """Number of cells along each axis of the finest level."""
     implementation: Implementation = "native"
-    """Who does the work: our compiled code where there is some for the device, eager PyTorch, or tiny-cuda-nn
-    for the hash grid and MLP networks (needs it installed, and an NVIDIA GPU)."""
+    """native: compiled code where it supports the device, otherwise eager PyTorch. torch: eager PyTorch. tcnn:
+    tiny-cuda-nn for the hash grid and MLP networks (must be installed; requires an NVIDIA GPU)."""
 
     @property
     def first_features(self) -> int:
-        """Features of each layer at the beginning of training."""
+        """Number of features of each layer at the start of training."""
         return max(self.num_features, self.candidate_features if self.network == "eugen" else 0)
 
     def validate(self) -> None:
-        """Raises UserError that names the option which cannot work."""
+        """Check all options; raise a UserError that names the first invalid one."""
         for name in (
             "hidden_features",
             "num_features",
@@ -106,17 +107,17 @@ class FieldConfig:
             raise UserError(f"Field option phi must be one of {', '.join(ACTIVATIONS)}, not {self.phi!r}.")
         if self.network != "eugen" and self.phi == "identity":
             raise UserError(
-                f"Network {self.network} with phi identity would be linear: it is for EUGen layers of order 2 or more. "
-                f"To compare kinds of networks train the method eugen-nerf-{self.network}."
+                f"Network {self.network} with phi identity would be linear: phi identity requires EUGen layers of "
+                f"order 2 or more. To compare kinds of networks, train the method eugen-nerf-{self.network}."
             )
         if self.phi == "identity" and self.order == 1 and not self.norm:
             raise UserError("EUGen layers of order 1 with phi identity would be linear: use order 2, or another phi.")
         if self.network == "snnk" and self.phi != "relu":
-            raise UserError(f"Only the ReLU features of snnk layers merge: use phi relu, not {self.phi}.")
+            raise UserError(f"snnk layers can be merged only with ReLU features: use phi relu, not {self.phi}.")
         if self.implementation == "tcnn" and (self.network, self.phi) != ("mlp", "relu"):
             raise UserError(
-                f"tiny-cuda-nn has no {self.network} layers with {self.phi}: implementation tcnn goes with "
-                "network mlp and phi relu. Use implementation native."
+                f"tiny-cuda-nn has no {self.network} layers with {self.phi}: implementation tcnn supports only "
+                "network mlp with phi relu. Use implementation native."
             )
         if self.implementation == "tcnn":
             from eugen_nerf.tcnn_modules import load_tcnn
@@ -124,8 +125,8 @@ class FieldConfig:
             load_tcnn()
 
 
-# What docs/eugen-study.md found best on lego at equal steps: features are projections and their
-# products in pairs, with no other nonlinearity. Merged, such networks cost what those of the defaults do.
+# The best configuration on lego at equal steps in docs/eugen-study.md: the features are projections and pairwise
+# products of projections, with no other nonlinearity. Merged, these networks cost as much as the default ones.
 ORDER_2_LAYERS: dict[str, Any] = {
     "order": 2,
     "shared": True,
@@ -143,7 +144,7 @@ class HashGrid(nn.Module):
         super().__init__()
         self.layout = layout
         self.backend = backend
-        # Müller et al. 2022, section 3: small and uniform, so that the networks see almost zero at first.
+        # Müller et al. 2022, section 3: small uniform values, so that the networks start with inputs close to zero.
         table = torch.empty(layout.num_entries, layout.features_per_level).uniform_(-1e-4, 1e-4)
         self.table = nn.Parameter(table)
 
@@ -156,10 +157,11 @@ class HashGrid(nn.Module):
 
 
 class ChainNetwork(nn.Module):
-    """A stack of layers that is evaluated as its merged chain, in training too.
+    """A stack of layers that is evaluated as its merged chain, during training as well.
 
-    Merging is a handful of matrix products of the parameters, through which gradients reach every factor.
-    So a step computes what the factored layers would, at the cost per sample of the merged network.
+    Merging consists of a few matrix products of the parameters, and gradients flow through them to every factor.
+    A training step therefore computes the same result as the factored layers, at the per-sample cost of the merged
+    network.
     """
 
     def __init__(self, layers: nn.Sequential, backend: Backend = "auto") -> None:
@@ -168,7 +170,7 @@ class ChainNetwork(nn.Module):
         self.backend = backend
 
     def merged(self) -> MergedChain:
-        """The chain, differentiable in the parameters; in their precision, also under autocast."""
+        """The merged chain, differentiable in the parameters, in their precision even under autocast."""
         return merge_chain(self.layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,7 +180,7 @@ class ChainNetwork(nn.Module):
 
 
 def _shrink_to_checkpoint(field: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """A checkpoint from after the selection of features has fewer of them than the field begins with."""
+    """Shrink EUGen layers to the size of a checkpoint that was saved after feature selection."""
     assert isinstance(field, EugenField)
     for path, layer in field.named_modules():
         if isinstance(layer, EUGen) and layer.num_features > field.config.num_features:
@@ -188,14 +190,14 @@ def _shrink_to_checkpoint(field: nn.Module, state: dict[str, Any], prefix: str, 
 
 
 class EugenField(nn.Module):
-    """Density and view-dependent colour at positions in the unit cube.
+    """Density and view-dependent color at positions in the unit cube.
 
     hash grid -> density network -> log density and geometry features; geometry features and spherical
-    harmonics of the viewing direction -> colour network -> rgb. The layout of Instant NGP (Müller et al. 2022)
-    with its networks' hidden layers replaced by the kind that the configuration names.
+    harmonics of the viewing direction -> color network -> rgb. This is the layout of Instant NGP (Müller et al. 2022),
+    with hidden layers of the kind that the configuration selects.
 
     Raises:
-        UserError: the configuration cannot work, or asks for tiny-cuda-nn where there is none.
+        UserError: the configuration is invalid, or requests tiny-cuda-nn where it is not available.
     """
 
     def __init__(self, config: FieldConfig) -> None:
@@ -253,10 +255,10 @@ class EugenField(nn.Module):
 
     @torch.no_grad()
     def set_initial_density(self, density: float) -> None:
-        """Make the untrained field's density about this, per world unit.
+        """Set the approximate density of the untrained field, per world unit.
 
-        Fog that is opaque before it reaches the scene teaches the field little: its density times the length of a
-        ray should not be much above 1. The networks of tiny-cuda-nn have no bias and stay at 1.
+        If the initial fog is opaque before rays reach the scene, the field learns little: density times ray length
+        should not be much above 1. The networks of tiny-cuda-nn have no bias, so their density stays at 1.
         """
         if isinstance(self.density_network, ChainNetwork):
             last = self.density_network.layers[-1]
@@ -265,25 +267,28 @@ class EugenField(nn.Module):
             last.bias[0] = math.log(density)
 
     def has_candidates(self) -> bool:
-        """Whether EUGen layers have more features than the configuration wants in the end."""
+        """Whether EUGen layers have more features than the configuration's num_features."""
         return any(isinstance(m, EUGen) and m.num_features > self.config.num_features for m in self.modules())
 
     @torch.no_grad()
     def select_features(
         self, num_features: int | tuple[int, int], samples: Sequence[tuple[Tensor, Tensor]]
     ) -> list[Kept]:
-        """Keep the `num_features` of each EUGen layer that contribute most, see `layers.selection.select_features`.
+        """Keep the `num_features` features of each EUGen layer that contribute most.
+
+        See `layers.selection.select_features`.
 
         Args:
-            num_features: m, of both networks or of the density and the colour network. A field of the same
-                configuration loads the result where it is the configuration's.
-            samples: positions [N, 3] in the unit cube and unit directions [N, 3] where the field is to stay as it is.
+            num_features: m, one value for both networks or a pair for the density and the color network. A field with
+                the same configuration can load the result only if m equals the configuration's num_features.
+            samples: positions [N, 3] in the unit cube and unit directions [N, 3] at which the field should change as
+                little as possible.
 
         Returns:
-            What was kept, with which optimizers have to follow (`layers.selection.follow`).
+            The kept features. Pass them to `layers.selection.follow` to update an optimizer.
 
         Raises:
-            ValueError: there are no samples, or the field is not finite there; nothing has changed then.
+            ValueError: there are no samples, or the field is not finite at them. The field is then unchanged.
         """
         assert isinstance(self.density_network, ChainNetwork)
         assert isinstance(self.color_network, ChainNetwork)
@@ -315,9 +320,11 @@ class EugenField(nn.Module):
         return sigma, torch.sigmoid(color.to(geometry.dtype))
 
     def merged(self) -> RadianceField | EugenField:
-        """The field with its networks merged once, differentiable in its parameters, until those change; the field
-        itself where something else is evaluated than its parameters: by tiny-cuda-nn, hooks, or subclasses of the field
-        or its parts that have methods of their own."""
+        """The field with merged networks, differentiable in its parameters and valid until they change.
+
+        Returns the field itself where merging would change what is evaluated: with tiny-cuda-nn, with hooks, or if a
+        subclass of the field or of one of its parts overrides a method.
+        """
         if not isinstance(self.encoding, HashGrid) or self._does_more():
             return self
         density, color = self._merged_chains()
@@ -335,35 +342,35 @@ class EugenField(nn.Module):
 
     @torch.no_grad()
     def evaluator(self) -> RadianceField | EugenField:
-        """`merged` for inference: its tensors want no gradients."""
+        """`merged` for inference: its tensors do not require gradients."""
         field = self.merged()
         return replace(field, table=field.table.detach()) if isinstance(field, RadianceField) else field
 
     @staticmethod
     def _split(raw: Tensor) -> tuple[Tensor, Tensor]:
-        # tiny-cuda-nn answers in half precision; densities need the range of float32.
+        # tiny-cuda-nn returns half precision; densities need the range of float32.
         raw = raw if raw.dtype == torch.float64 else raw.float()
         return TruncatedExp.apply(raw[:, 0]), raw[:, 1:]
 
     def num_parameters(self) -> int:
-        """Trained and frozen values that a checkpoint stores for the field."""
+        """Number of trained and frozen values that a checkpoint stores for the field."""
         return sum(tensor.numel() for tensor in self.state_dict().values())
 
     @torch.no_grad()
     def network_parameters(self) -> int:
-        """Values of both networks after merging.
+        """Number of parameters of both networks after merging.
 
         Raises:
-            UserError: tiny-cuda-nn evaluates the networks, whose parameters are opaque.
+            UserError: the networks are tiny-cuda-nn's, whose parameters are opaque.
         """
         return sum(chain.num_parameters for chain in self._merged_chains())
 
     @torch.no_grad()
     def multiply_adds(self) -> int:
-        """Multiply-adds per sample of both networks after merging, without encoding and activations.
+        """Multiply-adds per sample of both networks after merging, excluding encoding and activations.
 
         Raises:
-            UserError: tiny-cuda-nn evaluates the networks, whose parameters are opaque.
+            UserError: the networks are tiny-cuda-nn's, whose parameters are opaque.
         """
         return sum(chain.multiply_adds for chain in self._merged_chains())
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, to every process that reads them."""
+"""Write files atomically: other processes see a complete file or none."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 
 def new_file_beside(path: Path) -> Path:
-    """A new, empty file in the folder of `path`, to be filled and then renamed to it.
+    """Create an empty file in the folder of `path`, to be filled and then renamed to `path`.
 
-    Who may read it is what the user's umask says. Files of `tempfile` are for their owner alone, and stay so when
-    they are renamed.
+    Its permissions follow the user's umask. Files from `tempfile` are readable by their owner alone, and remain so
+    after renaming.
 
     Raises:
-        OSError: the folder is not there, or cannot be written.
+        OSError: the folder does not exist or is not writable.
     """
     new = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     new.touch(exist_ok=False)
@@ -22,10 +22,10 @@ def new_file_beside(path: Path) -> Path:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file in one go: readers see the old content or the new, never a part.
+    """Replace a file atomically: readers see the old content or the new content, never a partial file.
 
     Raises:
-        OSError: it cannot be written, or the disk is full; the old content stays.
+        OSError: the file cannot be written, or the disk is full. The old content is kept.
     """
     new = new_file_beside(path)
     try:

@@ -1,4 +1,4 @@
-"""Folders that a program is going to write: whether it may, before minutes of work, and what to say if not."""
+"""Check output folders before minutes of work, and word the errors of folders that cannot be written."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from eugen_nerf.errors import UserError
 
 
 def check_place(folder: Path, option: str) -> None:
-    """Look whether a folder could be made, or written to, without writing anything.
+    """Check that a folder can be created or written to, without writing anything.
 
     Args:
-        folder: need not be there, nor those above it.
-        option: of the command line that chooses it, for the message.
+        folder: the folder; neither it nor its parents need to exist.
+        option: the command-line option that selects the folder, for the message.
 
     Raises:
-        UserError: something on the way to it is a file, or may not be written to.
+        UserError: the folder or one of its parents is a file or is not writable.
     """
     for place in (folder.absolute(), *folder.absolute().parents):
         try:
             place.lstat()
-        except (FileNotFoundError, NotADirectoryError):  # the latter: a file on the way, which comes next
+        except (FileNotFoundError, NotADirectoryError):  # the latter: a parent is a file, which the loop reaches next
             continue
         except OSError as error:
             raise refused(folder, error, option) from None
@@ -34,10 +34,10 @@ def check_place(folder: Path, option: str) -> None:
 
 
 def refused(path: Path, error: OSError, option: str) -> UserError:
-    """What to tell about an error while `path` was written; nothing of it may be left.
+    """The error to raise after writing `path` failed. The caller must have removed what was written.
 
     Args:
-        option: of the command line that chooses the place.
+        option: the command-line option that selects the location.
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"{path}: the disk is full; nothing was written. Free some space or choose another {option}.")

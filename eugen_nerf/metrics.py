@@ -1,7 +1,8 @@
 """Image metrics by one protocol for every method.
 
-As nerfbaselines does it, prediction and truth are compared in 8 bits (rounded, which it truncates) on the dataset's
-background at full size, so that no method gains from precision that a stored picture does not have.
+As in nerfbaselines, prediction and ground truth are compared in 8 bits, on the dataset's background and at full size,
+so that no method gains from precision that a stored image does not have. Values are rounded to 8 bits; nerfbaselines
+truncates them.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from eugen_nerf.errors import UserError
 
-ALEXNET_MIN_SIDE = 63  # smaller images leave nothing after the last pooling
-SSIM_MIN_SIDE = 6  # half of the window, 11 pixels wide, is mirrored at each edge
-TOO_SMALL = f"Small images lack metrics: LPIPS needs {ALEXNET_MIN_SIDE} pixels a side, SSIM {SSIM_MIN_SIDE} pixels."
+ALEXNET_MIN_SIDE = 63  # AlexNet's last pooling has no output for smaller images
+SSIM_MIN_SIDE = 6  # half of the 11-pixel window is mirrored at each edge
+TOO_SMALL = f"Small images lack metrics: LPIPS needs {ALEXNET_MIN_SIDE} pixels per side, SSIM {SSIM_MIN_SIDE} pixels."
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """[H, W, 3] in [0, 1] (values outside are clamped, those that are not numbers become black) -> uint8."""
+    """[H, W, 3] in [0, 1] -> uint8. Values outside the range are clamped, NaN becomes black."""
     return (image.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
@@ -32,35 +33,36 @@ def _check_stored(prediction: Tensor, truth: Tensor) -> None:
     if truth.shape != prediction.shape:
         raise ValueError(f"truth must have the prediction's shape {list(prediction.shape)}, not {list(truth.shape)}")
     for name, image in (("prediction", prediction), ("truth", truth)):
-        # Colours from 0 to 1 would pass for some from 0 to 255 that are all nearly black: 48 dB more.
+        # Colors in [0, 1] would pass as nearly black colors in [0, 255] and raise PSNR by 48 dB.
         if image.dtype != torch.uint8:
-            raise ValueError(f"{name} must be torch.uint8, not {image.dtype}; to_uint8 converts colours in [0, 1]")
+            raise ValueError(f"{name} must be torch.uint8, not {image.dtype}; to_uint8 converts colors in [0, 1]")
 
 
 def check_colors(prediction: Tensor, truth: Tensor) -> None:
-    """Whether colours can be compared.
+    """Check that two images can be compared.
 
     Raises:
-        UserError: a value is not a number.
-        ValueError: they are no floating-point numbers.
+        UserError: an image contains NaN.
+        ValueError: an image is not floating-point.
     """
     for name, image in (("prediction", prediction), ("truth", truth)):
         if not image.is_floating_point():
-            raise ValueError(f"{name} must hold floating-point colours in [0, 1], not {image.dtype}")
-        # Stored as black, and on a black background that would be the best of pictures.
+            raise ValueError(f"{name} must hold floating-point colors in [0, 1], not {image.dtype}")
+        # to_uint8 would store NaN as black, which would score well on a black background.
         if broken := int(image.isnan().any(dim=-1).sum()):
             raise UserError(
-                f"The picture ({name}) has values that are no numbers, in {broken} of {image[..., 0].numel()} pixels. "
-                "It cannot be measured. A field that has diverged shows such pictures: try lower learning rates."
+                f"The image ({name}) contains NaN in {broken} of {image[..., 0].numel()} pixels and cannot be "
+                "evaluated. The field may have diverged: try lower learning rates."
             )
 
 
 def psnr(prediction: Tensor, truth: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of two uint8 images [H, W, 3] or of some of their pixels [N, 3]; infinite where
-    they are equal.
+    """Peak signal-to-noise ratio in dB of two uint8 images [H, W, 3] or of some of their pixels [N, 3].
+
+    Infinite if they are equal.
 
     Raises:
-        ValueError: they are of another dtype, or their shapes differ or do not end with 3.
+        ValueError: the dtype is not uint8, the shapes differ, or the last dimension is not 3.
     """
     _check_stored(prediction, truth)
     error = (prediction.double() - truth.double()).div(255).square().mean()
@@ -68,11 +70,12 @@ def psnr(prediction: Tensor, truth: Tensor) -> float:
 
 
 def ssim(prediction: Tensor, truth: Tensor) -> float | None:
-    """Structural similarity (Wang et al. 2004: Gaussian window, sigma 1.5) of two uint8 images [H, W, 3]; None for
-    images too small for the window.
+    """Structural similarity (Wang et al. 2004: Gaussian window, sigma 1.5) of two uint8 images [H, W, 3].
+
+    None for images too small for the window.
 
     Raises:
-        ValueError: they are of another dtype, or of unequal or other shapes.
+        ValueError: the dtype is not uint8, the shapes differ, or the last dimension is not 3.
     """
     _check_stored(prediction, truth)
     if min(prediction.shape[:2]) < SSIM_MIN_SIDE:
@@ -85,7 +88,7 @@ def ssim(prediction: Tensor, truth: Tensor) -> float | None:
 
 @contextmanager
 def _short_downloads(seconds: float) -> Iterator[None]:
-    """A machine without a network should say so soon."""
+    """Shorten the socket timeout, so that downloads fail quickly without a network."""
     previous = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -95,9 +98,10 @@ def _short_downloads(seconds: float) -> Iterator[None]:
 
 
 class Lpips:
-    """Learned perceptual distance (Zhang et al. 2018, AlexNet); torchvision downloads its weights at first use.
+    """Learned perceptual distance (Zhang et al. 2018, AlexNet).
 
-    Where they are neither on disk nor to be had, `__call__` answers None, and `reason` says why.
+    torchvision downloads the weights on first use. If they are neither on disk nor downloadable, `__call__` returns
+    None and `reason` says why.
     """
 
     def __init__(self) -> None:
@@ -109,7 +113,7 @@ class Lpips:
         """Distance of two uint8 images [H, W, 3]; None without weights, or for images too small for AlexNet.
 
         Raises:
-            ValueError: they are of another dtype, or of unequal or other shapes.
+            ValueError: the dtype is not uint8, the shapes differ, or the last dimension is not 3.
         """
         _check_stored(prediction, truth)
         if min(prediction.shape[:2]) < ALEXNET_MIN_SIDE:
@@ -130,25 +134,25 @@ class Lpips:
 
             with _short_downloads(10):
                 network = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
-        except Exception as error:  # whatever is amiss, the other metrics stand
+        except Exception as error:  # whatever fails here, the other metrics are still valid
             self.reason = (
-                f"LPIPS is left out: the weights of AlexNet are neither in {torch.hub.get_dir()}/checkpoints "
-                f"nor could they be downloaded ({error})"
+                f"LPIPS is left out: the weights of AlexNet are not in {torch.hub.get_dir()}/checkpoints "
+                f"and could not be downloaded ({error})"
             )
         else:
             self._network = network.to(device).eval()
 
 
 def image_metrics(prediction: Tensor, truth: Tensor, lpips: Lpips | None = None) -> dict[str, float]:
-    """PSNR (dB), SSIM and, where its weights can be had, LPIPS; without those that an image is too small for.
+    """PSNR (dB), SSIM and, if its weights are available, LPIPS. Metrics that an image is too small for are left out.
 
     Args:
         prediction, truth: [H, W, 3] in [0, 1], both on the dataset's background.
-        lpips: keep one for all images of an evaluation.
+        lpips: reuse one instance for all images of an evaluation.
 
     Raises:
-        UserError: a value is not a number.
-        ValueError: the images hold integers, or are of unequal or other shapes.
+        UserError: an image contains NaN.
+        ValueError: an image holds integers, the shapes differ, or the last dimension is not 3.
     """
     check_colors(prediction, truth)
     first, second = to_uint8(prediction), to_uint8(truth)

@@ -1,4 +1,4 @@
-"""Adam for hash tables: values that no sample touched are left alone."""
+"""Adam for hash tables: values that no sample touched are left unchanged."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch import Tensor
 from eugen_nerf.ops.dispatch import uses_native
 from eugen_nerf.ops.operators import sparse_adam
 
-# Adam's moments forget at these rates, those of Instant NGP: with PyTorch's 0.999 an entry of the hash table that is
-# rarely seen is judged by gradients of long ago. docs/performance.md has the measurements.
+# Decay of Adam's moments, as in Instant NGP. With PyTorch's default of 0.999, updates of rarely sampled hash table
+# entries depend on gradients from long before. docs/performance.md has the measurements.
 BETAS = (0.9, 0.99)
 
 
 class SparseAdam(torch.optim.Optimizer):
     """Adam that skips values whose gradient is zero.
 
-    A training step reaches a fraction of a hash table. Müller et al. 2022 ("Instant NGP", section 4) skip the
-    other entries: they keep their value and their moments, where plain Adam would go on moving them along old
-    gradients. Gradients are dense tensors of the parameter's shape, unlike for `torch.optim.SparseAdam`.
+    A training step touches only a fraction of a hash table. As in Müller et al. 2022 ("Instant NGP", section 4), the
+    other entries keep their value and their moments; plain Adam would keep moving them along old gradients. Unlike
+    `torch.optim.SparseAdam`, it takes dense gradients of the parameter's shape.
 
     Args:
-        params: parameters, or parameter groups of them.
-        lr, betas, eps: as for `torch.optim.Adam`.
+        params: parameters or parameter groups.
+        lr, betas, eps: as in `torch.optim.Adam`.
 
     Raises:
-        ValueError: they cannot work.
+        ValueError: lr, betas or eps is out of range.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class SparseAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update; returns what ``closure`` returns, if there is one."""
+        """Perform one update. Returns the result of ``closure``, if given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -61,6 +61,10 @@ class SparseAdam(torch.optim.Optimizer):
         return loss
 
     def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        if parameter.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "SparseAdam cannot be captured in a CUDA graph: the host computes its bias correction in every step"
+            )
         state = self.state[parameter]
         if not state:
             state["step"] = 0

@@ -1,4 +1,4 @@
-"""Remarks of libraries on each other, which the person at the keyboard can do nothing about."""
+"""Suppress third-party warnings that the user cannot act on."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import warnings
 
 
 def hide_warnings_about_nerfstudio() -> None:
-    """Keep torch's remarks on nerfstudio's own code from the user; those of its import only if called before it.
+    """Hide torch's warnings about nerfstudio's own code.
 
-    Whoever asks Python for warnings (-W, PYTHONWARNINGS) still sees them.
+    Call this before importing nerfstudio to hide also the warnings of the import. Warnings that are requested with -W
+    or PYTHONWARNINGS are still shown.
     """
     if sys.warnoptions:
         return
     for category in (FutureWarning, UserWarning):
         warnings.filterwarnings("ignore", category=category, module=r"nerfstudio\.")
-    # Told while nerfstudio is imported, with torch's own file as the place.
+    # Issued while nerfstudio is imported, and attributed to a file of torch.
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
-    # nerfstudio starts four workers however many cores there are.
+    # nerfstudio starts four workers regardless of the number of cores.
     warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)

@@ -1,4 +1,4 @@
-"""Volume rendering of a field: differentiable for training, with early termination for pictures."""
+"""Volume rendering of a field: differentiable for training, with early termination for rendered images."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from eugen_nerf.ops import RadianceField, Space, StepRule
 
 @dataclass(frozen=True)
 class RenderOutput:
-    """What R rays see."""
+    """Result of rendering R rays."""
 
     rgb: Tensor  # [R, 3] without a background: add (1 - alpha) * background
     alpha: Tensor  # [R]
     depth: Tensor  # [R] expected distance in world units; 0 where nothing was hit
     num_samples: Tensor  # [R] samples that contributed
-    total_samples: int | None = None  # their sum, where it is known without waiting for a GPU
+    total_samples: int | None = None  # their sum, if known without waiting for a GPU
 
 
 class Renderer:
     """Renders an `EugenField` through its occupancy grid.
 
     Args:
-        field: densities and colours over the unit cube.
-        occupancy: which parts of the unit cube are sampled.
+        field: density and color over the unit cube.
+        occupancy: marks the parts of the unit cube that are sampled.
         space: map from the world to the unit cube.
-        rule: step lengths along rays.
-        near, far: limits along each ray, world units; far is finite where the space is contracted.
-        skip_hidden: leave samples behind opaque surfaces out of training.
+        rule: step sizes along rays.
+        near, far: limits along each ray, world units; far must be finite in a contracted space.
+        skip_hidden: leave occluded samples out of training.
 
     Raises:
-        ValueError: limits, box or steps are such that there is nothing to see, or no end to it.
+        ValueError: the limits, the box or the step sizes are out of range.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Renderer:
         self.skip_hidden = skip_hidden
 
     def limits(self, origins: Tensor) -> tuple[Tensor, Tensor]:
-        """near and far of each ray, both [R]."""
+        """The near and far limit of each ray, both [R]."""
         rays = origins.shape[0]
         return origins.new_full((rays,), self.near), origins.new_full((rays,), self.far)
 
@@ -76,11 +76,11 @@ class Renderer:
 
         Args:
             origins, directions: [R, 3], directions of unit length.
-            jitter: [R] in [0, 1), or one number for all, shifts each ray's samples by that part of a step; None
-                centres them.
+            jitter: [R] in [0, 1), or one number for all: shifts each ray's samples by this fraction of a step. None
+                centers them.
 
         Raises:
-            ValueError: a tensor has another shape, or another dtype than the field's parameters.
+            ValueError: a tensor has the wrong shape, or its dtype is not that of the field's parameters.
         """
         field = self.field.merged()
         _check_rays(origins, directions, field)
@@ -109,17 +109,17 @@ class Renderer:
         near: Tensor | float | None = None,
         far: Tensor | float | None = None,
     ) -> RenderOutput:
-        """Render without gradients, on merged networks, stopping where a ray has become opaque.
+        """Render without gradients, using merged networks and early termination of opaque rays.
 
         Args:
             origins, directions: [R, 3], directions of unit length.
             near, far: [R] or [R, 1], or one number for all: narrower limits of the rays (a crop box), world units.
-                Ranges that end within twice the renderer's near are taken as they are: ns-export looks at the middle
-                of such a range, a surface, from right in front of it, where no camera is whose surroundings were to be
-                left out.
+                `near` is raised to the renderer's near, except where `far` is at most twice the renderer's near:
+                ns-export samples such short ranges around a surface, without a camera whose surroundings would have
+                to be skipped.
 
         Raises:
-            ValueError: a tensor has another shape, or another dtype than the field's parameters.
+            ValueError: a tensor has the wrong shape, or its dtype is not that of the field's parameters.
         """
         field = self.field.evaluator()
         _check_rays(origins, directions, field)
@@ -147,12 +147,15 @@ class Renderer:
         return RenderOutput(color, alpha, _expected(depth, alpha), count)
 
     def update_occupancy(self, step: int) -> bool:
-        """Let the occupancy grid follow the field; returns whether this step was one for an update."""
-        field = functools.cache(self.field.evaluator)  # merged once for all cells, and not in vain
+        """Update the occupancy grid from the field, if due at this step. Returns whether it was due."""
+        field = functools.cache(self.field.evaluator)  # merged once for all cells, and only if an update is due
 
         def thickness(unit: Tensor) -> Tensor:
-            """Of the shortest step. In the distance steps are longer, but so is what they look at: to count their full
-            length would keep every far cell occupied for its last trace of fog."""
+            """Optical thickness of the shortest step.
+
+            Steps grow with distance, but so does the content they cover. Using their full size would keep every
+            distant cell occupied down to the faintest trace of fog.
+            """
             merged = field()
             if isinstance(merged, RadianceField):  # positions have the grid's dtype
                 unit = unit.to(merged.density.weight.dtype)
@@ -166,7 +169,7 @@ def _check_rays(origins: Tensor, directions: Tensor, field: RadianceField | Euge
         raise ValueError(f"origins must have the shape [R, 3], not {list(origins.shape)}")
     if directions.shape != origins.shape:
         raise ValueError(f"directions must have the origins' shape {list(origins.shape)}, not {list(directions.shape)}")
-    # The networks' dtype: a GPU's table may be of halves. Fields that are not merged convert what they are given.
+    # The networks' dtype: a GPU's table may be in half precision. Fields that are not merged convert their inputs.
     dtype = field.density.weight.dtype if isinstance(field, RadianceField) else origins.dtype
     for name, tensor in (("origins", origins), ("directions", directions)):
         if tensor.dtype != dtype:
@@ -174,7 +177,7 @@ def _check_rays(origins: Tensor, directions: Tensor, field: RadianceField | Euge
 
 
 def _one_per_ray(name: str, values: Tensor | float, origins: Tensor) -> Tensor:
-    """[R] of a number, of [R], or of [R, 1], which is nerfstudio's shape."""
+    """Expand a number, [R], or [R, 1] (nerfstudio's shape) to [R]."""
     rays = origins.shape[0]
     if not isinstance(values, Tensor):
         return origins.new_full((rays,), values)
@@ -182,11 +185,11 @@ def _one_per_ray(name: str, values: Tensor | float, origins: Tensor) -> Tensor:
         raise ValueError(f"{name} must be {origins.dtype}, as the rays are, not {values.dtype}")
     if values.shape == (rays, 1):
         return values[:, 0]
-    if values.shape != (rays,):  # would be combined with every ray, R by R
+    if values.shape != (rays,):  # would broadcast to [R, R]
         raise ValueError(f"{name} must be a number or have the shape [{rays}], not {list(values.shape)}")
     return values
 
 
 def _expected(depth: Tensor, alpha: Tensor) -> Tensor:
-    """Divide the summed distances by alpha; where almost nothing was hit there is no depth to speak of."""
+    """Divide the summed distances by alpha. Where almost nothing was hit, the depth is 0."""
     return torch.where(alpha > 1e-4, depth / alpha.clamp_min(1e-4), torch.zeros_like(depth))

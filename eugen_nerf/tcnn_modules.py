@@ -1,4 +1,4 @@
-"""Hash grid and MLP by tiny-cuda-nn, for those who have it installed."""
+"""Hash grid and MLP by tiny-cuda-nn, if it is installed."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ def load_tcnn() -> ModuleType:
     """Import tiny-cuda-nn.
 
     Raises:
-        UserError: it is absent or does not load, with the reason and what to do.
+        UserError: it is not installed or cannot be loaded; the message gives the reason and a remedy.
     """
     try:
         return importlib.import_module("tinycudann")
-    except Exception as error:  # it raises OSError and others where there is no GPU, not only ImportError
+    except Exception as error:  # without a GPU it raises OSError and others, not only ImportError
         raise UserError(
-            f"Implementation tcnn was asked for, but tiny-cuda-nn cannot be used here ({error}). It has no "
+            f"Implementation tcnn is selected, but tiny-cuda-nn cannot be used here ({error}). It has no "
             "PyPI package: build it from https://github.com/NVlabs/tiny-cuda-nn on a machine with an NVIDIA "
             "GPU, or use implementation native."
         ) from error
 
 
 def hash_grid(layout: HashGridLayout) -> nn.Module:
-    """tiny-cuda-nn's hash grid with the levels of ``layout``; the same idea, not the same numbers."""
+    """tiny-cuda-nn's hash grid with the levels of ``layout``. It does not give the same values as `HashGrid`."""
     growth = 1.0
     if layout.num_levels > 1:
         growth = (layout.resolutions[-1] / layout.resolutions[0]) ** (1 / (layout.num_levels - 1))
@@ -48,7 +48,7 @@ def hash_grid(layout: HashGridLayout) -> nn.Module:
 
 
 def mlp(in_features: int, out_features: int, hidden_features: int, num_hidden_layers: int) -> nn.Module:
-    """tiny-cuda-nn's ReLU MLP: fully fused where its widths allow, else its CUTLASS network."""
+    """tiny-cuda-nn's ReLU MLP: fully fused for the widths that support it, otherwise its CUTLASS network."""
     tcnn = load_tcnn()
     network = tcnn.Network(
         n_input_dims=in_features,
@@ -65,7 +65,7 @@ def mlp(in_features: int, out_features: int, hidden_features: int, num_hidden_la
 
 
 def _fused(tcnn: ModuleType, module: nn.Module) -> nn.Module:
-    """The module with its kernels compiled as one at run time ("JIT fusion"), where version and GPU allow it."""
+    """Enable JIT fusion, which compiles the module's kernels into one at run time, if version and GPU support it."""
     if hasattr(tcnn, "supports_jit_fusion"):
         module.jit_fusion = tcnn.supports_jit_fusion()
     return module

@@ -1,5 +1,7 @@
-"""What tests share: which files are opened, on how many threads they run, and a tiny scene in Blender layout, a ball
-whose images follow from a formula."""
+"""Shared test configuration: collected files, number of threads, and a tiny scene in Blender layout.
+
+The scene shows a ball, and its images follow from a formula.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +15,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-# Read when torch is imported, here and by processes that tests start: these networks are too small to be divided, and
-# the suite runs in several processes.
+# Read when torch is imported, here and in processes that tests start: these networks are too small for several threads,
+# and the suite runs in several processes.
 os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """With `-m gpu` there is nothing else to do for the CPU than to compute large batches in float64."""
+    """With `-m gpu`, use all threads: the CPU only computes large reference batches in float64."""
     if config.option.markexpr == "gpu":
         torch.set_num_threads(os.cpu_count() or 1)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """`-m gpu` opens no file without such a test: a machine that is lent for them has torch, and not all the rest."""
+    """Skip files without GPU tests, so that `-m gpu` runs where only torch, numpy, Pillow and pytest are installed."""
     if config.option.markexpr != "gpu":
         return None
     files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
@@ -35,7 +37,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.fixture
 def several_threads() -> Iterator[None]:
-    """For native code that divides its work: in three parts, which come out even for few sizes."""
+    """Three threads for native code that divides its work: few sizes divide evenly by three."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     yield
@@ -62,15 +64,15 @@ def camera_pose(index: int, count: int) -> np.ndarray:
 
 
 def photograph(pose: np.ndarray, size: int) -> np.ndarray:
-    """[size, size, 4] uint8: the ball is opaque and coloured by its normal, all around it is transparent."""
+    """[size, size, 4] uint8: the ball is opaque and colored by its normal, everything around it is transparent."""
     focal = 0.5 * size / math.tan(0.5 * ANGLE_X)
     axis = (np.arange(size) + 0.5 - size / 2) / focal
     x, y = np.meshgrid(axis, -axis)
     directions = np.stack([x, y, -np.ones_like(x)], axis=-1) @ pose[:3, :3].T
     directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
-    towards = -(directions @ pose[:3, 3])
-    discriminant = towards**2 - DISTANCE**2 + RADIUS**2
-    distance = towards - np.sqrt(np.maximum(discriminant, 0))
+    toward = -(directions @ pose[:3, 3])
+    discriminant = toward**2 - DISTANCE**2 + RADIUS**2
+    distance = toward - np.sqrt(np.maximum(discriminant, 0))
     normal = (pose[:3, 3] + distance[..., None] * directions) / RADIUS
     rgba = np.zeros((size, size, 4))
     hit = discriminant > 0
@@ -80,12 +82,12 @@ def photograph(pose: np.ndarray, size: int) -> np.ndarray:
 
 
 def write_ball_scene(root: Path, size: int = 16) -> Path:
-    """transforms_{train,val,test}.json and their images, `size` pixels a side."""
+    """Write transforms_{train,val,test}.json and their images, `size` pixels per side."""
     for number, (split, count) in enumerate(SPLITS.items()):
         (root / split).mkdir(parents=True)
         frames = []
         for index in range(count):
-            # The splits' cameras stand between each other's.
+            # The cameras of the splits are interleaved.
             pose = camera_pose(index * len(SPLITS) + number, count * len(SPLITS))
             Image.fromarray(photograph(pose, size)).save(root / split / f"r_{index}.png")
             frames.append({"file_path": f"./{split}/r_{index}", "transform_matrix": pose.tolist()})
@@ -96,18 +98,18 @@ def write_ball_scene(root: Path, size: int = 16) -> Path:
 
 @pytest.fixture(scope="session")
 def ball_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16 training images of a ball of 16 x 16 pixels; not to be changed by a test, which takes a copy for that."""
+    """16 training images of a ball, 16 x 16 pixels each. Tests must not change it; copy it first."""
     return write_ball_scene(tmp_path_factory.mktemp("scenes") / "ball")
 
 
 @pytest.fixture(scope="session")
 def published_scene() -> Callable[[str], Path]:
-    """The folder of a published scene by its name, in $EUGEN_DATA or shared/scenes beside us; skips without."""
-    data = Path(os.environ.get("EUGEN_DATA", Path(__file__).resolve().parents[2] / "shared" / "scenes"))
+    """Folder of a published scene in $EUGEN_DATA, by name; skips if it is not there."""
+    data = os.environ.get("EUGEN_DATA")
 
     def find(name: str) -> Path:
-        if not (data / name).exists():
+        if data is None or not (Path(data) / name).exists():
             pytest.skip(f"{name} is not in EUGEN_DATA ({data})")
-        return data / name
+        return Path(data) / name
 
     return find

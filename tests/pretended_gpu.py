@@ -1,7 +1,7 @@
-"""A GPU for tests on machines without one: tensors in ordinary memory that say they are on cuda:0.
+"""A simulated GPU for tests on machines without one: tensors in main memory that report to be on cuda:0.
 
-Values are computed on the CPU. What PyTorch refuses on a machine with a GPU is refused here as well: one operation on
-tensors of two devices, and NumPy's view of a GPU's tensor.
+Values are computed on the CPU. Operations that PyTorch refuses on a machine with a GPU are refused here as well:
+operations on tensors of two devices, and NumPy views of GPU tensors.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ REAL_GENERATOR = torch.Generator
 INDEXING = {"__getitem__", "__setitem__", "index_put_", "index_put"}
 TO_NUMPY = {"numpy", "__array__"}
 
-# What a program waits for the GPU for, and what has been waited for.
+# Operations that synchronize with the GPU, and a record of those that were called.
 WAITING = {"cpu", "item", "tolist", "nonzero", "masked_select", "unique", "__bool__", "__int__", "__float__"}
 WAITS: list[str] = []
 
 
 class OnGpu(Tensor):
-    """A tensor that pretends."""
+    """A tensor that reports to be on a GPU."""
 
     device = GPU  # type: ignore[assignment]
     is_cuda = True  # type: ignore[assignment]
@@ -50,7 +50,7 @@ class OnGpu(Tensor):
 
 
 class GpuGenerator(torch.Generator):
-    """What `torch.Generator("cuda")` is here."""
+    """Replaces `torch.Generator("cuda")`."""
 
 
 def generator(device: Any = "cpu") -> torch.Generator:
@@ -58,10 +58,10 @@ def generator(device: Any = "cpu") -> torch.Generator:
 
 
 def call(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-    """What `func` returns, on the device that it would be on.
+    """Call `func`, and put its result on the device that a real GPU would use.
 
     Raises:
-        RuntimeError: it is no operation on tensors of two devices.
+        RuntimeError: the operation does not support tensors of two devices.
         TypeError: NumPy cannot see a GPU's tensor.
     """
     name = getattr(func, "__name__", "")
@@ -75,11 +75,11 @@ def call(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     if pretend and name in INDEXING:
         _check_indexing(name, *args)
     elif pretend and name not in BETWEEN_DEVICES and name != "__get__":
-        # Constants of no dimension may be on the CPU.
+        # Zero-dimensional constants may be on the CPU.
         mixed = [tensor for tensor in tensors if not isinstance(tensor, OnGpu) and tensor.dim()]
         if mixed:
             raise RuntimeError(f"{name}: Expected all tensors to be on the same device, found cuda:0 and cpu")
-    # Copies from main memory wait until they are done.
+    # Copies from main memory synchronize.
     copied = wanted and not pretend and name in ("to", "cuda", "tensor", "as_tensor")
     if copied or (pretend and (name in WAITING or (name in INDEXING and _has_mask(args[1])))):
         WAITS.append(name)
@@ -100,12 +100,12 @@ def call(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _has_mask(index: Any) -> bool:
-    """Whether it takes a look at values to know the shape of what is indexed."""
+    """Whether the shape of the result depends on values, so that the operation synchronizes."""
     return any(isinstance(part, Tensor) and part.dtype == torch.bool for part in tree_flatten(index)[0])
 
 
 def _check_indexing(name: str, indexed: Tensor, index: Any, value: Any = None, *_: Any) -> None:
-    """A tensor's indices may be on the CPU, values only where they are copied into slices."""
+    """Indices of a tensor may be on the CPU; values only if they are copied into slices."""
     indices = [part for part in tree_flatten(index)[0] if isinstance(part, Tensor)]
     if not isinstance(indexed, OnGpu) and any(isinstance(part, OnGpu) for part in indices):
         raise RuntimeError(f"{name}: indices on cuda:0 of a tensor on the CPU")
@@ -121,7 +121,7 @@ def _place(value: Any, pretend: bool) -> Any:
 
 
 def _requested(name: str, args: Any, kwargs: dict[str, Any]) -> tuple[bool | None, Any, dict[str, Any]]:
-    """Whether a result on the GPU is asked for by name, and arguments that ask for the CPU instead."""
+    """Whether the call requests a result on the GPU, and its arguments changed to request the CPU."""
     found: list[bool] = []
 
     def replaced(value: Any) -> Any:
@@ -144,7 +144,7 @@ def _requested(name: str, args: Any, kwargs: dict[str, Any]) -> tuple[bool | Non
 
 
 class Pretending(TorchFunctionMode):
-    """Lets tensors be made on the GPU that is not there."""
+    """Lets tensors be created on the simulated GPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return call(func, args, kwargs or {})
@@ -152,21 +152,21 @@ class Pretending(TorchFunctionMode):
 
 @contextlib.contextmanager
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """Inside, "cuda" can be asked for; ops run on eager PyTorch."""
+    """Make "cuda" available inside the context; ops run on eager PyTorch."""
     monkeypatch.setenv("EUGEN_BACKEND", "reference")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (1 << 30, 1 << 31))
-    # Files hold where tensors were, not who pretended.
+    # Files record the tensors' device, not that it was simulated.
     save = torch.save
     monkeypatch.setattr(
         torch, "save", lambda value, *rest, **named: save(tree_map(lambda v: _place(v, False), value), *rest, **named)
     )
-    # Optimizers ask whether a graph is being captured.
+    # Optimizers check whether a graph is being captured.
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: None)
     monkeypatch.setattr(torch, "Generator", generator)
-    # Modules exchange their parameters for new ones, as the old cannot become another class.
+    # Modules replace their parameters by new ones, since existing ones cannot change their class.
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:

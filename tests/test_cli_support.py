@@ -1,4 +1,4 @@
-"""What every command of ours does at its end."""
+"""What every command of this package does when it ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eugen_nerf.errors import UserError
 
 @pytest.fixture
 def console() -> Console:
-    """A console whose `file` collects what is printed."""
+    """A console whose `file` collects the printed text."""
     return Console(file=io.StringIO(), width=120)
 
 
@@ -31,7 +31,7 @@ def test_status_and_message(console: Console, error: BaseException, status: int,
 
 
 def test_being_told_to_end_is_being_interrupted(console: Console) -> None:
-    """As by a job's time limit: what was begun is cleaned up."""
+    """Termination, as by a job's time limit: unfinished work is cleaned up."""
     before = signal.getsignal(signal.SIGTERM)
     cleaned = []
 

@@ -1,4 +1,4 @@
-"""The tables of docs/eugen-study.md, and the reading of its results."""
+"""The tables of docs/eugen-study.md, and how its results are read."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_best_rate_and_cost_of_an_equal_mlp() -> None:
         if not row.plain_mlp
     }
     assert found == {
-        "eugen 64, m=16, relu": (1e-2, 21.5, "2.00x", "+0.00"),  # half way between 16 and 64 in the logarithm is 32
+        "eugen 64, m=16, relu": (1e-2, 21.5, "2.00x", "+0.00"),  # 32 is halfway from 16 to 64 in the logarithm
         "eugen 64, m=32, relu": (1e-2, 25.0, "> 2.0x", "+2.00"),
     }
     assert [(row.multiply_adds, row.mean) for row in curve] == [(1600, 20.5), (6400, 22.5)]

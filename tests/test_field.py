@@ -1,4 +1,4 @@
-"""EugenField: what it computes, what it counts, and what it refuses."""
+"""EugenField: results, counts and refusals."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ENTRIES = 5**3 + 2**8 + 2**8  # resolutions 4, 8 and 16, the last two hashed
 
 
 def small_field(**options: object) -> EugenField:
-    """A field whose hash table is not almost zero, so that every path through it matters."""
+    """A field whose hash table is not close to zero, so that every part of the field matters."""
     torch.manual_seed(0)
     field = EugenField(dataclasses.replace(SMALL, **options))  # type: ignore[arg-type]
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_field_shapes_and_ranges(kind: str, n: int) -> None:
 
 @every_kind
 def test_mixed_precision_leaves_the_networks_precision_to_them(kind: str) -> None:
-    """ns-train --mixed-precision True: half matrices would send every step to eager PyTorch."""
+    """ns-train --mixed-precision True: half-precision matrices would move every step to eager PyTorch."""
     field = small_field(**KINDS[kind])
     expected = field(*queries(50))
     with torch.autocast("cpu", torch.bfloat16):
@@ -117,7 +117,7 @@ def test_field_in_single_precision(kind: str) -> None:
         torch.testing.assert_close(got.double(), expected, rtol=1e-3, atol=1e-4)
 
 
-# Density network 6 -> 24 -> 1 + 5, colour network 16 + 5 -> 24 -> 24 -> 3, six features.
+# Density network 6 -> 24 -> 1 + 5, color network 16 + 5 -> 24 -> 24 -> 3, six features.
 STORED = {
     # projections, output matrix [24, 6] and bias of each EUGen layer, then the linear layer
     "eugen": (6 * 6 + 24 * 6 + 24) + (24 * 6 + 6) + (6 * 21 + 24 * 6 + 24) + (6 * 24 + 24 * 6 + 24) + (24 * 3 + 3),
@@ -278,7 +278,7 @@ def test_truncated_exp() -> None:
 
 
 class TestCandidates:
-    """More features at the beginning of training than in the end."""
+    """More features at the beginning of training than at the end."""
 
     @staticmethod
     def field(**options: Any) -> EugenField:

@@ -1,4 +1,4 @@
-"""Files appear whole, readable for whom the umask lets."""
+"""Files appear atomically, with the permissions of the umask."""
 
 from __future__ import annotations
 

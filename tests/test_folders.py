@@ -1,4 +1,4 @@
-"""Where a program may write is known before it works."""
+"""Programs check that a folder is writable before they start to work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_file_in_the_way(tmp_path: Path, inside: str) -> None:
 
 @pytest.mark.parametrize("missing", [os.W_OK, os.X_OK], ids=["read only", "not to be entered"])
 def test_a_folder_that_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int) -> None:
-    monkeypatch.setattr(os, "access", lambda place, mode: not mode & missing)  # root may write everywhere
+    monkeypatch.setattr(os, "access", lambda place, mode: not mode & missing)  # root can write everywhere
     with pytest.raises(UserError, match=r"new: cannot be written \(.* may not be written to\)"):
         check_place(tmp_path / "new", "--output")
 

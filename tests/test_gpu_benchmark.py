@@ -1,5 +1,7 @@
-"""benchmarks/gpu.py from its first line to its last, with a CPU in the GPU's place: what it measures is nonsense here,
-that nothing of it is lost is not."""
+"""benchmarks/gpu.py from start to end, with a CPU in place of the GPU.
+
+The measured values are meaningless here; the tests check that no result is lost.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ TASK = gpu.Task(gpu.START, float("inf"), 64, 1, None, "")
 
 
 class Event:
-    """A point in a stream of a device that has waited until it was told everything, and then does it at once."""
+    """An event on a fake device that starts only after all work is queued, and then finishes it at once."""
 
     def __init__(self, enable_timing: bool) -> None:
         assert enable_timing
@@ -51,7 +53,7 @@ class Event:
 
 
 def here(task: gpu.Task, problem: str | None) -> Iterator[gpu.Line]:
-    """What a process would tell, without one: nobody pretends there."""
+    """The output of a worker process, computed in this process, because the simulated GPU exists only here."""
     lines: list[gpu.Line] = []
     gpu_sections.work(gpu.Task.from_json(task.to_json()), lines.append)
     return iter(json.loads(json.dumps(lines)))
@@ -81,7 +83,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    """Ends with a message, since a CPU's networks take no halves."""
+    """Ends with a message, because networks on a CPU do not accept half precision."""
     monkeypatch.setattr(torch, "compile", lambda module, dynamic: module)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--batch", "64", *arguments])
     with pytest.raises(SystemExit, match="Not everything could be measured"):
@@ -89,7 +91,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 def table(file: Path) -> dict[tuple[str, str], tuple[str, str]]:
-    """Milliseconds and note, by what and who."""
+    """Milliseconds and note for each measurement and implementation."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in file.read_text().splitlines()[4:]]
     return {(what, who): (ms, note) for what, who, ms, _, note in rows}
 
@@ -102,7 +104,7 @@ def test_all_rows_come_and_who_cannot_costs_his_own_alone(tmp_path: Path, monkey
     assert file.read_text().startswith("a CPU, torch ")
     for work in ("forward", "forward + backward"):
         what = f"network 32-16-16-16, {work}"
-        assert told[what, "ours, fp16 rows"][1].startswith("failed: TypeError")  # a CPU's networks take no halves
+        assert told[what, "ours, fp16 rows"][1].startswith("failed: TypeError")  # half precision needs a GPU
         for who in ("ours, float32 rows", "torch fp16", "torch.compile fp16"):
             assert float(told[what, who][0]) > 0
             assert "TFLOP/s" in told[what, who][1]
@@ -151,7 +153,7 @@ def test_a_piece_that_fails_costs_no_other(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_after_a_crash_its_process_does_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And nobody else in the race is blamed for it."""
+    """No other implementation is affected."""
     waits = iter([None, RuntimeError("CUDA error"), RuntimeError("CUDA error"), RuntimeError("CUDA error")])
 
     def wait() -> None:
@@ -173,7 +175,7 @@ def test_after_a_crash_its_process_does_nothing_more(monkeypatch: pytest.MonkeyP
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, *processes: list[Any]) -> list[gpu.Task]:
-    """Let processes tell these lines, and raise what is an exception; the tasks that they get."""
+    """Let processes output these lines, and raise those that are exceptions. Returns the tasks they receive."""
     tasks: list[gpu.Task] = []
 
     def tell(task: gpu.Task, problem: str | None) -> Iterator[gpu.Line]:
@@ -241,7 +243,7 @@ def test_refused_kernels_are_not_launched(tmp_path: Path, monkeypatch: pytest.Mo
     assert [task.section for task in tasks] == [gpu.START, "training", "nerfacto", "training-mlp"]
     assert tasks[-1].speeds == {"eugen-nerf": [10.0, None]}
     assert time.monotonic() < tasks[1].until < begun + 470
-    assert tasks[3].until == pytest.approx(begun + 470, abs=60)  # all that is left
+    assert tasks[3].until == pytest.approx(begun + 470, abs=60)  # all of the remaining time
     told = table(file)
     for section in ("networks", "hash-grid", "rays", "torch.compile"):
         assert told[section, ""][1].startswith("failed: the self-check refuses its kernels")
@@ -337,7 +339,7 @@ def test_the_gpu_waits_for_slow_queues(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Fused(torch.nn.Module):
-    """Acts as tiny-cuda-nn's modules do."""
+    """Acts like tiny-cuda-nn's modules."""
 
     jit_fusion = True
 
@@ -368,7 +370,7 @@ def test_tiny_cuda_nn_is_raced_with_and_without_jit_fusion(monkeypatch: pytest.M
 
 
 def test_jit_fusion_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """tiny-cuda-nn goes on without it, after a warning."""
+    """tiny-cuda-nn continues without it, after a warning."""
     monkeypatch.setattr(gpu_kernels, "DEVICE", "cpu")
     x = torch.zeros(2, 32)
     plain, fused = gpu_kernels.by_tcnn("tcnn", lambda: Fused(16), x, x)
@@ -438,7 +440,7 @@ def test_steps_are_compared_and_rays(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert row[1:3] == ("50.0 it/s", "20.00")
     assert row[3] == "4.00x a step; 16.00x a ray"
     assert row[4].startswith("0.205 M rays/s, 4096 rays a step; PSNR 20.00 dB")
-    # The share of a training in which nerfacto updates its proposal networks more often than later.
+    # The part of a training in which nerfacto updates its proposal networks more often than later.
     assert jobs[0].overrides["pipeline.model.proposal_warmup"] == 83
     assert jobs[0].budget.iterations == 500
 
@@ -468,7 +470,7 @@ metadata.entry_points = without_ours
 @pytest.mark.slow
 @pytest.mark.parametrize("installed", [True, False])
 def test_the_program_finds_our_methods_by_itself(installed: bool, ball_scene: Path, tmp_path: Path) -> None:
-    """Where nothing else has imported nerfstudio before, and where the package is not installed."""
+    """In a process that has not imported nerfstudio, and without the package installed."""
     code = f"""
 import gpu, gpu_training
 from pathlib import Path
@@ -493,7 +495,7 @@ def test_training_ends_with_the_minutes(ball_scene: Path, tmp_path: Path) -> Non
 
 
 def test_training_and_frames(ball_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where tensors of two devices do not mix."""
+    """With tensors of two devices that cannot be mixed."""
     train = training.train_and_evaluate
 
     def ours_alone(job: Any, *arguments: Any) -> dict[str, Any]:
@@ -502,7 +504,7 @@ def test_training_and_frames(ball_scene: Path, tmp_path: Path, monkeypatch: pyte
         return train(dataclasses.replace(job, overrides=dict(SMALL)), *arguments)
 
     monkeypatch.setattr(training, "train_and_evaluate", ours_alone)
-    # nerfstudio's writers of events would go on writing to a folder that is gone, in later trainings of this process.
+    # nerfstudio's event writers would keep writing to a deleted folder in later trainings of this process.
     monkeypatch.setattr(trainer.writer, "EVENT_WRITERS", [])
     monkeypatch.setattr(gpu_timing, "DEVICE", "cuda")
     drawn: list[int] = []

@@ -1,4 +1,4 @@
-"""Image metrics against closed forms, and LPIPS with, without and despite its weights."""
+"""Image metrics against closed forms, and LPIPS with, without and with damaged weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eugen_nerf.metrics import ALEXNET_MIN_SIDE, SSIM_MIN_SIDE, Lpips, image_met
 
 
 def picture(size: int = 64, seed: int = 0) -> Tensor:
-    """Smooth colours with a little noise, [size, size, 3] in [0, 1]."""
+    """Smooth colors with a little noise, [size, size, 3] in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     ramp = torch.linspace(0, 1, size)
     image = torch.stack([ramp.expand(size, size), ramp[:, None].expand(size, size), torch.full((size, size), 0.5)], -1)
@@ -48,7 +48,7 @@ def test_ssim_of_equal_images_is_one() -> None:
 
 
 def test_ssim_of_constant_images() -> None:
-    """Without variance only the comparison of means is left: (2 a b + c) / (a^2 + b^2 + c) with c = 0.01^2."""
+    """Without variance only the comparison of means remains: (2 a b + c) / (a^2 + b^2 + c) with c = 0.01^2."""
     a, b = 51 / 255, 153 / 255
     first = torch.full((20, 20, 3), 51, dtype=torch.uint8)
     second = torch.full((20, 20, 3), 153, dtype=torch.uint8)
@@ -66,7 +66,7 @@ def test_ssim_of_images_too_small_for_its_window(height: int, width: int) -> Non
 
 
 def test_metrics_see_pictures_as_they_are_stored() -> None:
-    """Differences of less than half a level of 8 bits vanish, colours out of range are clamped."""
+    """Differences of less than half an 8-bit level vanish; colors out of range are clamped."""
     truth = to_uint8(picture()) / 255
     assert image_metrics(truth + 0.49 / 255, truth)["psnr"] == math.inf
     white = torch.ones(16, 16, 3)
@@ -82,23 +82,23 @@ def test_a_picture_with_values_that_are_no_numbers_is_not_taken_for_black(broken
     black = torch.zeros(8, 8, 3)
     image = black.clone()
     image.view(64, 3)[:broken, 1] = math.nan
-    with pytest.raises(UserError, match=rf"picture \(prediction\) .* no numbers, in {broken} of 64 pixels"):
+    with pytest.raises(UserError, match=rf"image \(prediction\) contains NaN in {broken} of 64 pixels"):
         image_metrics(image, black)
-    with pytest.raises(UserError, match=r"picture \(truth\) has values"):
+    with pytest.raises(UserError, match=r"image \(truth\) contains NaN"):
         image_metrics(black, image)
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim, Lpips()], ids=["psnr", "ssim", "lpips"])
-def test_colours_are_not_taken_for_bytes(metric: Callable[[Tensor, Tensor], object]) -> None:
+def test_colors_are_not_taken_for_bytes(metric: Callable[[Tensor, Tensor], object]) -> None:
     image = picture(16)
     stored = to_uint8(image)
     with pytest.raises(ValueError, match=r"prediction must be torch\.uint8, not torch\.float32; to_uint8 converts"):
         metric(image, image)
     with pytest.raises(ValueError, match=r"truth must be torch\.uint8"):
         metric(stored, image)
-    with pytest.raises(ValueError, match="prediction must hold floating-point colours"):
+    with pytest.raises(ValueError, match="prediction must hold floating-point colors"):
         image_metrics(stored, image)
-    with pytest.raises(ValueError, match="truth must hold floating-point colours"):
+    with pytest.raises(ValueError, match="truth must hold floating-point colors"):
         image_metrics(image, stored)
 
 
@@ -108,13 +108,13 @@ def test_images_are_of_three_channels_and_one_size() -> None:
     for measure, convert in ((image_metrics, torch.clone), (psnr, to_uint8), (ssim, to_uint8)):
         with pytest.raises(ValueError, match=r"prediction must have the shape \[H, W, 3\], not \[16, 16, 4\]"):
             measure(convert(transparent), convert(transparent))
-        for other in (transparent, image[:1], image[0]):  # the last two would be repeated
+        for other in (transparent, image[:1], image[0]):  # the last two would be broadcast
             with pytest.raises(ValueError, match=r"truth must have the prediction's shape \[16, 16, 3\]"):
                 measure(convert(image), convert(other))
 
 
 def break_downloads(monkeypatch: pytest.MonkeyPatch, error: Exception, torch_home: Path) -> list[str]:
-    """No weights on disk, and no network either. Returns the addresses that were asked for."""
+    """No weights on disk and no network access. Returns the requested addresses."""
     asked: list[str] = []
 
     def download(url: str, *args: object, **kwargs: object) -> None:
@@ -146,7 +146,7 @@ def test_lpips_without_weights_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_lpips_with_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Random weights under the name that torchvision looks for stand in for the trained ones."""
+    """Random weights under torchvision's file name, in place of the trained ones."""
     from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
     from torchvision.models import AlexNet_Weights, alexnet
 
@@ -165,7 +165,7 @@ def test_lpips_with_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     other = image_metrics(flipped, image, lpips)["lpips"]
     assert 0 < near < other < math.inf
     assert lpips.reason is None
-    # The network sees colours from -1 to 1.
+    # The network receives colors from -1 to 1.
     first, second = ((to_uint8(i).float() / 127.5 - 1).permute(2, 0, 1)[None] for i in (flipped, image))
     assert other == pytest.approx(float(learned_perceptual_image_patch_similarity(first, second, "alex")), rel=1e-5)
     assert not asked

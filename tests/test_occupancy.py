@@ -1,4 +1,4 @@
-"""OccupancyGrid: its bits, its running maximum, and which cells it looks at."""
+"""OccupancyGrid: its bits, its running maximum, and the cells it evaluates."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def constant(value: float) -> Callable[[Tensor], Tensor]:
 
 
 def ball(positions: Tensor) -> Tensor:
-    """Dense within 0.3 of the cube's middle."""
+    """Dense within 0.3 of the cube's center."""
     return (positions - 0.5).norm(dim=-1).le(0.3).float()
 
 
-def centres(resolution: int) -> Tensor:
+def centers(resolution: int) -> Tensor:
     """[resolution**3, 3] in the order of the grid's cells: x fastest."""
     axis = (torch.arange(resolution) + 0.5) / resolution
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
@@ -49,8 +49,8 @@ def test_pack_bits() -> None:
 def test_cells_never_evaluated_count_as_occupied() -> None:
     grid = OccupancyGrid(4)
     assert grid.occupied_fraction == 1
-    assert occupied(centres(4), grid.bits, 4).all()
-    # Past the warm-up a turn evaluates a quarter; the other cells stay occupied although those turn out empty.
+    assert occupied(centers(4), grid.bits, 4).all()
+    # After the warm-up an update evaluates a quarter of the cells, which become empty. The others stay occupied.
     grid.update(grid.warmup_steps, constant(0.0))
     assert grid.occupied_fraction == 0.75
     assert (grid.values >= 0).sum() == 16
@@ -59,7 +59,7 @@ def test_cells_never_evaluated_count_as_occupied() -> None:
 def test_bits_are_those_of_the_values() -> None:
     grid = OccupancyGrid(4, threshold=0.5)
     grid.update(0, lambda p: (p[:, 0] < 0.5).float())
-    assert torch.equal(occupied(centres(4), grid.bits, 4), centres(4)[:, 0] < 0.5)
+    assert torch.equal(occupied(centers(4), grid.bits, 4), centers(4)[:, 0] < 0.5)
     assert grid.occupied_fraction == 0.5
 
 
@@ -87,7 +87,7 @@ def test_every_cell_is_evaluated_inside_of_itself() -> None:
     calls: list[Tensor] = []
     grid.update(0, recorded(calls, constant(1.0)))
     grid.update(1, recorded(calls, constant(1.0)))
-    expected = (centres(4) * 4).floor()
+    expected = (centers(4) * 4).floor()
     for positions in calls:
         assert torch.equal((positions * 4).floor(), expected)
     assert not torch.equal(calls[0], calls[1])
@@ -96,7 +96,7 @@ def test_every_cell_is_evaluated_inside_of_itself() -> None:
 def test_equal_fields_give_equal_grids() -> None:
     grids = [OccupancyGrid(6, warmup_steps=3), OccupancyGrid(6, warmup_steps=3)]
     for number, grid in enumerate(grids):
-        torch.manual_seed(number)  # the global generator has no say
+        torch.manual_seed(number)  # the global generator has no influence
         for step in range(8):
             grid.update(step, lambda p: torch.sin(20 * p).prod(dim=-1).abs())
             torch.rand(number)
@@ -108,7 +108,7 @@ def test_equal_fields_give_equal_grids() -> None:
 
 
 def test_an_update_stays_on_the_grids_device() -> None:
-    """A device that has no numbers shows where one was wanted on the host: a GPU would have had to be waited for."""
+    """With fake tensors, reading a value on the host fails; on a real GPU it would synchronize."""
     with FakeTensorMode():
         grid = OccupancyGrid(4, warmup_steps=1)
         grid.to("cuda:0")
@@ -154,7 +154,7 @@ def test_where_all_is_occupied_a_quarter_of_all_cells_is_drawn_beside_the_quarte
     grid.update(0, constant(1.0))
     calls: list[Tensor] = []
     grid.update(16, recorded(calls, constant(1.0)))
-    # Of those drawn, a quarter is in turn anyway: 7/16 of all, but for chance.
+    # A quarter of the drawn cells would be evaluated anyway, so about 7/16 of all cells are.
     assert 0.38 * 512 < sum(len(c) for c in calls) <= 0.5 * 512
 
 
@@ -162,8 +162,8 @@ def test_the_grid_empties_the_space_around_a_ball() -> None:
     grid = OccupancyGrid(16, interval=1, warmup_steps=16)
     for step in range(40):
         grid.update(step, ball)
-    radius = (centres(16) - 0.5).norm(dim=-1)
-    found = occupied(centres(16), grid.bits, 16)
+    radius = (centers(16) - 0.5).norm(dim=-1)
+    found = occupied(centers(16), grid.bits, 16)
     half_diagonal = 0.5 * 3**0.5 / 16
     assert found[radius < 0.3 - half_diagonal].all()
     assert not found[radius > 0.3 + half_diagonal].any()
@@ -229,10 +229,10 @@ def test_arguments_that_would_leave_empty_pictures_are_refused(wrong: dict[str, 
 
 
 def test_thickness_of_another_shape_is_refused() -> None:
-    """One column would be compared with every cell."""
+    """One column would be broadcast against every cell."""
     grid = OccupancyGrid(4)
     for wrong in (lambda p: p[:, :1], lambda p: p, lambda p: p[1:, 0], lambda p: p.sum()):
-        with pytest.raises(ValueError, match=r"thickness must have the shape \[64\], one value a position, not \["):
+        with pytest.raises(ValueError, match=r"thickness must have the shape \[64\], one value per position, not \["):
             grid.update(0, wrong)
     assert (grid.values == -1).all()
 

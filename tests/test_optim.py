@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ def test_sparse_gradients_are_for_the_other_one() -> None:
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_a_graph_of_before_the_step_complains(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values have changed under it, as PyTorch says of its own optimizers."""
+    """Autograd detects the in-place change, as for PyTorch's own optimizers."""
     monkeypatch.setenv("EUGEN_BACKEND", backend)
     parameter = torch.nn.Parameter(torch.ones(3, 2))
     y = parameter.square().sum()
@@ -63,7 +64,7 @@ def test_equals_adam_where_everything_is_touched(backend: str, width: int, monke
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_equals_adam_where_gradients_are_tiny(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As those of a hash table are: eps must stay small beside the root of the second moment."""
+    """Like gradients of a hash table: eps must be small compared to the root of the second moment."""
     monkeypatch.setenv("EUGEN_BACKEND", backend)
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(50, 2, generator=generator)
@@ -113,3 +114,15 @@ def test_state_dict_round_trip() -> None:
     one.step()
     other.step()
     assert torch.equal(first, second)
+
+
+def test_a_cuda_graph_would_repeat_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    table = torch.nn.Parameter(torch.zeros(2, 2))
+    optimizer = SparseAdam([table])
+    on_gpu: Any = SimpleNamespace(is_cuda=True)
+    with pytest.raises(RuntimeError, match="SparseAdam cannot be captured in a CUDA graph"):
+        optimizer._update(on_gpu, on_gpu, optimizer.param_groups[0])
+    table.grad = torch.ones(2, 2)
+    optimizer.step()  # on a CPU nothing is captured
+    assert table.any()

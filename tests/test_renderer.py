@@ -1,4 +1,4 @@
-"""Renderer on media whose transmittance, colour and depth are known in closed form."""
+"""Renderer on media whose transmittance, color and depth are known in closed form."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COLOR = (0.9, 0.5, 0.1)
 
 
 class Medium(nn.Module):
-    """A field of one colour whose density is a function of the world position; stands in for an `EugenField`."""
+    """A field of one color whose density is a function of the world position, in place of an `EugenField`."""
 
     backend = "reference"
 
@@ -71,7 +71,7 @@ def along_x(heights: list[float], x: float = -3.0) -> tuple[Tensor, Tensor]:
 
 
 def expected_depth(sigma: float, entry: float, length: float) -> float:
-    """Mean distance at which light from within [entry, entry + length] comes, given that it comes from there."""
+    """Mean distance of the light from [entry, entry + length], given that it comes from there."""
     rest = math.exp(-sigma * length)
     return entry + 1 / sigma - length * rest / (1 - rest)
 
@@ -79,7 +79,7 @@ def expected_depth(sigma: float, entry: float, length: float) -> float:
 @pytest.mark.parametrize("sigma", [0.05, 1.0, 3.0])
 @pytest.mark.parametrize("mode", ["render", "differentiable"])
 def test_a_box_of_constant_density(sigma: float, mode: str) -> None:
-    """Samples tile the box from x = -1 to 1 exactly, so only the depth has an error of quadrature."""
+    """Samples tile the box from x = -1 to 1 exactly, so only the depth has a quadrature error."""
     out = getattr(renderer(uniform(sigma)), mode)(*along_x([0.0, 0.5]))
     alpha = 1 - math.exp(-2 * sigma)
     torch.testing.assert_close(out.alpha, torch.full_like(out.alpha, alpha))
@@ -103,12 +103,12 @@ def test_a_ball_of_constant_density() -> None:
 
 
 def test_a_background_at_every_distance_under_contraction() -> None:
-    """Light from beyond the box is seen in an unbounded space, up to the far limit."""
+    """In an unbounded space, light from beyond the box is visible up to the far limit."""
     far, sigma = 20.0, 0.05
     rule = StepRule(1 / 64, 1 / 32)
     out = renderer(uniform(sigma), contracted=True, rule=rule, near=0.5, far=far).render(*along_x([0.0], x=0.0))
     length = far - 0.5
-    # The first and last step reach up to half a step of at most far / 32 over the limits.
+    # The first and last step extend beyond the limits by up to half a step of at most far / 32.
     assert out.alpha.item() == pytest.approx(1 - math.exp(-sigma * length), abs=sigma * far / 32)
     assert out.depth.item() == pytest.approx(expected_depth(sigma, 0.5, length), rel=0.02)
 
@@ -124,7 +124,7 @@ def test_limits_of_a_crop_cut_further_and_never_widen() -> None:
     near = torch.tensor([3.0, 0.0, 3.0, 1e10], dtype=torch.float64)
     far = torch.tensor([3.5, 99.0, 2.9, 1e10], dtype=torch.float64)
     out = medium.render(*along_x([0.0, 0.0, 0.0, 0.0]), near, far)
-    # Within; wider than the renderer's own; empty; as nerfstudio marks rays that miss the crop box.
+    # Within the renderer's own limits; wider; empty; as nerfstudio marks rays that miss the crop box.
     lengths = torch.tensor([0.5, 1.25, 0.0, 0.0], dtype=torch.float64)
     torch.testing.assert_close(out.alpha, 1 - torch.exp(-lengths))
     assert not out.rgb[2:].any()
@@ -132,7 +132,7 @@ def test_limits_of_a_crop_cut_further_and_never_widen() -> None:
 
 @pytest.mark.parametrize("length", [0.04, 0.4, 4.0])
 def test_a_surface_is_seen_from_right_in_front_of_it(length: float) -> None:
-    """As ns-export sees it: it lies in the middle of a range that begins at 0."""
+    """As in ns-export: it lies in the middle of a range that begins at 0."""
 
     def wall(positions: Tensor) -> Tensor:
         return 1e4 * (positions[:, 0] > 0).to(positions)
@@ -168,15 +168,15 @@ def test_jitter_shifts_the_samples() -> None:
     jitter = torch.linspace(0, 0.98, 50, dtype=torch.float64)
     out = medium.differentiable(origins, directions, jitter)
     assert out.alpha.detach().unique().numel() > 1
-    centred = medium.differentiable(*along_x([0.0])).alpha
+    centered = medium.differentiable(*along_x([0.0])).alpha
     assert out.alpha.mean().item() == pytest.approx(1 - math.exp(-1), abs=0.01)
     half = medium.differentiable(*along_x([0.0]), torch.tensor([0.5], dtype=torch.float64)).alpha
-    assert torch.equal(centred, half)
+    assert torch.equal(centered, half)
 
 
 def test_empty_cells_are_skipped() -> None:
     medium = renderer(uniform(1.0))
-    # Only the half with x > 0 stays.
+    # Only the half with x > 0 remains.
     medium.occupancy.update(0, lambda unit: (unit[:, 0] > 0.5).float())
     for out in (medium.render(*along_x([0.1])), medium.differentiable(*along_x([0.1]))):
         assert out.num_samples.item() == 64
@@ -191,7 +191,7 @@ def test_no_rays() -> None:
 
 
 def test_occupancy_follows_the_optical_thickness_of_a_step() -> None:
-    """A step of 1/64 through density 1.5 is worth a sample at the threshold 0.01, through 0.5 it is not."""
+    """At the threshold 0.01, a step of 1/64 through density 1.5 needs a sample; through density 0.5 it does not."""
     medium = renderer(lambda p: torch.where(p[:, 0] > 0, 1.5, 0.5))
     assert medium.update_occupancy(0)
     assert not medium.update_occupancy(1)
@@ -200,14 +200,14 @@ def test_occupancy_follows_the_optical_thickness_of_a_step() -> None:
 
 
 def test_occupancy_counts_the_shortest_step_at_every_distance() -> None:
-    """Else the last trace of fog would keep every distant cell, where steps are long, occupied for ever."""
+    """Otherwise a trace of fog would keep every distant cell, where steps are long, occupied forever."""
     medium = renderer(uniform(0.5), contracted=True, rule=StepRule(1 / 64, 1 / 8), far=50.0)
     medium.update_occupancy(0)
     torch.testing.assert_close(medium.occupancy.values, torch.full((8**3,), 0.5 / 64))
 
 
 def test_hidden_samples_are_left_out_of_training() -> None:
-    """Behind an optical thickness of ln(1e4) nothing is left to learn; what is in front keeps its gradients."""
+    """Behind an optical thickness of ln(1e4) nothing is left to learn; samples in front keep their gradients."""
     sigma = 20.0
     medium, shortened = (renderer(uniform(sigma), skip_hidden=skip) for skip in (False, True))
     full = medium.differentiable(*along_x([0.0, 0.5]))
@@ -221,7 +221,7 @@ def test_hidden_samples_are_left_out_of_training() -> None:
         torch.autograd.grad(result.alpha.sum(), scene.field.get_parameter("strength"))[0]
         for scene, result in ((medium, full), (shortened, out))
     ]
-    # All of the rays' light is absorbed in front; the rest contributes a gradient of about 13 * 1e-4 each.
+    # The rays' light is absorbed in front; the remaining samples contribute a gradient of about 13 * 1e-4 each.
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0.005)
 
 
@@ -279,7 +279,7 @@ def test_a_field_of_doubles_takes_rays_of_doubles() -> None:
 
 
 def test_limits_and_jitter_are_numbers_or_one_for_each_ray() -> None:
-    """A column, nerfstudio's shape, would be combined with every ray: R by R."""
+    """A column, which is nerfstudio's shape, would be broadcast to [R, R]."""
     medium = renderer(uniform(1.0), near=2.0, far=3.75)
     rays = along_x([0.0, 0.1, 0.2])
     near, far = (torch.full((3,), value, dtype=torch.float64) for value in (2.5, 3.25))
@@ -346,7 +346,7 @@ def test_networks_are_merged_once_a_step(backend: str, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_mixed_precision_trains_as_float32_does(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ns-train --mixed-precision True: native code has its own idea of what to compute in halves."""
+    """ns-train --mixed-precision True: native code decides by itself what to compute in half precision."""
     monkeypatch.setenv("EUGEN_BACKEND", backend)
     results = []
     for enabled in (False, True):
@@ -363,7 +363,7 @@ def test_mixed_precision_trains_as_float32_does(backend: str, monkeypatch: pytes
 
 
 class NativeOps(TorchDispatchMode):
-    """Notes which of the package's operators run."""
+    """Records which of the package's operators run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -382,10 +382,10 @@ class NativeOps(TorchDispatchMode):
 @pytest.mark.parametrize("contracted", [False, True])
 @pytest.mark.parametrize("network", ["eugen", "mlp"])
 def test_on_a_gpu_every_op_is_native(network: str, contracted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors that only say where they are show what would run there, and that nothing comes from the host."""
+    """Fake GPU tensors show which operators would run on a GPU, and that nothing comes from the host."""
     monkeypatch.delenv("EUGEN_BACKEND", raising=False)
     monkeypatch.setattr(dispatch, "_native_cuda_problem", lambda index: None)
-    monkeypatch.setattr(dispatch, "_cuda_network_problem", lambda spec, index: None)
+    monkeypatch.setattr(dispatch, "_cuda_network_problem", lambda *_: None)
     monkeypatch.setattr(importlib.import_module("eugen_nerf.ops.render"), "_has_kernel", lambda *_: True)
     space, rule = Space(BOX, contracted), StepRule(1 / 64, 1 / 256 if contracted else 0.0)
     with FakeTensorMode(shape_env=ShapeEnv()), NativeOps() as ops:

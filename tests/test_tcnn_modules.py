@@ -1,4 +1,4 @@
-"""The adapters to tiny-cuda-nn, with a module that only notes what it is asked for in its place."""
+"""The adapters to tiny-cuda-nn, with a fake module that records its calls."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_jit_fusion_is_switched_on_where_there_is_one(
 ) -> None:
     for make in (lambda: tcnn_modules.mlp(8, 16, 64, 1), lambda: tcnn_modules.hash_grid(LAYOUT)):
         monkeypatch.delattr(tcnn, "supports_jit_fusion", raising=False)
-        assert not hasattr(make(), "jit_fusion")  # a version that has never heard of it
+        assert not hasattr(make(), "jit_fusion")  # a version without this attribute
         monkeypatch.setattr(tcnn, "supports_jit_fusion", lambda: supported, raising=False)
         assert make().jit_fusion is supported
 
@@ -124,9 +124,9 @@ def test_field_on_tiny_cuda_nn(tcnn: ModuleType) -> None:
         assert torch.equal(got, expected)
     (sigma.sum() + rgb.sum()).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in field.parameters())
-    field.set_initial_density(0.1)  # without effect: these networks have no bias
+    field.set_initial_density(0.1)  # no effect, because these networks have no bias
     assert torch.equal(field(x, directions)[0], sigma)
-    # Its parameters are one opaque vector for each module: stored, but neither merged nor counted.
+    # Each module's parameters are one opaque vector, which is stored but neither merged nor counted.
     assert field.num_parameters() == sum(p.numel() for p in field.parameters())
     with pytest.raises(UserError, match="cannot be merged or counted"):
         field.multiply_adds()

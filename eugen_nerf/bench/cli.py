@@ -27,17 +27,17 @@ class Run:
     config: tyro.conf.Positional[Path]
     """The YAML file."""
     out: Path | None = None
-    """Folder for the results; outputs/bench/NAME if left out, NAME being that of the YAML file."""
+    """Folder for the results; by default outputs/bench/NAME, with the NAME of the YAML file."""
     resume: bool = False
-    """Go on in a folder that has results; finished rows are skipped, failed ones are tried again."""
+    """Continue in a folder that has results. Finished rows are skipped, failed ones are retried."""
     engine: Literal["local", "ray"] = "local"
-    """local: one job per GPU of this machine, or one in all. ray: an existing Ray cluster."""
+    """local: one job at a time per GPU of this machine, or one at a time without GPUs. ray: an existing Ray cluster."""
     ray_address: str = "auto"
     """Address of the Ray cluster."""
     gpus_per_job: float | None = None
-    """GPUs each job asks Ray for; one if the cluster has any."""
+    """GPUs requested from Ray for each job; by default one if the cluster has any."""
     cpus_per_job: float | None = None
-    """CPUs each job asks Ray for; one if left out."""
+    """CPUs requested from Ray for each job; by default one."""
 
 
 @dataclass
@@ -45,24 +45,24 @@ class Report:
     """Write report.html and results.md from the results of a folder."""
 
     folder: tyro.conf.Positional[Path]
-    """The --out folder of a run; its results may be incomplete."""
+    """The --out folder of a run. Its results may be incomplete."""
     publish: Path | None = None
-    """Also copy report, tables and results, but no runs, to this folder, so that they can be committed."""
+    """Also copy report, tables and results, without runs, to this folder, so that they can be committed."""
 
 
 @dataclass
 class RenderSpeed:
-    """Measure the frame time of a run, or of several that take turns in one process."""
+    """Measure the frame time of a run, or of several runs, interleaved in one process."""
 
     load_config: tyro.conf.UseAppendAction[tuple[Path, ...]]
-    """config.yml of a run, as ns-train leaves it; may be given several times."""
+    """config.yml of a run, as written by ns-train. May be given several times."""
     frames: int = 20
-    """Frames to time, spread over the test views."""
+    """Number of frames to time, spread over the test views."""
 
 
 @dataclass
 class Readme:
-    """Put the tables of finished benchmarks into a Markdown file, between its eugen-bench markers."""
+    """Write the tables of finished benchmarks into a Markdown file, between its eugen-bench markers."""
 
     file: tyro.conf.Positional[Path]
     """The Markdown file, with the lines <!-- eugen-bench:begin --> and <!-- eugen-bench:end -->."""
@@ -79,12 +79,12 @@ Command = (
 
 
 def run_command(options: Run, console: Console) -> int:
-    """`eugen-bench run`; the exit status."""
+    """Run `eugen-bench run` and return the exit status."""
     benchmark = load_benchmark(options.config)
     check_rows(benchmark)
     out = options.out or Path("outputs/bench") / options.config.stem
     with prepared_folder(out, benchmark, resume=options.resume) as store:
-        interrupted = f"Interrupted. Finished rows are kept in {out}; go on with --resume."
+        interrupted = f"Interrupted. Finished rows are kept in {out}; continue with --resume."
         with exit_on_user_error(console, interrupted):
             outcome = run(benchmark, store, make_engine(options), console, command_line())
         if outcome.finished:
@@ -95,10 +95,10 @@ def run_command(options: Run, console: Console) -> int:
 
 
 def make_engine(options: Run) -> Engine:
-    """The engine that the options ask for.
+    """Create the engine that the options ask for.
 
     Raises:
-        UserError: Ray or its cluster is not there.
+        UserError: Ray or its cluster is not available.
     """
     if options.engine == "local":
         return LocalEngine()
@@ -108,7 +108,7 @@ def make_engine(options: Run) -> Engine:
 
 
 def report_command(options: Report, console: Console) -> int:
-    """`eugen-bench report`; the exit status."""
+    """Run `eugen-bench report` and return the exit status."""
     console.print(f"Report: {write_report(options.folder)}", markup=False, soft_wrap=True)
     if options.publish is not None:
         publish(options.folder, options.publish)
@@ -117,7 +117,7 @@ def report_command(options: Report, console: Console) -> int:
 
 
 def render_speed_command(options: RenderSpeed, console: Console) -> int:
-    """`eugen-bench render-speed`; the exit status."""
+    """Run `eugen-bench render-speed` and return the exit status."""
     from eugen_nerf.bench.frame_times import measure_runs
 
     if not options.load_config:
@@ -129,7 +129,7 @@ def render_speed_command(options: RenderSpeed, console: Console) -> int:
 
 
 def readme_command(options: Readme, console: Console) -> int:
-    """`eugen-bench readme`; the exit status."""
+    """Run `eugen-bench readme` and return the exit status."""
     update_readme(options.file, options.folders)
     console.print(f"Updated {options.file}", markup=False, soft_wrap=True)
     return 0

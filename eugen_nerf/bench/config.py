@@ -1,9 +1,11 @@
-"""What a benchmark compares: the YAML files of `eugen-bench run`."""
+"""The YAML files of `eugen-bench run`."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -21,12 +23,12 @@ Overrides = dict[str, Any]
 
 @dataclass(frozen=True)
 class Budget:
-    """How long each training lasts; exactly one of the two."""
+    """Length of each training; exactly one of the two is given."""
 
     iterations: int | None = None
-    """Optimisation steps."""
+    """Optimization steps."""
     seconds: float | None = None
-    """Seconds of training, evaluations not counted."""
+    """Seconds of training, without evaluations."""
 
     def __str__(self) -> str:
         return f"{self.iterations} iterations" if self.iterations is not None else f"{self.seconds:g} s"
@@ -37,11 +39,11 @@ class SceneEntry:
     """A scene of a benchmark."""
 
     path: str
-    """Folder, relative to the current one, to the YAML file or to $EUGEN_DATA."""
+    """Folder, relative to the current folder, to the YAML file or to $EUGEN_DATA."""
     name: str = ""
-    """What tables call it; the folder's name if left out."""
+    """Name in tables; by default the folder's name."""
     overrides: Overrides = field(default_factory=dict)
-    """Options of every method on this scene."""
+    """Options for every method on this scene."""
 
 
 @dataclass(frozen=True)
@@ -49,30 +51,30 @@ class MethodEntry:
     """A method of a benchmark."""
 
     method: str
-    """Name that ns-train knows."""
+    """Name of the method in ns-train."""
     name: str = ""
-    """What tables call it; the method's name if left out. Unique, so that variants of one method can be told apart."""
+    """Name in tables; by default the method's name. It must be unique, also for variants of one method."""
     dataparser: str = "eugen-scene"
-    """Loader of the scene, by nerfstudio's name for it. The same for all gives all the same poses and splits."""
+    """nerfstudio's name of the scene's loader. With the same one, all methods get the same poses and splits."""
     overrides: Overrides = field(default_factory=dict)
     """Options of nerfstudio's configuration, as a path with dots: {pipeline.model.field.num_features: 16}."""
     eval_images: int | None = None
-    """Evaluate at most that many test images of this method; None for the benchmark's own limit."""
+    """Maximum number of test images to evaluate with this method; None for the benchmark's own limit."""
     timed_frames: int | None = None
-    """Time at most that many frames of this method; None for the benchmark's own number."""
+    """Number of frames to time with this method; None for the benchmark's own number."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Evaluations on a few test views while the training clock stands still."""
+    """Evaluations on a few test views during training, while the training clock is stopped."""
 
     at: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
-    """Shares of the budget after which to evaluate."""
+    """When to evaluate, as shares of the budget."""
     views: int = 3
-    """Test views, spread over the split, the same at every time and for every method."""
+    """Number of test views, spread over the split and the same for every evaluation and method."""
     pixels: int | None = None
-    """Look at that many pixels of each view, drawn once and the same for every method, so that methods with slow
-    frames can be followed too; None for whole views."""
+    """Evaluate this many pixels of each view, so that methods with slow frames can be followed too. The pixels are
+    drawn once and are the same for every method. None for whole views."""
 
 
 @dataclass(frozen=True)
@@ -81,34 +83,34 @@ class Benchmark:
 
     scenes: tuple[SceneEntry, ...]
     methods: tuple[MethodEntry, ...]
-    """The first one is the reference of all ratios."""
+    """The first method is the reference of all ratios."""
     budget: Budget
     title: str = ""
-    """Headline of the report."""
+    """Title of the report."""
     seeds: tuple[int, ...] = (0,)
-    """Each row is trained once with each."""
+    """Random seeds; each row is trained once with each of them."""
     fit_schedules: bool = True
-    """Stretch or compress every method's learning-rate schedule to the budget; false for the method's own steps."""
+    """Stretch or compress every method's learning-rate schedule to the budget; false keeps the method's own steps."""
     overrides: Overrides = field(default_factory=dict)
-    """Options of every method."""
+    """Options for every method."""
     curve: Curve = field(default_factory=Curve)
     """When to evaluate during training."""
     target_psnr: tuple[float, ...] = ()
-    """PSNR values (dB) of the curve whose time is reported."""
+    """PSNR values (dB); the report gives the training time until the curve reaches them."""
     eval_images: int | None = None
-    """Evaluate at most that many test images after training; None for all."""
+    """Maximum number of test images to evaluate after training; None for all."""
     timed_frames: int = 20
-    """Test views whose rendering is timed; goes round again when there are fewer."""
+    """Number of frames to time; test views are repeated if there are fewer."""
     pictures: int = 2
-    """Test views shown in the report."""
+    """Number of test views shown in the report."""
 
 
 def load_benchmark(path: Path) -> Benchmark:
     """Read and check a YAML file.
 
     Raises:
-        UserError: the file cannot be read, is no YAML, has an unknown key or a value that cannot work, or names
-            a scene that does not exist.
+        UserError: the file cannot be read, is not YAML, has an unknown key or an invalid value, or names a scene that
+            does not exist.
     """
     try:
         data = yaml.safe_load(path.read_text("utf8"))
@@ -118,7 +120,7 @@ def load_benchmark(path: Path) -> Benchmark:
         raise UserError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: must be a mapping with at least scenes, methods and budget.")
-    # A lone name stands for an entry that says nothing else.
+    # A string is short for an entry with nothing but this name.
     for key, lone in (("scenes", "path"), ("methods", "method")):
         if isinstance(data.get(key), list):
             data[key] = [{lone: entry} if isinstance(entry, str) else entry for entry in data[key]]
@@ -127,7 +129,7 @@ def load_benchmark(path: Path) -> Benchmark:
 
 
 def _completed(benchmark: Benchmark, file: Path) -> Benchmark:
-    """Paths made absolute, names filled in, values checked."""
+    """Make paths absolute, fill in names, and check values."""
     scenes = []
     for scene in benchmark.scenes:
         folder = find_scene(scene.path, file.parent)
@@ -142,7 +144,19 @@ def _completed(benchmark: Benchmark, file: Path) -> Benchmark:
     title = benchmark.title or file.stem
     completed = replace(benchmark, title=title, scenes=tuple(scenes), methods=tuple(methods))
     _check_numbers(completed, file)
+    _check_storable(completed, file)
     return completed
+
+
+def _check_storable(benchmark: Benchmark, file: Path) -> None:
+    """What JSON cannot hold, as YAML's .inf and dates, could not be written beside the results."""
+    try:
+        json.dumps(dataclasses.asdict(benchmark), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{file}: has a value that cannot be stored with the results ({error}). Numbers must be finite; put dates "
+            "in quotes."
+        ) from error
 
 
 def _check_numbers(benchmark: Benchmark, file: Path) -> None:
@@ -173,21 +187,21 @@ def _check_numbers(benchmark: Benchmark, file: Path) -> None:
 
 
 def find_scene(path: str, beside: Path) -> Path:
-    """The folder of a scene, absolute.
+    """Find the folder of a scene, as an absolute path.
 
     Args:
-        path: as the YAML file has it.
+        path: as given in the YAML file.
         beside: folder of the YAML file.
 
     Raises:
-        UserError: there is no such folder in any of the places where it is looked for.
+        UserError: none of the places has such a folder.
     """
     given = Path(os.path.expanduser(path))
     data = os.environ.get("EUGEN_DATA")
     places = [Path.cwd(), beside.absolute(), *([Path(data).expanduser().absolute()] if data else [])]
     for place in places:
-        if os.path.exists(place / given):  # unlike pathlib's, False also for names that no file can have
-            return Path(os.path.abspath(place / given))  # a link's own name is what tables call the scene
+        if os.path.exists(place / given):  # unlike pathlib's, also False for names that no file can have
+            return Path(os.path.abspath(place / given))  # unresolved: a link's own name is the scene's name
     looked = ", ".join(dict.fromkeys(str(place / given) for place in places))
     near = difflib.get_close_matches(path, _folders(places), n=1, cutoff=0.6)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -204,10 +218,10 @@ def _folders(places: Sequence[Path]) -> list[str]:
 
 
 def benchmark_from_json(data: Any, where: str) -> Benchmark:
-    """The benchmark that `dataclasses.asdict` and JSON made of one.
+    """Rebuild a benchmark from `dataclasses.asdict` and JSON.
 
     Raises:
-        UserError: it is none.
+        UserError: the data are not a benchmark.
     """
     benchmark = convert(Benchmark, data, where)
     assert isinstance(benchmark, Benchmark)

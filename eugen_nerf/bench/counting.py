@@ -1,4 +1,4 @@
-"""What a network costs: stored and merged parameters, multiply-adds and samples."""
+"""Count what a network costs: stored and merged parameters, multiply-adds and samples."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ OBSERVED_SIDE = 40  # pixels
 
 
 def count(model: nn.Module, camera: Cameras) -> dict[str, Any]:
-    """Sizes of a model, and its work per sample and ray while it renders one picture.
+    """Count a model's parameters, and its work per sample and ray while it renders one image.
 
-    An `EugenField` is counted after merging. For other methods the parameters and multiply-adds are those of the
-    layers that run while a field is evaluated, seen as they run, EUGen layers among them after merging; a field
-    that evaluates its network outside of PyTorch (tiny-cuda-nn) gets None. Fields are weighted by their samples.
-    Proposal networks, encodings and activations are not counted.
+    An `EugenField` is counted after merging. For other methods, the parameters and multiply-adds of the layers that run
+    while a field is evaluated are observed, with EUGen layers counted after merging. A field that evaluates its network
+    outside of PyTorch (tiny-cuda-nn) gets None. Fields are weighted by their samples. Proposal networks, encodings and
+    activations are not counted.
     """
     field = getattr(model, "field", None)
     if isinstance(field, EugenField):
@@ -56,18 +56,18 @@ def _eugen_samples(model: Any, camera: Cameras) -> dict[str, float]:
 
 @torch.no_grad()
 def _observed(model: Any, camera: Cameras) -> dict[str, float | None]:
-    # These methods take the same samples on every ray, and some need a minute for a whole frame.
+    # These methods take the same number of samples on every ray, and some need a minute for a whole frame.
     camera = copy.deepcopy(camera)
     camera.rescale_output_resolution(min(1.0, OBSERVED_SIDE / int(camera.height.max())))
     fields = [module for module in model.modules() if isinstance(module, Field)]
     stacks = [module for module in model.modules() if isinstance(module, LayerStack)]
-    # A stack evaluates its layers merged, as a whole, and refuses to with hooks on them, as merging itself does.
+    # A stack evaluates its layers merged, as a whole. Like merging, it refuses layers with hooks.
     inside = {module for stack in stacks for module in stack.modules() if module is not stack}
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | EUGen | LayerStack) and m not in inside]
     work = _Work({layer: _size(layer) for layer in layers})
     hooks = [layer.register_forward_hook(work.run_layer) for layer in layers]
     for field in fields:
-        # nerfstudio's models call forward itself, past the hooks of a module.
+        # nerfstudio's models call forward directly, which bypasses a module's hooks.
         field.forward = work.watched(field.forward)  # type: ignore[method-assign]
     try:
         model.get_outputs_for_camera(camera)
@@ -85,7 +85,7 @@ def _observed(model: Any, camera: Cameras) -> dict[str, float | None]:
 
 
 def _size(layer: nn.Linear | EUGen | LayerStack) -> tuple[int, int]:
-    """Parameters, and multiply-adds for each row of inputs."""
+    """Parameters, and multiply-adds per input row."""
     if isinstance(layer, LayerStack):
         return layer.num_parameters(), layer.multiply_adds()
     if isinstance(layer, nn.Linear):
@@ -95,7 +95,7 @@ def _size(layer: nn.Linear | EUGen | LayerStack) -> tuple[int, int]:
 
 
 class _Work:
-    """Counts samples that enter a field, and parameters and multiply-adds of the layers that run meanwhile."""
+    """Counts the samples that enter a field, and the parameters and multiply-adds of the layers that run for them."""
 
     def __init__(self, sizes: dict[nn.Module, tuple[int, int]]) -> None:
         self._sizes = sizes

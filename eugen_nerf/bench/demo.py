@@ -1,7 +1,7 @@
 """The demonstration behind `make demo`: python -m eugen_nerf.bench.demo --output outputs/make-demo.
 
-Trains EUGen and its MLP twin on a small scene with the runner of `eugen-bench run`, flies a camera around it, and
-puts both side by side in a table and a picture.
+It trains EUGen and the MLP baseline on a small scene with the runner of `eugen-bench run`, films the scene from a
+circling camera, and compares both in a table and an image.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from eugen_nerf.bench.pictures import enlarged, open_picture, side_by_side
 from eugen_nerf.bench.report import write_report
 from eugen_nerf.bench.results import ResultStore, finished_records, prepared_folder
 from eugen_nerf.bench.runner import check_rows, run
-from eugen_nerf.bench.summary import summarise
+from eugen_nerf.bench.summary import summarize
 from eugen_nerf.bench.tables import Table, chosen, method_table, transposed
 from eugen_nerf.cli_support import command_line, exit_on_user_error
 from eugen_nerf.errors import UserError
 from eugen_nerf.metrics import to_uint8
 
-# Lines of the table, a choice from those of the report.
+# Rows of the table, selected from those of the report.
 SHOWN = (
     "PSNR (dB)",
     "SSIM",
@@ -45,16 +45,16 @@ VIDEO, COMPARISON, TABLE = "orbit.mp4", "comparison.png", "table"
 
 @dataclass
 class DemoOptions:
-    """Train EUGen and its MLP twin on the demo scene, film it, compare the two."""
+    """Train EUGen and the MLP baseline on the demo scene, film the scene, and compare the two."""
 
     output: Path = Path("outputs/make-demo")
-    """Folder for the results; what an earlier demo left there is replaced."""
+    """Folder for the results. Those of an earlier demo are replaced."""
     config: Path = Path("configs/demo.yaml")
-    """What to train."""
+    """The benchmark to run."""
     frames: int = 96
     """Frames of the video, once around the scene."""
     size: int = 320
-    """Side of the video in pixels."""
+    """Side length of the video in pixels."""
 
 
 def demo(options: DemoOptions, console: Console) -> None:
@@ -86,7 +86,7 @@ def _train_and_show(benchmark: Benchmark, store: ResultStore, options: DemoOptio
 
 
 def _remove_earlier(folder: Path) -> None:
-    """So that no picture of an earlier demo stands beside the results of one that failed."""
+    """Remove the output of an earlier demo, so that it cannot be mistaken for that of a failed one."""
     names = [VIDEO, COMPARISON, f"{TABLE}.md", f"{TABLE}.json", *map(_still, range(STILLS))]
     try:
         for name in names:
@@ -115,7 +115,7 @@ def _show(benchmark: Benchmark, store: ResultStore, options: DemoOptions, consol
 
 
 def _check(options: DemoOptions, benchmark: Benchmark) -> None:
-    """Raises UserError for what would fail only after the trainings."""
+    """Raise UserError for anything that would otherwise fail after the trainings."""
     for option, value, least in (("--frames", options.frames, STILLS), ("--size", options.size, 2)):
         if value < least:
             raise UserError(f"{option} must be at least {least}, not {value}.")
@@ -139,10 +139,10 @@ def _load_config(job: TrainingJob, store: ResultStore) -> Path:
 
 
 def film(job: TrainingJob, store: ResultStore, options: DemoOptions, console: Console) -> list[tuple[str, Path]]:
-    """A video of views that no camera has taken, and stills of it.
+    """Write a video of novel views, and stills of it.
 
     Returns:
-        What was written: a description and the path of each.
+        Description and path of each.
     """
     from eugen_nerf.bench.orbit import orbit_cameras
     from eugen_nerf.plugin.evaluation import render_view
@@ -168,7 +168,7 @@ def film(job: TrainingJob, store: ResultStore, options: DemoOptions, console: Co
 
 
 def compare(jobs: list[TrainingJob], store: ResultStore) -> Path:
-    """A picture of test views: truth, then each method."""
+    """Write an image of test views: ground truth, then each method."""
     pictures = store.folder / "pictures"
     views = _result(jobs[0], store)["pictures"]
     rows = []
@@ -182,7 +182,7 @@ def compare(jobs: list[TrainingJob], store: ResultStore) -> Path:
 
 
 def _table(benchmark: Benchmark, store: ResultStore) -> Table:
-    (scene,) = summarise(benchmark, store)
+    (scene,) = summarize(benchmark, store)
     return transposed(chosen(method_table(scene.methods, f"{_names(benchmark)} after {benchmark.budget}"), SHOWN))
 
 

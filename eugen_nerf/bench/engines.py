@@ -1,4 +1,4 @@
-"""Who runs the workers: this machine, or a Ray cluster."""
+"""Run workers on this machine; the base class of other engines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECONDS_TO_STOP = 5.0
 
 
 class Engine(ABC):
-    """Starts workers on the folders of jobs. A worker's result is in its folder when `poll` says that it ended."""
+    """Starts workers on the folders of jobs. When `poll` reports its end, a worker's result is in the folder."""
 
     @abstractmethod
     def has_room(self) -> bool:
@@ -28,7 +28,7 @@ class Engine(ABC):
 
     @abstractmethod
     def poll(self, folder: Path) -> str | None:
-        """None while the job runs, else how its process ended."""
+        """None while the job runs, then how its process ended."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -36,7 +36,7 @@ class Engine(ABC):
 
 
 class LocalEngine(Engine):
-    """One job at a time for each GPU of this machine; one in all where there is none."""
+    """Runs one job at a time on each GPU of this machine, or a single job if there is no GPU."""
 
     def __init__(self) -> None:
         self._free = visible_devices()
@@ -82,9 +82,9 @@ def visible_devices() -> list[str | None]:
 
 
 def start_worker(folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start the process of a job; what it prints goes to the folder's log.txt.
+    """Start the process of a job, with its output in the folder's log.txt.
 
-    It gets a process group of its own, so that Ctrl-C reaches the runner alone, which then ends the group.
+    It gets its own process group, so that Ctrl-C only reaches the runner, which then ends the group.
     """
     with open(folder / "log.txt", "ab") as log:
         return subprocess.Popen(
@@ -94,11 +94,12 @@ def start_worker(folder: Path, environment: dict[str, str]) -> subprocess.Popen[
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
+            close_fds=False,  # the lock of the benchmark's folder goes on until the worker has ended too
         )
 
 
 def end_worker(process: subprocess.Popen[Any]) -> None:
-    """Wait a moment for a worker that was told to end, then end it and whatever it has started."""
+    """Wait a moment for a worker that was told to end, then kill it and all processes it has started."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(SECONDS_TO_STOP)
     with contextlib.suppress(ProcessLookupError):
@@ -107,7 +108,7 @@ def end_worker(process: subprocess.Popen[Any]) -> None:
 
 
 def describe_exit(status: int) -> str:
-    """What the exit status of a process tells."""
+    """Describe the exit status of a process."""
     if status >= 0:
         return f"the worker ended with status {status}"
     name = signal.Signals(-status).name
@@ -116,7 +117,7 @@ def describe_exit(status: int) -> str:
 
 
 def run_worker(folder: Path) -> str:
-    """Do a whole job from a thread or process that has nothing else to do; an exception ends the worker."""
+    """Run a whole job and wait for it. An exception in the caller ends the worker."""
     process = start_worker(folder, dict(os.environ))
     try:
         while process.poll() is None:

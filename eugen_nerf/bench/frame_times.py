@@ -1,4 +1,4 @@
-"""Seconds per frame, of several runs that take turns in one process."""
+"""Measure seconds per frame of several runs, interleaved in one process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from eugen_nerf.plugin import evaluation
 from eugen_nerf.plugin.runs import load_run
 
 WARM_UP = 2
-# A first frame that takes longer is warm-up enough.
+# If the first frame takes longer, it is enough warm-up.
 SECONDS_OF_WARM_UP = 5.0
 
 
@@ -28,18 +28,18 @@ def time_frames(
     timed_frames: Sequence[int],
     report: Callable[[float], None] = lambda fraction: None,
 ) -> list[list[dict[str, float]]]:
-    """Time the rendering of test views, frame by frame in turns.
+    """Time the rendering of test views, interleaved frame by frame.
 
-    A frame begins with a camera on the device and ends when the device has its picture: rays are generated and
-    rendered in between, no file is read or written and nothing is compared. Each pipeline renders two frames
-    before the first that counts, or one if that takes long. In every turn each pipeline renders the same view, and
-    each turn begins with another pipeline, so that drift of the machine and warm caches favour none.
+    A frame begins with a camera on the device and ends when the image is on the device. Rays are generated and
+    rendered in between; no file is read or written and nothing is compared. Each pipeline renders two frames as
+    warm-up, or one if that takes long. In every turn, each pipeline renders the same view. Each turn begins with
+    another pipeline, so that neither drift of the machine nor warm caches favor one.
 
     Args:
-        timed_frames: of each pipeline; one that has rendered its number drops out.
+        timed_frames: number for each pipeline; one that has rendered all of its frames drops out.
 
     Returns:
-        For each pipeline its frames: the view's index, and the seconds.
+        The frames of each pipeline: the view's index, and the seconds.
     """
     frames: list[list[dict[str, float]]] = [[] for _ in pipelines]
     total = sum(timed_frames) + WARM_UP * len(pipelines)
@@ -65,10 +65,13 @@ def time_frames(
 
 
 def measure_runs(load_configs: Sequence[Path], frames: int, command: str) -> tuple[Table, str]:
-    """Frame times of finished runs: a table, and a line on the machine.
+    """Measure frame times of finished runs.
+
+    Returns:
+        A table, and a line describing the machine.
 
     Raises:
-        UserError: a run cannot be loaded, or no frame is asked for.
+        UserError: a run cannot be loaded, or `frames` is below 1.
     """
     if frames < 1:
         raise UserError(f"--frames must be at least 1, not {frames}.")
@@ -76,7 +79,7 @@ def measure_runs(load_configs: Sequence[Path], frames: int, command: str) -> tup
     folders = [path.absolute().parent for path in load_configs]
     names = [f"{folder.parent.name} {folder.name}" for folder in folders]
     timed = time_frames(pipelines, [frames] * len(pipelines))
-    views = [frame["view"] for frame in timed[0]]  # the same in every row
+    views = [frame["view"] for frame in timed[0]]  # the same for every run
     times = [[frame["seconds"] for frame in row] for row in timed]
     rows = []
     for name, mine in zip(names, times, strict=True):

@@ -1,8 +1,8 @@
-"""What the runner hands to a worker process, and the files through which the two talk.
+"""Jobs that the runner passes to worker processes, and the files through which both communicate.
 
-A job has a folder: the runner writes job.json, the worker writes progress.json (replaced again and again),
-log.txt and at the end result.json. Files work alike for a child process and for a node of a cluster that
-shares the file system, and outlive both.
+Each job has a folder. The runner writes job.json; the worker writes progress.json (replaced repeatedly), log.txt and
+finally result.json. Files work the same for a child process and for a cluster node that shares the file system, and
+they outlive both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Phase = Literal["waiting", "loading", "training", "evaluating", "timing"]
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Train one method on one scene with one seed, then evaluate it. A row of the results."""
+    """Train one method on one scene with one seed, then evaluate it: one row of the results."""
 
     scene: str
     scene_path: str
@@ -45,35 +45,35 @@ class TrainingJob:
 
     @property
     def slug(self) -> str:
-        """Fit to name a folder; `runner.check_rows` sees to it that no two jobs of a benchmark have the same."""
+        """Usable as a folder name. `runner.check_rows` ensures that the jobs of a benchmark have different ones."""
         return slug(f"{self.scene} {self.name} seed {self.seed}")
 
     @property
     def folder(self) -> str:
-        """Name of the folder of its pictures; see `mark`."""
+        """Name of the folder of its images; see `mark`."""
         return f"{self.slug}-{self.mark}"
 
     @property
     def digest(self) -> str:
-        """Changes whenever anything changes on which the result depends.
+        """Identifies everything on which the result depends.
 
-        Of the scene's path only the folder's name counts: data that moved need no new training.
+        Of the scene's path only the folder's name counts, so data may be moved without a new training.
         """
         return _digest(dataclasses.replace(self, scene_path=Path(self.scene_path).name))
 
     @property
     def mark(self) -> str:
-        """Part of the names of what the training leaves behind, its run and its pictures.
+        """Part of the names of the training's run and images.
 
-        A file may be changed, resumed and changed back: what the earlier records tell of must still be there then, so
-        the same row with other options must not write over it.
+        A benchmark's file may be changed, resumed and changed back. The files of the earlier records must still exist
+        then, so the same row with other options must not overwrite them.
         """
         return self.digest[:8]
 
 
 @dataclass(frozen=True)
 class FramesJob:
-    """Time the frames of all methods of one scene and seed, taking turns in one process."""
+    """Time the frames of all methods of one scene and seed, interleaved in one process."""
 
     scene: str
     seed: int
@@ -104,25 +104,25 @@ class Progress:
 
     phase: Phase = "waiting"
     fraction: float = 0.0
-    """Of the whole job, 0 to 1."""
+    """Finished part of the whole job, 0 to 1."""
     step: int = 0
     psnr: float | None = None
-    """Of the newest point of the curve, dB."""
+    """PSNR of the newest point of the curve, dB."""
 
 
 @dataclass
 class Result:
-    """What became of a job."""
+    """The result of a job."""
 
     status: Literal["done", "failed"]
     message: str = ""
-    """Why it failed, in one line."""
+    """Reason of a failure, in one line."""
     values: dict[str, Any] = field(default_factory=dict)
-    """What was measured."""
+    """The measurements."""
 
 
 def training_jobs(benchmark: Benchmark) -> list[TrainingJob]:
-    """Every row; the methods of a scene stand side by side, and each seed begins with another of them."""
+    """All rows. The methods of a scene are adjacent, and each seed begins with a different one."""
     jobs = []
     for scene in benchmark.scenes:
         for turn, seed in enumerate(benchmark.seeds):
@@ -152,7 +152,7 @@ def _training_job(benchmark: Benchmark, scene: SceneEntry, method: MethodEntry, 
 
 
 def slug(text: str) -> str:
-    """Letters, digits, dots, dashes and underscores of a text; a hash keeps what else differs apart."""
+    """Letters, digits, dots, dashes and underscores of a text; a hash distinguishes other characters."""
     clean = "".join(c if c.isascii() and (c.isalnum() or c in "._") else "-" for c in text)
     if clean.strip(".") and clean == text.replace(" ", "-"):
         return clean
@@ -161,7 +161,7 @@ def slug(text: str) -> str:
 
 def _digest(job: Job) -> str:
     content = dataclasses.asdict(job)
-    # Results from before there was this option are those of jobs without it.
+    # Results that are older than this option belong to jobs without it.
     if content.get("curve_pixels", 0) is None:
         del content["curve_pixels"]
     text = json.dumps(content, sort_keys=True)
@@ -169,12 +169,12 @@ def _digest(job: Job) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a file in one go: readers see the old content or the new, never a part."""
+    """Replace a file atomically: readers see the old content or the new, never a part."""
     replace_file(path, json.dumps(value, indent=1, allow_nan=False).encode("utf8"))
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote; None while there is nothing."""
+    """Read what `write_json` wrote; None if there is no file yet."""
     try:
         return json.loads(path.read_text("utf8"))
     except FileNotFoundError:

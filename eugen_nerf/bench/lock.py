@@ -1,4 +1,4 @@
-"""One program at a time in a folder."""
+"""A lock that admits one program at a time to a folder."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ LOCK = ".lock"
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other programs that ask for it too out of a folder, which is made if it is not there.
+    """Lock a folder against other programs that use this lock. The folder is created if it does not exist.
 
-    The system lets go of the lock when the process ends, however it ends. The file stays: somebody else may have
-    opened it already, and would then lock a file that nobody finds any more.
+    The system releases the lock when the process and those that it started with `close_fds=False` have ended, however
+    they ended. The lock file stays: another process may already have opened it, and would then lock a file that no
+    other process finds.
 
     Raises:
-        UserError: another program is at work there, or the folder cannot be written.
+        UserError: another program is using the folder, or it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Open for writing: over NFS nothing else can be locked for one alone.
+        # Open for writing, which NFS requires for an exclusive lock.
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
@@ -42,7 +43,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks
         else:
-            with contextlib.suppress(OSError):  # who it is only makes the message of others better
+            os.set_inheritable(descriptor, True)  # workers that outlive a killed runner keep the folder locked
+            with contextlib.suppress(OSError):  # the holder's name only improves the message of others
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield

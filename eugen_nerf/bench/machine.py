@@ -1,4 +1,4 @@
-"""Where and with what a measurement was made."""
+"""Describe the machine and the software of a measurement."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = ("torch", "nerfstudio", "numpy")
 
 
 def describe_machine(command: str) -> dict[str, Any]:
-    """Machine, versions, revision, time and command, for the record of a measurement.
+    """Collect machine, versions, revision, time and command for the record of a measurement.
 
     Args:
         command: what the user typed.
@@ -43,7 +43,7 @@ def describe_machine(command: str) -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """The processor's name and, since virtual machines often shorten it, family, model and vector instructions.
+    """The processor's name with family, model and vector instructions, since virtual machines often shorten the name.
 
     Returns:
         For example "AMD EPYC (family 25, model 17, AVX512)".
@@ -59,11 +59,11 @@ def cpu_model() -> str:
 
 
 def git_revision() -> str | None:
-    """Revision of the checkout that the package runs from, with + if it was changed; None outside of one."""
+    """Revision of the checkout that the package runs from, with + if it has changes; None outside of a checkout."""
     folder = Path(__file__).parent
     try:
         revision = _git(folder, "rev-parse", "--short=12", "HEAD")
-        # A package installed inside some other project's checkout does not belong to it.
+        # A package that is installed inside another project's checkout does not belong to that checkout.
         tracked = _git(folder, "ls-files", Path(__file__).name)
         changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
@@ -83,9 +83,9 @@ def _version(package: str) -> str | None:
 
 
 def peak_memory() -> dict[str, int | None]:
-    """Most bytes this process has used: resident, and on the device as far as PyTorch allocated them.
+    """Peak memory of this process in bytes: resident, and on the device as allocated by PyTorch.
 
-    The resident peak is read from /proc: what getrusage tells includes the parent from which the process forked.
+    The resident peak is read from /proc, because getrusage includes the parent from which the process forked.
     """
     resident = None
     try:

@@ -1,4 +1,4 @@
-"""nerfstudio's configuration of a method, made ready for a row of a benchmark."""
+"""Prepare nerfstudio's configuration of a method for a row of a benchmark."""
 
 from __future__ import annotations
 
@@ -19,15 +19,37 @@ from eugen_nerf.bench.jobs import TrainingJob, slug
 from eugen_nerf.bench.schema import convert, suggestion
 from eugen_nerf.errors import UserError
 
-# A schedule's options that count steps; compressing the schedule multiplies them all.
+# What the benchmark itself decides for every row, and where it is said: an override would make the record untrue.
+DECIDED = {
+    "max_num_iterations": "the benchmark's budget",
+    "steps_per_eval_batch": "the benchmark's curve",
+    "steps_per_eval_image": "the benchmark's curve",
+    "steps_per_eval_all_images": "the benchmark's curve",
+    "steps_per_save": "nothing: a row is saved at its end",
+    "machine.seed": "the benchmark's seeds",
+    "machine.device_type": "CUDA_VISIBLE_DEVICES",
+    "machine.num_devices": "nothing: a row is trained on one device",
+    "output_dir": "--out",
+    "experiment_name": "the scene's name",
+    "timestamp": "the method's name",
+    "data": "the scene's path",
+    "pipeline.datamanager.data": "the scene's path",
+    "load_dir": "nothing: every row is trained from the start",
+    "pipeline.datamanager.dataparser.data": "the scene's path",
+    "load_step": "nothing: every row is trained from the start",
+    "load_checkpoint": "nothing: every row is trained from the start",
+    "load_config": "nothing: every row is trained from the start",
+}
+
+# Options of a schedule that count steps; fitting the schedule scales all of them.
 SCHEDULE_STEPS = ("max_steps", "warmup_steps", "warm_up_end", "milestones")
 
 
 def method_config(name: str) -> TrainerConfig:
-    """A copy of what ns-train starts a method from.
+    """A copy of the configuration from which ns-train starts a method.
 
     Raises:
-        UserError: nerfstudio knows no such method, or it is not installed.
+        UserError: nerfstudio does not know the method, or it is not installed.
     """
     config: Any = all_methods.get(name)
     installed = [known for known, entry in all_methods.items() if _is_installed(entry)]
@@ -60,7 +82,7 @@ def row_config(job: TrainingJob, runs: Path, device: str) -> TrainerConfig:
     manager: Any = config.pipeline.datamanager
     manager.dataparser = copy.deepcopy(all_dataparsers[job.dataparser])
     if getattr(manager.dataparser, "downscale_factor", 1) is None:
-        manager.dataparser.downscale_factor = 1  # methods that could not reduce photos stand beside
+        manager.dataparser.downscale_factor = 1  # other methods of the benchmark cannot reduce photos
     manager.data = Path(job.scene_path)
     config.data = Path(job.scene_path)
     config.output_dir = runs
@@ -72,7 +94,7 @@ def row_config(job: TrainingJob, runs: Path, device: str) -> TrainerConfig:
     config.viewer.quit_on_train_completion = True
     config.logging.local_writer.enable = False
     config.logging.profiler = "none"
-    # Evaluation is ours; nerfstudio's own would run inside the training clock.
+    # We evaluate ourselves; nerfstudio's evaluation would count as training time.
     config.steps_per_eval_batch = config.steps_per_eval_image = config.steps_per_eval_all_images = 0
     if job.budget.iterations is not None:
         config.max_num_iterations = job.budget.iterations
@@ -83,8 +105,9 @@ def row_config(job: TrainingJob, runs: Path, device: str) -> TrainerConfig:
         if job.fit_schedules:
             _check_stretching(config)
     if not job.fit_schedules and hasattr(config, "fit_schedules"):
-        config.fit_schedules = False  # our own methods fit theirs by themselves
+        config.fit_schedules = False  # our methods otherwise fit their own schedules
     config.steps_per_save = config.max_num_iterations + 1
+    _check_undecided(job.overrides)
     apply_overrides(config, job.overrides)
     return config
 
@@ -105,7 +128,7 @@ def _fit_schedules(config: TrainerConfig, iterations: int) -> None:
 
 def _check_stretching(config: TrainerConfig) -> None:
     for name, group in config.optimizers.items():
-        if isinstance(group["scheduler"], MultiStepSchedulerConfig):  # all others are functions of the spent share
+        if isinstance(group["scheduler"], MultiStepSchedulerConfig):  # all others can be functions of the spent share
             raise UserError(
                 f"The learning rate of {name} falls at milestones in steps, which a budget in seconds cannot stretch. "
                 "Give the benchmark a budget of iterations, or fit_schedules: false."
@@ -113,13 +136,20 @@ def _check_stretching(config: TrainerConfig) -> None:
 
 
 def apply_overrides(config: Any, overrides: Overrides) -> None:
-    """Set options, given as paths with dots, of a tree of dataclasses and mappings.
+    """Set options of a tree of dataclasses and mappings, given as paths with dots.
 
     Raises:
-        UserError: no such option (the message has the nearest), or a value of the wrong type.
+        UserError: an option does not exist (the message suggests the nearest), or a value has the wrong type.
     """
     for path, value in overrides.items():
         _apply(config, path, value)
+
+
+def _check_undecided(overrides: Overrides) -> None:
+    for path in overrides:
+        decided = DECIDED.get(path.replace("-", "_"))
+        if decided is not None:
+            raise UserError(f"Override {path}: is decided by the benchmark itself; what sets it is {decided}.")
 
 
 def _apply(config: Any, path: str, value: Any) -> None:
@@ -149,7 +179,7 @@ def _member(owner: Any, name: str, walked: list[str], path: str) -> Any:
 
 def _options(owner: Any) -> dict[str, Any]:
     if isinstance(owner, dict):
-        # Groups of optimizers carry the names that the model gives them, with underscores or dashes.
+        # Optimizer groups have the names that the model gives them, with underscores or dashes.
         return {str(key).replace("-", "_"): value for key, value in owner.items()}
     if dataclasses.is_dataclass(owner):
         names = [field.name for field in dataclasses.fields(owner)]

@@ -1,4 +1,4 @@
-"""Our methods behind the interface of nerfbaselines (Kulhanek and Sattler, arXiv 2406.17345)."""
+"""Our methods with the interface of nerfbaselines (Kulhanek and Sattler, arXiv 2406.17345)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from PIL import Image
 from eugen_nerf.bench.methods import apply_overrides, method_config
 from eugen_nerf.errors import UserError
 from eugen_nerf.plugin.dataparsers import CAMERA_TYPES
-from eugen_nerf.scenes.normalise import WorldChange, faces_forward, near_depth_of_points, normalise
+from eugen_nerf.scenes.normalize import WorldChange, faces_forward, near_depth_of_points, normalize
 from eugen_nerf.scenes.scene import BLENDER_HALF_SIDE
 from eugen_nerf.scenes.world import LEAST_DISTANCE, UNBOUNDED_FAR, bounded_range
 
@@ -34,7 +34,7 @@ WORLD, CONFIG, CHECKPOINTS, DATASET = "world.json", "config.yml", "nerfstudio_mo
 
 @dataclass(frozen=True)
 class World:
-    """How a dataset's world relates to the one that is trained in; stored with every checkpoint."""
+    """The relation of a dataset's world to the training world; stored with every checkpoint."""
 
     transform: list[list[float]]
     scale: float
@@ -46,7 +46,7 @@ class World:
 
     @classmethod
     def of_dataset(cls, dataset: Mapping[str, Any]) -> World:
-        """As our scene loaders choose it: objects in front of nothing keep their world, captures are normalised."""
+        """Choose the world as our scene loaders do: objects without background keep theirs, captures are normalized."""
         poses = opengl(dataset["cameras"].poses)
         if dataset["metadata"].get("background_color") is not None:
             change = WorldChange(np.eye(4)[:3], 1.0)
@@ -55,7 +55,7 @@ class World:
         near_depth = None
         if dataset.get("points3D_xyz") is not None and faces_forward(poses):
             near_depth = near_depth_of_points(poses, dataset["points3D_xyz"])
-        change = normalise(poses, near_depth=near_depth)
+        change = normalize(poses, near_depth=near_depth)
         return cls(change.transform.tolist(), change.scale, 1.0, False, LEAST_DISTANCE, UNBOUNDED_FAR, len(poses))
 
     @property
@@ -64,11 +64,11 @@ class World:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the model wants to know."""
+        """Metadata for the model."""
         return {"bounded": self.bounded, "near": self.near, "far": self.far}
 
     def cameras(self, cameras: Any) -> Cameras:
-        """nerfstudio's cameras, in the world that is trained in, from those of nerfbaselines."""
+        """Convert nerfbaselines' cameras to nerfstudio's, in the training world."""
         change = WorldChange(np.array(self.transform), self.scale)
         distortion = np.zeros((len(cameras.poses), 6))
         given = cameras.distortion_parameters[:, :6]
@@ -90,7 +90,7 @@ class World:
 
 
 def opengl(poses: np.ndarray) -> np.ndarray:
-    """Camera-to-world [N, 3, 4] with OpenCV axes (y down, z forward) to OpenGL axes, in float64."""
+    """Convert camera-to-world matrices [N, 3, 4] from OpenCV axes (y down, z forward) to OpenGL axes, in float64."""
     flipped = poses[:, :3, :4].astype(np.float64)
     flipped[:, :, 1:3] *= -1
     return flipped
@@ -98,16 +98,16 @@ def opengl(poses: np.ndarray) -> np.ndarray:
 
 @dataclass
 class ArrayDataParserConfig(DataParserConfig):
-    """A dataset that nerfbaselines has loaded."""
+    """A dataset loaded by nerfbaselines."""
 
     _target: type = field(default_factory=lambda: ArrayDataParser)
     """Class to instantiate."""
 
 
 class ArrayDataParser(DataParser):
-    """Hands the dataset to nerfstudio from a folder, where `EugenNerf` has left it.
+    """Passes the dataset to nerfstudio from a folder, where `EugenNerf` has written it.
 
-    nerfbaselines evaluates, so the training views stand in for every other split.
+    nerfbaselines evaluates, so the training views are used for every other split.
     """
 
     def _generate_dataparser_outputs(self, split: str = "train", **_: Any) -> DataparserOutputs:
@@ -116,10 +116,10 @@ class ArrayDataParser(DataParser):
 
 
 def write_pictures(images: Sequence[np.ndarray], folder: Path, prefix: str) -> list[Path]:
-    """8-bit pictures [H, W, C] or masks [H, W] as files.
+    """Write 8-bit images [H, W, C] or masks [H, W] to files.
 
     Raises:
-        UserError: pictures of another type.
+        UserError: an image has another type.
     """
     paths = []
     for index, image in enumerate(images):
@@ -157,7 +157,7 @@ class EugenNerf(Method):
         if checkpoint is None and train_dataset is None:
             raise ValueError("either a checkpoint or a dataset is needed")
         self.checkpoint = checkpoint
-        # From nerfbaselines' command line all values come as text.
+        # nerfbaselines' command line passes all values as text.
         given = (config_overrides or {}).items()
         self.overrides = {key: yaml.safe_load(value) if isinstance(value, str) else value for key, value in given}
         self.config: Any = method_config(self.name)
@@ -235,13 +235,13 @@ class EugenNerf(Method):
         config.load_dir = None if self.checkpoint is None else Path(self.checkpoint) / CHECKPOINTS
         trainer: Any = config.setup(local_rank=0, world_size=1)
         trainer.setup()
-        # Training goes on to the same last step, not by so many steps more.
+        # A resumed training continues to the same last step.
         trainer.pipeline.spent = lambda step: step / config.max_num_iterations
         return trainer
 
     @classmethod
     def get_method_info(cls) -> dict[str, Any]:
-        """What nerfbaselines asks before it loads a dataset."""
+        """Method information that nerfbaselines needs before it loads a dataset."""
         return {
             "method_id": cls.name,
             "required_features": frozenset(("color",)),
@@ -251,7 +251,7 @@ class EugenNerf(Method):
         }
 
     def get_info(self) -> dict[str, Any]:
-        """What nerfbaselines writes into its results."""
+        """Information for nerfbaselines' results."""
         return {
             **self.get_method_info(),
             "num_iterations": self.config.max_num_iterations,
@@ -261,7 +261,7 @@ class EugenNerf(Method):
         }
 
     def train_iteration(self, step: int) -> dict[str, float]:
-        """One step; returns its losses and metrics."""
+        """Run one step and return its losses and metrics."""
         if self.trainer is None:
             raise RuntimeError("a method without a dataset cannot train")
         trainer = self.trainer
@@ -278,7 +278,7 @@ class EugenNerf(Method):
 
     @torch.no_grad()
     def render(self, camera: Any, *, options: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
-        """Colour [H, W, 3], depth [H, W] and accumulation [H, W, 1] seen by one camera; depth in the dataset's unit."""
+        """Render color [H, W, 3], depth [H, W] in the dataset's unit and accumulation [H, W, 1] for one camera."""
         cameras = self.world.cameras(camera.item()[None]).to(self.model.device)
         self.model.eval()
         outputs = self.model.get_outputs_for_camera(cameras)
@@ -289,7 +289,7 @@ class EugenNerf(Method):
         }
 
     def save(self, path: str) -> None:
-        """Write all that the constructor's `checkpoint` needs to a folder."""
+        """Write everything that the constructor's `checkpoint` needs to a folder."""
         if self.trainer is None:
             raise RuntimeError("a method without a dataset has nothing new to save")
         folder = Path(path)

@@ -1,4 +1,4 @@
-"""What nerfbaselines loads through its entry point `nerfbaselines.specs`; imports nothing of ours.
+"""Method specs that nerfbaselines loads through the entry point `nerfbaselines.specs`; imports nothing of ours.
 
 With both packages in one environment, `nerfbaselines train --method eugen-nerf --backend python --data DIR` works.
 """
@@ -16,7 +16,7 @@ METHODS = {
         "EUGen-NeRF, order 2",
         "The same radiance field with products of two projections as features.",
     ),
-    "eugen-nerf-mlp": ("EugenNerfMlp", "EUGen-NeRF's MLP twin", "The same radiance field with standard MLP layers."),
+    "eugen-nerf-mlp": ("EugenNerfMlp", "EUGen-NeRF, MLP baseline", "The same radiance field with standard MLP layers."),
 }
 
 

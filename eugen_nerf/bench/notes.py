@@ -1,4 +1,4 @@
-"""What a report says about how its numbers were made."""
+"""Notes of a report on how its numbers were measured."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from eugen_nerf.bench.config import Benchmark, Curve
-from eugen_nerf.bench.summary import SceneSummary
+from eugen_nerf.bench.summary import MethodSummary, SceneSummary
 
-FEW_VIEWS = 10  # of fewer a bootstrap of the median knows too little
+FEW_VIEWS = 10  # with fewer, a bootstrap of the median is unreliable
 
 
 def conditions(benchmark: Benchmark) -> list[str]:
-    """Sentences on what was compared."""
+    """Sentences that describe the comparison."""
     seeds = f"{len(benchmark.seeds)} seeds each" if len(benchmark.seeds) > 1 else f"seed {benchmark.seeds[0]}"
     return [f"Every method was trained for {benchmark.budget}, {seeds}."]
 
 
+def without_mean(benchmark: Benchmark, means: Sequence[MethodSummary]) -> list[str]:
+    """A sentence on the methods that a mean over the scenes lacks, if there are any."""
+    shown = {method.name for method in means}
+    missing = [method.name for method in benchmark.methods if method.name not in shown]
+    return [f"Without results on every scene: {', '.join(missing)}."] if missing else []
+
+
 def describe_machines(scenes: Sequence[SceneSummary]) -> list[str]:
-    """A line for each kind of machine and versions among the records, with the days and the commands."""
+    """A line for each combination of machine and versions in the records, with dates and commands."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for machine in (machine for scene in scenes for machine in scene.machines):
         groups.setdefault(_hardware_and_versions(machine), []).append(machine)
@@ -46,22 +53,22 @@ def _hardware_and_versions(machine: dict[str, Any]) -> str:
 
 
 def notes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
-    """How the numbers were made, as far as a reader needs it to judge them."""
+    """How the numbers were measured, as far as a reader needs it to judge them."""
     lines = [
-        "PSNR, SSIM and LPIPS compare pictures of 8 bits on the dataset's background (white behind transparency), "
-        "at full size, as nerfbaselines does. They are means over the test views, then over the seeds.",
-        "A frame begins with a camera and ends when the device has its picture; rays are generated in between, no file "
-        "is touched and nothing is compared. All methods of a scene took turns in one process, after two frames of "
-        "warm-up each, or one where frames take many seconds. The time ratio is the median of the ratios to "
-        f"{benchmark.methods[0].name} on the same view, with a bootstrap interval over the views.",
+        "PSNR, SSIM and LPIPS compare images in 8 bits on the dataset's background (white behind transparency), at "
+        "full size, as nerfbaselines does. They are means over the test views, then over the seeds.",
+        "A frame time starts with a camera and ends when the device has the image. It includes ray generation and "
+        "excludes file access and metrics. The methods of a scene are interleaved frame by frame in one process, after "
+        "two frames of warm-up each, or one if frames take many seconds. The time ratio is the median of the ratios "
+        f"to {benchmark.methods[0].name} on the same view, with a bootstrap interval over {_resampled(benchmark)}.",
         "Training time is that of the steps alone: evaluations and the first step, which compiles kernels, are "
-        "outside the clock.",
-        f"The curve shows {_curve_pixels(benchmark.curve)}, the same for all; its last point is therefore not the PSNR "
-        "of the table. Times to reach a PSNR are read off the curve, linear between its points; a method that is above "
-        "at the first point has that point's time.",
-        "Parameters and multiply-adds are those of the networks, EUGen layers merged; of nerfstudio's own methods the "
-        "layers are counted that run while a field is evaluated, per sample over all fields. A dash means that they "
-        "cannot be counted. Samples per ray are those of one test view.",
+        "excluded.",
+        f"The curve shows {_curve_pixels(benchmark.curve)}, the same for all methods; its last point therefore differs "
+        "from the PSNR in the table. Times to reach a PSNR are read off the curve by linear interpolation; a method "
+        "that is above the target at its first point gets that point's time.",
+        "Parameters and multiply-adds are those of the networks, with EUGen layers merged. For nerfstudio's own "
+        "methods they are those of the layers that run when a field is evaluated, per sample, summed over all fields. "
+        "A dash means that they cannot be counted. Samples per ray are those of one test view.",
         "nerfstudio's models were built without their own LPIPS module, which downloads weights and is not used here.",
     ]
     few = dict.fromkeys(
@@ -72,30 +79,34 @@ def notes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
             f"Frames of few views were timed with {', '.join(few)}: the interval of the time ratio is too narrow there."
         )
     if len(benchmark.seeds) > 1:
-        lines.append("What follows ± is the standard deviation of the PSNR over the seeds.")
+        lines.append("The number after ± is the standard deviation of the PSNR over the seeds.")
     if benchmark.fit_schedules:
         lines.append("Learning-rate schedules of all methods were stretched or compressed to the budget.")
     if not any(method.values["lpips"] is not None for scene in scenes for method in scene.methods):
-        lines.append("LPIPS is left out: the weights of AlexNet were not on the disk, or the pictures were too small.")
+        lines.append("LPIPS is left out: the weights of AlexNet were not on the disk, or the images were too small.")
     partial = dict.fromkeys(m.name for scene in scenes for m in scene.methods if m.evaluated < m.available)
     if partial:
         lines.append(
-            f"Only a part of the test views was evaluated with {', '.join(partial)}, see the column Views; they are "
-            "spread evenly over the split."
+            f"Only some test views were evaluated with {', '.join(partial)}, see the column Views; they are spread "
+            "evenly over the split."
         )
     if any(not scene.common_views for scene in scenes):
         lines.append(
-            "Methods were evaluated on different numbers of views: compare them by the column of the common views."
+            "Methods were evaluated on different numbers of views: compare them by the column for the common views."
         )
     for scene in scenes:
         sizes = {method.name: method.picture_size for method in scene.methods if method.picture_size is not None}
         if len(set(sizes.values())) > 1:
             each = ", ".join(f"{name} {width} x {height}" for name, (width, height) in sizes.items())
             lines.append(
-                f"On {scene.name} the methods' pictures differ in size ({each}): neither PSNR nor times of a frame can "
-                "be compared."
+                f"On {scene.name} the methods' images differ in size ({each}): neither PSNR nor frame times can be "
+                "compared."
             )
     return lines
+
+
+def _resampled(benchmark: Benchmark) -> str:
+    return "the seeds and, within each, the views" if len(benchmark.seeds) > 1 else "the views"
 
 
 def _curve_pixels(curve: Curve) -> str:

@@ -1,4 +1,4 @@
-"""A camera that circles a scene."""
+"""Cameras that circle a scene."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ def orbit_cameras(cameras: Cameras, count: int, size: int, elevation: float = 30
     """Cameras on a horizontal circle, looking at the origin, where bounded scenes have their object.
 
     Args:
-        cameras: photos of the scene, whose mean distance and field of view are taken over.
-        count: cameras, once around.
-        size: side of their square pictures, pixels.
+        cameras: cameras of the scene, whose mean distance and field of view are used.
+        count: number of cameras, once around.
+        size: side of their square images, pixels.
         elevation: height above the horizon, degrees.
     """
     distance = cameras.camera_to_worlds[:, :3, 3].norm(dim=-1).mean()
@@ -29,7 +29,7 @@ def orbit_cameras(cameras: Cameras, count: int, size: int, elevation: float = 30
 
 
 def look_at_origin(position: Tensor) -> Tensor:
-    """Camera-to-world [3, 4] with OpenGL axes (x right, y up, z back) of a camera at [3], z of the world up."""
+    """Camera-to-world [3, 4] with OpenGL axes (x right, y up, z back) of a camera at [3]; the world's z is up."""
     back = position / position.norm()
     right = torch.linalg.cross(torch.tensor([0.0, 0.0, 1.0]), back)
     right = right / right.norm()

@@ -1,4 +1,4 @@
-"""The HTML of a report: one file, no script, no other resource."""
+"""The HTML of a report: one file without scripts or other resources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from eugen_nerf.bench import plots
 from eugen_nerf.bench.config import Benchmark
 from eugen_nerf.bench.jobs import TrainingJob
-from eugen_nerf.bench.notes import conditions, describe_machines, notes
+from eugen_nerf.bench.notes import conditions, describe_machines, notes, without_mean
 from eugen_nerf.bench.pictures import error_map, open_picture, outlined, telling_crop
 from eugen_nerf.bench.results import training_job
 from eugen_nerf.bench.statistics import pareto_front
@@ -21,7 +21,7 @@ from eugen_nerf.bench.summary import MethodSummary, Rows, SceneSummary, mean_ove
 from eugen_nerf.bench.tables import Table, method_tables, seconds
 
 NEAR = 3.0  # dB
-LARGEST_SIDE = 640  # whole pictures are shown no larger; crops keep their pixels
+LARGEST_SIDE = 640  # limit for whole images; crops keep their pixels
 
 STYLE = """
 :root { --ink: #1b1f24; --paper: #ffffff; --soft: #5b6570; --line: #d9dee3; --band: #f4f6f8; }
@@ -64,10 +64,10 @@ svg .front { stroke: var(--soft); fill: none; stroke-dasharray: 4 3; }
 
 
 def render(benchmark: Benchmark, scenes: Sequence[SceneSummary], rows: Rows, pictures: Path) -> str:
-    """The page.
+    """Render the page.
 
     Args:
-        rows: records behind the scenes.
+        rows: the records of the scenes.
         pictures: folder of the rendered test views.
     """
     styles = {method.name: number for number, method in enumerate(benchmark.methods)}
@@ -77,9 +77,7 @@ def render(benchmark: Benchmark, scenes: Sequence[SceneSummary], rows: Rows, pic
     if len(scenes) > 1:
         means = mean_over_scenes(scenes)
         body.append(f"<h2>Mean of {len(scenes)} scenes</h2>")
-        missing = [name for name in styles if name not in {method.name for method in means}]
-        if missing:
-            body.append(f'<p class="soft">Without results on every scene: {escape(", ".join(missing))}.</p>')
+        body += [f'<p class="soft">{escape(sentence)}</p>' for sentence in without_mean(benchmark, means)]
         body += [_tables(means), _plots(means, styles)] if means else []
     for scene in scenes:
         body.append(f"<h2>{escape(scene.name)}</h2>")
@@ -98,7 +96,7 @@ def render(benchmark: Benchmark, scenes: Sequence[SceneSummary], rows: Rows, pic
 
 
 def _code(text: str) -> str:
-    """Escaped text; what stands between backticks is code."""
+    """Escape text; text between backticks is code."""
     parts = escape(text).split("`")
     return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
 
@@ -135,7 +133,7 @@ def _plots(methods: Sequence[MethodSummary], styles: dict[str, int]) -> str:
 
 
 def near_the_best(methods: Sequence[MethodSummary]) -> list[MethodSummary]:
-    """Those whose points would fall together in a chart of all; none where a chart of all is enough."""
+    """Methods whose points would overlap in a chart of all; empty if such a chart is enough."""
     rated = [(psnr, method) for method in methods if (psnr := method.values["psnr"]) is not None]
     best = max((psnr for psnr, _ in rated), default=0.0)
     near = [method for psnr, method in rated if psnr >= best - NEAR]
@@ -173,7 +171,7 @@ def _scatter(points: Sequence[plots.Point], label: str, text: Callable[[float], 
 
 
 def _views(benchmark: Benchmark, scene: SceneSummary, rows: Rows, pictures: Path) -> str:
-    """Test views of the first seed: truth and methods, whole, zoomed in, and their errors."""
+    """Test views of the first seed: ground truth and methods, whole and cropped, with error maps."""
     shown = []
     for method in benchmark.methods:
         record = rows.trainings.get((scene.name, method.name, benchmark.seeds[0]))
@@ -188,7 +186,7 @@ def _views(benchmark: Benchmark, scene: SceneSummary, rows: Rows, pictures: Path
             truth = open_picture(shown[0][1] / f"{view:04d}-truth.png")
             renders = [(name, open_picture(folder / f"{view:04d}.png")) for name, folder, _ in shown]
         except OSError:
-            continue  # the numbers stand without the pictures
+            continue  # the numbers are complete without the images
         if any(image.size != truth.size for _, image in renders):
             continue  # a note says so
         crop = telling_crop([image for _, image in renders], truth)
@@ -201,14 +199,14 @@ def _views(benchmark: Benchmark, scene: SceneSummary, rows: Rows, pictures: Path
     if not parts:
         return ""
     return "".join(parts) + (
-        '<p class="soft">From above: the picture, its framed square, in which the methods err most, enlarged, and the '
-        "absolute error (white: none; dark red: 20 % of the range or more).</p>"
+        '<p class="soft">From top to bottom: the image, its framed square, in which the methods err most, enlarged, '
+        "and the absolute error (white: none; dark red: 20 % of the range or more).</p>"
     )
 
 
 def _pictures_of(job: TrainingJob, pictures: Path) -> Path:
     own = pictures / job.folder
-    return own if own.is_dir() else pictures / job.slug  # of a training from before folders had the mark in their names
+    return own if own.is_dir() else pictures / job.slug  # of an older training, without the mark in the name
 
 
 def _figure(name: str, images: Sequence[tuple[str, Image.Image]]) -> str:

@@ -1,4 +1,4 @@
-"""Pictures side by side, with labels, crops and error maps."""
+"""Images side by side, with labels, crops and error maps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GAP = 6
 
 
 def side_by_side(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str]) -> Image.Image:
-    """A grid of pictures of one size on white, a label above each column."""
+    """A grid of images of one size on white, with a label above each column."""
     width, height = rows[0][0].size
     canvas = Image.new(
         "RGB",
@@ -31,18 +31,18 @@ def side_by_side(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str]) -
 
 
 def enlarged(image: Image.Image, factor: int) -> Image.Image:
-    """A picture with each of its pixels as a square of factor x factor."""
+    """Enlarge each pixel of an image to a square of factor x factor."""
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
 def open_picture(path: Path) -> Image.Image:
-    """The picture of a file, in memory."""
+    """Load an image file into memory."""
     with Image.open(path) as image:
         return image.convert("RGB")
 
 
 def error_map(prediction: Image.Image, truth: Image.Image, full_scale: float = 0.2) -> Image.Image:
-    """Absolute error, mean over the channels: white for none, dark red from `full_scale` of the range on."""
+    """Absolute error, averaged over the channels: white for none, dark red from `full_scale` of the range on."""
     first, second = (np.asarray(image, dtype=np.float64) / 255 for image in (prediction, truth))
     error = np.clip(np.abs(first - second).mean(axis=-1) / full_scale, 0, 1)[..., None]
     stops = np.array([[255, 255, 255], [254, 196, 79], [217, 72, 15], [90, 10, 30]], dtype=np.float64)
@@ -53,7 +53,7 @@ def error_map(prediction: Image.Image, truth: Image.Image, full_scale: float = 0
 
 
 def outlined(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """A copy with a frame of one pixel just around a box (left, upper, right, lower)."""
+    """A copy with a frame of one pixel around a box (left, upper, right, lower)."""
     framed = image.copy()
     left, upper, right, lower = box
     ImageDraw.Draw(framed).rectangle((left - 1, upper - 1, right, lower), outline=(255, 0, 120))
@@ -61,11 +61,12 @@ def outlined(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
 
 
 def telling_crop(predictions: Sequence[Image.Image], truth: Image.Image, part: int = 4) -> tuple[int, int, int, int]:
-    """Where to zoom in: the square, 1/`part` of the shorter side, in which most predictions err most: one that
-    fails everywhere does not choose.
+    """Choose the square, 1/`part` of the shorter side, with the largest median error of the predictions.
+
+    The median keeps a prediction that fails everywhere from determining the choice.
 
     Returns:
-        left, upper, right, lower as `PIL.Image.crop` takes them.
+        left, upper, right, lower as for `PIL.Image.crop`.
     """
     target = np.asarray(truth, dtype=np.float64)
     errors = np.median([np.abs(np.asarray(p, dtype=np.float64) - target).sum(axis=-1) for p in predictions], axis=0)

@@ -1,4 +1,4 @@
-"""Small charts as SVG text that stands inside an HTML page and takes its colours from it."""
+"""Small charts as SVG text for an HTML page, whose colors they use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 26, 12, 44
 WIDTH_OF_DIGIT = 7  # at the size of the labels
 LABEL_GAP = 10  # between the labels of an axis
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; yellow is too pale on white.
+# Okabe and Ito's palette, which color-blind readers can distinguish. Yellow is left out, being too pale on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#666666")
 SHAPES = ("circle", "square", "diamond", "triangle")
 
@@ -47,13 +47,13 @@ class Axis:
     logarithmic: bool
 
     def place(self, value: float, start: float, end: float) -> float:
-        """Position of a value on a line from `start` to `end`."""
+        """Map a value to a position between `start` and `end`."""
         low, high, at = (math.log(v) if self.logarithmic else v for v in (self.low, self.high, value))
         return start + (end - start) * (at - low) / (high - low)
 
 
 def linear_axis(values: Sequence[float], most: int = 6) -> Axis:
-    """An axis with round ticks that holds all values with some room."""
+    """An axis with round ticks that contains all values with a margin."""
     low, high = min(values), max(values)
     room = 0.06 * (high - low) or max(abs(high), 1) * 0.05
     low, high = low - room, high + room
@@ -66,7 +66,7 @@ def linear_axis(values: Sequence[float], most: int = 6) -> Axis:
 
 
 def log_axis(values: Sequence[float]) -> Axis:
-    """A logarithmic axis that holds all values, which must be positive, with at least two ticks in reach."""
+    """A logarithmic axis that contains all values, which must be positive."""
     low, high = min(values) / 1.2, max(values) * 1.2
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
@@ -77,11 +77,11 @@ def log_axis(values: Sequence[float]) -> Axis:
 
 
 def scatter(points: Sequence[Point], front: Sequence[int], x_label: str, x_text: Callable[[float], str]) -> str:
-    """PSNR against a cost, logarithmic, with the Pareto front as a stepped line.
+    """PSNR against a cost on a logarithmic axis, with the Pareto front as a stepped line.
 
     Args:
-        front: indices of the points on the front, by growing x.
-        x_text: how to write a value of the x axis.
+        front: indices of the points on the front, in order of increasing x.
+        x_text: formats a value of the x axis.
     """
     spans = [value for point in points for value in (*(point.x_range or ()), point.x)]
     x, y = log_axis(spans), linear_axis([point.y for point in points])
@@ -103,7 +103,7 @@ def scatter(points: Sequence[Point], front: Sequence[int], x_label: str, x_text:
 
 
 def line_plot(lines: Sequence[Line], x_label: str, x_text: Callable[[float], str]) -> str:
-    """PSNR against time, logarithmic; several lines of one style are repetitions of one method."""
+    """PSNR against time on a logarithmic axis. Several lines of one style are repetitions of one method."""
     points = [point for line in lines for point in line.points]
     x, y = log_axis([point[0] for point in points]), linear_axis([point[1] for point in points])
     body = [_frame(x, y, x_label, x_text)]
@@ -117,7 +117,7 @@ def line_plot(lines: Sequence[Line], x_label: str, x_text: Callable[[float], str
 
 
 def marker(style: int, x: float, y: float, radius: float = 6) -> str:
-    """The sign of a method: a colour and a shape."""
+    """The marker of a method, with its color and shape."""
     color, shape, r = COLORS[style % len(COLORS)], SHAPES[style // len(COLORS) % len(SHAPES)], radius
     if shape == "circle":
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" fill="{color}"/>'
@@ -143,7 +143,7 @@ def _frame(x: Axis, y: Axis, x_label: str, x_text: Callable[[float], str]) -> st
         at = y.place(tick, HEIGHT - BOTTOM, TOP)
         parts.append(f'<path class="grid" d="M{LEFT},{at:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    free = 0.0  # where the next label may begin
+    free = 0.0  # where the next label may start
     for tick in x.ticks:
         at, below = x.place(tick, LEFT, WIDTH - RIGHT), HEIGHT - BOTTOM + 16
         parts.append(f'<path class="grid" d="M{at:.1f},{TOP}V{HEIGHT - BOTTOM}"/>')

@@ -1,4 +1,4 @@
-"""Progress of a benchmark: bars on a terminal, a line now and then in a log."""
+"""Progress of a benchmark: bars on a terminal, occasional lines in a log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class Display:
-    """Shows how far the jobs are; a context manager."""
+    """Shows the progress of jobs; a context manager."""
 
     def __init__(self, total: int, console: Console) -> None:
         self.total = total
@@ -50,7 +50,7 @@ class Display:
             self._bars.stop()
 
     def update(self, running: Mapping[str, jobs.Progress]) -> None:
-        """Show the running jobs, by their labels."""
+        """Show the progress of the running jobs, given by label."""
         overall = self.finished + sum(progress.fraction for progress in running.values())
         if self._bars is None:
             self._line(running, overall)
@@ -64,7 +64,7 @@ class Display:
             self._bars.remove_task(self._tasks.pop(label))
 
     def finish(self, label: str, outcome: str, style: str = "") -> None:
-        """One job has ended."""
+        """Report the end of a job."""
         self.finished += 1
         self.console.print(
             f"[{self.finished}/{self.total}] {label}: {outcome}", style=style, markup=False, soft_wrap=True

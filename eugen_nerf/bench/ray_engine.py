@@ -1,4 +1,4 @@
-"""Runs the workers on a Ray cluster (the optional extra `ray`)."""
+"""Run workers on a Ray cluster (the optional extra `ray`)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ SECONDS_TO_KNOCK = 10.0
 
 
 class RayEngine(Engine):
-    """Hands every job to an existing Ray cluster, which places it where its GPUs or CPUs are free.
+    """Submits every job to an existing Ray cluster, which places it where GPUs or CPUs are free.
 
-    The package must be installed on every node, and the output folder must lie on a file system that all share.
+    The package must be installed on every node, and the output folder must be on a file system shared by all nodes.
 
     Args:
-        address: of the cluster, as `ray.init` takes it; "auto" for the one on this machine or in $RAY_ADDRESS.
-        gpus, cpus: that each job asks for. None for one GPU if the cluster has any, else for one CPU.
+        address: address of the cluster, as for `ray.init`; "auto" for the one on this machine or in $RAY_ADDRESS.
+        gpus, cpus: resources of each job. None means one GPU if the cluster has any, and one CPU.
 
     Raises:
-        UserError: Ray is not installed, there is no cluster at the address, or it could never run such a job.
+        UserError: Ray is not installed, there is no cluster at the address, or no node could run such a job.
     """
 
     def __init__(self, address: str = "auto", gpus: float | None = None, cpus: float | None = None) -> None:
@@ -86,14 +86,14 @@ class RayEngine(Engine):
 
 
 def _knock(address: str) -> None:
-    """Raise OSError if nothing listens at HOST:PORT, where Ray would go on trying for minutes."""
+    """Raise OSError if nothing listens at HOST:PORT; Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
     if host and "/" not in host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_KNOCK).close()
 
 
 def _run(folder: str) -> str:
-    """The Ray task: a worker process as on the local machine, so that peak memory and stopping work alike."""
+    """The Ray task: a worker process as on the local machine, so that peak memory and stopping work the same."""
     if not (Path(folder) / "job.json").is_file():
         return f"{folder} does not exist on this node: --out must lie on a file system that all nodes share"
     return run_worker(Path(folder))

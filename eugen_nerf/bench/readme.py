@@ -1,4 +1,4 @@
-"""The tables of finished benchmarks inside another Markdown file."""
+"""Write the tables of finished benchmarks into another Markdown file."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from eugen_nerf.bench.notes import conditions, describe_machines
 from eugen_nerf.bench.results import ResultStore, read_benchmark
-from eugen_nerf.bench.summary import mean_over_scenes, summarise
+from eugen_nerf.bench.summary import mean_over_scenes, summarize
 from eugen_nerf.bench.tables import chosen, method_table
 from eugen_nerf.errors import UserError
 from eugen_nerf.files import replace_file
 
 BEGIN, END = "<!-- eugen-bench:begin -->", "<!-- eugen-bench:end -->"
 
-# A README is narrow.
+# A subset of the columns, since a README is narrow.
 SHOWN = (
     "PSNR (dB)",
     "PSNR, common views",
@@ -26,20 +26,21 @@ SHOWN = (
     "Training",
     "Multiply-adds per sample",
     "Views",
+    "Trainings",
 )
 
 
 def update_readme(file: Path, folders: Sequence[Path]) -> None:
-    """Replace what stands between the markers of a Markdown file by the tables of benchmarks.
+    """Replace the text between the markers of a Markdown file with the tables of benchmarks.
 
-    The command that does so is left there as a comment.
+    The command that does so is inserted as a comment.
 
     Raises:
-        UserError: there are no folders, the file or its markers are missing, it is not in UTF-8, or a folder holds no
+        UserError: no folders are given, the file or its markers are missing, it is not UTF-8, or a folder has no
             results.
     """
     try:
-        text = file.read_bytes().decode("utf8")  # as text, its line ends would be lost
+        text = file.read_bytes().decode("utf8")  # read_text would lose the line endings
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
@@ -63,11 +64,13 @@ def update_readme(file: Path, folders: Sequence[Path]) -> None:
 
 def _section(folder: Path) -> str:
     benchmark = read_benchmark(folder)
-    scenes = summarise(benchmark, ResultStore(folder))
+    scenes = summarize(benchmark, ResultStore(folder))
     if not scenes:
         raise UserError(f"{folder}: holds no results yet.")
     methods = scenes[0].methods if len(scenes) == 1 else mean_over_scenes(scenes)
     where = scenes[0].name if len(scenes) == 1 else f"mean of {len(scenes)} scenes"
+    if not methods:
+        raise UserError(f"{folder}: no method has results on every scene yet, so there is no mean to show.")
     table = chosen(method_table(methods), SHOWN).markdown()
     measured = " ".join(f"Measured {line}" for line in describe_machines(scenes))
     return f"**{benchmark.title}** ({where}). {' '.join(conditions(benchmark))} {measured}\n\n{table}"

@@ -1,4 +1,4 @@
-"""report.html and results.md of a benchmark's folder."""
+"""Write report.html and results.md of a benchmark's folder."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from pathlib import Path
 from eugen_nerf.bench import page
 from eugen_nerf.bench.config import Benchmark
 from eugen_nerf.bench.jobs import write_json
-from eugen_nerf.bench.notes import conditions, describe_machines, notes
+from eugen_nerf.bench.notes import conditions, describe_machines, notes, without_mean
 from eugen_nerf.bench.results import CONFIG, REPORT, RESULTS, TABLES, ResultStore, read_benchmark
-from eugen_nerf.bench.summary import SceneSummary, collect, mean_over_scenes, summarise
+from eugen_nerf.bench.summary import Rows, SceneSummary, collect, mean_over_scenes, summarize
 from eugen_nerf.bench.tables import method_tables
 from eugen_nerf.errors import UserError
 from eugen_nerf.files import replace_file
 
 
 def write_report(folder: Path) -> Path:
-    """Write report.html, which needs no other file, and results.md beside the results.
+    """Write report.html, which needs no other file, and results.md to the folder of the results.
 
     Returns:
         The path of report.html.
 
     Raises:
-        UserError: the folder holds no results, or cannot be written.
+        UserError: the folder has no results, or cannot be written.
     """
     benchmark = read_benchmark(folder)
     store = ResultStore(folder)
-    scenes = summarise(benchmark, store)
+    scenes = summarize(benchmark, store)
     if not scenes:
         raise UserError(f"{folder}: holds no results yet.")
-    html = page.render(benchmark, scenes, collect(benchmark, store), folder / "pictures")
-    markdown = render_markdown(benchmark, scenes)
+    rows = collect(benchmark, store)
+    html = page.render(benchmark, scenes, rows, folder / "pictures")
+    markdown = render_markdown(benchmark, scenes, rows)
     try:
         replace_file(folder / TABLES, markdown.encode())
         replace_file(folder / REPORT, html.encode())
@@ -43,10 +44,10 @@ def write_report(folder: Path) -> Path:
 
 
 def publish(folder: Path, destination: Path) -> None:
-    """Copy report, tables and results, but no runs, to a folder that can be committed and that `readme` can read.
+    """Copy report, tables and results, without runs, to a folder that can be committed and that `readme` can read.
 
-    Of the scenes' paths only the folders' names are kept. What an earlier publication of the benchmark left there is
-    replaced: one with the same title, as all else may be another when it is measured again.
+    Of the scenes' paths only the folders' names are kept. An earlier publication of the benchmark is replaced. It is
+    recognized by its title, since anything else may change between measurements.
 
     Raises:
         UserError: the folder has files that would be lost, or a file cannot be read or written.
@@ -66,7 +67,7 @@ def publish(folder: Path, destination: Path) -> None:
         lines.append(json.dumps(dataclasses.asdict(dataclasses.replace(record, job=job))) + "\n")
     try:
         destination.mkdir(parents=True, exist_ok=True)
-        # First what tells whose folder it is: after a full disk the next attempt may replace what there is.
+        # Write the file that identifies the folder first: after a full disk, the next attempt may replace the rest.
         write_json(destination / CONFIG, dataclasses.asdict(dataclasses.replace(benchmark, scenes=scenes)))
         for name, content in copies.items():
             replace_file(destination / name, content)
@@ -76,7 +77,7 @@ def publish(folder: Path, destination: Path) -> None:
 
 
 def _check_destination(folder: Path, benchmark: Benchmark, destination: Path) -> None:
-    """Raises UserError if something would be lost."""
+    """Raise UserError if files would be lost."""
     if destination.exists() and destination.samefile(folder):
         raise UserError(f"{destination}: is the folder of the results itself; publish them to another.")
     if any((destination / name).exists() for name in ("runs", "jobs")):
@@ -96,13 +97,15 @@ def _check_destination(folder: Path, benchmark: Benchmark, destination: Path) ->
             )
 
 
-def render_markdown(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> str:
+def render_markdown(benchmark: Benchmark, scenes: Sequence[SceneSummary], rows: Rows) -> str:
     """The tables as Markdown."""
     parts = [f"# {benchmark.title}", " ".join(conditions(benchmark))]
     parts += [f"Measured {line}" for line in describe_machines(scenes)]
+    parts += [f"Frame times failed: {message}" for message in rows.failed_frames]
     if len(scenes) > 1:
-        means = method_tables(mean_over_scenes(scenes))
-        parts += [f"## Mean of {len(scenes)} scenes", *(table.markdown() for table in means)]
+        means = mean_over_scenes(scenes)
+        parts += [f"## Mean of {len(scenes)} scenes", *without_mean(benchmark, means)]
+        parts += [table.markdown() for table in method_tables(means)] if means else []
     for scene in scenes:
         parts += [f"## {scene.name}", *(table.markdown() for table in method_tables(scene.methods))]
         parts += [f"{method.name} failed: {message}" for method in scene.methods for message in method.failures]

@@ -1,4 +1,4 @@
-"""The folder of a benchmark: its configuration and results.jsonl, one line for each finished job."""
+"""The folder of a benchmark: its configuration and results.jsonl, with one line for each finished job."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESULTS = "results.jsonl"
 CONFIG = "benchmark.json"
 REPORT = "report.html"
 TABLES = "results.md"
-# All that a benchmark writes into its folder; nothing else there is ever removed.
+# Everything that a benchmark writes to its folder. Nothing else is ever removed.
 OWN_FOLDERS = ("runs", "jobs", "pictures")
 OWN_FILES = (RESULTS, CONFIG, REPORT, TABLES, LOCK)
 
@@ -39,10 +39,10 @@ class Record:
 
 
 class ResultStore:
-    """Appends to results.jsonl so that no crash, full disk or interruption costs an earlier line.
+    """Appends to results.jsonl so that no crash, full disk or interruption loses an earlier line.
 
     Raises:
-        UserError: from every method, if the folder cannot be read or written.
+        UserError: in every method, if the folder cannot be read or written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,7 +50,7 @@ class ResultStore:
         self.path = folder / RESULTS
 
     def append(self, job: Job, result: Result) -> None:
-        """Add a line with a single write, and see to it that it is on the disk."""
+        """Add a line with a single write, and sync it to the disk."""
         kind = "training" if isinstance(job, TrainingJob) else "frames"
         record = Record(kind, job.digest, dataclasses.asdict(job), result)  # type: ignore[arg-type]
         line = (json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n").encode()
@@ -68,7 +68,7 @@ class ResultStore:
             end = self._end_of_whole_lines(descriptor)
             try:
                 written = os.pwrite(descriptor, line, end)
-                while written < len(line):  # a full disk may take a part and fail at the rest
+                while written < len(line):  # a full disk may take a part and fail on the rest
                     written += os.pwrite(descriptor, line[written:], end + written)
                 os.fsync(descriptor)
             finally:
@@ -78,12 +78,12 @@ class ResultStore:
             os.close(descriptor)
 
     def _end_of_whole_lines(self, descriptor: int) -> int:
-        """Where to write: a line that a crash cut short is written over."""
+        """Where to write: an incomplete line left by a crash is overwritten."""
         content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
         return content.rfind(b"\n") + 1
 
     def read(self) -> list[Record]:
-        """All whole lines; one that a crash cut short at the end is left out."""
+        """Read all complete lines; an incomplete last line left by a crash is skipped."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -116,12 +116,12 @@ def _parsed(line: bytes, where: str) -> Record:
 
 
 def finished_records(store: ResultStore) -> dict[str, Record]:
-    """The newest record of each job that came to a good end."""
+    """The newest record of each job that succeeded."""
     return {digest: record for digest, record in store.latest().items() if record.result.status == "done"}
 
 
 def frames_jobs(benchmark: Benchmark, store: ResultStore) -> list[FramesJob]:
-    """A timing for each scene and seed that has a finished training."""
+    """The timing jobs: one for each scene and seed with a finished training."""
     done = finished_records(store)
     limits = {method.name: method.timed_frames or benchmark.timed_frames for method in benchmark.methods}
     order = list(limits)
@@ -145,20 +145,21 @@ def frames_jobs(benchmark: Benchmark, store: ResultStore) -> list[FramesJob]:
 
 
 def prepare_folder(folder: Path, benchmark: Benchmark, *, resume: bool = False, replace: bool = False) -> ResultStore:
-    """Make the folder of a benchmark; see `prepared_folder`, which also keeps others out.
+    """Create the folder of a benchmark. `prepared_folder` also locks it.
 
     Args:
-        resume: go on in a folder that has results.
-        replace: remove what an earlier benchmark left in the folder, and nothing else.
+        resume: continue in a folder that has results.
+        replace: remove the files of an earlier benchmark from the folder, and nothing else.
 
     Raises:
-        UserError: the folder has content and neither was asked for, its results are damaged, or it cannot be written.
+        UserError: the folder has content and neither option was given, its results are damaged, or it cannot be
+            written.
     """
     try:
         if _check_folder(folder, resume, replace):
             _remove_own(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        ResultStore(folder).read()  # what is damaged must come to light before the configuration is replaced
+        ResultStore(folder).read()  # find damaged results before the configuration is replaced
         for name in OWN_FOLDERS:
             (folder / name).mkdir(exist_ok=True)
         write_json(folder / CONFIG, dataclasses.asdict(benchmark))
@@ -171,13 +172,13 @@ def prepare_folder(folder: Path, benchmark: Benchmark, *, resume: bool = False, 
 def prepared_folder(
     folder: Path, benchmark: Benchmark, *, resume: bool = False, replace: bool = False
 ) -> Iterator[ResultStore]:
-    """The folder that `prepare_folder` makes, which no other benchmark can use before the end.
+    """Create a folder with `prepare_folder`, and lock it against other benchmarks until the end.
 
     Raises:
         UserError: as `prepare_folder`, or another benchmark is using the folder.
     """
     try:
-        _check_folder(folder, resume, replace)  # not even a lock is left in a folder of something else
+        _check_folder(folder, resume, replace)  # leave no lock file in a folder that is not a benchmark's
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror}).") from error
     with alone_in(folder):
@@ -185,7 +186,7 @@ def prepared_folder(
 
 
 def _check_folder(folder: Path, resume: bool, replace: bool) -> bool:
-    """Whether there is an earlier benchmark to be removed; raises UserError where nothing may be written."""
+    """Whether an earlier benchmark is to be removed. Raises UserError if the folder may not be written."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; --out takes a folder.")
     if replace and (folder / CONFIG).is_file():
@@ -196,7 +197,7 @@ def _check_folder(folder: Path, resume: bool, replace: bool) -> bool:
 
 
 def _check_content(folder: Path, resume: bool) -> None:
-    names = {path.name for path in folder.iterdir()} - {LOCK}  # ours, or that of a run that ended before its first file
+    names = {path.name for path in folder.iterdir()} - {LOCK}  # ours, or left by a run that ended before its first file
     foreign = sorted(names - {*OWN_FOLDERS, *OWN_FILES})
     if foreign and CONFIG not in names:
         raise UserError(f"{folder}: holds other files ({foreign[0]}) and no benchmark. Choose another folder.")
@@ -207,15 +208,15 @@ def _check_content(folder: Path, resume: bool) -> None:
 def _remove_own(folder: Path) -> None:
     for name in OWN_FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in set(OWN_FILES) - {LOCK}:  # which is held while this is done
+    for name in set(OWN_FILES) - {LOCK}:  # which is held meanwhile
         (folder / name).unlink(missing_ok=True)
 
 
 def read_benchmark(folder: Path) -> Benchmark:
-    """The configuration of a folder that `prepare_folder` made.
+    """Read the configuration of a folder that `prepare_folder` created.
 
     Raises:
-        UserError: the folder holds none.
+        UserError: the folder has none.
     """
     path = folder / CONFIG
     try:
@@ -233,5 +234,5 @@ def training_job(record: Record) -> TrainingJob:
 
 
 def frames_job(record: Record) -> FramesJob:
-    """The job of a record of frame times."""
+    """The job of a frame-time record."""
     return from_mapping(FramesJob, record.job, "job")

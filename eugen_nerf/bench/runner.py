@@ -1,4 +1,4 @@
-"""Does the jobs of a benchmark and keeps what came of them."""
+"""Run the jobs of a benchmark and record their results."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from eugen_nerf.bench.schema import from_mapping
 from eugen_nerf.errors import UserError
 
 SECONDS_BETWEEN_POLLS = 0.1
-FULL_DISK = 1 << 20  # bytes left, too few for what a job writes
+FULL_DISK = 1 << 20  # free bytes, too few for the files of a job
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a benchmark ended."""
+    """Number of finished and failed jobs of a benchmark."""
 
     finished: int
     failed: int
 
 
 def check_rows(benchmark: Benchmark) -> None:
-    """Build every row's configuration once, so that a typing error does not come to light after hours.
+    """Build every row's configuration once, so that a typing error is found before hours of training.
 
     Raises:
-        UserError: a method, dataparser or option that does not exist, a value that an option cannot take, or names
-            of which two rows would make the same folder.
+        UserError: a method, dataparser or option does not exist, an option cannot take a value, or two rows would have
+            the same folder name.
     """
     from eugen_nerf.bench.methods import row_config
     from eugen_nerf.plugin.methods import EugenTrainerConfig
@@ -62,13 +62,13 @@ def check_rows(benchmark: Benchmark) -> None:
 
 
 def run(benchmark: Benchmark, store: ResultStore, engine: Engine, console: Console, command: str = "") -> Outcome:
-    """Do all jobs that have no result yet: first the trainings, then, one after the other, the frame times.
+    """Run all jobs that have no result yet: first the trainings, then the frame times one after the other.
 
-    A job that fails is recorded and reported; the others go on. On KeyboardInterrupt the running jobs are ended
-    and stay without a record.
+    A failed job is recorded and reported, and the others continue. On KeyboardInterrupt the running jobs are ended
+    without a record.
 
     Args:
-        command: what the user typed, for the records.
+        command: the user's command line, for the records.
 
     Raises:
         UserError: a result cannot be written.
@@ -97,7 +97,7 @@ class _Runner:
         num_frames = len(benchmark.scenes) * len(benchmark.seeds)
         with Display(len(open_trainings) + num_frames, self.console) as display:
             self._do(open_trainings, display)
-            # Nothing else may run beside a measurement of time.
+            # Nothing else may run during a time measurement.
             for job in frames_jobs(benchmark, self.store):
                 if job.digest in finished_records(self.store):
                     display.finish(job.label, "finished already")
@@ -148,7 +148,7 @@ class _Runner:
 
     def _record(self, job: Job, folder: Path, ended: str, display: Display) -> None:
         data = jobs.read_json(folder / "result.json")
-        if data is None:  # it could not even tell why
+        if data is None:  # the worker ended without a result
             full = shutil.disk_usage(self.store.folder).free < FULL_DISK
             result = Result("failed", f"{ended}; the disk is full." if full else f"{ended}.")
         else:

@@ -1,4 +1,4 @@
-"""Turning what YAML and JSON hold into typed values, with messages that name the place and the way out."""
+"""Convert YAML and JSON data to typed values, with messages that name the place and a fix."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ T = TypeVar("T")
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """A sentence that names the nearest of the known words, or all of them if none is near."""
+    """A sentence that suggests the nearest known word, or lists all of them if none is near."""
     words = sorted(known)
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(words)}."
 
 
 def convert(annotation: Any, value: Any, where: str) -> Any:
-    """A value from YAML as the type that an annotation asks for.
+    """Convert a value from YAML to the type of an annotation.
 
-    Dataclasses are filled from mappings, whose keys must all be fields. YAML reads 1e-3 as text, so text that
-    spells a number is taken as one.
+    Dataclasses are filled from mappings, whose keys must all be fields. YAML reads 1e-3 as text, so text that spells a
+    number is accepted as a number.
 
     Raises:
         UserError: the value does not fit; the message begins with `where`.
@@ -58,10 +58,10 @@ def convert(annotation: Any, value: Any, where: str) -> Any:
 
 
 def from_mapping(cls: type[T], value: Any, where: str) -> T:
-    """A dataclass from a mapping of its fields.
+    """Create a dataclass from a mapping of its fields.
 
     Raises:
-        UserError: not a mapping, a key that is no field, a missing field, or a value that does not fit.
+        UserError: not a mapping, an unknown key, a missing field, or a value that does not fit.
     """
     assert dataclasses.is_dataclass(cls)
     if not isinstance(value, dict):

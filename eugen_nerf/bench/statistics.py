@@ -28,35 +28,51 @@ def paired_ratio(
     reference: Sequence[float],
     confidence: float = 0.95,
     groups: Sequence[Hashable] | None = None,
+    clusters: Sequence[Hashable] | None = None,
 ) -> Interval:
-    """Median of the ratios times / reference of measurements that were made in pairs.
+    """Median of the ratios times / reference of paired measurements.
 
-    The interval is a percentile bootstrap over the pairs (Efron 1979), with a fixed seed. The median hardly
-    notices single frames that something else on the machine has slowed down.
+    The interval is a percentile bootstrap over the pairs (Efron 1979), with a fixed seed. The median is robust against
+    single frames that something else on the machine has slowed down.
 
     Args:
-        groups: what each pair is a measurement of. Pairs of the same count as one, their median: a view that was
-            rendered five times says no more about other views than one that was rendered once.
+        groups: the group of each pair, such as its view. Each group counts once, with its median ratio, because a view
+            that was rendered five times says no more about other views than one that was rendered once.
+        clusters: what each pair was measured with, a pair of trained models for example. They are resampled first,
+            then the groups within each (Davison and Hinkley 1997, section 3.8): the same views rendered with another
+            pair of models are not as many new views.
 
     Raises:
-        ValueError: no pairs, or lists of different length.
+        ValueError: there are no pairs, or the lists differ in length.
     """
     groups = range(len(times)) if groups is None else groups
-    if not times or not len(times) == len(reference) == len(groups):
+    clusters = [0] * len(times) if clusters is None else clusters
+    if not times or not len(times) == len(reference) == len(groups) == len(clusters):
         raise ValueError("paired_ratio needs lists of one length, not empty")
-    of_group: dict[Hashable, list[float]] = {}
-    for time, other, group in zip(times, reference, groups, strict=True):
-        of_group.setdefault(group, []).append(time / other)
-    ratios = np.array([np.median(members) for members in of_group.values()])
-    picks = np.random.default_rng(0).integers(0, len(ratios), size=(RESAMPLES, len(ratios)))
-    medians = np.median(ratios[picks], axis=1)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(medians, (tail, 1 - tail))
-    return Interval(float(np.median(ratios)), float(low), float(high))
+    members: dict[Hashable, dict[Hashable, list[float]]] = {}
+    for time, other, group, cluster in zip(times, reference, groups, clusters, strict=True):
+        members.setdefault(cluster, {}).setdefault(group, []).append(time / other)
+    ratios = [np.array([np.median(pairs) for pairs in of_group.values()]) for of_group in members.values()]
+    low, high = np.quantile(_resampled_medians(ratios), ((1 - confidence) / 2, (1 + confidence) / 2))
+    return Interval(float(np.median(np.concatenate(ratios))), float(low), float(high))
+
+
+def _resampled_medians(clusters: Sequence[np.ndarray]) -> np.ndarray:
+    """Medians of bootstrap samples: as many clusters as there are, drawn with replacement, and values of each."""
+    generator = np.random.default_rng(0)
+    drawn = generator.integers(0, len(clusters), size=(RESAMPLES, len(clusters)))
+    # Clusters may differ in length; what is missing stays NaN and does not count.
+    samples = np.full((RESAMPLES, len(clusters), max(map(len, clusters))), np.nan)
+    for place in range(len(clusters)):
+        for number, values in enumerate(clusters):
+            rows = np.flatnonzero(drawn[:, place] == number)
+            samples[rows, place, : len(values)] = values[generator.integers(0, len(values), (len(rows), len(values)))]
+    medians: np.ndarray = np.nanmedian(samples.reshape(RESAMPLES, -1), axis=1)
+    return medians
 
 
 def middle(values: Sequence[float]) -> Interval:
-    """Median, and the range that holds the middle 80 % of the values.
+    """Median, and the range of the middle 80 % of the values.
 
     Raises:
         ValueError: no values.
@@ -68,9 +84,9 @@ def middle(values: Sequence[float]) -> Interval:
 
 
 def time_to_reach(target: float, curve: Sequence[tuple[float, float]]) -> float | None:
-    """When a curve of (time, value) first reaches a value, linear between its points; None if it never does.
+    """The time at which a curve of (time, value) first reaches a value, interpolated linearly; None if it never does.
 
-    A curve that is above the target at its first point has reached it by then, and that time is returned.
+    If the curve is above the target at its first point, the time of that point is returned.
     """
     before: tuple[float, float] | None = None
     for time, value in curve:
@@ -84,7 +100,7 @@ def time_to_reach(target: float, curve: Sequence[tuple[float, float]]) -> float 
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (cost, quality) that no other beats in both, by growing cost."""
+    """Indices of the points (cost, quality) that no other point beats in both, by increasing cost."""
     order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
     front: list[int] = []
     for i in order:

@@ -1,4 +1,4 @@
-"""From the records of a benchmark to one line for each method and scene."""
+"""Summarize the records of a benchmark: one line for each method and scene."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MethodSummary:
 
     name: str
     is_reference: bool
-    """Whether the ratios of the others are to this one."""
+    """Whether the ratios of the other methods refer to this one."""
     values: dict[str, float | None]
     """Means of the training records, by their names (see AVERAGED)."""
     psnr_spread: float | None = None
@@ -31,21 +31,25 @@ class MethodSummary:
     ratio: Interval | None = None
     """Frame time relative to the benchmark's first method, paired."""
     reach: dict[float, float | None] = field(default_factory=dict)
-    """Training seconds until each target PSNR; None where it was not reached."""
+    """Training seconds until each target PSNR, the mean over the trainings; None where one of them missed it."""
+    reached: dict[float, int] = field(default_factory=dict)
+    """How many trainings reached each target PSNR."""
     psnr_common: float | None = None
     """PSNR on the views that every method was evaluated on."""
     timed_views: int = 0
-    """Different test views whose rendering was timed."""
+    """Number of different test views whose rendering was timed."""
     evaluated: int = 0
-    """Test views that were evaluated for each seed."""
+    """Number of test views evaluated for each seed."""
     available: int = 0
-    """Test views that there are."""
+    """Number of test views of the scene."""
     picture_size: tuple[int, int] | None = None
-    """Width and height of the first test view; None of records from before it was kept."""
+    """Width and height of the first test view; None for old records without it."""
     rows: int = 0
-    """Finished trainings behind this line."""
+    """Number of finished trainings in this line."""
+    planned: int = 0
+    """Trainings that the benchmark asks for."""
     failures: tuple[str, ...] = ()
-    """Messages of trainings that failed."""
+    """Messages of failed trainings."""
     curves: tuple[tuple[tuple[float, float], ...], ...] = ()
     """(training seconds, PSNR) of each training."""
 
@@ -57,7 +61,7 @@ class SceneSummary:
     name: str
     methods: tuple[MethodSummary, ...]
     machines: tuple[dict[str, Any], ...]
-    """Of every record, in the order of the records."""
+    """One for each record, in the order of the records."""
 
     @property
     def common_views(self) -> bool:
@@ -75,7 +79,7 @@ class Rows:
 
 
 def collect(benchmark: Benchmark, store: ResultStore) -> Rows:
-    """The newest record of each row that the benchmark's present configuration asks for."""
+    """The newest record of each row of the benchmark's current configuration."""
     wanted = {job.digest for job in jobs.training_jobs(benchmark)}
     trainings: dict[tuple[str, str, int], Record] = {}
     frames: dict[tuple[str, int], Record] = {}
@@ -86,11 +90,11 @@ def collect(benchmark: Benchmark, store: ResultStore) -> Rows:
             trainings[job.scene, job.name, job.seed] = record
     finished = {record.digest for record in trainings.values() if record.result.status == "done"}
     present = {job.digest for job in frames_jobs(benchmark, store)}
-    # The last one counts: those that the present configuration asks for come after those of fewer methods or frames.
+    # The last record counts: those of the current configuration come after those of fewer methods or frames.
     for record in sorted(records, key=lambda record: record.digest in present):
         if record.kind == "frames":
             timing = frames_job(record)
-            # A timing of runs that have been trained anew since says nothing.
+            # A timing of runs that have been retrained since is not valid.
             if set(timing.trained) <= finished:
                 frames[timing.scene, timing.seed] = record
     failed = [record.result.message for record in frames.values() if record.result.status == "failed"]
@@ -98,7 +102,7 @@ def collect(benchmark: Benchmark, store: ResultStore) -> Rows:
     return Rows(trainings, timed, tuple(failed))
 
 
-def summarise(benchmark: Benchmark, store: ResultStore) -> list[SceneSummary]:
+def summarize(benchmark: Benchmark, store: ResultStore) -> list[SceneSummary]:
     """A summary of each scene that has a record."""
     rows = collect(benchmark, store)
     scenes = []
@@ -139,12 +143,14 @@ def _methods(benchmark: Benchmark, rows: Rows, scene: str) -> tuple[MethodSummar
                 frame=_frame(timings, method.name),
                 ratio=_ratio(timings, method.name, benchmark.methods[0].name),
                 reach=_reach(benchmark.target_psnr, values),
+                reached={target: len(_times_to(target, values)) for target in benchmark.target_psnr},
                 psnr_common=_common_psnr(values, common),
-                timed_views=_timed_views(timings, method.name),
+                timed_views=_timed_views(timings, method.name, benchmark.methods[0].name),
                 evaluated=len(values[0]["views"]) if values else 0,
                 available=values[0]["num_test_views"] if values else 0,
                 picture_size=_picture_size(values),
                 rows=len(values),
+                planned=len(benchmark.seeds),
                 failures=tuple(failures),
                 curves=tuple(tuple((p["seconds"], p["psnr"]) for p in entry["curve"]) for entry in values),
             )
@@ -158,7 +164,7 @@ def _picture_size(values: Sequence[dict[str, Any]]) -> tuple[int, int] | None:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Of a value that every record has; a mean over some of them would be of something else."""
+    """Mean of a value that every record has; None if one lacks it."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present and len(present) == len(values) else None
 
@@ -172,27 +178,36 @@ def _frame(timings: Timings, name: str) -> Interval | None:
 
 
 def _ratio(timings: Timings, name: str, reference: str) -> Interval | None:
-    pairs = [
-        (mine["seconds"], other["seconds"], (seed, mine["view"]))
-        for seed, frames in timings.items()
-        # The shorter list ends where its method dropped out; up to there the turns showed the same views.
-        for mine, other in zip(frames.get(name, []), frames.get(reference, []), strict=False)
-    ]
+    pairs = _pairs(timings, name, reference)
     if not pairs or name == reference:
         return None
-    times, others, views = zip(*pairs, strict=True)
-    return paired_ratio(times, others, groups=views)
+    times, others, views, seeds = zip(*pairs, strict=True)
+    return paired_ratio(times, others, groups=views, clusters=seeds)
 
 
-def _timed_views(timings: Timings, name: str) -> int:
-    return len({frame["view"] for frames in timings.values() for frame in frames.get(name, [])})
+def _pairs(timings: Timings, name: str, reference: str) -> list[tuple[float, float, float, int]]:
+    """Seconds of both methods for the same view, the view, and the seed of the trained models."""
+    return [
+        (mine["seconds"], other["seconds"], mine["view"], seed)
+        for seed, frames in timings.items()
+        # The shorter list ends where its method dropped out. Up to there, both lists have the same views.
+        for mine, other in zip(frames.get(name, []), frames.get(reference, []), strict=False)
+    ]
+
+
+def _timed_views(timings: Timings, name: str, reference: str) -> int:
+    return len({view for _, _, view, _ in _pairs(timings, name, reference)})
 
 
 def _reach(targets: Sequence[float], values: Sequence[dict[str, Any]]) -> dict[float, float | None]:
-    return {
-        target: _mean([time_to_reach(target, [(p["seconds"], p["psnr"]) for p in v["curve"]]) for v in values])
-        for target in targets
-    }
+    reached = {target: _times_to(target, values) for target in targets}
+    return {target: _mean(times) if len(times) == len(values) else None for target, times in reached.items()}
+
+
+def _times_to(target: float, values: Sequence[dict[str, Any]]) -> list[float]:
+    """Training seconds until a PSNR, of the trainings that reached it."""
+    times = (time_to_reach(target, [(p["seconds"], p["psnr"]) for p in entry["curve"]]) for entry in values)
+    return [time for time in times if time is not None]
 
 
 def _common_psnr(values: Sequence[dict[str, Any]], common: set[int]) -> float | None:
@@ -216,23 +231,25 @@ def mean_over_scenes(scenes: Sequence[SceneSummary]) -> tuple[MethodSummary, ...
                 frame=_mean_range(frames) if len(frames) == len(group) else None,
                 ratio=_mean_ratio(ratios) if len(ratios) == len(group) else None,
                 reach={target: _mean([method.reach[target] for method in group]) for target in group[0].reach},
+                reached={target: sum(method.reached[target] for method in group) for target in group[0].reached},
                 psnr_common=_mean([method.psnr_common for method in group]),
                 evaluated=sum(method.evaluated for method in group),
                 available=sum(method.available for method in group),
                 rows=sum(method.rows for method in group),
+                planned=sum(method.planned for method in group),
             )
         )
     return tuple(means)
 
 
 def _mean_range(ranges: Sequence[Interval]) -> Interval:
-    """Geometric mean of the medians and of both limits: no scene with long frames outweighs the others."""
+    """Geometric mean of the medians and of both limits, so that scenes with long frames do not outweigh the others."""
     logs = np.log([[i.value, i.low, i.high] for i in ranges])
     return Interval(*(float(v) for v in np.exp(logs.mean(axis=0))))
 
 
 def _mean_ratio(ratios: Sequence[Interval]) -> Interval:
-    """Geometric mean of independent ratios; half-widths of the logarithms add as standard errors do."""
+    """Geometric mean of independent ratios; half-widths of the logarithms add like standard errors."""
     logs = np.log([[i.value, i.low, i.high] for i in ratios])
     value = logs[:, 0].mean()
     below = np.sqrt(np.square(logs[:, 0] - logs[:, 1]).sum()) / len(logs)

@@ -1,4 +1,4 @@
-"""One table for the terminal, Markdown and HTML."""
+"""Tables for the terminal, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Table:
     title: str = ""
 
     def markdown(self) -> str:
-        """As a Markdown table, numbers to the right."""
+        """The table in Markdown, with numbers aligned right."""
         lines = [self.columns, (":--", *["--:"] * (len(self.columns) - 1)), *self.rows]
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
     def rich(self) -> RichTable:
-        """For the terminal."""
+        """The table for the terminal."""
         table = RichTable(title=escape(self.title) if self.title else None)
         for number, column in enumerate(self.columns):
             table.add_column(escape(column), justify="right" if number else "left", no_wrap=not number)
@@ -37,12 +37,12 @@ class Table:
 
 
 def number(value: float | None, digits: int = 0, unit: str = "") -> str:
-    """A number with thousands separated, or a dash."""
+    """Format a number with thousands separators, or a dash."""
     return MISSING if value is None else f"{value:,.{digits}f}{unit}"
 
 
 def seconds(value: float | None) -> str:
-    """A duration with three significant digits."""
+    """Format a duration with three significant digits."""
     if value is None:
         return MISSING
     if value < 1:
@@ -53,14 +53,15 @@ def seconds(value: float | None) -> str:
 
 
 def megabytes(value: float | None) -> str:
-    """Bytes in units of 2^20."""
+    """Format bytes in units of 2^20."""
     return MISSING if value is None else f"{value / 2**20:,.0f} MiB"
 
 
 def method_tables(methods: Sequence[MethodSummary]) -> tuple[Table, Table]:
-    """Quality and speed, and what they cost: a line for each method. Columns without any value are left out."""
+    """Two tables, quality with speed and cost, with a row for each method. Columns without any value are left out."""
     reach = next((method.reach for method in methods if method.reach), {})
     partial = len({(method.evaluated, method.available) for method in methods if method.rows}) > 1
+    unfinished = any(method.rows < method.planned for method in methods)
     outcome = {
         "PSNR (dB)": [_psnr(method) for method in methods],
         **({"PSNR, common views": [number(method.psnr_common, 2) for method in methods]} if partial else {}),
@@ -73,6 +74,7 @@ def method_tables(methods: Sequence[MethodSummary]) -> tuple[Table, Table]:
         "Training": [seconds(method.values["training_seconds"]) for method in methods],
         **{f"To {target:g} dB": [_time_to(target, method) for method in methods] for target in reach},
         "Views": [f"{m.evaluated} of {m.available}" if m.rows else MISSING for m in methods],
+        **({"Trainings": [f"{m.rows} of {m.planned}" for m in methods]} if unfinished else {}),
     }
     cost = {
         "Multiply-adds per sample": [number(method.values["multiply_adds_per_sample"]) for method in methods],
@@ -99,7 +101,7 @@ def _of_columns(methods: Sequence[MethodSummary], columns: dict[str, list[str]])
 
 
 def chosen(table: Table, columns: Sequence[str]) -> Table:
-    """The named columns, as far as the table has them, after the first."""
+    """Select the first column and the named columns that the table has."""
     places = [0, *(table.columns.index(name) for name in columns if name in table.columns)]
     rows = (table.columns, *table.rows)
     picked = [tuple(row[place] for place in places) for row in rows]
@@ -107,7 +109,7 @@ def chosen(table: Table, columns: Sequence[str]) -> Table:
 
 
 def transposed(table: Table, corner: str = "") -> Table:
-    """Rows and columns exchanged."""
+    """Exchange rows and columns."""
     lines = list(zip(table.columns, *table.rows, strict=True))
     return Table((corner, *lines[0][1:]), tuple(lines[1:]), table.title)
 
@@ -120,7 +122,9 @@ def _psnr(method: MethodSummary) -> str:
 
 
 def _time_to(target: float, method: MethodSummary) -> str:
-    return "not reached" if method.rows and method.reach.get(target) is None else seconds(method.reach.get(target))
+    if not method.rows or method.reach.get(target) is not None:
+        return seconds(method.reach.get(target))
+    return f"{number} of {method.rows} reached" if (number := method.reached.get(target)) else "not reached"
 
 
 def _frame(method: MethodSummary) -> str:

@@ -1,4 +1,4 @@
-"""One row of a benchmark: nerfstudio's trainer runs the method, a clock and an evaluation stand beside it."""
+"""Train and evaluate one row of a benchmark with nerfstudio's trainer, a clock and our evaluation."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from eugen_nerf.plugin import evaluation
 from eugen_nerf.plugin.compat import without_nerfstudio_lpips
 from eugen_nerf.plugin.pipeline import SampleBudgetPipeline
 
-# Shares of a row's time, for its progress bar.
+# Shares of a row's time, for the progress bar.
 LOADING, TRAINING = 0.03, 0.85
 
 
 def synchronize() -> None:
-    """Wait until the device has done all it was told to."""
+    """Wait until the device has finished all its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 class Clock:
-    """Seconds that were spent between `start` and `stop`; waits for the device at both."""
+    """Counts the seconds between `start` and `stop`, which both wait for the device."""
 
     def __init__(self) -> None:
         self._before = 0.0
@@ -56,9 +56,9 @@ class Clock:
 
 
 class Monitor:
-    """Watches a nerfstudio trainer from its callbacks: clock, budget, curve, progress.
+    """Tracks a nerfstudio trainer through callbacks: clock, budget, curve, progress.
 
-    The first step is not timed: it compiles kernels and fills caches.
+    The first step is not timed, because it compiles kernels and fills caches.
     """
 
     def __init__(self, job: TrainingJob, trainer: Any, report: Callable[[Progress], None]) -> None:
@@ -75,14 +75,14 @@ class Monitor:
         self._rays_of_step = 0
 
     def attach(self) -> None:
-        """Let the trainer call this monitor around each step."""
+        """Make the trainer call this monitor around each step."""
         before = TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self._before_step)
         after = TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], self._after_step)
         self.trainer.callbacks = [before, *self.trainer.callbacks, after]
 
     @property
     def share(self) -> float:
-        """Spent part of the budget."""
+        """Spent share of the budget."""
         budget = self.job.budget
         if budget.iterations is not None:
             return self.steps / budget.iterations
@@ -90,7 +90,7 @@ class Monitor:
         return min(self.clock.seconds / budget.seconds, 1.0)
 
     def share_before(self, step: int) -> float:
-        """Part of the budget that is spent before a step; of steps to come only a budget of steps knows it."""
+        """Share of the budget spent before a step. For future steps, only a budget of iterations knows it."""
         iterations = self.job.budget.iterations
         return self.share if iterations is None else step / iterations
 
@@ -125,7 +125,7 @@ class Monitor:
 def follow_clock(trainer: Any, monitor: Monitor) -> None:
     """Drive the learning-rate schedules by the spent share of the budget instead of by steps.
 
-    With a budget in seconds nobody knows the number of steps beforehand.
+    With a budget in seconds, the number of steps is not known in advance.
     """
     for group, scheduler in trainer.optimizers.schedulers.items():
         max_steps = getattr(trainer.optimizers.config[group]["scheduler"], "max_steps", None)
@@ -139,14 +139,14 @@ def follow_clock(trainer: Any, monitor: Monitor) -> None:
 
 
 def train_and_evaluate(job: TrainingJob, out: Path, report: Callable[[Progress], None]) -> dict[str, Any]:
-    """Train a row, leave nerfstudio's usual run folder behind, evaluate on the test split.
+    """Train a row, write nerfstudio's usual run folder, and evaluate on the test split.
 
     Args:
-        out: folder of the benchmark: the run goes to `runs`, a few test views and their truth to `pictures`.
-        report: told about progress after every step.
+        out: folder of the benchmark. The run goes to `runs`, a few test views and their ground truth to `pictures`.
+        report: called with the progress after every step.
 
     Returns:
-        What was measured, fit for JSON.
+        The measurements, as JSON data.
 
     Raises:
         UserError: the method or the scene cannot be used.
@@ -154,7 +154,7 @@ def train_and_evaluate(job: TrainingJob, out: Path, report: Callable[[Progress],
     report(Progress("loading"))
     config = row_config(job, out / "runs", "cuda" if torch.cuda.is_available() else "cpu")
     run = config.get_base_dir()
-    shutil.rmtree(run, ignore_errors=True)  # what an interrupted attempt left
+    shutil.rmtree(run, ignore_errors=True)  # left by an interrupted attempt
     config.save_config()
     random.seed(job.seed)
     np.random.seed(job.seed)
@@ -171,6 +171,7 @@ def train_and_evaluate(job: TrainingJob, out: Path, report: Callable[[Progress],
     if job.budget.seconds is not None and job.fit_schedules:
         follow_clock(trainer, monitor)
     trainer.train()
+    monitor.clock.stop()  # where something else than the budget ended the training
     memory = peak_memory()
 
     begun = LOADING + TRAINING

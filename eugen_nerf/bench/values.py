@@ -1,4 +1,4 @@
-"""What was measured, as results.jsonl keeps it: which of it a report cannot do without."""
+"""The measured values in results.jsonl that a report requires."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AVERAGED = (
     "peak_device_bytes",
 )
 
-# What is read of a record. What has been added since the first ones (picture_size) is not here: they lack it.
+# Values that are read from a record. Values that older records lack (picture_size) are not listed.
 TRAINING: dict[str, Any] = {
     **dict.fromkeys(AVERAGED, float | None),
     "psnr": float,
@@ -45,10 +45,10 @@ MACHINE: dict[str, Any] = {
 
 
 def check_values(kind: Literal["training", "frames"], values: dict[str, Any], where: str) -> None:
-    """Look whether a record of a job that came to a good end has what is read of it; other keys may stand beside.
+    """Check that the record of a successful job has all values that are read from it. Other keys are allowed.
 
     Raises:
-        UserError: it has not; the message begins with `where`.
+        UserError: a value is missing or invalid; the message begins with `where`.
     """
     if kind == "training":
         _check(TRAINING, values, where)

@@ -1,6 +1,6 @@
-"""The process that does one job: `python -m eugen_nerf.bench.worker FOLDER`.
+"""The process that runs one job: `python -m eugen_nerf.bench.worker FOLDER`.
 
-A process of its own keeps a crash from the other rows, makes peak memory measurable, and lets a job be stopped.
+A separate process keeps a crash from affecting other rows, makes peak memory measurable, and can be stopped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SECONDS_BETWEEN_REPORTS = 0.5
 
 
 class Reporter:
-    """Writes progress.json now and then, and ends the worker when its runner is gone."""
+    """Writes progress.json at intervals, and ends the worker when its runner is gone."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "progress.json"
@@ -43,7 +43,7 @@ class Reporter:
 
 
 def run_job(folder: Path) -> Result:
-    """Do the job of a folder and tell what became of it; only exits of the process pass through."""
+    """Run the job of a folder and return its result. Only exits of the process pass through."""
     try:
         return Result("done", values=_run(read_json(folder / "job.json"), Reporter(folder)))
     except UserError as error:
@@ -64,7 +64,7 @@ def _run(data: Any, report: Reporter) -> dict[str, Any]:
         job = from_mapping(FramesJob, data["job"], "job")
     else:
         job = from_mapping(TrainingJob, data["job"], "job")
-    # torch and nerfstudio take seconds to import, which the runner's checks of the command line should not wait for.
+    # Imported here, since torch and nerfstudio take seconds and the runner's checks should not wait for them.
     from eugen_nerf.bench.machine import describe_machine
 
     machine = describe_machine(data["command"])

@@ -1,4 +1,4 @@
-"""Making a scene file smaller: bytes instead of half floats, then smaller tables that are trained again."""
+"""Make a scene file smaller: bytes instead of half floats, then smaller tables that are retrained."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from typing import Any
 import torch
 
 from eugen_nerf.errors import UserError
-from eugen_nerf.export.tables import StoredTable, folded, half_precision, quantised
+from eugen_nerf.export.tables import StoredTable, folded, half_precision, quantized
 from eugen_nerf.field import HashGrid
 from eugen_nerf.ops import HashGridLayout
 from eugen_nerf.optim import BETAS, SparseAdam
 from eugen_nerf.plugin.runs import photos_in_the_same_order
 
 REFIT_STEPS = 300
-# A trained table moves little; the rates fall to a thirtieth, as in training.
+# A trained table changes little. Learning rates decay to a thirtieth, as in training.
 TABLE_RATE, NETWORK_RATE, FINAL_PART = 1e-2, 5e-4, 1 / 30
 SMALLEST_LOG2 = 8
 
 
 def fit_table(pipeline: Any, most_bytes: int, tell: Callable[[str], None], steps: int = REFIT_STEPS) -> StoredTable:
-    """Store a run's hash table in at most `most_bytes`, and change the pipeline's model to what is stored.
+    """Store a run's hash table in at most `most_bytes`, and set the pipeline's model to the stored values.
 
-    Half floats if they fit; else one byte a value; else in addition the largest table that fits, folded from the
-    trained one and trained for some more steps together with the networks.
+    The table is stored as half floats if they fit, else with one byte per value. If that is too large as well, the
+    largest table that fits is folded from the trained one and trained for some more steps together with the networks.
 
     Args:
         pipeline: of a run of eugen-nerf, with its training data.
-        most_bytes: size of the stored table.
-        tell: is told what was done.
-        steps: of training after folding.
+        most_bytes: maximum size of the stored table.
+        tell: called with a line on what was done.
+        steps: training steps after folding.
 
     Raises:
-        UserError: no table is that small, or the table holds values that are not finite.
+        UserError: no table is that small, or the table has values that are not finite.
     """
     field = pipeline.model.field
     grid: HashGrid = field.encoding
     stored = half_precision(grid.table, grid.layout)
     if stored.num_bytes <= most_bytes:
-        tell("The hash table fits as half floats; nothing had to be given up.")
+        tell("The hash table fits as half floats; no reduction was needed.")
         return _adopt(grid, stored)
-    stored = quantised(grid.table, grid.layout)
+    stored = quantized(grid.table, grid.layout)
     if stored.num_bytes <= most_bytes:
-        tell("Hash table stored in one byte a value.")
+        tell("Hash table stored with one byte per value.")
         return _adopt(grid, stored)
     log2 = _largest_that_fits(grid, most_bytes)
     table, layout = folded(grid.table.detach().cpu(), grid.layout, log2)
@@ -53,31 +53,31 @@ def fit_table(pipeline: Any, most_bytes: int, tell: Callable[[str], None], steps
     field.config.log2_hashmap_size = log2
     tell(f"Hash table folded from 2^{grid.layout.log2_table_size} to 2^{log2} entries a level; training {steps} steps.")
     _train(pipeline, steps)
-    return _adopt(smaller, quantised(smaller.table, layout))
+    return _adopt(smaller, quantized(smaller.table, layout))
 
 
 def _largest_that_fits(grid: HashGrid, most_bytes: int) -> int:
     layout = grid.layout
     for log2 in range(layout.log2_table_size - 1, SMALLEST_LOG2 - 1, -1):
-        if _quantised_bytes(layout.with_table_size(log2)) <= most_bytes:
+        if _quantized_bytes(layout.with_table_size(log2)) <= most_bytes:
             return log2
-    # A table that is below the smallest size already stays as large as it is.
+    # A table that is already below the smallest size keeps its size.
     smallest = layout.with_table_size(min(layout.log2_table_size, SMALLEST_LOG2))
     left = f"leaves {most_bytes / 1e6:.3f} MB" if most_bytes > 0 else "leaves nothing"
-    takes = _quantised_bytes(smallest)
+    takes = _quantized_bytes(smallest)
     raise UserError(
         f"--size-budget {left} for the hash table, and its smallest form takes {takes / 1e6:.3f} MB. Allow "
         f"{(takes - most_bytes) / 1e6:.3f} MB more, or train with fewer levels (--pipeline.model.field.num-levels)."
     )
 
 
-def _quantised_bytes(layout: HashGridLayout) -> int:
-    """Size of a table in one byte a value, with a scale for each level and feature."""
+def _quantized_bytes(layout: HashGridLayout) -> int:
+    """Size of a table with one byte per value and a scale for each level and feature."""
     return (layout.num_entries + 4 * layout.num_levels) * layout.features_per_level
 
 
 def _adopt(grid: HashGrid, stored: StoredTable) -> StoredTable:
-    """Let the model render with the values that are stored."""
+    """Make the model render with the stored values."""
     with torch.no_grad():
         grid.table.copy_(stored.values())
     return stored

@@ -21,30 +21,30 @@ from eugen_nerf.export.server import Server, check_export, make_server, url, url
 
 @dataclass
 class Web:
-    """Write a static page that renders a trained scene in the visitor's browser, for any web host."""
+    """Write a static page that renders a trained scene in the visitor's browser. Any web host can serve it."""
 
     load_config: Path
     """config.yml of the run, as ns-train leaves it."""
     output: Path
     """Folder for the page."""
     compare: Path | None = None
-    """config.yml of a second run on the same scene (an MLP twin), between which the page can switch."""
+    """config.yml of a second run on the same scene (an MLP baseline); the page can switch between the two."""
     size_budget: float | None = None
-    """Most megabytes of each network's scene file; the PSNR that this costs is printed."""
+    """Maximum size of each network's scene file in megabytes. The resulting loss of PSNR is printed."""
     with_images: bool = False
-    """Add the dataset's photos, to compare them with what is rendered."""
+    """Add the dataset's photos, to compare them with the rendered images."""
     overwrite: bool = False
-    """Replace the page that is in the folder, with its scene/; other files beside it stay."""
+    """Replace the page in the folder, including scene/. Other files stay."""
 
 
 @dataclass
 class View:
-    """Serve a page that eugen-export wrote, or a run, and open it in the browser. Ctrl-C ends it."""
+    """Serve a page that eugen-export wrote, or a run, and open it in the browser. Ctrl-C stops the server."""
 
     path: tyro.conf.Positional[Path]
     """The exported folder, or config.yml of a run."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets other machines in."""
+    """Address to listen on; 0.0.0.0 also serves other machines."""
     port: int = 7008
     """Port to listen on; 0 for any free one."""
     browser: bool = True
@@ -73,7 +73,7 @@ def view_main(arguments: list[str] | None = None) -> None:
 
 
 def _export(options: Web, console: Console) -> int:
-    # nerfstudio takes seconds to import, --help should not.
+    # Importing nerfstudio takes seconds, and --help should not.
     from eugen_nerf.export.web import Options, export_web
 
     runs = [options.load_config, *([] if options.compare is None else [options.compare])]
@@ -97,7 +97,7 @@ def _view(options: View, console: Console) -> None:
         )
     with tempfile.TemporaryDirectory(prefix="eugen-view-") as folder:
         page = Path(folder) / "page"
-        # First, since the export takes a while and another program may have the port.
+        # Open the port first, since the export takes a while and the port may be in use.
         with make_server(page, options.host, options.port) as server:
             _export(Web(options.path, page, with_images=True), console)
             _serve(server, options, console)
@@ -108,7 +108,7 @@ def _serve(server: Server, options: View, console: Console) -> None:
     where = url(server) if others is None else f"{url(server)}, for other machines on {others}"
     console.print(f"Serving {options.path} on {where}. Ctrl-C ends it.", markup=False, soft_wrap=True)
     if options.browser:
-        # A browser in the terminal keeps whoever opens it waiting, and itself waits for the server.
+        # A browser in the terminal blocks its caller, and itself waits for the server.
         threading.Thread(target=webbrowser.open, args=(url(server),), daemon=True).start()
-    with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+    with contextlib.suppress(KeyboardInterrupt):  # the way to stop it
         server.serve_forever()

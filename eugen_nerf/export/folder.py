@@ -1,4 +1,4 @@
-"""Writing a folder completely or not at all."""
+"""Write a folder completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from pathlib import Path
 from eugen_nerf.errors import UserError
 from eugen_nerf.folders import check_place, refused
 
-# Tells an exported folder from any other, in which --overwrite must not touch anything, by the format it names.
+# Identifies an exported folder by the format it names. --overwrite must not touch any other folder.
 MARK = Path("scene/scene.json")
 FORMAT = "eugen-scene"
+# Files that earlier versions wrote beside it and this one does not: they go when a page is replaced.
+DROPPED = ("sources.sha256",)
 
 
 def check_output(output: Path, overwrite: bool) -> None:
-    """Raises UserError unless `write_folder` may write to `output`."""
+    """Raise UserError unless `write_folder` may write to `output`."""
     if not output.exists():
         check_place(output, "--output")
         return
@@ -46,19 +48,19 @@ def _is_export(folder: Path) -> bool:
 
 
 def write_folder(output: Path, fill: Callable[[Path], None], overwrite: bool = False) -> None:
-    """Make a folder appear with all its content at once.
+    """Write a folder with all its content at once.
 
-    A folder that is there already stays the same folder and changes its content: it may be a mount point, the target
-    of a link, or where a shell or a web server stands. It may also hold what is not ours, as a checkout of a website
-    does: of what is in it, only the names that `fill` writes are replaced, folders whole.
+    An existing folder is kept and only its content changes, because it may be a mount point, the target of a link, or
+    the working directory of a shell or a web server. It may also contain other files, as the checkout of a website
+    does. Only the names that `fill` writes are replaced, folders as a whole.
 
     Args:
         output: the folder; its parents are created.
-        fill: writes the content into an empty folder that it is given.
+        fill: writes the content into the empty folder that it is given.
         overwrite: replace an earlier export in the folder.
 
     Raises:
-        UserError: `output` may not be replaced, cannot be written, or the disk is full. What was there stays.
+        UserError: `output` may not be replaced, cannot be written, or the disk is full. Its content is unchanged then.
     """
     check_output(output, overwrite)
     target = Path(os.path.realpath(output))
@@ -77,7 +79,7 @@ def write_folder(output: Path, fill: Callable[[Path], None], overwrite: bool = F
         if exists:
             _exchange(target, new, old)
         else:
-            new.rename(target)  # refused where another process has filled it meanwhile
+            new.rename(target)  # fails if another process has filled it meanwhile
     except OSError as error:
         raise refused(output, error, "--output") from None
     finally:
@@ -85,7 +87,7 @@ def write_folder(output: Path, fill: Callable[[Path], None], overwrite: bool = F
 
 
 def _exchange(folder: Path, new: Path, old: Path) -> None:
-    """Put the content of `new` into a folder and what has the same names there into `old`, or leave all as it is."""
+    """Move the content of `new` into a folder and what it replaces into `old`, or leave everything unchanged."""
     done: list[tuple[Path, Path]] = []
 
     def move(path: Path, destination: Path) -> None:
@@ -93,6 +95,9 @@ def _exchange(folder: Path, new: Path, old: Path) -> None:
         done.append((path, destination / path.name))
 
     try:
+        for name in DROPPED:
+            if (folder / name).exists():
+                move(folder / name, old)
         for path in list(new.iterdir()):
             present = folder / path.name
             if present.is_symlink() or present.exists():

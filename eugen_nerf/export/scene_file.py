@@ -28,11 +28,11 @@ Tensors = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, eq=False)
 class ExportedField:
-    """What the viewer has to know to render a field as `eugen_nerf.renderer.Renderer` does."""
+    """What the viewer needs to render a field as `eugen_nerf.renderer.Renderer` does."""
 
-    name: str  # kind of network, as the viewer shows it
+    name: str  # kind of network, shown in the viewer
     field: RadianceField
-    table: StoredTable  # in place of field.table
+    table: StoredTable  # replaces field.table
     space: Space
     rule: StepRule
     near: float
@@ -41,7 +41,7 @@ class ExportedField:
     occupancy_resolution: int
 
     def tensors(self) -> Tensors:
-        """Every array of the field, by the name it has in the scene file."""
+        """All arrays of the field, by their names in the scene file."""
         arrays: Tensors = {"table": self.table.data, "occupancy": _array(self.occupancy_bits, np.uint8)}
         if self.table.scale is not None:
             arrays["table_scale"] = self.table.scale
@@ -50,10 +50,10 @@ class ExportedField:
         return arrays
 
     def write(self, path: Path) -> dict[str, Any]:
-        """Write the tensors to `path`; returns the field's entry in scene.json.
+        """Write the tensors to `path` and return the field's entry in scene.json.
 
         Raises:
-            UserError: a part of the network is none that the viewer can evaluate.
+            UserError: the viewer cannot evaluate a part of the network.
         """
         tensors = self.tensors()
         description = self._description()

@@ -13,7 +13,7 @@ from eugen_nerf.errors import UserError
 from eugen_nerf.ops import HashGridLayout
 from eugen_nerf.ops.reference import spatial_hash
 
-# Bytes stand for (byte - 128) / 127, the middle byte for an exact zero.
+# A byte represents (byte - 128) / 127, so the middle byte is an exact zero.
 ZERO_BYTE, STEPS = 128, 127
 
 
@@ -21,8 +21,9 @@ ZERO_BYTE, STEPS = 128, 127
 class StoredTable:
     """A hash table ready to be written.
 
-    Without `scale` the data are the values. With it they are bytes q, and a value of level l and feature f is
-    ``scale[l, f] * c * |c|`` with ``c = (q - 128) / 127``: finer near zero, where most values of a trained table are.
+    Without `scale`, the data are the values. With it, they are bytes q, and a value of level l and feature f is
+    ``scale[l, f] * c * |c|`` with ``c = (q - 128) / 127``. This is finer near zero, where most values of a trained
+    table are.
     """
 
     layout: HashGridLayout
@@ -43,7 +44,7 @@ class StoredTable:
 
 
 def half_precision(table: Tensor, layout: HashGridLayout) -> StoredTable:
-    """The table [layout.num_entries, F] in half floats.
+    """Store the table [layout.num_entries, F] as half floats.
 
     Raises:
         UserError: a value is not finite, or too large for a half float.
@@ -59,8 +60,8 @@ def half_precision(table: Tensor, layout: HashGridLayout) -> StoredTable:
     return StoredTable(layout, data)
 
 
-def quantised(table: Tensor, layout: HashGridLayout) -> StoredTable:
-    """The table [layout.num_entries, F] in one byte a value, scaled by the largest value of its level and feature.
+def quantized(table: Tensor, layout: HashGridLayout) -> StoredTable:
+    """Store the table [layout.num_entries, F] with one byte per value, scaled by the maximum of level and feature.
 
     Raises:
         UserError: a value is not finite.
@@ -74,15 +75,15 @@ def quantised(table: Tensor, layout: HashGridLayout) -> StoredTable:
 
 
 def folded(table: Tensor, layout: HashGridLayout, log2_table_size: int) -> tuple[Tensor, HashGridLayout]:
-    """A smaller table that is a first guess at the same function.
+    """Fold a table into a smaller one, as a first approximation of the same function.
 
-    In a hashed level the row of a vertex is the low bits of its hash, so the rows of the smaller table are shared by
-    those of the larger one that agree in the bits that are left. Each gets their mean, weighted by squared length: rows
-    that were never trained are near zero and should not pull the others there.
+    In a hashed level, the row of a vertex is the low bits of its hash. Rows of the larger table that agree in the
+    remaining bits therefore share a row of the smaller one. It gets their mean, weighted by squared length, because
+    rows that were never trained are near zero and should not pull the others toward zero.
 
     Args:
         table: [layout.num_entries, F].
-        log2_table_size: logarithm of the most entries of a level, below the layout's.
+        log2_table_size: logarithm of the maximum number of entries of a level, below the layout's.
 
     Returns:
         The table and its layout, which has the same resolutions.
@@ -103,7 +104,7 @@ def folded(table: Tensor, layout: HashGridLayout, log2_table_size: int) -> tuple
 
 
 def _hash_rows(layout: HashGridLayout, level: int) -> Tensor:
-    """Hash of each row of a level, in its low bits: [rows]. A dense level's rows are vertices and have to be hashed."""
+    """Hash of each row of a level, in its low bits: [rows]. Rows of a dense level are vertices and must be hashed."""
     count = layout.offsets[level + 1] - layout.offsets[level]
     rows = torch.arange(count)
     if not layout.is_dense(level):

@@ -1,4 +1,4 @@
-"""The dataset's cameras, and its photos, for the viewer to jump to and to compare with."""
+"""The dataset's cameras and photos, which the viewer jumps to and compares with."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from PIL import Image
 
 from eugen_nerf.metrics import to_uint8
-from eugen_nerf.scenes.normalise import axes_equations, focus_point
+from eugen_nerf.scenes.normalize import axes_equations, focus_point
 
 JPEG_QUALITY = 92
 
 
 def describe_views(datasets: dict[str, Any]) -> list[dict[str, Any]]:
-    """One entry of scene.json for each camera.
+    """The entries of scene.json for the cameras.
 
     Args:
         datasets: nerfstudio's dataset of each split.
@@ -43,7 +43,7 @@ def describe_views(datasets: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    """A name for each photo of a split: that of its file; where two are alike, the paths below their common folder."""
+    """Names for the photos of a split: file names, or paths below their common folder if two of these are alike."""
     stems = [file.stem for file in files]
     if len(set(stems)) == len(stems):
         return stems
@@ -54,21 +54,21 @@ def _names(files: Sequence[Path]) -> list[str]:
 
 
 def focus(views: list[dict[str, Any]]) -> list[float]:
-    """The point that the cameras look at, [3]: `focus_point`, or the nearest to all axes where there is none."""
+    """The point that the cameras look at, [3]: `focus_point`, or the point nearest to all axes if there is none."""
     poses = np.array([view["camera_to_world"] for view in views])
     point = focus_point(poses)
     if point is None:
         origins = poses[:, :, 3]
         matrix, right = axes_equations(origins, -poses[:, :, 2])
-        # The small addend keeps parallel axes, or a single one, from having no solution: then it is near the cameras.
+        # The small term gives parallel axes, or a single one, a solution near the cameras.
         point = np.linalg.solve(matrix + 1e-6 * np.eye(3), right + 1e-6 * origins.mean(axis=0))
     return [float(v) for v in point]
 
 
 def write_photo(dataset: Any, index: int, path: Path, background: tuple[float, float, float]) -> None:
-    """The photo of a view as a JPEG, on the background colour, as a pinhole camera would have taken it.
+    """Write the photo of a view as a JPEG on the background color, as a pinhole camera would have taken it.
 
-    The viewer's cameras have no lens distortion, so it is taken out of the photo.
+    The viewer's cameras have no lens distortion, so it is removed from the photo.
     """
     image = dataset[index]["image"]
     if image.shape[-1] == 4:
@@ -87,15 +87,15 @@ def undistorted(pixels: npt.NDArray[np.uint8], cameras: Cameras, index: int) -> 
     k1, k2, k3, k4, p1, p2 = coefficients
     matrix = np.eye(3)
     matrix[0, 0], matrix[1, 1] = float(cameras.fx[index]), float(cameras.fy[index])
-    # OpenCV counts from the centre of the first pixel.
+    # OpenCV counts from the center of the first pixel.
     matrix[0, 2], matrix[1, 2] = float(cameras.cx[index]) - 0.5, float(cameras.cy[index]) - 0.5
     if fisheye:
         lens, size = np.array([k1, k2, k3, k4]), pixels.shape[1::-1]
         places = cv2.fisheye.initUndistortRectifyMap(matrix, lens, np.eye(3), matrix, size, cv2.CV_32FC1)
     else:
-        # OpenCV's fourth radial term stands in a denominator; ours is a plain power, as nerfstudio's.
+        # OpenCV's fourth radial term is in a denominator; ours is a power, as in nerfstudio.
         places = _rays_of_pixels(matrix, pixels.shape, (k1, k2, k3, k4, p1, p2))
-    # What the photo does not show gets its nearest colour: black would frame it.
+    # Pixels outside the photo get the nearest color; black would frame it.
     result = cv2.remap(pixels, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(result, dtype=np.uint8)
 
@@ -103,7 +103,7 @@ def undistorted(pixels: npt.NDArray[np.uint8], cameras: Cameras, index: int) -> 
 def _rays_of_pixels(
     matrix: npt.NDArray[np.float64], shape: tuple[int, ...], distortion: tuple[float, ...]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Where in the distorted picture each pixel of the undistorted one is seen: column and row, [H, W] each."""
+    """Column and row in the distorted image for each pixel of the undistorted one, [H, W] each."""
     k1, k2, k3, k4, p1, p2 = distortion
     x, y = np.meshgrid(
         (np.arange(shape[1]) - matrix[0, 2]) / matrix[0, 0], (np.arange(shape[0]) - matrix[1, 2]) / matrix[1, 1]

@@ -1,4 +1,4 @@
-"""A finished run as a static page with a viewer: `export_web`."""
+"""Export a finished run as a static page with a viewer: `export_web`."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from eugen_nerf.plugin import evaluation
 from eugen_nerf.plugin.model import EugenModel
 from eugen_nerf.plugin.runs import load_run, read_config
 
-VIEWER = Path(__file__).parent / "web"  # built from viewer/, see its README
+VIEWER = Path(__file__).parent / "web"  # built from viewer/; see its README
+BUILT_FROM = "sources.sha256"  # for the tests: whether the built files are those of viewer/'s sources
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
 NETWORKS = {"eugen": "EUGen", "mlp": "MLP", "low-rank": "Low rank", "snnk": "SNNK"}
-# The viewer's shader holds every parameter as a literal, which makes its source long; networks of
-# 24,832 multiply-adds are tested.
+# The viewer's shader has every parameter as a literal, which makes its source long. Networks of 24,832 multiply-adds
+# have been tested.
 MAX_MULTIPLY_ADDS = 25_000
-# Views whose PSNR is compared before and after making a table smaller.
+# Number of views whose PSNR is compared before and after shrinking a table.
 JUDGED_VIEWS = 4
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a page should contain."""
+    """Content of the page."""
 
-    size_budget: float | None = None  # MB (10^6 bytes) of each network's scene file
+    size_budget: float | None = None  # maximum MB (10^6 bytes) of each network's scene file
     with_images: bool = False
     overwrite: bool = False
 
@@ -47,12 +48,12 @@ class Options:
 def export_web(
     load_configs: Sequence[Path], output: Path, options: Options, tell: Callable[[str], None] = lambda line: None
 ) -> int:
-    """Write the page of a run, or of two that are to be compared, to a folder.
+    """Write the page of a run, or of two runs to compare, to a folder.
 
     Args:
         load_configs: config.yml of one run, or of two runs on the same scene.
-        output: the folder, complete or not there.
-        tell: is told what is done.
+        output: the folder; it is written completely or not at all.
+        tell: called with a line on what is done.
 
     Returns:
         The page's size in bytes.
@@ -60,7 +61,7 @@ def export_web(
     Raises:
         UserError: a run cannot be loaded or shown in a browser, or the folder cannot be written.
     """
-    check_output(output, options.overwrite)  # before minutes of loading
+    check_output(output, options.overwrite)  # before loading, which takes minutes
     if options.size_budget is not None and not 0 < options.size_budget < math.inf:
         raise UserError(f"--size-budget must be a positive number of megabytes, not {options.size_budget}.")
     if not (VIEWER / "index.html").is_file():
@@ -79,8 +80,9 @@ def export_web(
 
     def fill(folder: Path) -> None:
         nonlocal size
-        for file in VIEWER.iterdir():  # one by one: copytree makes one error of all
-            shutil.copyfile(file, folder / file.name)
+        for file in VIEWER.iterdir():  # one by one, since copytree merges all errors into one
+            if file.name != BUILT_FROM:
+                shutil.copyfile(file, folder / file.name)
         scene = folder / "scene"
         scene.mkdir()
         if options.with_images:
@@ -139,7 +141,7 @@ def _prepare(path: Path, pipeline: Any, options: Options, tell: Callable[[str], 
     field = pipeline.model.field
     if options.size_budget is None:
         return exported_field(pipeline.model, half_precision(field.encoding.table, field.encoding.layout))
-    # Everything but the table: the file of a table without bytes.
+    # The size of everything but the table: that of a file with an empty table.
     empty = StoredTable(field.encoding.layout, np.zeros((0, 0), np.float16))
     rest = sum(array.nbytes for array in exported_field(pipeline.model, empty).tensors().values()) + (1 << 13)
     before = _psnr(pipeline)
@@ -153,7 +155,7 @@ def _prepare(path: Path, pipeline: Any, options: Options, tell: Callable[[str], 
 
 
 def exported_field(model: EugenModel, table: StoredTable) -> ExportedField:
-    """A model as the viewer needs it, with `table` in place of its hash table."""
+    """A model in the form that the viewer needs, with `table` in place of its hash table."""
     renderer = model.renderer
     field = model.field.evaluator()
     assert isinstance(field, RadianceField)
@@ -171,11 +173,11 @@ def exported_field(model: EugenModel, table: StoredTable) -> ExportedField:
 
 
 def _run_names(load_configs: Sequence[Path]) -> list[str]:
-    """Method and time of each run, as ns-train names its folders; more of the path where two have both in common."""
+    """Method and time of each run, as ns-train names its folders, or more of the path if two runs share both."""
     folders = [Path(os.path.abspath(path)).parent for path in load_configs]
     for count in range(2, max(len(folder.parts) for folder in folders)):
         names = ["/".join(folder.parts[-count:]) for folder in folders]
-        if len(set(names)) == len(set(folders)):  # a run beside itself has one name
+        if len(set(names)) == len(set(folders)):  # a run compared with itself has one name
             return names
     return [str(folder) for folder in folders]
 

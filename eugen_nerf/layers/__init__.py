@@ -1,4 +1,4 @@
-"""EUGen layers and what belongs to them; imports torch only."""
+"""EUGen layers, baseline layers, merging and conversion. This package imports nothing but torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Elementwise functions by name: Phi and Psi of an EUGen layer, activations of the dense baselines."""
+"""Elementwise functions by name: Phi and Psi of EUGen layers, and the activations of the dense baselines."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Activation = Callable[[Tensor], Tensor]
 
 
 def identity(x: Tensor) -> Tensor:
-    """x itself."""
+    """Return x unchanged."""
     return x
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """max(x, 0) squared."""
+    """Return max(x, 0)^2."""
     return torch.relu(x).square()
 
 
@@ -32,7 +32,13 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def resolve(activation: str | Activation) -> Activation:
-    """The function named `activation`, or `activation` itself if it is callable.
+    """Return the function named `activation`, or `activation` itself if it is callable.
+
+    Args:
+        activation: a name of `ACTIVATIONS`, or an elementwise callable.
+
+    Returns:
+        The elementwise function, any shape -> the same shape.
 
     Raises:
         ValueError: the name is unknown.
@@ -43,12 +49,12 @@ def resolve(activation: str | Activation) -> Activation:
             raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[activation]
     if not callable(activation):
-        raise TypeError(f"an activation is a name or a callable, not {type(activation).__name__}")
+        raise TypeError(f"an activation must be a name or a callable, not {type(activation).__name__}")
     return activation
 
 
 def describe(activation: str | Activation) -> str:
-    """A short name of `activation` for printed representations."""
+    """Return a short name of `activation` for printed representations."""
     if isinstance(activation, str):
         return activation
     return getattr(activation, "__name__", type(activation).__name__)

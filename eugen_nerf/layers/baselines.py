@@ -1,7 +1,7 @@
-"""Layers that EUGen is compared with, and `build_network`, which stacks any of them or EUGen layers alike.
+"""Baseline layers that EUGen is compared with, and `build_network`, which stacks them or EUGen layers.
 
-`Dense`, `LowRank` and `SNNK` (in its own file) each stand for a fully connected layer with its activation.
-A narrow MLP is a stack of `Dense` of fewer units.
+`Dense`, `LowRank` and `SNNK` (in its own file) each replace a fully connected layer together with its activation.
+A narrow MLP is a stack of `Dense` layers with fewer units.
 """
 
 from __future__ import annotations
@@ -23,13 +23,22 @@ NETWORK_KINDS = ("eugen", "mlp", "low-rank", "snnk")
 class Dense(nn.Module):
     """Fully connected layer with its activation: y = act(W x + b).
 
-    `weight` is normal with standard deviation sqrt(2 / in_features) (Kaiming), the bias starts at zero.
+    `weight` starts normal with standard deviation sqrt(2 / in_features) (He et al. 2015, arXiv 1502.01852); the bias
+    starts at zero.
+
+    Shape: [..., in_features] -> [..., out_features].
 
     Args:
         in_features: input width.
         out_features: number of units.
         activation: a name of `eugen_nerf.layers.activations.ACTIVATIONS` or an elementwise callable.
         bias: adds a learned bias, [out].
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+
+    Raises:
+        ValueError: a size is below 1, or the activation's name is unknown.
+        TypeError: the activation is neither a name nor callable.
     """
 
     weight: Tensor  # [out, in]
@@ -56,7 +65,7 @@ class Dense(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws the weight anew and sets the bias to zero."""
+        """Draw a new weight and set the bias to zero."""
         nn.init.normal_(self.weight, std=math.sqrt(2 / self.in_features))
         if self.bias is not None:
             self.bias.zero_()
@@ -76,8 +85,11 @@ class Dense(nn.Module):
 class LowRank(nn.Module):
     """Fully connected layer whose weight matrix has rank m: y = act(W G x + b), W [out, m], G [m, in].
 
-    Both factors are trained. G starts with entries of variance 1 / in_features, W with variance 2 / m
-    (Kaiming).
+    Both factors are trained. Entries of G start with variance 1 / in_features, those of W with variance 2 / m
+    (He et al. 2015, arXiv 1502.01852). With the identity as activation this is the low-rank special case of EUGen
+    (EUGens, NeurIPS 2025, arXiv 2601.22563, appendix B.3).
+
+    Shape: [..., in_features] -> [..., out_features].
 
     Args:
         in_features: input width.
@@ -85,7 +97,13 @@ class LowRank(nn.Module):
         num_features: the rank m.
         activation: a name of `eugen_nerf.layers.activations.ACTIVATIONS` or an elementwise callable.
         bias: adds a learned bias, [out].
-        projection: the kind of random rows that G starts from, as for `make_projection`.
+        projection: the kind of random rows that G starts from, as in `make_projection`.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+
+    Raises:
+        ValueError: a size is below 1, or the name of the activation or projection is unknown.
+        TypeError: the activation is neither a name nor callable.
     """
 
     projections: Tensor  # [m, in]
@@ -118,7 +136,7 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws both factors anew and sets the bias to zero."""
+        """Draw both factors anew and set the bias to zero."""
         rows = self.projections
         drawn = make_projection(
             self.projection, self.num_features, self.in_features, dtype=rows.dtype, device=rows.device
@@ -158,31 +176,34 @@ def build_network(
     projection: str = "orthogonal",
     activation: str = "relu",
 ) -> nn.Sequential:
-    """A stack of hidden layers of one kind and a final linear layer; `merge_chain` merges every kind.
+    """Build a stack of hidden layers of one kind and a final linear layer. `merge_chain` merges every kind.
 
     Args:
         kind: "eugen", "mlp", "low-rank" or "snnk".
         in_features: input width.
-        hidden: width of the hidden layers' outputs. Merged "eugen" and "snnk" networks no longer contain it:
-            their cost depends on `num_features`.
-        num_hidden_layers: number of hidden layers; 0 leaves the linear layer alone.
+        hidden: width of the hidden layers' outputs. Merged "eugen" and "snnk" networks no longer contain it: their
+            cost depends on `num_features`.
+        num_hidden_layers: number of hidden layers; 0 gives the linear layer alone.
         out_features: output width.
-        num_features: features per layer: m of EUGen (per order) and SNNK, the rank of low-rank layers; "mlp"
-            has no use for it.
+        num_features: features per layer: m of EUGen (per order) and SNNK, the rank of low-rank layers. Not used by
+            "mlp".
         order: order k of EUGen layers.
-        shared: whether their orders have projections in common.
-        norm_first: gives the first EUGen layer the norm of its input; inside a chain a norm costs a quadratic
-            form in the features and is left out.
+        shared: uses the same projections for all orders of an EUGen layer.
+        norm_first: appends the norm of the input in the first EUGen layer. Later layers never take a norm, because a
+            norm inside a merged chain costs a quadratic form in the features.
         phi: Phi of EUGen layers.
-        trainable_projections: trains the projections of EUGen layers; those of SNNK stay frozen, as in its
-            paper.
-        feature_bias: gives the projections of EUGen layers a learned constant.
+        trainable_projections: trains the projections of EUGen layers. Those of SNNK layers stay frozen, as in the
+            SNNK paper.
+        feature_bias: adds a learned constant to the projections of EUGen layers.
         projection: kind of random rows that EUGen, low-rank and SNNK layers start from.
-        activation: activation of "mlp", "low-rank" and "snnk" layers; "snnk" takes "relu" here, because its
-            other features do not merge.
+        activation: activation of "mlp", "low-rank" and "snnk" layers. For "snnk" it must be "relu", because the
+            other SNNK features do not merge.
+
+    Returns:
+        The network, [..., in_features] -> [..., out_features].
 
     Raises:
-        ValueError: the kind is unknown, or the activation cannot be merged.
+        ValueError: the kind is unknown, a size or name is invalid, or the activation of "snnk" is not "relu".
     """
     if kind not in NETWORK_KINDS:
         raise ValueError(f"unknown network kind {kind!r}; known: {', '.join(NETWORK_KINDS)}")

@@ -14,7 +14,7 @@ from eugen_nerf.layers.projections import KINDS, make_projection
 
 
 def squared_norm(x: Tensor) -> Tensor:
-    """||x||^2 over the last dimension, [..., d] -> [..., 1]; of half-precision inputs in float32, where it fits."""
+    """||x||^2 over the last dimension, [..., d] -> [..., 1]; float32 for half-precision inputs, to avoid overflow."""
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
     return x.square().sum(dim=-1, keepdim=True)
@@ -23,7 +23,7 @@ def squared_norm(x: Tensor) -> Tensor:
 def smooth_norm(x: Tensor, eps: float) -> Tensor:
     """Euclidean norm sqrt(||x||^2 + eps) over the last dimension, [..., d] -> [..., 1].
 
-    `eps` makes it differentiable at zero. That of half-precision inputs is float32.
+    `eps` makes it differentiable at zero. The result is float32 for half-precision inputs.
     """
     return (squared_norm(x) + eps).sqrt()
 
@@ -36,8 +36,8 @@ def num_projections(order: int, shared: bool) -> int:
 def combine_orders(projected: Tensor, order: int, shared: bool) -> Tensor:
     """Products of projections, concatenated over orders 1..k: [..., P, m] -> [..., k * m].
 
-    Order i multiplies i projections elementwise. They are its own, rows i(i-1)/2 .. i(i+1)/2 - 1 of the P
-    axis, or the first i of the k common ones if `shared`. Equation 1 of arXiv 2601.22563, before Phi.
+    Order i multiplies i projections elementwise: its own ones, entries i(i-1)/2 .. i(i+1)/2 - 1 of the P axis, or the
+    first i of the k common ones if `shared` (arXiv 2601.22563, equation 1, before Phi).
     """
     if order <= 1:
         return projected.flatten(-2)
@@ -56,39 +56,41 @@ def combine_orders(projected: Tensor, order: int, shared: bool) -> Tensor:
 
 
 def check_sizes(layer: str, **sizes: int) -> None:
-    """Raises ValueError for a size below 1, named as the keyword names it."""
+    """Raise ValueError if a size is below 1; the keyword is the size's name in the message."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{layer}: {name} must be at least 1, got {size}")
 
 
 class EUGen(nn.Module):
-    r"""EUGen layer of order k: y = g(W) F(x) + b, in place of a dense layer and its activation.
+    r"""EUGen layer of order k: y = g(W) F(x) + b, which replaces a dense layer and its activation.
 
     With x+ = [x ; ||x||] (or x+ = x without the norm), projections G_ij and elementwise products over j,
 
         F(x) = Phi( concat_{i=1..k} prod_{j=1..i} G_ij x+ )        features, [..., k * m]
 
-    (EUGens, NeurIPS 2025, arXiv 2601.22563, eq. 1-2). Order 0 of the paper's sum is a constant feature; the
-    layer holds it as one feature whose weight is the bias, so `order=0` is the constant function y = b.
+    (EUGens, NeurIPS 2025, arXiv 2601.22563, eq. 1-2). Order 0 of the paper's sum is a constant feature. The layer
+    represents it by the bias, so `order=0` is the constant function y = b.
 
-    Two forms of the weight side:
+    The weight side has two forms:
 
     - `psi=None`, the practical form: g(W) is the learned matrix `weight` itself, [out, k * m].
-    - `psi` given, the kernel form: `weight` holds raw rows w, [out, d], and each forward computes
-      g(w) = Psi( concat_i prod_j G_ij w+ ) with the same projections and w+ = [w ; 1] (w+ = w without the
-      norm). The constant feature then has the fixed weight Psi(1), so order 0 adds Phi(1) Psi(1) to every
-      output, besides the bias.
+    - `psi` given, the kernel form: `weight` holds raw rows w, [out, d], and each forward pass computes
+      g(w) = Psi( concat_i prod_j G_ij w+ ) with the same projections and w+ = [w ; 1] (w+ = w without the norm). The
+      constant feature then has the fixed weight Psi(1), so order 0 adds Phi(1) Psi(1) to every output, in addition to
+      the bias.
 
-    `effective_weight()` and `effective_bias()` give g(W), [out, k * m], and the total constant in both forms.
+    In both forms, `effective_weight()` returns g(W), [out, k * m], and `effective_bias()` the total constant, [out].
 
-    Initialisation. Named projections are drawn with unit-variance entries and divided by sqrt(d), or by
-    sqrt(2 d) with the norm column, because ||x|| is about sqrt(d) for inputs of unit variance and then weighs
-    as much as x itself: every G_ij x+ has unit variance for such inputs, and so has every product. `weight`
-    is normal with standard deviation sqrt(2 / (k m)), Kaiming's rule for ReLU features with fan-in k m; with
-    Phi = ReLU and k = 1 the mean square of the output then equals that of the input. The bias starts where
-    the total constant is zero. In the kernel form the raw rows have that deviation; Psi that takes one sign
-    only gives outputs with a mean that grows as sqrt(m).
+    Initialization: named projections are drawn with unit-variance entries and divided by sqrt(d), or by sqrt(2 d) with
+    the norm column. For inputs of unit variance ||x|| is about sqrt(d) and contributes as much as x itself, so every
+    G_ij x+ and every product has unit variance. `weight` is normal with standard deviation sqrt(2 / (k m)), the rule of
+    He et al. 2015 (arXiv 1502.01852) for ReLU features with fan-in k m. With Phi = ReLU and k = 1 the mean square of
+    the output then equals that of the input. The bias starts at the value that makes the total constant zero. In the
+    kernel form the raw rows have the same standard deviation; there a Psi of constant sign gives outputs whose mean
+    grows as sqrt(m).
+
+    Shape: [..., in_features] -> [..., out_features].
 
     Args:
         in_features: input width d.
@@ -97,21 +99,25 @@ class EUGen(nn.Module):
         order: k, the largest number of factors in a product; 0 or more.
         norm: appends ||x|| to the input.
         phi: Phi, a name of `eugen_nerf.layers.activations.ACTIVATIONS` or an elementwise callable.
-        psi: Psi likewise, or None for a directly learned g(W).
+        psi: Psi, in the same way, or None for a directly learned g(W).
         bias: adds a learned bias, [out].
-        shared: uses G_ij = G_j for every order i: P = k projections in place of k (k + 1) / 2.
+        shared: uses G_ij = G_j for every order i, so P = k projections instead of k (k + 1) / 2.
         trainable_projections: makes the projections a parameter; otherwise they are a buffer ("frozen G").
-        feature_bias: adds a learned constant to every projection, G_ij x+ + c_ij, zero at the start: the bias that
-            a dense layer's units have, for rows taken from one. Merging leaves nothing of its cost. These biases have
-            two dimensions, [P, m]: name them where weight decay leaves out what has fewer.
-        projection: "gaussian", "orthogonal", "rademacher", or the rows themselves: [m, d] or [m, d + 1], used
-            for every projection, or [P, m, d] or [P, m, d + 1]. Given rows are not scaled; with `norm` and d
-            columns the norm column starts at zero.
-        eps: added to the squared norm.
+        feature_bias: adds a learned constant to every projection, G_ij x+ + c_ij, zero at the start. It corresponds to
+            the biases of a dense layer's units, for rows taken from such a layer. A merged layer has no extra cost for
+            it. The parameter `offsets` has two dimensions, [P, m]: exclude it from weight decay by name if you exclude
+            biases by their number of dimensions.
+        projection: "gaussian", "orthogonal", "rademacher", or the rows themselves: [m, d] or [m, d + 1], used for every
+            projection, or [P, m, d] or [P, m, d + 1]. Given rows are not scaled; with `norm` and d columns the norm
+            column starts at zero.
+        eps: added to the squared norm; positive.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
-        ValueError: a size out of range, `order=0` without bias, `feature_bias` in the kernel form, an unknown name,
+        ValueError: a size is out of range, `order=0` without bias, `feature_bias` in the kernel form, an unknown name,
             or rows of the wrong shape.
+        TypeError: `phi` or `psi` is neither a name nor callable.
     """
 
     projections: Tensor  # [P, m, d], or [P, m, d + 1] with the norm column last
@@ -144,7 +150,7 @@ class EUGen(nn.Module):
         if order == 0 and not bias:
             raise ValueError("EUGen: order=0 is the constant given by the bias; it needs bias=True")
         if psi is not None and feature_bias:
-            raise ValueError("EUGen: feature_bias belongs to the form with a learned g(W); with psi there is none")
+            raise ValueError("EUGen: feature_bias requires a learned g(W); it cannot be combined with psi")
         if eps <= 0:
             raise ValueError(f"EUGen: eps must be positive to keep the norm differentiable, got {eps}")
         if isinstance(projection, str) and projection not in KINDS:
@@ -184,7 +190,7 @@ class EUGen(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws projections, weight and biases anew, as the class describes; given rows stay as they are."""
+        """Draw projections, weight and biases anew, as the class describes; given rows are left unchanged."""
         if self.projection != "given":
             _, m, columns = self.projections.shape
             scale = 1 / math.sqrt(2 * self.in_features if self.norm else self.in_features)
@@ -201,12 +207,12 @@ class EUGen(nn.Module):
         """F(x), the random features: [..., d] -> [..., k * m].
 
         Raises:
-            ValueError: the input has another width, or is a nested tensor.
+            ValueError: the last dimension of the input is not d, or the input is a nested tensor.
         """
         if x.is_nested:
             raise ValueError(
-                "EUGen takes no nested tensors. A TransformerEncoder makes them in evaluation; convert() switches that "
-                "off where it is given the encoder, by hand it is encoder.use_nested_tensor = False"
+                "EUGen does not support nested tensors. A TransformerEncoder creates them in evaluation mode; "
+                "convert() disables that if it is given the encoder, otherwise set encoder.use_nested_tensor = False"
             )
         if x.shape[-1] != self.in_features:
             raise ValueError(f"EUGen takes [..., {self.in_features}], got {list(x.shape)}")
@@ -219,7 +225,7 @@ class EUGen(nn.Module):
         return resolve(self.phi)(self._combine(projected))
 
     def effective_weight(self) -> Tensor:
-        """g(W), the matrix that multiplies the features: [out, k * m]."""
+        """Return g(W), the matrix that multiplies the features: [out, k * m]."""
         if self.psi is None:
             return self.weight
         rows = self.projections.flatten(0, 1)
@@ -229,14 +235,18 @@ class EUGen(nn.Module):
         return resolve(self.psi)(self._combine(projected))
 
     def effective_bias(self) -> Tensor | None:
-        """The constant of each output, [out]: the bias, plus Phi(1) Psi(1) in the kernel form."""
+        """Return the constant of each output, [out]: the bias, plus Phi(1) Psi(1) in the kernel form; None for none."""
         if self.psi is None:
             return self.bias
         constant = self._kernel_constant()
         return constant.expand(self.out_features) if self.bias is None else self.bias + constant
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] -> [..., out_features]."""
+        """[..., in_features] -> [..., out_features].
+
+        Raises:
+            ValueError: see `features`.
+        """
         return F.linear(self.features(x), self.effective_weight(), self.effective_bias())
 
     def extra_repr(self) -> str:
@@ -252,7 +262,7 @@ class EUGen(nn.Module):
 
     @torch.no_grad()
     def set_output(self, weight: Tensor, bias: Tensor) -> None:
-        """Copies a learned g(W), [out, k * m], and a bias, [out], which a layer without one has no place for.
+        """Copy a learned g(W), [out, k * m], and a bias, [out], into the layer. A layer without bias ignores the bias.
 
         Raises:
             ValueError: weight or bias is computed from other parameters (`torch.nn.utils.parametrize`).
@@ -263,28 +273,28 @@ class EUGen(nn.Module):
             self.bias.copy_(bias)
 
     def columns(self, features: Tensor) -> Tensor:
-        """Columns of g(W), and of F(x), that belong to some of the features of each order: [m] -> [k * m]."""
+        """Columns of g(W) and F(x) that belong to the given features, for all orders: indices [m'] -> [k * m']."""
         return torch.cat([features + order * self.num_features for order in range(self.order)])
 
     @torch.no_grad()
     def keep(self, features: Tensor | int) -> None:
-        """Cuts the layer down to some of its features, in place; parameters keep their identity.
+        """Reduce the layer to some of its features, in place. The parameters remain the same objects.
 
         Args:
-            features: positions [m] among those of each order, or m for the first ones.
+            features: positions of the features to keep within each order, [m'], or their number m' to keep the first.
 
         Raises:
-            ValueError: the layer is of the kernel form, whose output weights are no matter of single features, or its
-                parameters are computed from others; there are no such features, or one is named twice.
+            ValueError: the layer is of the kernel form, whose output weights do not belong to single features; its
+                parameters are computed by `torch.nn.utils.parametrize`; a position is out of range or repeated.
         """
         if self.psi is not None:
-            raise ValueError("EUGen: features can be taken away only where g(W) is learned itself")
+            raise ValueError("EUGen: features can be removed only if g(W) is a learned parameter (psi=None)")
         self._check_editable()
         index = torch.arange(max(features, 0)) if isinstance(features, int) else torch.as_tensor(features)
         positions = [] if index.dtype == torch.bool or index.dim() != 1 else index.tolist()
         if not positions or len(set(positions)) < len(positions) or not set(positions) <= set(range(self.num_features)):
             raise ValueError(
-                f"EUGen: to keep are one or more different positions from 0 to {self.num_features - 1}, got {features}"
+                f"EUGen: keep() takes one or more distinct positions from 0 to {self.num_features - 1}, got {features}"
             )
         index = index.to(self.weight.device)
         for tensor, where in ((self.projections, index), (self.offsets, index), (self.weight, self.columns(index))):
@@ -294,14 +304,14 @@ class EUGen(nn.Module):
 
     def _check_editable(self) -> None:
         if is_parametrized(self):
-            raise ValueError("EUGen: parameters that torch.nn.utils.parametrize computes cannot be set or cut")
+            raise ValueError("EUGen: parameters computed by torch.nn.utils.parametrize cannot be set or cut")
 
     def _combine(self, projected: Tensor) -> Tensor:
         by_matrix = projected.unflatten(-1, (self.projections.shape[0], self.num_features))
         return combine_orders(by_matrix, self.order, self.shared)
 
     def _kernel_constant(self) -> Tensor:
-        """Phi(1) Psi(1) in the kernel form, else zero (the bias is the constant's weight). Shape []."""
+        """Phi(1) Psi(1) in the kernel form, otherwise zero, since there the bias is the constant. Shape []."""
         if self.psi is None:
             return self.weight.new_zeros(())
         one = self.weight.new_ones(())
@@ -309,17 +319,17 @@ class EUGen(nn.Module):
 
 
 def _resize(tensor: Tensor, values: Tensor) -> None:
-    """Gives a parameter or buffer values of another shape, in place."""
+    """Give a parameter or buffer values of another shape, in place."""
     tensor.grad = None
-    # A graph of the step before may still hold the node that accumulates the parameter's gradient and knows its old
-    # shape. PyTorch makes a new one where the type changes.
+    # A graph of the previous step may still hold the node that accumulates the parameter's gradient and expects the old
+    # shape. PyTorch creates a new node when the dtype changes.
     other = torch.float32 if values.dtype == torch.float64 else torch.float64
     tensor.data = values.to(other)
     tensor.data = values
 
 
 def _expand_rows(rows: Tensor, shape: tuple[int, int, int], in_features: int) -> Tensor:
-    """Given rows brought to [P, m, columns]: one matrix is repeated, a missing norm column becomes zeros."""
+    """Bring given rows to [P, m, columns]: a single matrix is repeated, a missing norm column is filled with zeros."""
     matrices, num_features, columns = shape
     fits = rows.ndim in (2, 3) and rows.shape[-2] == num_features and rows.shape[-1] in (in_features, columns)
     if not fits or (rows.ndim == 3 and rows.shape[0] != matrices):

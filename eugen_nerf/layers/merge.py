@@ -1,14 +1,14 @@
 """Exact merging of a chain of layers (EUGens, NeurIPS 2025, arXiv 2601.22563, appendix B.1).
 
-Between two EUGen layers no activation stands, so the output matrix of one and the projections of the next
-multiply into one small matrix. The merged chain computes the same function at a cost that no longer contains
-the layers' nominal widths. Merging is a handful of matrix products, differentiable in every parameter, so a
-chain may be merged anew in every training step and trained through its merged form.
+There is no activation between two EUGen layers, so the output matrix of one and the projections of the next can be
+multiplied into one small matrix. The merged chain computes the same function at a cost that does not depend on the
+layers' nominal widths. Merging takes a few matrix products and is differentiable in every parameter, so a chain can be
+merged again in every training step and trained through its merged form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,11 +28,13 @@ class FeatureStage:
         u = x projections^T + offsets + n norm_column                [N, P * m]
         f = phi( concat over orders i of the product over j of u_ij )
 
-    P is k (k + 1) / 2, or k if `shared`; see `eugen_nerf.layers.eugen.combine_orders` for the order of the P
-    axis. n is the norm of the input that the stage's layer had before merging:
+    P is k (k + 1) / 2, or k if `shared`; see `eugen_nerf.layers.eugen.combine_orders` for the order of the P axis.
+    n is the norm of the input that the stage's layer received before merging:
 
         n = sqrt(||x||^2 + eps)                                                          without `norm_factor`
         n = sqrt(||x norm_factor^T + norm_offset||^2 + norm_constant + eps)              with it
+
+    The features are those of EUGens (arXiv 2601.22563, eq. 1-2); the form of the norm is derived in `merge_chain`.
     """
 
     projections: Tensor  # [P * m, d], rows ordered by projection, then feature
@@ -57,7 +59,7 @@ class FeatureStage:
         return self.order * (self.projections.shape[0] // num_projections(self.order, self.shared))
 
     def features(self, x: Tensor) -> Tensor:
-        """f, as above: [..., d] -> [..., k * m]."""
+        """f, as defined above: [..., d] -> [..., k * m]."""
         projected = F.linear(x, self.projections, self.offsets)
         if self.norm_column is not None:
             if self.norm_factor is None:
@@ -86,7 +88,7 @@ class FeatureStage:
 
     @property
     def num_parameters(self) -> int:
-        """Numbers stored for the stage."""
+        """Number of values stored for the stage."""
         return _numel(
             self.projections,
             self.offsets,
@@ -99,15 +101,16 @@ class FeatureStage:
 
 @dataclass(frozen=True, eq=False)
 class MergedChain:
-    """Feature stages applied one after the other, and a final affine map: y = f weight^T + bias.
+    """Feature stages applied one after the other, then an affine map: y = f weight^T + bias.
 
-    `evaluate` does so by PyTorch's own operators, `eugen_nerf.ops.network` with native code.
+    `merge_chain` creates it (EUGens, arXiv 2601.22563, appendix B.1). `evaluate` uses PyTorch's own operators;
+    `eugen_nerf.ops.network` uses native code.
     """
 
     stages: tuple[FeatureStage, ...]
     weight: Tensor  # [out, features of the last stage]
     bias: Tensor | None  # [out]
-    # False: weight is the identity, which `evaluate` need not multiply by and which no count contains
+    # False: weight is the identity, which `evaluate` skips and the counts leave out
     ends: bool = True
 
     @property
@@ -122,11 +125,11 @@ class MergedChain:
 
     @property
     def num_parameters(self) -> int:
-        """Numbers stored by the merged network."""
+        """Number of values stored by the merged network."""
         return sum(stage.num_parameters for stage in self.stages) + (_numel(self.weight, self.bias) if self.ends else 0)
 
     def evaluate(self, x: Tensor) -> Tensor:
-        """[..., in_features] -> [..., out_features]."""
+        """Evaluate the chain, [..., in_features] -> [..., out_features]."""
         for stage in self.stages:
             x = stage.features(x)
         return F.linear(x, self.weight, self.bias) if self.ends else x
@@ -141,41 +144,49 @@ Evaluate = Callable[[Tensor, MergedChain], Tensor]
 
 
 def evaluate_chain(x: Tensor, chain: MergedChain) -> Tensor:
-    """`MergedChain.evaluate` as a function, as `eugen_nerf.ops.network` is one."""
+    """`MergedChain.evaluate` as a function with the signature of `eugen_nerf.ops.network`."""
     return chain.evaluate(x)
 
 
 def merge_chain(
     modules: nn.Module | Iterable[nn.Module], after: tuple[Tensor, Tensor | None] | None = None
 ) -> MergedChain:
-    """Merges a chain of layers into feature stages with one matrix between two of them, exact to round-off.
+    """Merge a chain of layers into feature stages with one matrix between consecutive stages, exact up to round-off.
 
-    Understands `EUGen`, `torch.nn.Linear`, `Dense`, `LowRank`, `SNNK` with ReLU features,
-    `torch.nn.Identity`, nested `torch.nn.Sequential`, and after a linear layer the activations ReLU, GELU and
-    Softplus of `torch.nn`.
+    Implements EUGens, NeurIPS 2025, arXiv 2601.22563, appendix B.1. Supported modules are `EUGen`, `torch.nn.Linear`,
+    `Dense`, `LowRank`, `SNNK` with ReLU features, `torch.nn.Identity`, nested `torch.nn.Sequential`, and after a linear
+    layer the activations ReLU, GELU and Softplus of `torch.nn`.
 
-    First-order gradients of the merged chain with respect to every parameter and input of the original one
-    are exact. A norm inside the chain becomes that of W f + b expressed in an orthonormal basis of the
-    columns of [W b]; the basis is held fixed by differentiation, which leaves first-order gradients exact but
-    not second-order ones. Without gradients (under `torch.no_grad()`) one row less is stored, and a constant
-    in its place.
+    First-order gradients of the merged chain with respect to every parameter and input of the original one are exact.
+    A norm inside the chain becomes the norm of W f + b, expressed in an orthonormal basis of the columns of [W b].
+    Differentiation treats the basis as fixed, which keeps first-order gradients exact but not second-order ones.
+    Without gradients (under `torch.no_grad()`) one row of this basis is replaced by a single stored constant.
 
-    With `after=(weight, bias)` the chain is one that receives x weight^T + bias: the affine map is merged into it.
+    A chain that ends with an activation gets the identity as its output matrix. Parameters are multiplied in their own
+    precision, even under autocast.
 
-    A chain that ends with an activation gets the identity as its output matrix. Parameters are multiplied in
-    their own precision, also under autocast.
+    Args:
+        modules: the layers in order.
+        after: weight [in_features, n] and bias [in_features] or None of an affine map in front of the chain. The map is
+            merged into the chain, whose input is then x [..., n] instead of x weight^T + bias.
+
+    Returns:
+        The merged chain, [..., in_features] -> [..., out_features] (or [..., n] -> [..., out_features] with `after`).
 
     Raises:
-        ValueError: widths do not fit, a module is not of these kinds, or it cannot be merged: an activation
-            after EUGen, an unnamed activation, Fourier features. Nor can modules that do more than their kind: with
-            hooks, or with a forward of their own.
+        ValueError: the chain is empty; widths do not match; a module is of another kind or cannot be merged (an
+            activation after EUGen or SNNK, an activation given as a callable, order 0, Fourier features of SNNK); a
+            module has hooks or overrides `forward`, which merging would ignore.
     """
     layers = list(_flatten(modules))
     if not layers:
         raise ValueError("merge_chain: the chain is empty")
     device_type = next((p.device.type for layer in layers for p in layer.parameters()), "cpu")
     with torch.autocast(device_type=device_type, enabled=False):
-        return _merge(layers, _Affine(*after) if after else _Affine())
+        merging = _Merging(_Affine(*after) if after else _Affine())
+        for position, layer in enumerate(layers):
+            merging.add(layer, f"layer {position} ({type(layer).__name__})")
+        return merging.finish()
 
 
 class _Affine:
@@ -186,7 +197,7 @@ class _Affine:
         self.bias = bias
 
     def then(self, weight: Tensor, bias: Tensor | None) -> _Affine:
-        """The map followed by y' = y weight^T + bias."""
+        """Return this map followed by y' = y weight^T + bias."""
         if self.weight is None:
             return _Affine(weight, bias)
         moved = None if self.bias is None else weight @ self.bias
@@ -195,15 +206,18 @@ class _Affine:
         return _Affine(weight @ self.weight, moved + bias)
 
     def norm_form(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """R, c, s with ||W f + b||^2 = ||R f + c||^2 + s, at most M + 1 rows for M features; None: y = f."""
+        """Return R, c, s with ||W f + b||^2 = ||R f + c||^2 + s; R has at most M + 1 rows for M features.
+
+        R is None if y = f.
+        """
         weight, bias = self.weight, self.bias
         if weight is None:
             return None, None, None
         spanning = weight if bias is None else torch.cat([weight, bias.unsqueeze(1)], dim=1)
         if weight.shape[0] <= spanning.shape[1]:
             return weight, bias, None
-        # Q spans the columns of W and b, so Q Q^T (W f + b) = W f + b whatever their rank. To first order a
-        # change of Q alters neither side, hence the detached factorisation, which a singular W cannot upset.
+        # Q spans the columns of W and b, so Q Q^T (W f + b) = W f + b for any rank. To first order a change of Q alters
+        # neither side. Hence the factorization can be detached, which also avoids trouble with a singular W.
         factored = spanning.detach()
         half = factored.dtype in (torch.float16, torch.bfloat16)
         basis = torch.linalg.qr(factored.float() if half else factored).Q.to(weight.dtype)
@@ -213,18 +227,51 @@ class _Affine:
         offset = basis.T @ bias
         if factor.requires_grad or offset.requires_grad:
             return factor, offset, None
-        # The last basis vector is orthogonal to W: its row is zero (its gradient is not); a constant remains.
+        # The last basis vector is orthogonal to W: its row of R is zero (its gradient is not) and a constant remains.
         columns = weight.shape[1]
-        constant = offset[columns].float() if half else offset[columns]  # its square may be too large for a half
+        constant = offset[columns].float() if half else offset[columns]  # the square could overflow half precision
         return factor[:columns], offset[:columns], constant.square()
 
 
-def _merge(layers: Sequence[nn.Module], affine: _Affine) -> MergedChain:
-    stages: list[FeatureStage] = []
-    width: int | None = None if affine.weight is None else affine.weight.shape[0]
-    previous: nn.Module | None = None
+class _Merging:
+    """A chain being merged: the stages so far, and the affine map behind them that the next layer absorbs."""
 
-    def add_stage(
+    def __init__(self, affine: _Affine) -> None:
+        self.stages: list[FeatureStage] = []
+        self.affine = affine
+        self.width: int | None = None if affine.weight is None else affine.weight.shape[0]
+        self.previous: nn.Module | None = None
+
+    def add(self, layer: nn.Module, where: str) -> None:
+        """Append a layer; `where` names it in messages."""
+        if isinstance(layer, EUGen | Dense | LowRank | SNNK | nn.Linear):
+            if self.width is not None and self.width != layer.in_features:
+                raise ValueError(f"merge_chain: {where} takes {layer.in_features} inputs but receives {self.width}")
+            self.width = layer.out_features
+        if isinstance(layer, EUGen):
+            self._add_eugen(layer, where)
+        elif isinstance(layer, Dense):
+            self._add_stage(layer.weight, layer.bias, _named(layer.activation, where))
+        elif isinstance(layer, LowRank):
+            self._add_stage(layer.projections, None, "identity")
+            self._add_stage(layer.weight, layer.bias, _named(layer.activation, where))
+        elif isinstance(layer, SNNK):
+            self._add_snnk(layer, where)
+        elif isinstance(layer, nn.Linear):
+            self.affine = self.affine.then(layer.weight, layer.bias)
+        else:
+            self._add_activation(layer, where)
+        self.previous = layer
+
+    def finish(self) -> MergedChain:
+        if self.affine.weight is not None:
+            return MergedChain(tuple(self.stages), self.affine.weight, self.affine.bias)
+        last = self.stages[-1]
+        identity = torch.eye(last.out_features, dtype=last.projections.dtype, device=last.projections.device)
+        return MergedChain(tuple(self.stages), identity, None)
+
+    def _add_stage(
+        self,
         projections: Tensor,
         offsets: Tensor | None,
         phi: str,
@@ -234,73 +281,54 @@ def _merge(layers: Sequence[nn.Module], affine: _Affine) -> MergedChain:
         shared: bool = False,
         eps: float = 0.0,
     ) -> None:
-        nonlocal affine
-        into = affine.then(projections, offsets)
+        into = self.affine.then(projections, offsets)
         assert into.weight is not None
-        factor, offset, constant = (None, None, None) if norm_column is None else affine.norm_form()
-        stages.append(
+        factor, offset, constant = (None, None, None) if norm_column is None else self.affine.norm_form()
+        self.stages.append(
             FeatureStage(into.weight, into.bias, norm_column, factor, offset, constant, order, shared, phi, eps)
         )
-        affine = _Affine()
+        self.affine = _Affine()
 
-    for position, layer in enumerate(layers):
-        where = f"layer {position} ({type(layer).__name__})"
-        if isinstance(layer, EUGen | Dense | LowRank | SNNK | nn.Linear):
-            if width is not None and width != layer.in_features:
-                raise ValueError(f"merge_chain: {where} takes {layer.in_features} inputs but receives {width}")
-            width = layer.out_features
-        if isinstance(layer, EUGen):
-            if layer.order == 0:
-                raise ValueError(f"merge_chain: {where} has order 0, a constant with no features to merge")
-            rows = layer.projections.flatten(0, 1)
-            add_stage(
-                rows[:, : layer.in_features].contiguous(),
-                None if layer.offsets is None else layer.offsets.flatten(),
-                _named(layer.phi, where),
-                norm_column=rows[:, layer.in_features].contiguous() if layer.norm else None,
-                order=layer.order,
-                shared=layer.shared,
-                eps=layer.eps,
+    def _add_eugen(self, layer: EUGen, where: str) -> None:
+        if layer.order == 0:
+            raise ValueError(f"merge_chain: {where} has order 0, a constant with no features to merge")
+        rows = layer.projections.flatten(0, 1)
+        self._add_stage(
+            rows[:, : layer.in_features].contiguous(),
+            None if layer.offsets is None else layer.offsets.flatten(),
+            _named(layer.phi, where),
+            norm_column=rows[:, layer.in_features].contiguous() if layer.norm else None,
+            order=layer.order,
+            shared=layer.shared,
+            eps=layer.eps,
+        )
+        self.affine = _Affine(layer.effective_weight(), layer.effective_bias())
+
+    def _add_snnk(self, layer: SNNK, where: str) -> None:
+        if layer.activation != "relu":
+            raise ValueError(
+                f"merge_chain: {where} has {layer.activation} features, which contain ||x||^2 inside a "
+                "cosine and do not form a feature stage; only ReLU features can be merged"
             )
-            affine = _Affine(layer.effective_weight(), layer.effective_bias())
-        elif isinstance(layer, Dense):
-            add_stage(layer.weight, layer.bias, _named(layer.activation, where))
-        elif isinstance(layer, LowRank):
-            add_stage(layer.projections, None, "identity")
-            add_stage(layer.weight, layer.bias, _named(layer.activation, where))
-        elif isinstance(layer, SNNK):
-            if layer.activation != "relu":
-                raise ValueError(
-                    f"merge_chain: {where} has {layer.activation} features, which contain ||x||^2 inside a "
-                    "cosine and are no feature stage; only ReLU features merge"
-                )
-            add_stage(layer.projections, None, "relu")
-            affine = _Affine(layer.weight, layer.bias)
-        elif isinstance(layer, nn.Linear):
-            affine = affine.then(layer.weight, layer.bias)
-        else:
-            phi = activation_name(layer)
-            if phi is None:
-                raise ValueError(f"merge_chain: {where} cannot be merged: {layer}")
-            if isinstance(previous, EUGen | SNNK):
-                raise ValueError(
-                    f"merge_chain: {where} follows {type(previous).__name__}: an activation between its "
-                    "output matrix and the next layer forbids merging them; the layer already stands for a "
-                    "dense layer with its activation"
-                )
-            if not isinstance(previous, nn.Linear):
-                raise ValueError(f"merge_chain: {where}: an activation must follow a torch.nn.Linear")
-            assert affine.weight is not None
-            weight, bias = affine.weight, affine.bias
-            affine = _Affine()
-            add_stage(weight, bias, phi)
-        previous = layer
+        self._add_stage(layer.projections, None, "relu")
+        self.affine = _Affine(layer.weight, layer.bias)
 
-    if affine.weight is None:
-        last = stages[-1]
-        weight = torch.eye(last.out_features, dtype=last.projections.dtype, device=last.projections.device)
-        return MergedChain(tuple(stages), weight, None)
-    return MergedChain(tuple(stages), affine.weight, affine.bias)
+    def _add_activation(self, layer: nn.Module, where: str) -> None:
+        phi = activation_name(layer)
+        if phi is None:
+            raise ValueError(f"merge_chain: {where} cannot be merged: {layer}")
+        if isinstance(self.previous, EUGen | SNNK):
+            raise ValueError(
+                f"merge_chain: {where} follows {type(self.previous).__name__}: an activation between its "
+                "output matrix and the next layer forbids merging them; the layer already replaces a "
+                "dense layer together with its activation"
+            )
+        if not isinstance(self.previous, nn.Linear):
+            raise ValueError(f"merge_chain: {where}: an activation must follow a torch.nn.Linear")
+        weight, bias = self.affine.weight, self.affine.bias
+        assert weight is not None
+        self.affine = _Affine()
+        self._add_stage(weight, bias, phi)
 
 
 _MERGED_KINDS = (EUGen, Dense, LowRank, SNNK, nn.Linear, nn.ReLU, nn.GELU, nn.Softplus, nn.Sequential, nn.Identity)
@@ -308,7 +336,7 @@ _MERGED_KINDS = (EUGen, Dense, LowRank, SNNK, nn.Linear, nn.ReLU, nn.GELU, nn.So
 
 def _flatten(modules: nn.Module | Iterable[nn.Module]) -> Iterator[nn.Module]:
     for module in [modules] if isinstance(modules, nn.Module) else modules:
-        reason = own_behaviour(module)
+        reason = own_behavior(module)
         if reason is not None:
             raise ValueError(f"merge_chain: {type(module).__name__} has {reason}, which merging would ignore")
         if isinstance(module, nn.Sequential):
@@ -326,32 +354,32 @@ def _named(activation: str | Activation, where: str) -> str:
     )
 
 
-def own_behaviour(module: nn.Module) -> str | None:
-    """What a module does when it is called beside what its kind makes of its parameters, in words; None for nothing.
+def own_behavior(module: nn.Module) -> str | None:
+    """Describe what a module computes beyond what its kind computes from its parameters; None for nothing.
 
-    A subclass may add something (LoRA, a residual connection), a hook may compute the weight anew in each call
-    (spectral norm) or change the output. Neither would be asked when parameters are merged. Weights that
-    `torch.nn.utils.parametrize` computes are fine.
+    A subclass may add something (LoRA, a residual connection); a hook may recompute the weight in each call (spectral
+    norm) or change the output. Merging parameters would ignore both. Weights computed by `torch.nn.utils.parametrize`
+    are supported.
     """
     kind = next((kind for kind in _MERGED_KINDS if isinstance(module, kind)), type(module))
     return "hooks" if has_hooks(module) else changed_method(module, kind, "forward", "__call__", "features")
 
 
 def changed_method(module: nn.Module, kind: type[nn.Module], *names: str) -> str | None:
-    """In words, which of these methods a module has in another form than its kind; None if it has none."""
+    """Name the first of these methods that a module overrides relative to its kind; None if it overrides none."""
     for name in names:
         if name in vars(module) or getattr(type(module), name, None) is not getattr(kind, name, None):
-            return f"a {name} of its own"
+            return f"its own {name}"
     return None
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether something is called before or after the module, forward or backward."""
+    """Whether the module has forward or backward hooks."""
     return any((module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks))
 
 
 def activation_name(module: nn.Module) -> str | None:
-    """The name under which a torch.nn activation module stands in `ACTIVATIONS`; None for one that does not merge."""
+    """Return the name in `ACTIVATIONS` of a torch.nn activation module; None if it cannot be merged."""
     if isinstance(module, nn.ReLU):
         return "relu"
     if isinstance(module, nn.GELU) and module.approximate == "none":

@@ -1,4 +1,4 @@
-"""A merged chain as a module, to stand in a model where the layers were that it was merged from."""
+"""A merged chain as a module, which can replace the layers it was merged from."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from eugen_nerf.layers.merge import Evaluate, FeatureStage, MergedChain, evaluat
 
 
 class MergedNetwork(nn.Module):
-    """[..., in_features] -> [..., out_features], by copies of a chain's matrices.
+    """A merged chain (see `merge_chain`) as a module for inference.
 
-    For inference, after training: moved, saved and loaded as any module. The copies are buffers: they have no
-    gradients, and do not follow the layers. A state dict fits chains of the same layers that were merged alike, with or
-    without gradients: without them a norm inside the chain is stored in fewer numbers.
+    The module can be moved, saved and loaded like any other. It holds copies of the chain's matrices as buffers: they
+    have no gradients and do not follow later changes of the layers. A state dict fits chains of the same layers that
+    were merged in the same way, either with or without gradients, since a norm inside the chain is stored in fewer
+    values if it was merged without gradients.
 
-    `network` evaluates the chain; give it `eugen_nerf.ops.network` for native code where there is some.
+    The attribute `network` is the function that evaluates the chain. Set it to `eugen_nerf.ops.network` to use native
+    code where available.
+
+    Shape: [..., in_features] -> [..., out_features].
 
     Args:
-        chain: of `merge_chain`.
+        chain: the result of `merge_chain`.
     """
 
     def __init__(self, chain: MergedChain) -> None:
         super().__init__()
         self.network: Evaluate = evaluate_chain
-        # What is no tensor: of each stage, and of the chain.
+        # The fields that are not tensors, of each stage and of the chain.
         self._stages = [self._take(stage, f"stage{number}_") for number, stage in enumerate(chain.stages)]
         self._ends = self._take(dataclasses.replace(chain, stages=()), "")
 
@@ -46,13 +50,13 @@ class MergedNetwork(nn.Module):
 
     @property
     def chain(self) -> MergedChain:
-        """The chain, of the module's own matrices."""
+        """The chain, made of the module's own buffers."""
         stages = [FeatureStage(**rest, **self._tensors(f"stage{number}_")) for number, rest in enumerate(self._stages)]
         ends = {name: tensor for name, tensor in self._tensors("").items() if name in ("weight", "bias")}
         return MergedChain(**{**self._ends, **ends, "stages": tuple(stages)})
 
     def forward(self, x: Tensor) -> Tensor:
-        """Evaluate the chain."""
+        """Evaluate the chain, [..., in_features] -> [..., out_features]."""
         return self.network(x, self.chain)
 
     def extra_repr(self) -> str:

@@ -5,9 +5,9 @@ no norm, and projections with independent zero-mean unit-variance rows D,
 
     prod_j (D_ij w)(D_ij x)   has the expectation   (w.x)^i,
 
-because the i factors are independent. The estimate of f(w.x) averages it over m features. Its noise falls as
-1 / sqrt(m) and is of the size of ||w|| ||x||, not of w.x: a check of the mathematics and a start for
-training, not a way to compress a trained layer as it stands.
+because the i factors are independent. The estimate of f(w.x) averages this product over m features. Its noise falls as
+1 / sqrt(m) and scales with ||w|| ||x||, not with w.x. It is therefore a check of the mathematics and a starting point
+for training, but without training no way to compress a layer.
 """
 
 from __future__ import annotations
@@ -33,23 +33,26 @@ def polynomial_eugen(
     projection: str = "gaussian",
     generator: torch.Generator | None = None,
 ) -> EUGen:
-    """An EUGen layer whose expectation over its projections is f(weight x + bias).
+    """Create an EUGen layer whose expectation over its projections is f(weight x + bias) (arXiv 2601.22563, Thm. 3.1).
 
-    The bias is absorbed by expanding f around it: f(z + b) = sum_i a_i(b) z^i for each output. The
-    projections are D / sqrt(d), as in a freshly made `EUGen`; everything else, the coefficient a_i(b) with
-    its sign, d^(i/2) and 1 / m, stands on the weight side. Order 0 is the layer's bias, a_0(b) = f(b).
+    The bias is absorbed by expanding f around it: f(z + b) = sum_i a_i(b) z^i for each output. The projections are
+    D / sqrt(d), as in a newly created `EUGen`. All other factors are on the weight side: the coefficient a_i(b) with
+    its sign, d^(i/2) and 1 / m. Order 0 is the layer's bias, a_0(b) = f(b).
 
     Args:
         coefficients: a_0, ..., a_k of the polynomial f; the layer's order is k.
         weight: [out, d].
         bias: [out] or None.
         num_features: m, features per order.
-        shared: uses k projections in place of k (k + 1) / 2; unbiased as well, with a different variance.
+        shared: uses k projections instead of k (k + 1) / 2; also unbiased, with a different variance.
         projection: "gaussian", "orthogonal" or "rademacher".
-        generator: random numbers for the projections.
+        generator: source of the random projections.
+
+    Returns:
+        The layer, [..., d] -> [..., out], without a norm and with Phi = identity.
 
     Raises:
-        ValueError: no coefficients, or an unknown projection.
+        ValueError: no coefficients, an unknown projection, or `num_features` below 1.
     """
     expanded = _expanded_coefficients(coefficients, weight, bias)
     order = expanded.shape[1] - 1
@@ -90,13 +93,13 @@ def variance_independent(
     *,
     fourth_moment: float = 3.0,
 ) -> Tensor:
-    """Variance of `polynomial_eugen(..., shared=False)` at x, [..., d] -> [..., out] (Theorem 3.2).
+    """Variance of `polynomial_eugen(..., shared=False)` at x (arXiv 2601.22563, Theorem 3.2).
 
         (1 / m) sum_{i >= 1} a_i^2 (v^i - s^(2 i)),     s = w.x,
         v = 2 s^2 + ||w||^2 ||x||^2 + (tau - 3) sum_l w_l^2 x_l^2 = E (D w)^2 (D x)^2
 
-    Holds for independent entries, so for Gaussian (tau = 3) and Rademacher (tau = 1) projections. With a
-    bias, a_i are the coefficients expanded around it.
+    Valid for independent entries, that is for Gaussian (tau = 3) and Rademacher (tau = 1) projections. With a bias, the
+    a_i are the coefficients expanded around it.
 
     Args:
         coefficients: a_0, ..., a_k.
@@ -105,6 +108,12 @@ def variance_independent(
         x: [..., d].
         num_features: m.
         fourth_moment: tau, E D^4 of one entry.
+
+    Returns:
+        The variance of each output, [..., out].
+
+    Raises:
+        ValueError: no coefficients.
     """
     expanded = _expanded_coefficients(coefficients, weight, bias)
     s, v = _moments(weight, x, fourth_moment)
@@ -123,12 +132,27 @@ def variance_shared(
     *,
     fourth_moment: float = 3.0,
 ) -> Tensor:
-    """Variance of `polynomial_eugen(..., shared=True)` at x, [..., d] -> [..., out].
+    """Variance of `polynomial_eugen(..., shared=True)` at x.
 
         (1 / m) sum_{i, l >= 1} a_i a_l (v^min(i, l) s^|i - l| - s^(i + l))
 
-    with s and v of `variance_independent`: orders i and l share their first min(i, l) factors, so their
-    estimates are correlated. Arguments as there.
+    s and v are those of `variance_independent`. Orders i and l share their first min(i, l) factors, so their estimates
+    are correlated. The formula extends Theorem 3.2 of arXiv 2601.22563 to shared projections; the paper does not state
+    it.
+
+    Args:
+        coefficients: a_0, ..., a_k.
+        weight: [out, d].
+        bias: [out] or None.
+        x: [..., d].
+        num_features: m.
+        fourth_moment: tau, E D^4 of one entry.
+
+    Returns:
+        The variance of each output, [..., out].
+
+    Raises:
+        ValueError: no coefficients.
     """
     expanded = _expanded_coefficients(coefficients, weight, bias)
     s, v = _moments(weight, x, fourth_moment)
@@ -141,7 +165,7 @@ def variance_shared(
 
 
 def _expanded_coefficients(coefficients: Sequence[float], weight: Tensor, bias: Tensor | None) -> Tensor:
-    """a_i(b) = sum_n a_n C(n, i) b^(n - i) for every output, [out, k + 1]; without a bias a_i itself."""
+    """a_i(b) = sum_n a_n C(n, i) b^(n - i) for every output, [out, k + 1]; without a bias, the a_i themselves."""
     if len(coefficients) == 0:
         raise ValueError("a polynomial needs at least its constant coefficient")
     b = weight.new_zeros(weight.shape[0]) if bias is None else bias

@@ -1,8 +1,8 @@
-"""Fewer random features after training has begun: those of an EUGen layer that its outputs depend on most.
+"""Feature selection during training: keep the random features of an EUGen layer that its outputs depend on most.
 
-A network that starts with many features and keeps the best of them after part of its training can end better, after
-equal steps, than one that has only as many from the start: docs/eugen-study.md. Which features to keep is a question
-that EUGens (NeurIPS 2025, arXiv 2601.22563) leave open.
+A network that starts with many features and keeps the best of them partway through training can reach a better result
+in the same number of steps than a network that has the smaller number from the start (docs/eugen-study.md). The EUGens
+paper (NeurIPS 2025, arXiv 2601.22563) leaves open which features to keep.
 """
 
 from __future__ import annotations
@@ -24,44 +24,45 @@ class Kept:
 
     layer: EUGen
     features: Tensor
-    """Their former positions among those of each order, [m], ascending."""
+    """Former positions of the kept features within each order, [m], ascending."""
     columns: Tensor
     """Former positions of the columns of g(W) that belong to them, [k * m]."""
     explained: float
-    """Share of the variance of the layer's former outputs that it still explains; 1 is all."""
+    """Fraction of the variance of the layer's former outputs that is still explained; at most 1."""
 
 
 @torch.no_grad()
 def select_features(
     network: nn.Sequential, num_features: int, batches: Sequence[tuple[Tensor, Tensor]], ridge: float = 1e-6
 ) -> list[Kept]:
-    """Keeps the m features of every EUGen layer that contribute most, and fits the output weights to what it did.
+    """Keep the m features of every EUGen layer that contribute most, and refit its output weights to its former output.
 
-    Front to back. A layer's features are chosen greedily by what they take off the squared error of its outputs, as the
-    projections of the next layer show it; what remains is a least-squares problem, which also corrects what the layers
-    before it have lost. Parameters keep their identity, so that optimizers go on with them; their state has to follow,
-    see `follow`.
+    Layers are processed front to back. In each layer, features are chosen greedily by how much they reduce the squared
+    error of the layer's outputs, measured through the projections of the next layer. The output weights are then the
+    least-squares solution for the chosen features, which also compensates for what the layers before have lost. The
+    parameters remain the same objects, so optimizers keep working with them; call `follow` to reduce the optimizers'
+    state as well.
 
     Args:
         network: EUGen layers with a learned g(W), `Dense` and `torch.nn.Linear`; changed in place.
-        num_features: m. Layers that have no more keep all of theirs and are not fitted.
-        batches: what the network has received so far and what it will receive now, [N, d] each, for the same samples.
-            The two differ where a network before it has lost features.
+        num_features: m. Layers with at most m features keep all of them and are not refitted.
+        batches: the network's former inputs and its future inputs, [N, d] each, for the same samples. The two differ if
+            a network in front of this one has lost features.
         ridge: penalty on the output weights, in units of the mean variance of the features.
 
     Returns:
-        One for each layer that has lost features.
+        One entry for each layer that has lost features.
 
     Raises:
-        ValueError: a layer is of another kind, m is below 1, there are no samples, or they are not finite. The network
-            is unchanged then, but for the last of these.
+        ValueError: a layer is of an unsupported kind, m is below 1, there are no samples, or they are not finite. The
+            network is unchanged, except in the last case.
     """
     layers = list(network)
     if num_features < 1:
         raise ValueError(f"select_features: m must be at least 1, got {num_features}")
     for layer in layers:
         if not isinstance(layer, EUGen | Dense | nn.Linear):
-            raise ValueError(f"select_features: {type(layer).__name__} has no place in such a network")
+            raise ValueError(f"select_features: {type(layer).__name__} layers are not supported")
         if isinstance(layer, EUGen) and (layer.order < 1 or layer.psi is not None):
             raise ValueError("select_features: features are selected in layers of order 1 or more with a learned g(W)")
     before, after = [x for x, _ in batches if len(x)], [x for _, x in batches if len(x)]
@@ -77,7 +78,7 @@ def select_features(
 
 
 def _view(following: nn.Module | None) -> Tensor | None:
-    """The matrix [r, out] through which the next layer sees a layer's output; None for the output itself."""
+    """The matrix [r, out] that the next layer applies to a layer's output; None if there is no next layer."""
     if isinstance(following, EUGen):
         return following.projections.flatten(0, 1)[:, : following.in_features]
     return following.weight if isinstance(following, Dense | nn.Linear) else None
@@ -98,9 +99,10 @@ def _select(
 
 
 def follow(optimizer: torch.optim.Optimizer, kept: Sequence[Kept]) -> None:
-    """Cuts the state that an optimizer has of the layers' parameters down to the features that were kept.
+    """Reduce an optimizer's state for the layers' parameters to the features that were kept.
 
-    Values of a parameter's shape, as Adam's moments, lose what the parameter lost; so do Adafactor's of its columns.
+    State of a parameter's shape (Adam's moments) and Adafactor's column statistics lose the entries that the parameter
+    lost.
     """
     for one in kept:
         layer = one.layer
@@ -113,6 +115,6 @@ def follow(optimizer: torch.optim.Optimizer, kept: Sequence[Kept]) -> None:
                 continue
             state = optimizer.state[parameter]
             for name, value in state.items():
-                # Of size 1 are means over the features.
+                # State of size 1 along this dimension holds means over the features.
                 if isinstance(value, Tensor) and value.dim() == parameter.dim() and value.shape[1] > 1:
                     state[name] = value.index_select(1, index.to(value.device))

@@ -17,24 +17,24 @@ SNNK_ACTIVATIONS = ("relu", "sin", "cos", "gaussian")
 class SNNK(nn.Module):
     r"""Scalable-neural-network-kernel layer, y = W F(x) + b (ICLR 2024, arXiv 2310.13225).
 
-    Random features F of the input approximate a dense layer act(W0 x + b0) as an inner product; W is learned
-    in their place, and the projections are frozen unless asked otherwise. `from_dense` sets W to the random
-    features of a given dense layer's weights.
+    An inner product with random features F of the input approximates a dense layer act(W0 x + b0). W is learned; the
+    projections are frozen by default. `from_dense` sets W to the random features of a given dense layer's weights.
 
     - "sin", "cos", "gaussian" (exp(-z^2 / 2)): universal random features. With the Fourier representation
       act(z) = E_omega Re(c exp(i omega z)) and Gaussian g,
 
           exp(i omega w.x) = E_g [ A(w) A(x) ],   A(u) = exp( sqrt(i omega) g.u - i omega ||u||^2 / 2 ),
 
-      each draw (g, omega) gives the two features Re A(x), Im A(x), so `num_features` must be even. Omega is 1
-      for sin and cos and the absolute value of a standard normal for the Gaussian. `from_dense` is unbiased.
+      each draw (g, omega) gives two features, Re A(x) and Im A(x), so `num_features` must be even. omega is 1 for
+      sin and cos, and the absolute value of a standard normal variable for the Gaussian. `from_dense` is unbiased.
     - "relu": arc-cosine features ReLU(G x) (Kernel Methods for Deep Learning, NIPS 2009). `from_dense` is
       biased as an approximation of ReLU(w.x + b0): with t the angle between w and x, its expectation is the
       arc-cosine kernel ||w|| ||x|| (sin t + (pi - t) cos t) / (2 pi), plus b0.
 
-    Drawn by the constructor, the features are those of x / sqrt(in_features), which keeps them moderate for
-    inputs of unit variance, and `weight` is normal with variance 2 / num_features. Features of the first kind
-    grow like exp(|g.x|).
+    The constructor draws features of x / sqrt(in_features), which keeps them moderate for inputs of unit variance, and
+    a normal `weight` of variance 2 / num_features. Features of the first kind grow like exp(|g.x|).
+
+    Shape: [..., in_features] -> [..., out_features].
 
     Args:
         in_features: input width.
@@ -42,12 +42,14 @@ class SNNK(nn.Module):
         num_features: number of features m, the columns of `weight`.
         activation: "relu", "sin", "cos" or "gaussian".
         bias: adds a learned bias, [out].
-        trainable_projections: makes the projections a parameter in place of a buffer.
-        projection: "gaussian" or "orthogonal"; the expectations above need Gaussian rows.
+        trainable_projections: makes the projections a parameter instead of a buffer.
+        projection: "gaussian" or "orthogonal"; the expectations above require Gaussian rows.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
-        ValueError: a size out of range, an unknown activation or projection, or odd `num_features` for "sin",
-            "cos" and "gaussian".
+        ValueError: a size is below 1, the activation or projection is unknown, or `num_features` is odd for "sin",
+            "cos" or "gaussian".
     """
 
     projections: Tensor  # [m, in] for relu, else [m / 2, in], rows sqrt(omega / 2) g
@@ -106,16 +108,25 @@ class SNNK(nn.Module):
         projection: str = "gaussian",
         generator: torch.Generator | None = None,
     ) -> SNNK:
-        """The layer whose W holds the random features of the dense layer act(weight x + bias).
+        """Create the layer whose W holds the random features of the dense layer act(weight x + bias).
+
+        See "Scalable Neural Network Kernels", ICLR 2024, arXiv 2310.13225.
 
         Args:
             weight: [out, in].
-            bias: [out] or None. For "relu" it becomes the layer's own bias; otherwise W absorbs it and the
-                layer's bias is zero.
+            bias: [out] or None. For "relu" it becomes the layer's own bias; otherwise W absorbs it and the layer's bias
+                is zero.
             num_features: m; the error of the approximation falls as 1 / sqrt(m).
             activation: "relu" (biased, see the class), "sin", "cos" or "gaussian" (unbiased).
             projection: "gaussian" or "orthogonal".
-            generator: random numbers for the projections.
+            generator: source of the random projections.
+
+        Returns:
+            The layer, [..., in] -> [..., out], with the dtype and device of `weight`.
+
+        Raises:
+            ValueError: a size is below 1, the activation or projection is unknown, or `num_features` is odd for "sin",
+                "cos" or "gaussian".
         """
         out_features, in_features = weight.shape
         layer = cls(
@@ -135,17 +146,17 @@ class SNNK(nn.Module):
             if bias is not None:
                 layer.bias.copy_(bias)
             return layer
-        # The bias turns the phase of exp(i omega (w.x + b)); omega is twice the quadratic coefficient.
+        # The bias shifts the phase of exp(i omega (w.x + b)); omega is twice the quadratic coefficient.
         turn = 0.0 if bias is None else bias.unsqueeze(-1) * (2 * layer.quadratic)
         real, imaginary = layer._fourier_features(weight, turn)
-        # The real part of A(w) A(x) is wanted for an even activation, the imaginary part for sin.
+        # An even activation needs the real part of A(w) A(x), sin the imaginary part.
         pair = (imaginary, real) if activation == "sin" else (real, -imaginary)
         layer.weight.copy_(torch.cat(pair, dim=-1) * (2 / num_features))
         return layer
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws projections and weight anew and sets the bias to zero."""
+        """Draw projections and weight anew and set the bias to zero."""
         self._draw_projections(1 / math.sqrt(self.in_features))
         nn.init.normal_(self.weight, std=math.sqrt(2 / self.num_features))
         if self.bias is not None:
@@ -171,7 +182,7 @@ class SNNK(nn.Module):
         )
 
     def _draw_projections(self, input_scale: float, generator: torch.Generator | None = None) -> None:
-        """Rows for features of input_scale * x; for the Fourier kinds scaled by sqrt(omega / 2)."""
+        """Draw rows for features of input_scale * x; those of the Fourier kinds are scaled by sqrt(omega / 2)."""
         rows = self.projections
         drawn = make_projection(
             self.projection,
@@ -198,7 +209,7 @@ class SNNK(nn.Module):
     def _fourier_features(self, x: Tensor, turn: float | Tensor) -> tuple[Tensor, Tensor]:
         """Re and Im of exp(i turn) A(x), each [..., m / 2].
 
-        As sqrt(i) = (1 + i) / sqrt(2), A has the exponent r + i (r - q ||x||^2) with r = projections x and
+        Since sqrt(i) = (1 + i) / sqrt(2), A has the exponent r + i (r - q ||x||^2) with r = projections x and
         q = quadratic = omega / 2.
         """
         assert self.quadratic is not None

@@ -14,32 +14,37 @@ from eugen_nerf.layers.merge import Evaluate, MergedChain, activation_name, eval
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Layers up to the next point where the network's input enters again, or to an activation without a name."""
+    """Layers up to the next skip connection, or up to an activation that cannot be merged."""
 
-    chain: MergedChain  # without its output matrix where the next part has taken that in
-    skip: bool  # the network's input is put in front of what the part receives
+    chain: MergedChain  # without its output matrix if the next part has absorbed it
+    skip: bool  # the network's input is concatenated in front of the part's input
     activation: nn.Module
 
 
 class LayerStack(nn.Module):
-    """Linear layers with activations, and EUGen layers in place of some, evaluated as merged.
+    """Linear layers with activations, some of them replaced by EUGen layers, evaluated in merged form.
 
-    The output matrix of an EUGen layer is multiplied into the layer behind it, through a skip connection too
-    (EUGens, NeurIPS 2025, arXiv 2601.22563, appendix B.1), in training as for inference: a few matrix products
-    per call, through which gradients reach every factor. The result is that of the layers one by one to
-    round-off, at a cost per row without the nominal width. So are its first derivatives; second ones with respect to
-    parameters in front of a norm are not (see `merge_chain`). Hooks of the layers are not called: they are refused.
+    The output matrix of an EUGen layer is multiplied into the following layer, also through a skip connection (EUGens,
+    NeurIPS 2025, arXiv 2601.22563, appendix B.1). This happens in training as well as inference: it takes a few matrix
+    products per call, and gradients pass through them to every factor. The result and its first derivatives equal those
+    of the separate layers up to round-off, at a cost per row that does not depend on the nominal width. Second
+    derivatives with respect to parameters in front of a norm are not exact (see `merge_chain`). Layers with hooks are
+    refused, since the hooks would not be called.
 
-    `network` evaluates merged chains; give it `eugen_nerf.ops.network` for native code where there is some.
+    The attribute `network` is the function that evaluates merged chains. Set it to `eugen_nerf.ops.network` to use
+    native code where available.
+
+    Shape: [..., in_features] -> [..., out_features].
 
     Args:
         layers: `torch.nn.Linear` or `EUGen`, in order.
-        activations: follows each layer; None for none. After EUGen it must be None.
-        skip_connections: positions of layers whose input is [input of the stack ; output of the layer before].
+        activations: the activation after each layer, or None. After an EUGen layer it must be None.
+        skip_connections: positions of layers whose input is [input of the stack ; output of the previous layer].
 
     Raises:
-        ValueError: lengths differ, an activation follows EUGen, a skip connection leads to no layer, or widths
-            do not fit.
+        ValueError: there are no layers, the lengths differ, an activation follows EUGen, a skip connection leads to a
+            position without a layer or to the first layer, or widths do not match. Layers that cannot be merged are
+            refused in the forward pass.
     """
 
     def __init__(
@@ -51,10 +56,12 @@ class LayerStack(nn.Module):
         super().__init__()
         self.network: Evaluate = evaluate_chain
         if not layers or len(layers) != len(activations):
-            raise ValueError(f"LayerStack: {len(layers)} layers with {len(activations)} activations")
+            raise ValueError(f"LayerStack: got {len(layers)} layers with {len(activations)} activations")
         self.skip_connections = frozenset(skip_connections)
         if not self.skip_connections <= set(range(1, len(layers))):
-            raise ValueError(f"LayerStack: skip connections {sorted(skip_connections)} of {len(layers)} layers")
+            raise ValueError(
+                f"LayerStack: skip connections {sorted(skip_connections)} do not fit a stack of {len(layers)} layers"
+            )
         self.layers = nn.ModuleList(layers)
         self.activations = nn.ModuleList(nn.Identity() if a is None else a for a in activations)
         self.in_features = layers[0].in_features
@@ -68,7 +75,7 @@ class LayerStack(nn.Module):
                 raise ValueError(f"LayerStack: an activation after layer {i}, an EUGen layer, forbids merging it")
 
     def replace(self, position: int, layer: EUGen) -> None:
-        """Puts an EUGen layer in the place of a layer and its activation."""
+        """Replace the layer at a position, together with its activation, by an EUGen layer of the same widths."""
         self.layers[position] = layer
         self.activations[position] = nn.Identity()
 
@@ -87,8 +94,10 @@ class LayerStack(nn.Module):
             yield _Part(chain, start in self.skip_connections, self.activations[end - 1])
 
     def _stands_alone(self, position: int) -> bool:
-        """Whether a dense layer's activation is none that merges, and so ends a chain. Without an activation it ends
-        one too: the product of its matrix with the next one may be larger than both."""
+        """Whether a dense layer ends a chain, because its activation cannot be merged or because it has none.
+
+        Without an activation, the product of its matrix with the next one may be larger than both.
+        """
         return isinstance(self.layers[position], nn.Linear) and activation_name(self.activations[position]) is None
 
     def _beside_input(self, chain: MergedChain) -> tuple[Tensor, Tensor | None]:
@@ -98,7 +107,11 @@ class LayerStack(nn.Module):
         return torch.block_diag(eye, chain.weight), bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] -> [..., out_features]."""
+        """[..., in_features] -> [..., out_features].
+
+        Raises:
+            ValueError: a layer cannot be merged, for example because of hooks; see `merge_chain`.
+        """
         inputs = x
         for part in self._parts():
             if part.skip:
@@ -114,7 +127,7 @@ class LayerStack(nn.Module):
 
     @torch.no_grad()
     def num_parameters(self) -> int:
-        """Numbers stored by the merged network."""
+        """Number of values stored by the merged network."""
         return sum(part.chain.num_parameters for part in self._parts())
 
     def extra_repr(self) -> str:

@@ -1,7 +1,7 @@
-"""EUGen layers that take over what dense layers have learned, layer by layer and without backpropagation.
+"""Transfer of trained dense layers to EUGen layers, layer by layer and without backpropagation through the network.
 
-After EUGens (NeurIPS 2025, arXiv 2601.22563, section 4.5 and appendix B.2): inputs and outputs of a trained layer are
-recorded, and the output matrix of the EUGen layer in its place is the least-squares solution for its frozen features.
+Follows EUGens (NeurIPS 2025, arXiv 2601.22563, section 4.5 and appendix B.2): inputs and outputs of a trained layer are
+recorded, and the output matrix of the EUGen layer that replaces it is the least-squares solution for frozen features.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from eugen_nerf.layers.activations import resolve
 from eugen_nerf.layers.baselines import Dense
-from eugen_nerf.layers.conversion import as_layer_stack
 from eugen_nerf.layers.eugen import EUGen
+from eugen_nerf.layers.feed_forward import as_layer_stack
 from eugen_nerf.layers.least_squares import NormalEquations
 from eugen_nerf.layers.projections import make_projection
 
@@ -27,7 +27,7 @@ Rows = Literal["teacher", "gaussian", "orthogonal"]
 Selection = Literal["contribution", "leverage", "random"]
 Solver = Literal["ridge", "layerwise"]
 
-# Random rows are chosen from this many times as many; a teacher's rows from all of its units.
+# The number of random candidate rows for each feature. A teacher's rows are chosen from all of its units.
 CANDIDATES_PER_FEATURE = 4
 
 
@@ -36,44 +36,47 @@ class TransferOptions:
     """How an EUGen layer is fitted to a trained dense layer."""
 
     solver: Solver = "ridge"
-    """ridge: the output matrix in closed form, on frozen projections. layerwise: projections are trained too, on the
-    layer alone with the Huber loss, and the closed form follows."""
+    """ridge: the output matrix in closed form, with frozen projections. layerwise: the projections are also trained, on
+    this layer alone with the Huber loss, followed by the closed form."""
     rows: Rows = "teacher"
-    """Where projections come from: units of the trained layer with their biases, or random ones, scaled to the
-    layer's inputs, whose kinks pass through inputs."""
+    """Source of the projections. teacher: units of the trained layer with their biases. gaussian, orthogonal: random
+    rows scaled to the layer's inputs, with offsets that place each feature's kink at a recorded input."""
     selection: Selection = "contribution"
-    """Which candidates are kept. contribution: greedily those that reduce the squared error most. leverage: those of
-    the largest ridge leverage scores. random: any."""
+    """Which candidates are kept. contribution: greedily those that reduce the squared error most. leverage: those with
+    the largest ridge leverage scores. random: a random subset."""
     ridge: float = 1e-6
-    """Penalty on the output matrix, in units of the mean variance of the features; the constant is free."""
+    """Penalty on the output matrix, in units of the mean variance of the features; the constant is not penalized."""
     steps: int = 1000
-    """Steps of Adam for each layer of solver layerwise."""
-    rate: float = 2e-3
-    """First learning rate of solver layerwise; it ends at zero."""
+    """Adam steps per layer, for solver layerwise."""
+    learning_rate: float = 2e-3
+    """Initial learning rate of solver layerwise; it decays to zero."""
     batch: int = 4096
-    """Samples in one of those steps."""
+    """Samples per step of solver layerwise."""
     seed: int = 0
-    """Of random rows, random selection and batches."""
+    """Random seed of the random rows, the random selection and the batches."""
 
     def __post_init__(self) -> None:
         for name, words in (("solver", Solver), ("rows", Rows), ("selection", Selection)):
             if getattr(self, name) not in get_args(words):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(words))}, not {getattr(self, name)!r}")
         if not self.ridge >= 0 or not math.isfinite(self.ridge):
-            raise ValueError(f"ridge must be a number that is not negative, got {self.ridge}")
-        if min(self.steps, self.batch) < 1 or not 0 < self.rate < math.inf:
-            raise ValueError(f"steps, batch and rate must be positive, got {self.steps}, {self.batch}, {self.rate}")
+            raise ValueError(f"ridge must be finite and not negative, got {self.ridge}")
+        if min(self.steps, self.batch) < 1 or not 0 < self.learning_rate < math.inf:
+            raise ValueError(
+                f"steps, batch and learning_rate must be positive, got {self.steps}, {self.batch}, {self.learning_rate}"
+            )
 
 
 @dataclass(frozen=True)
 class LayerFit:
-    """How well an EUGen layer imitates the dense layer it stands for."""
+    """How well an EUGen layer matches the dense layer it replaces."""
 
     position: int
-    """Of the layer in its network."""
+    """Position of the layer in its network."""
     explained: float
-    """Share of the variance of the layer's outputs that is explained, summed over outputs; 1 is perfect."""
+    """Fraction of the variance of the layer's outputs that is explained, summed over outputs; 1 is perfect."""
     samples: int
+    """Number of samples that the layer was fitted to."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,10 @@ class Unit:
     layer: nn.Module
     activation: nn.Module | None
     skip: bool
-    """The network's input is put in front of what the layer receives."""
+    """Whether the network's input is concatenated in front of the layer's input."""
 
     def received(self, inputs: Tensor, x: Tensor) -> Tensor:
-        """What the layer receives, given the network's inputs and the output of the unit before."""
+        """The layer's input, given the network's input and the output of the previous unit."""
         return torch.cat([inputs, x], dim=-1) if self.skip else x
 
     def __call__(self, inputs: Tensor, x: Tensor) -> Tensor:
@@ -95,7 +98,7 @@ class Unit:
 
 
 def units(network: nn.Module) -> list[Unit]:
-    """The layers of a `torch.nn.Sequential`, a `LayerStack` or nerfstudio's `MLP`, one by one.
+    """List the layers of a `torch.nn.Sequential`, a `LayerStack` or nerfstudio's `MLP`.
 
     Raises:
         ValueError: the network is of another kind.
@@ -104,7 +107,10 @@ def units(network: nn.Module) -> list[Unit]:
         return list(_of_sequential(network))
     stack = as_layer_stack(network)
     if stack is None:
-        raise ValueError(f"transfer: {type(network).__name__} is no network whose layers are known one by one")
+        raise ValueError(
+            f"transfer: {type(network).__name__} is not supported; the network must be a torch.nn.Sequential, a "
+            "LayerStack or nerfstudio's MLP"
+        )
     return [
         Unit(layer, activation, i in stack.skip_connections)
         for i, (layer, activation) in enumerate(zip(stack.layers, stack.activations, strict=True))
@@ -128,24 +134,26 @@ def transfer_network(
     options: TransferOptions,
     report: Callable[[LayerFit], None] = lambda fit: None,
 ) -> list[LayerFit]:
-    """Fits every EUGen layer of a network to the dense layer at its place in the trained one, front to back.
+    """Fit every EUGen layer of a network to the dense layer at the same position of the trained network, front to back.
 
-    A layer's inputs come from the layers of the student before it, already fitted, its targets from the teacher: so it
-    also corrects what those have lost. Activations of all batches are kept in memory, those of one layer at a time.
-    Both networks are looked at in evaluation mode, whichever they are in: dropout would be noise in the targets.
+    A layer's inputs come from the student's already fitted layers and its targets from the teacher, so each layer also
+    compensates for the errors of the layers before it. Activations of all batches are kept in memory, for one layer at
+    a time. Both networks are evaluated in evaluation mode, whatever mode they are in, because dropout would add noise
+    to the targets.
 
     Args:
         teacher: the trained network; see `units`.
-        student: a copy of it with EUGen layers in place of some dense ones; changed in place.
+        student: a copy of it with EUGen layers instead of some dense ones; changed in place.
         batches: inputs of the teacher and of the student for the same samples, [N, d] each.
         options: how layers are fitted.
-        report: told each fit.
+        report: called with each fit.
 
     Returns:
-        The fits, one for each EUGen layer that stands in the place of a dense one.
+        One fit for each EUGen layer that replaces a dense one.
 
     Raises:
-        ValueError: the networks do not correspond, or there are no samples.
+        ValueError: a network is of an unsupported kind, the networks do not correspond, there are no samples, or a
+            layer cannot be fitted (see `fit_layer`).
     """
     originals, copies = units(teacher), units(student)
     if len(originals) != len(copies) or [u.skip for u in originals] != [u.skip for u in copies]:
@@ -172,7 +180,7 @@ def transfer_network(
 
 @contextmanager
 def _evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Evaluation mode for every module, and afterwards the mode that each was in."""
+    """Put every module in evaluation mode, and restore the mode of each afterwards."""
     training = [(module, module.training) for network in networks for module in network.modules()]
     for network in networks:
         network.eval()
@@ -184,13 +192,13 @@ def _evaluating(*networks: nn.Module) -> Iterator[None]:
 
 
 def _consumer(originals: Sequence[Unit], position: int) -> Tensor | None:
-    """The matrix [r, out] through which the next layer sees a layer's output; None where it is unknown."""
+    """The matrix [r, out] that the next layer applies to a layer's output; None if it is unknown."""
     layer = originals[position].layer
     following = originals[position + 1].layer if position + 1 < len(originals) else None
     if not isinstance(following, nn.Linear | Dense) or not isinstance(layer, nn.Linear | Dense):
         return None
     weight = following.weight.detach()
-    return weight[:, weight.shape[1] - layer.out_features :]  # a skip connection stands in front
+    return weight[:, weight.shape[1] - layer.out_features :]  # a skip connection's columns come first
 
 
 @torch.no_grad()
@@ -202,29 +210,29 @@ def fit_layer(
     consumer: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> float:
-    """Fits an EUGen layer to a trained dense layer, in place.
+    """Fit an EUGen layer to a trained dense layer, in place.
 
-    Projections of order 1 are chosen by `options.selection`; those of higher orders are drawn from the same rows at
-    random. Biases of a teacher's units are taken over if the layer has `offsets`.
+    Projections of order 1 are chosen by `options.selection`; those of higher orders are random choices from the same
+    rows. The biases of a teacher's units are used if the layer has `offsets`.
 
     Args:
-        layer: fitted; its Psi must be None.
-        dense: the trained linear layer, of whose `weight` [out, in] and `bias` rows may be taken.
-        pairs: batches of inputs [N, in] and of wanted outputs [N, out], after the activation.
-        options: how.
-        consumer: [r, out], what is done with the outputs next: errors count as it shows them. The least-squares
-            solution does not depend on it, only which rows are chosen and how they are trained.
-        generator: random numbers, on the CPU.
+        layer: the layer to fit; its Psi must be None.
+        dense: the trained linear layer, whose `weight` [out, in] and `bias` can serve as projections and offsets.
+        pairs: batches of inputs [N, in] and target outputs [N, out], after the activation.
+        options: how the layer is fitted.
+        consumer: [r, out], the matrix that the next layer applies to the outputs. Errors are measured after it. It
+            affects which rows are chosen and how they are trained, but not the least-squares solution.
+        generator: source of random numbers, on the CPU.
 
     Returns:
-        The explained share of the targets' variance; of their second moment where the layer has no bias.
+        The explained fraction of the targets' variance, or of their second moment if the layer has no bias.
 
     Raises:
-        ValueError: the layer is of the kernel form, the dense layer has fewer units than rows are to be taken from, or
+        ValueError: the layer is of the kernel form, rows are to be taken from a dense layer with fewer than m units, or
             inputs or targets are not finite.
     """
     if layer.psi is not None:
-        raise ValueError("transfer: an EUGen layer of the kernel form has no output matrix of its own to fit")
+        raise ValueError("transfer: an EUGen layer of the kernel form has no output matrix to fit")
     generator = generator or torch.Generator().manual_seed(options.seed)
     _set_projections(layer, dense, pairs, options, consumer, generator)
     explained = _solve(layer, pairs, options.ridge)
@@ -234,16 +242,16 @@ def fit_layer(
     _train(layer, pairs, options, consumer, generator)
     try:
         trained = _solve(layer, pairs, options.ridge)
-    except ValueError:  # they have led to what is no number
+    except ValueError:  # training has diverged to NaN or infinity
         trained = -math.inf
     if trained >= explained:
         return trained
-    layer.load_state_dict(before)  # steps that led astray leave the closed form
+    layer.load_state_dict(before)  # training did not help: keep the closed-form solution
     return explained
 
 
 def _solve(layer: EUGen, pairs: Sequence[tuple[Tensor, Tensor]], ridge: float) -> float:
-    """The output matrix, and the bias if there is one, in closed form; the explained share of the variance."""
+    """Set the output matrix, and the bias if any, in closed form; return the explained fraction of the variance."""
     equations = NormalEquations(constant=layer.bias is not None)
     for x, y in pairs:
         equations.add(layer.features(x), y)
@@ -269,7 +277,7 @@ def _set_projections(
         )
     chosen = [torch.randperm(len(rows), generator=generator)[:m].to(rows.device) for _ in range(matrices)]
     if options.selection != "random" and len(rows) > m:
-        equations = NormalEquations()
+        equations = NormalEquations(constant=layer.bias is not None)
         phi = resolve(layer.phi)
         for x, y in pairs:
             extended = torch.cat([x, x.norm(dim=-1, keepdim=True)], dim=-1) if layer.norm else x
@@ -287,7 +295,7 @@ def _candidates(
     options: TransferOptions,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Rows [n, d] or [n, d + 1] with the norm column, and their offsets [n]."""
+    """Candidate rows, [n, d] or [n, d + 1] with the norm column, and their offsets, [n]."""
     like = layer.projections
     if options.rows == "teacher":
         assert isinstance(dense, nn.Linear | Dense)
@@ -298,7 +306,7 @@ def _candidates(
     inputs = pairs[0][0]
     if layer.norm:
         inputs = torch.cat([inputs, inputs.norm(dim=-1, keepdim=True)], dim=-1)
-    # Each column weighs alike, and projections have unit variance, whatever the scale of the inputs.
+    # Every column has equal weight, and projections have unit variance, whatever the scale of the inputs.
     scale = inputs.std(dim=0, correction=0).clamp_min(1e-12 + 1e-6 * inputs.abs().max())
     drawn = make_projection(options.rows, count, inputs.shape[1], generator=generator, dtype=like.dtype)
     rows = drawn.to(like.device) / (scale * math.sqrt(inputs.shape[1]))
@@ -321,7 +329,7 @@ def _train(
     asked = [parameter.requires_grad for parameter in parameters]
     for parameter in parameters:
         parameter.requires_grad_()
-    optimizer = torch.optim.Adam(parameters, lr=options.rate)
+    optimizer = torch.optim.Adam(parameters, lr=options.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
     for _ in range(options.steps):
         index = torch.randint(len(x), (min(options.batch, len(x)),), generator=generator).to(x.device)

@@ -1,4 +1,4 @@
-"""What a radiance field is rendered with: each op has one eager definition and native runners that agree with it."""
+"""Ops for rendering a radiance field. Each op has an eager PyTorch definition and native runners that agree with it."""
 
 from eugen_nerf.ops.differentiable import differentiable_render
 from eugen_nerf.ops.dispatch import (

@@ -1,4 +1,4 @@
-"""Compiling the CPU runners' C++ source at first use, and keeping the result."""
+"""Compilation of the CPU runners' C++ source at first use, with a cache on disk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLAGS = (
     "-O3",
     "-std=c++17",
     "-march=native",
-    "-fopenmp-simd",  # for vector registers; threads are those of PyTorch's library, see src/parallel.h
+    "-fopenmp-simd",  # for SIMD loops only; threads come from PyTorch's OpenMP library, see src/parallel.h
     "-fno-math-errno",
     "-fno-trapping-math",
     "-shared",
@@ -33,29 +33,32 @@ FLAGS = (
 
 
 class BuildError(Exception):
-    """The source could not be compiled or loaded; the message is one line and says why."""
+    """The source could not be compiled or loaded; the message gives the reason in one line."""
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept: $EUGEN_CACHE, else eugen_nerf in the user's cache folder; an absolute path, since
-    libraries without a folder in their name are looked for in the system's.
+    """Return the folder of compiled code: $EUGEN_CACHE, or else eugen_nerf in the user's cache folder.
+
+    The path is absolute, because the loader searches the system's folders for a library name without a folder.
 
     Raises:
-        BuildError: the user has no home.
+        BuildError: the user has no home folder.
     """
     try:
         if named := os.environ.get("EUGEN_CACHE"):
             return Path(named).expanduser().absolute()
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eugen_nerf"
-    except RuntimeError as error:  # a container's user who is in no list
-        raise BuildError(f"there is no folder for compiled code ({error}); EUGEN_CACHE may name one") from error
+        named = os.environ.get("XDG_CACHE_HOME", "")
+        # The XDG Base Directory Specification has relative paths ignored.
+        return (Path(named) if os.path.isabs(named) else Path.home() / ".cache") / "eugen_nerf"
+    except RuntimeError as error:  # a container's user without an entry in the user database
+        raise BuildError(f"there is no folder for compiled code ({error}); set EUGEN_CACHE to one") from error
 
 
 def find_compiler() -> list[str]:
-    """$CXX, g++, clang++ or the zig that pip installs as ziglang, whichever is found first, as the start of a command.
+    """Return the first of $CXX, g++, clang++ and the zig of the pip package ziglang that exists, as a command prefix.
 
     Raises:
-        BuildError: there is none.
+        BuildError: none of them exists.
     """
     for candidate in (os.environ.get("CXX", ""), "g++", "clang++"):
         words = candidate.split()
@@ -63,11 +66,11 @@ def find_compiler() -> list[str]:
             return words
     if importlib.util.find_spec("ziglang"):
         return [sys.executable, "-m", "ziglang", "c++"]
-    raise BuildError("no C++ compiler was found ($CXX, g++, clang++); pip install ziglang brings one")
+    raise BuildError("no C++ compiler was found ($CXX, g++, clang++); pip install ziglang installs one")
 
 
 def _processor() -> str:
-    """What -march=native depends on."""
+    """The processor's properties that -march=native depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -77,12 +80,12 @@ def _processor() -> str:
 
 
 def _run(command: list[str], *, check: bool, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a compiler; it may quote paths and sources in whatever encoding they have."""
+    """Run a compiler. Its output may quote paths and sources in any encoding."""
     return subprocess.run(command, capture_output=True, text=True, errors="replace", check=check, env=env)
 
 
 def library_path(compiler: list[str], flags: tuple[str, ...]) -> Path:
-    """The file for these sources, flags, this compiler's version and this processor.
+    """Return the library's path, which depends on the sources, flags, compiler version and processor.
 
     Raises:
         BuildError: the compiler does not run.
@@ -99,21 +102,22 @@ def library_path(compiler: list[str], flags: tuple[str, ...]) -> Path:
 
 
 def compile_library(path: Path, compiler: list[str], flags: tuple[str, ...]) -> None:
-    """Compile to ``path``, followed by the SHA-256 of what was compiled, which tells whether it is all still there; a
-    process that reads or writes the same path at the same time is not disturbed.
+    """Compile to ``path`` and append the SHA-256 of the library, with which `_load` detects truncated files.
+
+    Other processes can read or write the same path at the same time.
 
     Raises:
-        BuildError: the folder cannot be written, or the compiler fails; the message has its first error.
+        BuildError: the folder cannot be written, or the compiler fails; the message contains its first error.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = new_file_beside(path)
     except OSError as error:
-        message = f"the folder {path.parent} cannot be written ({error.strerror}); EUGEN_CACHE may name another"
+        message = f"the folder {path.parent} cannot be written ({error.strerror}); set EUGEN_CACHE to another one"
         raise BuildError(message) from error
     environment = dict(os.environ)
     if "ziglang" in compiler:
-        # It compiles a C++ library first, and keeps that in folders of its own.
+        # zig compiles the C++ standard library first and caches it in its own folders.
         zig = str(path.parent / "zig")
         environment = {"ZIG_GLOBAL_CACHE_DIR": zig, "ZIG_LOCAL_CACHE_DIR": zig, **environment}
         print("eugen-nerf compiles its native code with zig, once; that takes about two minutes.", file=sys.stderr)
@@ -124,7 +128,7 @@ def compile_library(path: Path, compiler: list[str], flags: tuple[str, ...]) -> 
             lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
             first = next((line for line in lines if "error" in line), lines[0])
             raise BuildError(f"{compiler[0]} failed: {first}")
-        with temporary.open("ab") as file:  # what follows the end of a library is nobody's
+        with temporary.open("ab") as file:  # the loader ignores bytes after the end of a library
             file.write(hashlib.sha256(temporary.read_bytes()).digest())
         os.replace(temporary, path)
     except OSError as error:
@@ -134,12 +138,12 @@ def compile_library(path: Path, compiler: list[str], flags: tuple[str, ...]) -> 
 
 
 def share_threads(library: ctypes.CDLL) -> None:
-    """Give the compiled code the threads of the OpenMP library that PyTorch has loaded.
+    """Let the compiled code use the threads of the OpenMP library that PyTorch has loaded.
 
     Raises:
-        BuildError: PyTorch has been built without one.
+        BuildError: PyTorch was built without OpenMP.
     """
-    loaded = ctypes.CDLL(torch._C.__file__)  # finds what the libraries define that PyTorch itself is linked with
+    loaded = ctypes.CDLL(torch._C.__file__)  # also resolves symbols of the libraries that PyTorch is linked with
     try:
         functions = [getattr(loaded, name) for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")]
     except AttributeError as error:
@@ -149,17 +153,17 @@ def share_threads(library: ctypes.CDLL) -> None:
 
 @functools.cache
 def cpu_library() -> ctypes.CDLL:
-    """The compiled CPU runners. Extra compiler flags are taken from $EUGEN_CXXFLAGS.
+    """Return the compiled CPU runners. Extra compiler flags are taken from $EUGEN_CXXFLAGS.
 
     Raises:
-        BuildError: there is no compiler, the cache cannot be written, the build or its loading failed, or PyTorch has
-            no threads to share.
+        BuildError: there is no compiler, the cache cannot be written, building or loading failed, or PyTorch has no
+            OpenMP library.
     """
     compiler = find_compiler()
     flags = (*FLAGS, *os.environ.get("EUGEN_CXXFLAGS", "").split())
     path = library_path(compiler, flags)
     library = _load(path)
-    if library is None:  # not there yet, damaged, or somebody else's that this user may not read
+    if library is None:  # missing, damaged, or not readable for this user
         compile_library(path, compiler, flags)
         try:
             library = ctypes.CDLL(str(path))
@@ -170,9 +174,9 @@ def cpu_library() -> ctypes.CDLL:
 
 
 def _load(path: Path) -> ctypes.CDLL | None:
-    """A library as `compile_library` left it; None where it is not, or does not load.
+    """Load a library that `compile_library` wrote; None if it is missing, damaged or does not load.
 
-    The loader maps a file without a look at its length: what has been cut off would end the process with SIGBUS.
+    The loader maps a file without checking its length, so a truncated file would end the process with SIGBUS.
     """
     try:
         content = path.read_bytes()

@@ -1,27 +1,36 @@
-"""Checks of the native ops' arguments, before pointers are handed over: dtype, device, shape, and what must fit."""
+"""Argument checks of the native ops, made before pointers are passed on: dtype, device, shape and consistency."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from eugen_nerf.ops.layout import HashGridLayout
+from eugen_nerf.ops.network_spec import has_bias, inputs_of, length, outputs_of, stages_of
 from eugen_nerf.ops.tiles import MAX_LEVELS
 
-# Feature widths of a hash grid's vertices for which code is compiled.
+# Features per vertex of a hash grid for which code is compiled.
 FEATURES_PER_LEVEL = (1, 2, 4, 8)
 
 
 def prepare(
     name: str, tensor: Tensor, shape: tuple[int | None, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Check a tensor and make it contiguous; on a GPU also begin at a multiple of 16 bytes, for vector loads.
+    """Check a tensor and make it contiguous. On a GPU also align it to 16 bytes, for vector loads.
+
+    Args:
+        name: the tensor's name in error messages.
+        tensor: the tensor to check.
+        shape: the required shape; None stands for any length.
+        dtype: the required dtype.
+        device: the required device.
 
     Raises:
         TypeError: wrong dtype or device.
-        ValueError: wrong shape; None stands for any length.
+        ValueError: wrong shape.
     """
     if tensor.dtype != dtype or tensor.device != device:
         where = "the CPU" if device.type == "cpu" else device
@@ -35,7 +44,7 @@ def prepare(
 
 
 def why_not_grid(layout: HashGridLayout, device: torch.device) -> str | None:
-    """Why a device's native runner has no code for a hash grid; None if it has."""
+    """Say why a device's native runner does not support a hash grid; None if it does."""
     if layout.features_per_level not in FEATURES_PER_LEVEL:
         return f"features per level must be one of {FEATURES_PER_LEVEL}, not {layout.features_per_level}"
     if device.type == "cuda" and layout.num_levels > MAX_LEVELS:
@@ -44,14 +53,30 @@ def why_not_grid(layout: HashGridLayout, device: torch.device) -> str | None:
 
 
 def check_grid(layout: HashGridLayout, device: torch.device) -> None:
+    """Raise ValueError if a hash grid is inconsistent or the device's native runner does not support it."""
     if len(layout.offsets) != layout.num_levels + 1 or layout.num_entries >= 2**31:
         raise ValueError("offsets must have one entry more than resolutions and stay below 2**31")
+    # Native code derives a vertex's row from resolution and table size, so each level must have that many rows.
+    sizes = [end - start for start, end in itertools.pairwise(layout.offsets)]
+    fits = layout.offsets[0] == 0 and 1 <= layout.log2_table_size <= 30
+    for resolution, size in zip(layout.resolutions, sizes, strict=True):
+        fits = fits and resolution >= 1 and size >= min((resolution + 1) ** 3, 1 << layout.log2_table_size)
+    if not fits:
+        raise ValueError(
+            "offsets must begin at 0 and leave each level min((resolution + 1)^3, 2^log2_table_size) rows, with "
+            "resolutions of at least 1 and log2_table_size from 1 to 30"
+        )
     if problem := why_not_grid(layout, device):
         raise ValueError(problem)
 
 
 def check_offsets(ray_offsets: Tensor, samples: int, device: torch.device) -> Tensor:
-    """Checks ray_offsets [R + 1]; their values only on a CPU, where that needs no waiting."""
+    """Check ray_offsets [R + 1]. The values are checked only on a CPU, where that does not synchronize with a GPU.
+
+    Raises:
+        TypeError: wrong dtype or device.
+        ValueError: wrong shape, or the offsets do not rise from 0 to the number of samples.
+    """
     offsets = prepare("ray_offsets", ray_offsets, (None,), torch.int64, device)
     rises = offsets.shape[0] > 0
     if rises and device.type == "cpu":
@@ -68,22 +93,31 @@ def check_network(
     eps: Sequence[float],
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """Checks that make it safe to hand the pointers over: widths fit, and as many parameters as the spec counts."""
-    stages, last, width = spec[0], 0, spec[-1]
-    if len(spec) != 4 + 7 * stages or len(eps) != stages:
+    """Check that a network's widths match and that there are as many parameters as its description requires.
+
+    Raises:
+        TypeError: wrong dtype or device.
+        ValueError: the description is inconsistent, or a shape does not match it.
+    """
+    if len(spec) != length(spec[0]) or len(eps) != spec[0]:
         raise ValueError("the network's description has the wrong length")
-    for stage in range(stages):
-        in_features, features, order, shared, _, offsets, norm = spec[1 + 7 * stage : 8 + 7 * stage]
-        if in_features != width or order not in (1, 2) or features < 1:
+    last, width = 0, inputs_of(spec)
+    for stage in stages_of(spec):
+        if stage.in_features != width or stage.order not in (1, 2) or stage.features < 1:
             raise ValueError("the network's stages do not fit together")
-        rows = features * (order if shared else order * (order + 1) // 2)
-        last += rows * (in_features + offsets + min(norm, 1)) + max(norm - 1, 0) * (in_features + 1)
-        width = order * features
-    last += spec[-3] * (width + spec[-2])
+        columns = stage.in_features + stage.offsets + min(stage.norm, 1)
+        last += stage.features * stage.projections * columns + stage.norm_rows * (stage.in_features + 1)
+        width = stage.order * stage.features
+    last += outputs_of(spec) * (width + has_bias(spec))
     return (
-        prepare("x", x, (None, spec[-1]), dtype, x.device),
+        prepare("x", x, (None, inputs_of(spec)), dtype, x.device),
         prepare("parameters", parameters, (last,), torch.float32, x.device),
     )
+
+
+def check_color_outputs(spec: Sequence[int]) -> None:
+    if outputs_of(spec) != 3:
+        raise ValueError(f"the color network must have 3 outputs, not {outputs_of(spec)}")
 
 
 def check_rays(
@@ -95,6 +129,12 @@ def check_rays(
     resolution: int,
     rule: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Check rays [R], an occupancy bitfield and a step rule (step size, cone angle).
+
+    Raises:
+        TypeError: wrong dtype or device.
+        ValueError: wrong shape, step rule or resolution.
+    """
     if not rule[0] > 0 or not rule[1] >= 0:
         raise ValueError(f"the step size must be positive and the cone angle not negative: {list(rule)}")
     if resolution < 1 or resolution**3 % 8:

@@ -1,8 +1,7 @@
-"""The ops on a CPU, by the compiled C++ of src/cpu.cpp.
+"""The ops on a CPU, implemented by the compiled C++ of src/cpu.cpp.
 
-The functions here take tensors that have been checked and are contiguous; `operators` calls them. What they return is
-made like an argument, whatever PyTorch's default dtype and device. The number of threads is that of
-``torch.get_num_threads()``.
+`operators` calls these functions with checked, contiguous tensors. Results take dtype and device from an argument, not
+from PyTorch's defaults. The number of threads is ``torch.get_num_threads()``.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from eugen_nerf.ops.build import cpu_library
 from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
+from eugen_nerf.ops.network_spec import outputs_of
 from eugen_nerf.ops.packing import PackedChain
 
 
@@ -66,7 +66,7 @@ def hash_encode_forward(x: Tensor, table: Tensor, layout: HashGridLayout) -> Ten
 def hash_encode_backward(
     x: Tensor, table: Tensor, grad: Tensor, layout: HashGridLayout, needs_table: bool, needs_x: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of table and x; an empty tensor stands for one that nobody needs."""
+    """Gradients of table and x; a gradient that is not needed is an empty tensor."""
     grad_table = table.new_zeros(table.shape) if needs_table else table.new_empty(0)
     grad_x = torch.empty_like(x) if needs_x else x.new_empty(0)
     needed = grad_table if needs_table else None, grad_x if needs_x else None
@@ -83,7 +83,7 @@ def spherical_harmonics(directions: Tensor) -> Tensor:
 
 def network_forward(x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Sequence[float]) -> Tensor:
     """[n, in] -> [n, out]."""
-    out = x.new_empty(x.shape[0], spec[-3])
+    out = x.new_empty(x.shape[0], outputs_of(spec))
     _call("eugen_network_forward", x, parameters, _integers(spec), _floats(*eps), _count(x), out)
     return out
 
@@ -91,7 +91,7 @@ def network_forward(x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Seq
 def network_backward(
     x: Tensor, parameters: Tensor, grad: Tensor, spec: Sequence[int], eps: Sequence[float], needs_x: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x (empty if nobody needs it) and of the packed parameters."""
+    """Gradients of x (empty if not needed) and of the packed parameters."""
     grad_x = torch.empty_like(x) if needs_x else x.new_empty(0)
     grad_parameters = torch.empty_like(parameters)
     chain = parameters, _integers(spec), _floats(*eps)
@@ -213,6 +213,6 @@ def sparse_adam(
     step_size: float,
     second_scale: float,
 ) -> None:
-    """One Adam step, in place, on the values whose gradient is not zero; all tensors of one shape."""
+    """One Adam step, in place, on the values with nonzero gradient. All tensors have the same shape."""
     numbers = map(ctypes.c_float, (*betas, eps, step_size, second_scale))
     _call("eugen_sparse_adam", parameter, grad, first, second, ctypes.c_int64(parameter.numel()), *numbers)

@@ -1,8 +1,7 @@
-"""The ops on an NVIDIA GPU: which kernels run, on what, in which order.
+"""The ops on an NVIDIA GPU: which kernels run, with which arguments, in which order.
 
-The functions here take a `cuda_driver.Device` and tensors that have been checked, are contiguous and begin at a
-multiple of 16 bytes; `operators` calls them. Kernels of networks are compiled for their widths at first use, in a few
-seconds, and kept on disk.
+`operators` calls these functions with a `cuda_driver.Device` and checked, contiguous tensors aligned to 16 bytes.
+Kernels of networks are compiled for their widths at first use, which takes a few seconds, and are cached on disk.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from torch import Tensor
 from eugen_nerf.errors import UserError
 from eugen_nerf.ops.cuda_driver import Device
 from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
+from eugen_nerf.ops.network_spec import outputs_of
 from eugen_nerf.ops.packing import PackedChain
 from eugen_nerf.ops.tiles import (
     MAX_LEVELS,
@@ -34,11 +34,13 @@ PRECISIONS = ("fp16", "bf16")
 
 WARP = 32
 THREADS = 128  # of a block in kernels that give each thread one item
-BLOCK = 4  # cells of an occupancy grid, along an axis, that are looked at together; as in src/march.h
+BLOCK = 4  # cells along an axis of a block of the occupancy grid, as in src/march.h
 
 
 def precision() -> str:
-    """What tensor cores multiply: EUGEN_PRECISION, by default fp16. Sums, parameters and gradients are float32.
+    """Return the precision that tensor cores multiply in: EUGEN_PRECISION, by default fp16.
+
+    Sums, parameters and gradients are float32.
 
     Raises:
         UserError: the name is unknown.
@@ -50,15 +52,15 @@ def precision() -> str:
 
 
 def half_dtype() -> torch.dtype:
-    """PyTorch's name of what tensor cores multiply."""
+    """Return the dtype that tensor cores multiply in."""
     return torch.bfloat16 if precision() == "bf16" else torch.float16
 
 
 def network_tiles(device: Device, spec: Sequence[int]) -> Tiles:
-    """How the device divides a network's work.
+    """Return how the device divides a network's work.
 
     Raises:
-        ValueError: the network does not fit; dispatch asks before it gets here.
+        ValueError: the network does not fit. `dispatch` checks this in advance.
     """
     tiles = plan(tuple(spec), device.shared_memory)
     if tiles is None:
@@ -87,7 +89,7 @@ def load_network(device: Device, spec: Sequence[int]) -> None:
 
     Raises:
         BuildError: they do not compile.
-        CudaError: the driver refuses them.
+        CudaError: the driver rejects them.
     """
     tiles = network_tiles(device, spec)
     constants = network_constants(spec, tiles, half_rows=False)
@@ -98,7 +100,7 @@ def load_network(device: Device, spec: Sequence[int]) -> None:
 
 
 def _rounded(device: Device, parameters: Tensor, spec: Sequence[int], constants: tuple[str, ...]) -> Tensor:
-    """The matrices as halves, as they would lie in shared memory; for networks whose weights are streamed."""
+    """Round the matrices to halves in the layout of shared memory, for networks whose weights are streamed."""
     rounded = torch.empty(Shape(spec).weight_bytes // 2, dtype=torch.int16, device=parameters.device)
     grid = min(_blocks(rounded.numel() // 2, 256), 8 * device.multiprocessors)
     device.launch("network.cu", constants, "round_weights", (grid, 1), 256, 0, (parameters, rounded))
@@ -106,9 +108,9 @@ def _rounded(device: Device, parameters: Tensor, spec: Sequence[int], constants:
 
 
 def network_forward(device: Device, x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Sequence[float]) -> Tensor:
-    """[n, in] -> [n, out] of the dtype of ``x``: float32, or the precision's own half type."""
+    """[n, in] -> [n, out] in the dtype of ``x``: float32, or the half type of `precision`."""
     n = x.shape[0]
-    out = x.new_empty(n, spec[-3])
+    out = x.new_empty(n, outputs_of(spec))
     tiles = network_tiles(device, spec)
     constants = network_constants(spec, tiles, x.dtype != torch.float32)
     kernel = "network.cu", constants, "network_forward"
@@ -130,7 +132,7 @@ def network_backward(
     eps: Sequence[float],
     needs_x: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x (empty if nobody needs it) and of the packed parameters, float32."""
+    """Gradients of x (empty if not needed) and of the packed parameters, which are float32."""
     n = x.shape[0]
     grad_x = torch.empty_like(x) if needs_x else x.new_empty(0)
     grad_parameters = torch.zeros_like(parameters)
@@ -180,7 +182,7 @@ def grid_constants(features: int, half_table: bool) -> tuple[str, ...]:
 
 
 def _level_groups(layout: HashGridLayout) -> int:
-    """Blocks side by side for the levels, as in src/grid.cu."""
+    """Number of blocks along the grid's second axis, one for each group of levels, as in src/grid.cu."""
     return _blocks(layout.num_levels, max(1, 8 // layout.features_per_level))
 
 
@@ -199,7 +201,7 @@ def hash_encode_forward(device: Device, x: Tensor, table: Tensor, layout: HashGr
 def hash_encode_backward(
     device: Device, x: Tensor, table: Tensor, grad: Tensor, layout: HashGridLayout, needs_table: bool, needs_x: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of table and x; an empty tensor stands for one that nobody needs."""
+    """Gradients of table and x; a gradient that is not needed is an empty tensor."""
     n = x.shape[0]
     grad_table = table.new_zeros(table.shape) if needs_table else table.new_empty(0)
     grad_x = torch.empty_like(x) if needs_x else x.new_empty(0)
@@ -233,7 +235,7 @@ def sparse_adam(
     step_size: float,
     second_scale: float,
 ) -> None:
-    """One Adam step, in place, on the values whose gradient is not zero; all tensors of one shape."""
+    """One Adam step, in place, on the values with nonzero gradient. All tensors have the same shape."""
     n = parameter.numel()
     if n:
         step = AdamStep(*betas, eps, step_size, second_scale)
@@ -253,7 +255,7 @@ class MarchArguments(ctypes.Structure):
 
 
 def _occupied_blocks(device: Device, bits: Tensor, resolution: int) -> Tensor:
-    """Which blocks of BLOCK^3 cells hold an occupied one, uint8; a walk crosses the others at once."""
+    """Which blocks of BLOCK^3 cells contain an occupied cell, uint8. Ray marching crosses the others in one step."""
     blocks = bits.new_empty(_blocks(resolution, BLOCK) ** 3)
     _ray_kernel(device, "occupied_blocks", blocks.numel(), bits, ctypes.c_int(resolution), blocks)
     return blocks
@@ -265,13 +267,13 @@ def _march(space: Space, rule: StepRule, resolution: int) -> MarchArguments:
 
 
 def _ray_kernel(device: Device, kernel: str, threads: int, *arguments: Any) -> None:
-    """Run a kernel of src/rays.cu with so many threads, if any."""
+    """Run a kernel of src/rays.cu with the given number of threads; do nothing for 0."""
     if threads:
         device.launch("rays.cu", (), kernel, (_blocks(threads, THREADS), 1), THREADS, 0, arguments)
 
 
 def _warp_kernel(device: Device, kernel: str, rays: int, *arguments: Any) -> None:
-    """Run a kernel of src/rays.cu with a warp for each ray, if any."""
+    """Run a kernel of src/rays.cu with one warp for each ray; do nothing without rays."""
     _ray_kernel(device, kernel, WARP * rays, *arguments)
 
 
@@ -295,7 +297,7 @@ def march(
     space: Space,
     rule: StepRule,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rays -> ray_offsets [R + 1], t_starts [N], t_ends [N]. Waits for the device, to learn N."""
+    """Rays -> ray_offsets [R + 1], t_starts [N], t_ends [N]. Synchronizes with the device to read N."""
     rays = origins.shape[0]
     arguments = _march(space, rule, resolution)
     blocks = _occupied_blocks(device, bits, resolution) if rays else None
@@ -369,11 +371,11 @@ def render_constants(
 def load_render(
     device: Device, density_spec: Sequence[int], color_spec: Sequence[int], features: int, half_table: bool
 ) -> None:
-    """Compile and load the kernel that renders a field.
+    """Compile and load the kernel that renders a field in one pass.
 
     Raises:
         BuildError: it does not compile.
-        CudaError: the driver refuses it.
+        CudaError: the driver rejects it.
     """
     constants = render_constants(density_spec, color_spec, features, half_table)
     shared = render_shared_bytes(density_spec, color_spec)

@@ -1,4 +1,4 @@
-"""Loading compiled kernels and launching them on torch's streams, through the CUDA driver's C interface."""
+"""Loading compiled kernels and launching them on PyTorch's streams, through the CUDA driver's C interface."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import threading
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -22,10 +23,10 @@ _OUT_OF_MEMORY = 2  # CUresult
 
 
 class Device(Protocol):
-    """What runs kernels: a GPU, or the emulator of the tests."""
+    """Something that runs kernels: a GPU, or the emulator of the tests."""
 
     architecture: int  # 10 * major + minor compute capability
-    shared_memory: int  # bytes that a block may use
+    shared_memory: int  # bytes available to a block
     multiprocessors: int
 
     def launch(
@@ -43,7 +44,7 @@ class Device(Protocol):
     def resident_blocks(
         self, source: str, constants: tuple[str, ...], kernel: str, threads: int, shared_bytes: int
     ) -> int:
-        """Blocks of a kernel that run on the whole device at the same time."""
+        """Return the number of a kernel's blocks that run on the whole device at the same time."""
 
 
 class CudaError(RuntimeError):
@@ -62,16 +63,26 @@ def _check(status: int, what: str) -> None:
     if status:
         text = ctypes.c_char_p()
         _driver().cuGetErrorString(status, ctypes.byref(text))
-        # Memory may be free again later: no reason to do without kernels from now on, as other errors are.
+        # Memory may become free later, so unlike other errors this is no reason to stop using kernels.
         kind = torch.OutOfMemoryError if status == _OUT_OF_MEMORY else CudaError
         raise kind(f"{what} failed: {(text.value or b'unknown error').decode()} (CUDA error {status})")
 
 
-class Gpu:
-    """One NVIDIA GPU in its primary context, the one that torch uses.
+def _check_memory(call: Callable[[], int], what: str) -> None:
+    """Call the driver. Without memory left, release what PyTorch caches and try once more, as PyTorch itself does."""
+    status = call()
+    if status == _OUT_OF_MEMORY and not torch.cuda.is_current_stream_capturing():
+        torch.cuda.empty_cache()
+        status = call()
+    _check(status, what)
 
-    Launches neither wait nor allocate, so they may be captured in a CUDA graph once each kernel has run before: its
-    compilation and loading may not be part of a capture. Threads may launch at the same time.
+
+class Gpu:
+    """One NVIDIA GPU in its primary context, which is the one PyTorch uses.
+
+    Launches neither synchronize nor allocate, so they can be captured in a CUDA graph. Every kernel must have run once
+    before the capture, because compiling and loading it cannot be part of one. Several threads can launch at the same
+    time.
     """
 
     def __init__(self, index: int) -> None:
@@ -109,15 +120,19 @@ class Gpu:
             architecture, portable = find_nvrtc().target(self.architecture)
             compiled = compile_cached(source, architecture, constants, portable)
             module = ctypes.c_void_p()
-            _check(_driver().cuModuleLoadData(ctypes.byref(module), compiled.image), "loading compiled kernels")
+            _check_memory(
+                lambda: _driver().cuModuleLoadData(ctypes.byref(module), compiled.image), "loading compiled kernels"
+            )
             self._modules[key] = module
         return self._modules[key]
 
     def _load(self, module: ctypes.c_void_p, kernel: str) -> ctypes.c_void_p:
-        """A kernel of a module, which may use all the shared memory that blocks of this GPU may have."""
+        """Load a kernel of a module and allow it to use all shared memory available to blocks of this GPU."""
         function, static = ctypes.c_void_p(), ctypes.c_int()
-        status = _driver().cuModuleGetFunction(ctypes.byref(function), module, kernel.encode())
-        _check(status, f"finding the kernel {kernel}")
+        _check_memory(
+            lambda: _driver().cuModuleGetFunction(ctypes.byref(function), module, kernel.encode()),
+            f"finding the kernel {kernel}",
+        )
         status = _driver().cuFuncGetAttribute(ctypes.byref(static), _STATIC_SHARED_MEMORY, function)
         _check(status, f"asking for the shared memory of {kernel}")
         most = self.shared_memory - static.value
@@ -139,7 +154,7 @@ class Gpu:
 
         Raises:
             BuildError: the program does not compile.
-            CudaError: the driver refuses.
+            CudaError: a call to the driver failed.
             torch.OutOfMemoryError: there is not enough memory to load the program.
         """
         values = [
@@ -152,7 +167,9 @@ class Gpu:
             function = self._function(source, constants, kernel)
             stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
             size = (grid[0], grid[1], 1, threads, 1, 1, shared_bytes)
-            _check(_driver().cuLaunchKernel(function, *size, stream, pointers, None), f"launching {kernel}")
+            _check_memory(
+                lambda: _driver().cuLaunchKernel(function, *size, stream, pointers, None), f"launching {kernel}"
+            )
 
     def resident_blocks(
         self, source: str, constants: tuple[str, ...], kernel: str, threads: int, shared_bytes: int
@@ -161,7 +178,7 @@ class Gpu:
 
         Raises:
             BuildError: the program does not compile.
-            CudaError: the driver refuses, or not a single block fits.
+            CudaError: a call to the driver failed, or not a single block fits.
         """
         key = (source, constants, kernel, threads, shared_bytes)
         if key not in self._resident:
@@ -182,21 +199,21 @@ class Gpu:
 
 
 def gpu_number(device: torch.device) -> int:
-    """torch's number of a CUDA device; "cuda" without one is the current device."""
+    """Return PyTorch's index of a CUDA device; "cuda" without an index is the current device."""
     return torch.cuda.current_device() if device.index is None else device.index
 
 
 @functools.cache
 def gpu(index: int) -> Gpu:
-    """The GPU with torch's number ``index``.
+    """Return the GPU with PyTorch's index ``index``.
 
     Raises:
         BuildError: there is no driver.
-        CudaError: it refuses.
+        CudaError: a call to the driver failed.
     """
     return Gpu(index)
 
 
-# A forked process has no part in its parent's context; torch refuses CUDA there, and handles must not survive.
+# A forked process cannot use its parent's context. PyTorch refuses CUDA there, and cached handles would be invalid.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=gpu.cache_clear)

@@ -1,8 +1,8 @@
-"""Rendering with gradients, for training: in one piece where a device has native code, else op by op.
+"""Rendering with gradients, for training: in one piece if the device has native code, otherwise op by op.
 
-In one piece means one autograd function that calls the ops' native code itself, forward and backward. Op by op,
-PyTorch's dispatch of some hundred operators and its record of their gradients take a tenth of a step on a CPU
-(docs/performance.md), and up to half of what a step costs beside the work of the ops (docs/gpu.md).
+"In one piece" means a single autograd function that calls the ops' native code directly, forward and backward. Op by
+op, PyTorch's dispatch of some hundred operators and its recording of their gradients take a tenth of a step on a CPU
+(docs/performance.md) and, apart from the work of the ops themselves, up to half of the cost of a step (docs/gpu.md).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from eugen_nerf.ops import cpu, cuda, dispatch, operators
-from eugen_nerf.ops.checks import check_grid, check_network, check_rays, prepare
+from eugen_nerf.ops.checks import check_color_outputs, check_grid, check_network, check_rays, prepare
 from eugen_nerf.ops.dispatch import Backend, runs_network
 from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule
 from eugen_nerf.ops.packing import PackedChain
@@ -31,7 +31,7 @@ class Field(Protocol):
     backend: Backend
 
     def density_at(self, unit: Tensor, /) -> tuple[Tensor, Tensor]:
-        """Positions in the unit cube [N, 3] -> density [N], and whatever colours need."""
+        """Positions in the unit cube [N, 3] -> density [N] per world unit, and what the colors depend on."""
         ...
 
     def __call__(self, unit: Tensor, directions: Tensor, /) -> tuple[Tensor, Tensor]:
@@ -52,16 +52,35 @@ def differentiable_render(
     jitter: Tensor | None = None,
     skip_hidden: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, PackedSamples]:
-    """March, evaluate the field and composite, with gradients to the field.
+    """March along rays, evaluate the field and composite, with gradients to the field's parameters.
+
+    Compositing is the volume rendering of Mildenhall et al. 2020 ("NeRF", eq. 3). Gradients of native code are of first
+    order only; differentiating them again raises RuntimeError or, if the field is rendered op by op,
+    NotImplementedError.
 
     Args:
-        origins, directions, near, far, bits, resolution, space, rule, jitter: as in `reference.march`.
-        field: what to render.
-        skip_hidden: leave out samples that less than MIN_TRANSMITTANCE of a ray's light reaches.
+        origins: [R, 3] world units.
+        directions: [R, 3] of unit length.
+        near: [R] world units.
+        far: [R] world units.
+        bits: occupancy bitfield over the unit cube, [resolution**3 / 8] uint8; see `occupied`.
+        resolution: cells of the occupancy grid along an axis.
+        space: map from the world to the unit cube.
+        rule: step sizes, in world units.
+        field: the field to render.
+        jitter: [R] in [0, 1), offset of each ray's samples in steps; None for 0.5.
+        skip_hidden: leave out occluded samples, whose transmittance is below MIN_TRANSMITTANCE.
 
     Returns:
-        rgb [R, 3] without a background, alpha [R], depth [R] as `reference.composite`, and the samples that were
-        composited. Gradients of first order reach what the field was made of.
+        rgb [R, 3] without a background, alpha [R], depth [R] in world units (the sum of weight times distance, not
+        divided by alpha), and the samples that were composited. First-order gradients reach the tensors that the field
+        was made of.
+
+    Raises:
+        UserError: the field's backend or EUGEN_BACKEND is unknown, or names a native runner that cannot do the work.
+        TypeError: in native code, a tensor has the wrong dtype or device.
+        ValueError: in native code, a tensor has the wrong shape, the step rule or the resolution is invalid, or the
+            field's parts do not fit together.
     """
     rays = (origins, directions, near, far)
     if isinstance(field, RadianceField) and (networks := _native_networks(field, *rays)) is not None:
@@ -85,15 +104,20 @@ def differentiable_render(
 
 
 def _seen(sigma: Tensor, samples: PackedSamples) -> Tensor:
-    """Indices of the samples that light reaches. They are what a GPU is waited for; each use of a mask would wait."""
+    """Indices of the samples that light reaches.
+
+    Computing indices synchronizes with a GPU once; every use of a mask would synchronize again.
+    """
     return (transmittance(sigma, samples) >= MIN_TRANSMITTANCE).nonzero()[:, 0]
 
 
 def _native_networks(field: RadianceField, *rays: Tensor) -> tuple[PackedChain, PackedChain] | None:
-    """The field's networks for the native code of its device; None where something wants the ops one by one."""
+    """The field's networks packed for the native code of its device; None if the ops have to run one by one."""
     tensors = (*rays, field.table, field.density.weight, field.color.weight)
-    # Only operators can be traced, or be seen by what subclasses of Tensor stand for.
+    # torch.compile and subclasses of Tensor need to see the individual operators.
     if torch.compiler.is_compiling() or any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
+        return None
+    if torch._C._are_functorch_transforms_active():  # their tensors have no memory of their own
         return None
     if any(t.requires_grad for t in rays) or field.table.dtype != F32:
         return None
@@ -105,7 +129,7 @@ def _native_networks(field: RadianceField, *rays: Tensor) -> tuple[PackedChain, 
 
 @dataclass(frozen=True, eq=False)
 class _Evaluated:
-    """Samples whose densities are known already; no tensor has a gradient."""
+    """Samples whose densities have been evaluated. No tensor has a gradient."""
 
     samples: PackedSamples
     unit: Tensor  # [N, 3] positions in the unit cube
@@ -115,7 +139,7 @@ class _Evaluated:
     sigma: Tensor  # [N]
 
     def select(self, indices: Tensor) -> _Evaluated:
-        """The samples with these indices, which must rise."""
+        """Select samples by their indices, which must be in ascending order."""
         tensors = (self.unit, self.views, self.encoded, self.raw, self.sigma)
         return _Evaluated(self.samples.select(indices), *(tensor.index_select(0, indices) for tensor in tensors))
 
@@ -133,7 +157,7 @@ def _march(
     space: Space,
     rule: StepRule,
 ) -> tuple[PackedSamples, Tensor, Tensor]:
-    """The samples, their positions in the unit cube and their directions."""
+    """Return the samples, their positions in the unit cube [N, 3] and their directions [N, 3]."""
     *checked, bits = check_rays(*rays, bits, resolution, (rule.step_size, rule.cone_angle))
     jitter = prepare("jitter", jitter, (rays[0].shape[0],), F32, rays[0].device)
     samples = PackedSamples(*_run("march", *checked, jitter, bits, resolution, space, rule))
@@ -155,7 +179,7 @@ def _evaluate_densities(
 
 
 class _InOnePiece(torch.autograd.Function):
-    """Colours and compositing of samples, and the gradient of everything from there back to the table."""
+    """Colors and compositing of samples, and the gradients back to the hash table."""
 
     @staticmethod
     def forward(
@@ -170,8 +194,7 @@ class _InOnePiece(torch.autograd.Function):
         ctx.layout, ctx.networks = layout, networks
         seen = torch.cat([_run("spherical_harmonics", at.views), at.raw[:, 1:]], dim=-1)
         check_network(seen, color, networks[1].spec, networks[1].eps)
-        if networks[1].spec[-3] != 3:
-            raise ValueError(f"the colour network must have 3 outputs, not {networks[1].spec[-3]}")
+        check_color_outputs(networks[1].spec)
         rgb = torch.sigmoid(_run("network_forward", seen, color, networks[1].spec, networks[1].eps))
         samples = at.samples
         packed = (samples.t_starts, samples.t_ends, samples.ray_offsets)

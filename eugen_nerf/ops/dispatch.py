@@ -1,8 +1,13 @@
-"""The ops as the rest of the package calls them: the fastest runner that can do the work.
+"""The public ops, which dispatch to the fastest runner that can do the work.
 
-The signatures are those of `eugen_nerf.ops.reference`, plus ``backend``: "auto" takes the native runner of the
-tensors' device where there is one, "reference" the eager definition, "cpu" or "cuda" that native runner or an error.
-The environment variable EUGEN_BACKEND, with the same values, goes before the argument; empty, it is as if not set.
+The signatures are those of `eugen_nerf.ops.reference`, plus ``backend``: "auto" uses the native runner of the tensors'
+device if there is one, "reference" the eager definition, "cpu" or "cuda" that native runner or raises an error. The
+environment variable EUGEN_BACKEND takes the same values and overrides the argument, unless it is empty.
+
+Every op raises `UserError` if the backend is unknown, or if a native runner that was requested by name cannot do the
+work. Native runners check their arguments and raise TypeError for a wrong dtype or device and ValueError for a wrong
+shape or inconsistent arguments. Native gradients are of first order only: differentiating them again raises
+NotImplementedError.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ BACKENDS = ("auto", "reference", "cpu", "cuda")
 
 
 def requested_backend(backend: Backend) -> Backend:
-    """The backend after a look at EUGEN_BACKEND.
+    """Return EUGEN_BACKEND if it is set, otherwise the given backend.
 
     Raises:
         UserError: the name is unknown.
@@ -47,7 +52,7 @@ def requested_backend(backend: Backend) -> Backend:
 
 @functools.cache
 def _native_cpu_problem() -> str | None:
-    """Why there are no native CPU runners; warns once."""
+    """Say why the native CPU runners are unavailable, with one warning; None if they are available."""
     try:
         cpu_library()
     except BuildError as error:
@@ -62,19 +67,19 @@ def _native_cpu_problem() -> str | None:
 
 @functools.cache
 def _native_cuda_problem(index: int) -> str | None:
-    """Why there are no native runners on the GPU of this number; warns once."""
+    """Say why native runners are unavailable on the GPU with this index, with one warning; None if available."""
     try:
         device = gpu(index)
         if device.architecture < OLDEST_ARCHITECTURE:
             raise BuildError(
-                f"compute capability {device.architecture / 10} is below {OLDEST_ARCHITECTURE / 10}, which is needed"
+                f"compute capability {device.architecture / 10} is below {OLDEST_ARCHITECTURE / 10}, the minimum"
             )
         device.resident_blocks("rays.cu", (), "march_count", 128, 0)  # compiles and loads the smallest program
         if os.environ.get("EUGEN_CUDA_CHECK", "1") != "0":
             problem = importlib.import_module("eugen_nerf.ops.self_check").verdict(index).problem()
             if problem:
                 raise BuildError(
-                    f"{problem}. Please report this with the name of the GPU; EUGEN_CUDA_CHECK=0 uses them all the same"
+                    f"{problem}. Please report this with the name of the GPU; EUGEN_CUDA_CHECK=0 uses them anyway"
                 )
     except (BuildError, CudaError) as error:
         warnings.warn(
@@ -86,15 +91,15 @@ def _native_cuda_problem(index: int) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result  # asked while torch.compile traces, not traced
+@torch.compiler.assume_constant_result  # evaluated while torch.compile traces, not traced itself
 def native_problem(device: torch.device) -> str | None:
-    """Why there are no native runners for a CPU's or GPU's tensors; None if there are."""
+    """Say why there are no native runners for tensors on a CPU or GPU; None if there are."""
     return _native_cpu_problem() if device.type == "cpu" else _native_cuda_problem(gpu_number(device))
 
 
 @functools.cache
 def _warn_of_eager(reason: str) -> None:
-    warnings.warn(f"Eager PyTorch does what native code cannot, more slowly: {reason}.", RuntimeWarning, stacklevel=4)
+    warnings.warn(f"Using eager PyTorch, which is slower than native code: {reason}.", RuntimeWarning, stacklevel=4)
 
 
 @torch.compiler.assume_constant_result
@@ -105,14 +110,17 @@ def _tell(reason: str) -> None:
 def uses_native(
     backend: Backend, *tensors: Tensor, table: Tensor | None = None, unsupported: str | None = None
 ) -> bool:
-    """Whether the native runner of their device takes these tensors.
+    """Whether to use the native runner of the tensors' device.
 
     Args:
-        table: a hash grid's, which may be of fp16 on a GPU where nobody asks for gradients.
-        unsupported: why it has no code for what is to be done. Where it would have been used, one warning says so.
+        backend: the requested backend; EUGEN_BACKEND overrides it.
+        tensors: the op's floating-point arguments.
+        table: the table of a hash grid, which may be fp16 on a GPU if no gradients are required.
+        unsupported: why native code does not support the operation, or None. If native code would otherwise have been
+            used, a warning gives the reason once.
 
     Raises:
-        UserError: it was asked for by name, and cannot.
+        UserError: the native runner was requested by name but cannot do the work, or the backend is unknown.
     """
     backend = requested_backend(backend)
     if backend == "reference":
@@ -140,10 +148,14 @@ def uses_native(
 
 
 @functools.cache
-def _cuda_network_problem(spec: tuple[int, ...], index: int) -> str | None:
-    """Why a GPU has no kernels for a packed chain; warns once. Loads them, so that a compiler's complaint is a reason
-    too, and not the end of a training."""
+def _cuda_network_problem(spec: tuple[int, ...], index: int, precision: str) -> str | None:
+    """Say why a GPU has no kernels for a packed chain, with one warning; None if it has.
+
+    The kernels are loaded here, so that a compiler error leads to a fallback instead of ending the training.
+    """
     problem = why_not_cuda(spec)
+    if problem is None and precision == "bf16" and gpu(index).architecture < 80:
+        problem = "EUGEN_PRECISION=bf16 needs compute capability 8.0"
     if problem is None and plan(spec, gpu(index).shared_memory) is None:
         problem = "it does not fit into the GPU's shared memory"
     if problem is None:
@@ -162,46 +174,85 @@ def _cuda_network_problem(spec: tuple[int, ...], index: int) -> str | None:
 
 @torch.compiler.assume_constant_result
 def _network_problem(spec: tuple[int, ...], index: int) -> str | None:
-    return _cuda_network_problem(spec, index)
+    return _cuda_network_problem(spec, index, cuda.precision())
 
 
 def runs_network(packed: PackedChain, device: torch.device, backend: Backend) -> bool:
-    """Whether the native runner of the device, which `uses_native` has found, has code for a chain.
+    """Whether the device's native runner, which `uses_native` has selected, has code for a chain.
 
     Raises:
-        UserError: it was asked for by name, and has none.
+        UserError: the native runner was requested by name but has no code for the chain.
     """
     if device.type != "cuda":
         return True
     problem = _network_problem(packed.spec, gpu_number(device))
     if problem and requested_backend(backend) == "cuda":
-        raise UserError(f"Backend cuda was asked for, but for this network there are no kernels: {problem}.")
+        raise UserError(f"Backend cuda was asked for, but there are no kernels for this network: {problem}.")
     return problem is None
 
 
 def _why_not_differentiable(*rays: Tensor) -> str | None:
-    """Why native code has no gradient for origins or directions; None if nobody wants one."""
-    return "the gradient of rays is unknown to native code" if any(t.requires_grad for t in rays) else None
+    """Say that native code has no gradient for origins or directions; None if no gradient is required."""
+    return "native code has no gradient of rays" if any(t.requires_grad for t in rays) else None
 
 
 def hash_encode(x: Tensor, table: Tensor, layout: HashGridLayout, *, backend: Backend = "auto") -> Tensor:
-    """See `reference.hash_encode`."""
+    """Multiresolution hash encoding with trilinear interpolation (Müller et al. 2022, "Instant NGP", section 3).
+
+    Args:
+        x: [N, 3] positions in the unit cube; positions outside are clamped onto it, NaN counts as 0.
+        table: [layout.num_entries, F] features of the grid's vertices.
+        layout: resolutions and row ranges of the levels.
+        backend: see the module.
+
+    Returns:
+        [N, L * F] interpolated features, level after level. Differentiable in ``table`` and ``x``.
+
+    Raises:
+        UserError, TypeError, ValueError, NotImplementedError: see the module.
+    """
     if uses_native(backend, x, table=table, unsupported=why_not_grid(layout, x.device)):
         return operators.hash_encode(x, table, *grid_arguments(layout))
     return reference.hash_encode(x, table, layout)
 
 
 def spherical_harmonics(directions: Tensor, *, backend: Backend = "auto") -> Tensor:
-    """See `reference.spherical_harmonics`."""
+    """Real spherical harmonics up to degree 3 (16 values), the encoding of the viewing direction.
+
+    The encoding is that of Müller et al. 2022 ("Instant NGP").
+
+    Args:
+        directions: [N, 3] unit vectors.
+        backend: see the module. Native code has no gradient of directions.
+
+    Returns:
+        [N, 16], orthonormal over the sphere.
+
+    Raises:
+        UserError, TypeError, ValueError: see the module.
+    """
     if uses_native(backend, directions, unsupported=_why_not_differentiable(directions)):
         return operators.spherical_harmonics(directions)
     return reference.spherical_harmonics(directions)
 
 
 def network(x: Tensor, chain: MergedChain, *, backend: Backend = "auto") -> Tensor:
-    """See `reference.network`."""
+    """Evaluate a merged chain of EUGen and dense layers (EUGens, arXiv 2601.22563, appendix B.1).
+
+    Args:
+        x: [..., D] inputs.
+        chain: the merged chain, see `eugen_nerf.layers.merge_chain`.
+        backend: see the module.
+
+    Returns:
+        [..., D_out]. Differentiable in ``x`` and in every parameter of the chain.
+
+    Raises:
+        TypeError: ``chain`` is not a `MergedChain`.
+        UserError, TypeError, ValueError, NotImplementedError: see the module.
+    """
     if not isinstance(chain, MergedChain):
-        raise TypeError(f"network takes a MergedChain, not {type(chain).__name__}; layers.merge_chain makes one")
+        raise TypeError(f"network takes a MergedChain, not {type(chain).__name__}; layers.merge_chain creates one")
     if uses_native(backend, x, chain.weight, unsupported=why_not_native(chain)):
         packed = pack_chain(chain)
         if runs_network(packed, x.device, backend):
@@ -223,10 +274,33 @@ def march(
     *,
     backend: Backend = "auto",
 ) -> PackedSamples:
-    """See `reference.march`."""
+    """Place samples along rays wherever the occupancy grid is occupied (Müller et al. 2022, "Instant NGP").
+
+    Sample ``i`` of a ray has its midpoint at step coordinate ``s(near) + i + jitter`` (see `StepRule`) and extends half
+    a step to both sides. It exists if the midpoint is nearer than ``far`` (and inside the box of a bounded scene) and
+    its cell is occupied.
+
+    Args:
+        origins: [R, 3] world units.
+        directions: [R, 3] of unit length.
+        near: [R] world units.
+        far: [R] world units.
+        bits: occupancy bitfield over the unit cube, [resolution**3 / 8] uint8; see `occupied`.
+        resolution: cells along an axis.
+        space: map from the world to the unit cube.
+        rule: step sizes, in world units.
+        jitter: [R] in [0, 1), or None for 0.5.
+        backend: see the module.
+
+    Returns:
+        The packed samples; not differentiable.
+
+    Raises:
+        UserError, TypeError, ValueError: see the module.
+    """
     if uses_native(backend, origins, directions, near, far):
         shift = torch.full_like(near, 0.5) if jitter is None else jitter
-        # Samples have no gradient, whatever cameras want: an operator without a formula would be an error there.
+        # Samples have no gradient. Detached, because an operator without a gradient formula fails if one is required.
         rays = (tensor.detach() for tensor in (origins, directions, near, far, shift))
         where = (*space_arguments(space), rule_argument(rule))
         return PackedSamples(*operators.march(*rays, bits, resolution, *where))
@@ -236,7 +310,21 @@ def march(
 def sample_points(
     origins: Tensor, directions: Tensor, samples: PackedSamples, space: Space, *, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """See `reference.sample_points`."""
+    """Positions and directions at which the field is evaluated.
+
+    Args:
+        origins: [R, 3] world units.
+        directions: [R, 3] of unit length.
+        samples: the packed samples of the R rays.
+        space: map from the world to the unit cube.
+        backend: see the module. Native code has no gradient of rays.
+
+    Returns:
+        positions in the unit cube [N, 3], directions [N, 3].
+
+    Raises:
+        UserError, TypeError, ValueError: see the module.
+    """
     unsupported = _why_not_differentiable(origins, directions)
     if uses_native(backend, origins, directions, samples.t_starts, unsupported=unsupported):
         ends = samples.t_starts, samples.t_ends
@@ -247,7 +335,21 @@ def sample_points(
 def composite(
     sigma: Tensor, rgb: Tensor, samples: PackedSamples, *, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reference.composite`."""
+    """Emission-absorption volume rendering (Max 1995; Mildenhall et al. 2020, "NeRF", eq. 3).
+
+    Args:
+        sigma: [N] densities, per world unit.
+        rgb: [N, 3] colors.
+        samples: the packed samples of R rays.
+        backend: see the module.
+
+    Returns:
+        rgb [R, 3] without a background, alpha [R], depth [R] in world units: the sum of weight times distance, not
+        divided by alpha. Differentiable in ``sigma`` and ``rgb``. A ray without samples gives zeros.
+
+    Raises:
+        UserError, TypeError, ValueError, NotImplementedError: see the module.
+    """
     if uses_native(backend, sigma, rgb, samples.t_starts):
         out = operators.composite(sigma, rgb, samples.t_starts, samples.t_ends, samples.ray_offsets)
         return out[:, :3], out[:, 3], out[:, 4]

@@ -1,4 +1,4 @@
-"""Static descriptions that the ops share: hash-grid levels, occupancy bits, step rule, packed samples."""
+"""Descriptions that the ops share: hash-grid levels, scene space, step rule and packed samples."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 class HashGridLayout:
     """Levels of a multiresolution hash grid over the unit cube (Müller et al. 2022, "Instant NGP", section 3).
 
-    Level ``l`` has ``resolutions[l]`` cells along each axis, hence ``(resolutions[l] + 1)**3`` vertices. A level
-    whose vertices fit into ``2**log2_table_size`` entries is stored densely, the others are hashed. All levels
-    live in one table; level ``l`` owns the rows ``offsets[l]:offsets[l + 1]``.
+    Level ``l`` has ``resolutions[l]`` cells along each axis and hence ``(resolutions[l] + 1)**3`` vertices. A level
+    whose vertices fit into ``2**log2_table_size`` entries is stored densely; the others are hashed. All levels share
+    one table; level ``l`` owns the rows ``offsets[l]:offsets[l + 1]``. Use `build` to create a layout.
     """
 
     resolutions: tuple[int, ...]
@@ -31,7 +31,14 @@ class HashGridLayout:
         base_resolution: int,
         max_resolution: int,
     ) -> HashGridLayout:
-        """Resolutions grow geometrically from ``base_resolution`` to ``max_resolution``.
+        """Create a layout whose resolutions grow geometrically from ``base_resolution`` to ``max_resolution``.
+
+        Args:
+            num_levels: number of levels L.
+            features_per_level: features per vertex F.
+            log2_table_size: binary logarithm of the largest number of entries of a level.
+            base_resolution: cells along an axis of the first level.
+            max_resolution: cells along an axis of the last level.
 
         Raises:
             ValueError: a count is below 1, or ``max_resolution`` is below ``base_resolution``.
@@ -41,7 +48,7 @@ class HashGridLayout:
         if max_resolution < base_resolution:
             raise ValueError(f"max_resolution {max_resolution} is below base_resolution {base_resolution}")
         growth = (max_resolution / base_resolution) ** (1 / max(num_levels - 1, 1))
-        # The small addend keeps the last level at max_resolution in spite of round-off.
+        # The small addend keeps the last level at max_resolution despite round-off.
         resolutions = tuple(int(base_resolution * growth**level + 1e-6) for level in range(num_levels))
         return HashGridLayout._of(resolutions, features_per_level, log2_table_size)
 
@@ -53,7 +60,7 @@ class HashGridLayout:
         return HashGridLayout(resolutions, tuple(offsets), features_per_level, log2_table_size)
 
     def with_table_size(self, log2_table_size: int) -> HashGridLayout:
-        """The same levels with another limit on their entries."""
+        """Return a layout of the same levels with another limit on their entries."""
         return HashGridLayout._of(self.resolutions, self.features_per_level, log2_table_size)
 
     @property
@@ -76,11 +83,13 @@ class HashGridLayout:
 
 @dataclass(frozen=True)
 class Space:
-    """How world positions map to the unit cube that hash grid and occupancy grid cover.
+    """Map from world positions to the unit cube that the hash grid and the occupancy grid cover.
 
-    Bounded scenes: ``box`` maps linearly to the unit cube and nothing exists outside of it. Unbounded scenes
-    (``contracted``): the box maps to the middle half along each axis, and the rest of the world is contracted
-    around it with the infinity norm (Barron et al. 2022, "Mip-NeRF 360", eq. 10, with that norm as in nerfacto).
+    In bounded scenes, ``box`` maps linearly to the unit cube and nothing exists outside of it. In unbounded scenes
+    (``contracted``), the box maps to the middle half of the cube along each axis and the rest of the world is
+    contracted around it (Barron et al. 2022, "Mip-NeRF 360", eq. 10, but with the infinity norm, as in nerfacto).
+
+    ``box`` holds the lower and upper corner in world units.
     """
 
     box: tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -92,24 +101,26 @@ class Space:
         return math.dist(self.box[0], self.box[1])
 
     def to_unit(self, positions: Tensor) -> Tensor:
-        """Map world positions [..., 3] to the unit cube [..., 3]; inside the cube unless the scene is bounded
-        and the position lies outside of the box."""
+        """Map world positions [..., 3] to the unit cube [..., 3].
+
+        The result lies outside of the cube only if the scene is bounded and the position is outside of the box.
+        """
         low = torch.tensor(self.box[0], dtype=positions.dtype, device=positions.device)
         high = torch.tensor(self.box[1], dtype=positions.dtype, device=positions.device)
         unit = (positions - low) / (high - low)
         if not self.contracted:
             return unit
-        centred = 2 * unit - 1
-        norm = centred.abs().amax(dim=-1, keepdim=True).clamp_min(1)
-        return 0.25 * centred * (2 - 1 / norm) / norm + 0.5
+        centered = 2 * unit - 1
+        norm = centered.abs().amax(dim=-1, keepdim=True).clamp_min(1)
+        return 0.25 * centered * (2 - 1 / norm) / norm + 0.5
 
     def to_world(self, unit: Tensor) -> Tensor:
-        """Inverse of `to_unit` [..., 3]; the faces of a contracted cube, at infinity, come out very far."""
+        """Inverse of `to_unit`, [..., 3] -> [..., 3]. Faces of a contracted cube map to very distant, finite points."""
         low = torch.tensor(self.box[0], dtype=unit.dtype, device=unit.device)
         high = torch.tensor(self.box[1], dtype=unit.dtype, device=unit.device)
         if self.contracted:
             contracted = 4 * unit - 2
-            # Short of 2, which stands for infinity and would give NaN.
+            # Below 2, which represents infinity and would give NaN.
             norm = contracted.abs().amax(dim=-1, keepdim=True).clamp(1, 2 - 1e-6)
             unit = 0.5 * contracted / (norm * (2 - norm)) + 0.5
         return low + unit * (high - low)
@@ -117,18 +128,18 @@ class Space:
 
 @dataclass(frozen=True)
 class StepRule:
-    """Where samples stand along a ray: at whole steps of a coordinate ``s`` with ``t = distance(s)``.
+    """Placement of samples along a ray: at unit steps of a coordinate ``s``, at distance ``t = distance(s)``.
 
-    ``distance(s) = step_size * s`` up to ``s = 1 / cone_angle`` and ``step_size / cone_angle * exp(cone_angle * s
-    - 1)`` beyond: steps of constant length near the camera that grow in proportion to the distance further
-    out, with a continuous derivative. ``cone_angle = 0`` keeps them constant.
+    ``distance(s)`` is ``step_size * s`` up to ``s = 1 / cone_angle``, and ``step_size / cone_angle * exp(cone_angle * s
+    - 1)`` beyond. Steps have constant length near the camera and grow in proportion to the distance farther out; the
+    derivative is continuous. ``cone_angle = 0`` keeps the length constant everywhere.
     """
 
     step_size: float  # world units
     cone_angle: float = 0.0
 
     def distance(self, s: Tensor) -> Tensor:
-        """Distance along the ray, world units, of the step coordinate ``s`` (any shape)."""
+        """Distance along the ray, in world units, of the step coordinate ``s`` (any shape)."""
         if self.cone_angle == 0:
             return self.step_size * s
         beyond = (self.cone_angle * s - 1).clamp_min(0)
@@ -145,7 +156,7 @@ class StepRule:
 
 @dataclass(frozen=True)
 class PackedSamples:
-    """Samples of R rays one after the other, without padding (compressed sparse rows).
+    """N samples of R rays, ray after ray, without padding (the layout of compressed sparse rows).
 
     Ray ``r`` owns the samples ``ray_offsets[r]:ray_offsets[r + 1]``, ordered front to back.
     """
@@ -164,24 +175,24 @@ class PackedSamples:
 
     @property
     def t_mids(self) -> Tensor:
-        """[N] the distances at which the field is evaluated."""
+        """[N] the distances at which the field is evaluated, world units."""
         return 0.5 * (self.t_starts + self.t_ends)
 
     def counts(self) -> Tensor:
-        """[R] samples of each ray."""
+        """[R] the number of samples of each ray."""
         return self.ray_offsets.diff()
 
     def ray_indices(self) -> Tensor:
-        """[N] the ray of each sample."""
+        """[N] the index of each sample's ray."""
         rays = torch.arange(self.num_rays, device=self.ray_offsets.device)
         return rays.repeat_interleave(self.counts(), output_size=self.num_samples)
 
     def select(self, indices: Tensor) -> PackedSamples:
-        """The samples with these indices [M], which must rise, of the same rays."""
+        """Select samples by their indices [M], which must be in ascending order. The rays stay the same."""
         offsets = torch.searchsorted(indices, self.ray_offsets)
         return PackedSamples(offsets, self.t_starts.index_select(0, indices), self.t_ends.index_select(0, indices))
 
     def positions(self, origins: Tensor, directions: Tensor) -> Tensor:
-        """[N, 3] world positions of the samples of rays with these origins and directions, both [R, 3]."""
+        """[N, 3] world positions of the samples, given the rays' origins and directions, both [R, 3]."""
         rays = self.ray_indices()
         return origins[rays] + directions[rays] * self.t_mids[:, None]

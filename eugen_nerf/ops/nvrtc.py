@@ -1,7 +1,7 @@
-"""Compiling CUDA C++ with NVRTC, the run-time compiler that comes with torch's own CUDA wheels. On Linux.
+"""Compilation of CUDA C++ with NVRTC, the runtime compiler in PyTorch's own CUDA wheels. Linux only.
 
-Neither nvcc nor a host compiler nor CUDA's headers are needed, and no GPU: code can be compiled for one that is not
-there.
+This needs neither nvcc nor a host compiler nor CUDA's headers. It needs no GPU either: code can be compiled for an
+architecture that the machine does not have.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch
 from eugen_nerf.files import replace_file
 from eugen_nerf.ops.build import SOURCE, BuildError, cache_folder
 
-TEGRA = (53, 62, 72, 87, 101, 110)  # architectures of Jetson and the like, whose code no other GPU takes
+TEGRA = (53, 62, 72, 87, 101, 110)  # architectures of Jetson and similar devices; their code runs on no other GPU
 OPTIONS = ("--std=c++17", "--device-as-default-execution-space", "--ptxas-options=-v")
 
-# Where pip wheels of CUDA 13, 12 and 11.8 keep the library, below a folder of sys.path.
+# Folders of the library in the pip wheels of CUDA 13, 12 and 11.8, relative to a folder of sys.path.
 WHEEL_FOLDERS = ("nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib", "nvidia/cu12/lib")
-# Toolkits that the system's linker need not know.
+# Folders of CUDA toolkits that may not be on the linker's search path.
 TOOLKITS = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), sys.prefix, "/usr/local/cuda")
 MAJOR_VERSIONS = (13, 12, 11)
 
@@ -34,11 +34,11 @@ MAJOR_VERSIONS = (13, 12, 11)
 class Compiled:
     """A compiled program."""
 
-    image: bytes  # machine code (cubin), or PTX that the driver compiles on
-    log: str  # what ptxas says about each kernel
+    image: bytes  # machine code (cubin), or PTX that the driver compiles further
+    log: str  # the output of ptxas about each kernel
 
     def resources(self) -> dict[str, tuple[int, int]]:
-        """Of each kernel: registers of a thread, bytes of spilled registers that it stores."""
+        """For each kernel: registers per thread, and bytes of spill stores."""
         found: dict[str, tuple[int, int]] = {}
         kernel, spilled = "", 0
         for line in self.log.splitlines():
@@ -52,7 +52,7 @@ class Compiled:
 
 
 class Nvrtc:
-    """The library at this path, or with this name on the system's search path.
+    """The NVRTC library at a path, or with a name on the system's search path.
 
     Raises:
         BuildError: it does not load.
@@ -62,7 +62,7 @@ class Nvrtc:
         self.path = path
         folder = os.path.dirname(path)
         try:
-            # Version 13.0 asks for its builtins by name, but does not look for them in its own folder.
+            # Version 13.0 loads its builtins by name but does not search its own folder for them.
             for builtins in _libraries(folder, "libnvrtc-builtins.so.*") if folder else ():
                 ctypes.CDLL(builtins, mode=ctypes.RTLD_GLOBAL)
             self._library = ctypes.CDLL(path)
@@ -73,7 +73,7 @@ class Nvrtc:
         self.version = major.value, minor.value
 
     def architectures(self) -> list[int]:
-        """What it compiles for, as 10 * major + minor compute capability."""
+        """List the architectures it can compile for, as 10 * major + minor compute capability."""
         count = ctypes.c_int()
         self._library.nvrtcGetNumSupportedArchs(ctypes.byref(count))
         values = (ctypes.c_int * count.value)()
@@ -81,13 +81,13 @@ class Nvrtc:
         return list(values)
 
     def target(self, architecture: int) -> tuple[int, bool]:
-        """What to compile for, given a GPU's architecture, and whether the driver has to compile that on.
+        """Return the architecture to compile for on a given GPU, and whether to compile to PTX for the driver.
 
-        Machine code runs on the architecture itself and later ones of the same generation, except that of Tegra, which
-        runs there alone. Generations that are newer than this NVRTC get PTX.
+        Machine code runs on its architecture and on later ones of the same generation; machine code for Tegra runs only
+        on its own architecture. Generations that are newer than this NVRTC get PTX.
 
         Raises:
-            BuildError: the GPU is older than all that this NVRTC knows.
+            BuildError: the GPU is older than all architectures that this NVRTC supports.
         """
         known = [a for a in self.architectures() if a <= architecture and (a == architecture or a not in TEGRA)]
         if not known:
@@ -105,7 +105,7 @@ class Nvrtc:
             source: name of the file.
             architecture: 10 * major + minor compute capability.
             constants: preprocessor definitions NAME=VALUE.
-            portable: to PTX, for newer generations too; its log says nothing about registers.
+            portable: compile to PTX, which also runs on newer generations. Its log does not list registers.
 
         Raises:
             BuildError: NVRTC rejects the program; the message has its first error.
@@ -124,7 +124,7 @@ class Nvrtc:
             (ctypes.c_char_p * len(names))(*(name.encode() for name in names)),
         )
         if status:
-            raise BuildError(f"NVRTC {self.version[0]}.{self.version[1]} cannot begin with {source} (status {status})")
+            raise BuildError(f"NVRTC {self.version[0]}.{self.version[1]} cannot load {source} (status {status})")
         try:
             encoded = [option.encode() for option in options]
             status = self._library.nvrtcCompileProgram(
@@ -149,7 +149,7 @@ class Nvrtc:
 
 @functools.cache
 def sources() -> dict[str, bytes]:
-    """Contents of the files that programs consist of, by name."""
+    """Contents of the CUDA source files and headers, by file name."""
     return {file.name: file.read_bytes() for file in SOURCE.iterdir() if file.suffix in (".cu", ".cuh", ".h")}
 
 
@@ -159,10 +159,10 @@ def _libraries(folder: str, pattern: str) -> list[str]:
 
 @functools.cache
 def find_nvrtc() -> Nvrtc:
-    """The NVRTC of torch's wheel, or of the system.
+    """Return the NVRTC of PyTorch's wheel, or of the system.
 
-    Of several, one of the CUDA version that torch was built for: a driver that runs torch need not load what a later
-    version makes.
+    If there are several, the CUDA version that PyTorch was built for is preferred, because a driver that runs PyTorch
+    may be too old for the output of a later version.
 
     Raises:
         BuildError: there is none.
@@ -173,7 +173,7 @@ def find_nvrtc() -> Nvrtc:
     folders += [os.path.join(folder, below) for folder in TOOLKITS if folder for below in ("lib64", "lib")]
     for version in versions:
         found = [path for folder in folders for path in _libraries(folder, f"libnvrtc.so.{version}*")]
-        # All of CUDA 11's compilers from 11.2 on have one name.
+        # All compilers of CUDA 11 from 11.2 on share one name.
         for path in [*found, f"libnvrtc.so.{'11.2' if version == '11' else version}"]:
             try:
                 return Nvrtc(path)
@@ -183,10 +183,10 @@ def find_nvrtc() -> Nvrtc:
 
 
 def compile_cached(source: str, architecture: int, constants: tuple[str, ...] = (), portable: bool = False) -> Compiled:
-    """`Nvrtc.compile`, kept in the cache folder; processes may do this at the same time.
+    """Call `Nvrtc.compile` and cache the result on disk. Several processes can do this at the same time.
 
     Raises:
-        BuildError: there is no NVRTC, it rejects the program, or the folder cannot be written.
+        BuildError: there is no NVRTC, it rejects the program, or the cache folder cannot be written.
     """
     compiler = find_nvrtc()
     digest = hashlib.sha256()
@@ -198,14 +198,14 @@ def compile_cached(source: str, architecture: int, constants: tuple[str, ...] = 
     try:
         return Compiled(path.read_bytes(), log_path.read_text())
     except (OSError, UnicodeDecodeError):
-        pass  # not there yet, or somebody else's that this user may not read
+        pass  # missing, or not readable for this user
     compiled = compiler.compile(source, architecture, constants, portable)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The program last: where it stands, its log stands too.
+        # The program is written last, so that it never exists without its log.
         for target, content in ((log_path, compiled.log.encode()), (path, compiled.image)):
             replace_file(target, content)
     except OSError as error:
-        message = f"the folder {path.parent} cannot be used ({error.strerror}); EUGEN_CACHE may name another"
+        message = f"the folder {path.parent} cannot be used ({error.strerror}); set EUGEN_CACHE to another one"
         raise BuildError(message) from error
     return compiled

@@ -1,11 +1,12 @@
-"""The ops as PyTorch operators: one signature, check, shape for tracing and gradient each, on every device that has
-native code.
+"""The ops as PyTorch operators, for every device with native code.
 
-Registered with torch.library, so that torch.compile and DistributedDataParallel see ordinary operators. Their
-arguments are what PyTorch's dispatcher can carry; here they become the objects that `cpu` and `cuda`, who do the work,
-take. Tensors are float32, contiguous or strided. Arguments are checked before native code sees them. On a GPU that
-happens without waiting for the device: values that only it knows, like the contents of ray_offsets, are made harmless
-in the kernels instead.
+Each op has one signature, one set of checks, one shape function for tracing and one gradient. The operators are
+registered with torch.library, so torch.compile and DistributedDataParallel see ordinary operators. Their arguments are
+limited to the types of PyTorch's dispatcher; this module converts them to the objects that `cpu` and `cuda` take.
+
+Tensors are float32, contiguous or strided. Arguments are checked before native code uses them. On a GPU the checks do
+not synchronize with the device: the kernels themselves guard against invalid values in GPU memory, such as the contents
+of ray_offsets.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor
 
 from eugen_nerf.ops import cpu, cuda
-from eugen_nerf.ops.checks import check_grid, check_network, check_offsets, check_rays, prepare
+from eugen_nerf.ops.checks import check_color_outputs, check_grid, check_network, check_offsets, check_rays, prepare
 from eugen_nerf.ops.cuda_driver import gpu, gpu_number
 from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
+from eugen_nerf.ops.network_spec import HARMONICS, outputs_of
 from eugen_nerf.ops.packing import PackedChain
 
 F32 = torch.float32
@@ -30,7 +32,7 @@ T = TypeVar("T")
 
 
 def choose(device: torch.device, on_cpu: Callable[..., T], on_gpu: Callable[..., T]) -> Callable[..., T]:
-    """The one of an op's two runners that works on a device's tensors."""
+    """Return the one of an op's two runners that works on a device's tensors."""
     return on_cpu if device.type == "cpu" else functools.partial(on_gpu, gpu(gpu_number(device)))
 
 
@@ -39,29 +41,29 @@ def _operator(function: Callable[..., Any]) -> Any:
 
 
 def _refuse_second_order(backward: Any) -> None:
-    """Say what to do where somebody differentiates a gradient."""
+    """Raise an error with advice if a gradient is differentiated."""
 
     def refuse(ctx: Any, *grads: Tensor) -> None:
         raise NotImplementedError(
-            "Native code has gradients of first order alone; for those of gradients (a gradient penalty, normals in a "
-            'loss) give the op backend="reference", or set EUGEN_BACKEND=reference.'
+            "Native code has first-order gradients only. For second-order gradients (a gradient penalty, normals in a "
+            'loss) pass backend="reference" to the op, or set EUGEN_BACKEND=reference.'
         )
 
     backward.register_autograd(refuse)
 
 
 def grid_arguments(layout: HashGridLayout) -> tuple[Sequence[int], Sequence[int], int]:
-    """A hash grid's levels as operators take them: resolutions, offsets, logarithm of the table's size."""
+    """A hash grid's levels in the form that operators take: resolutions, offsets, log2 of the table size."""
     return layout.resolutions, layout.offsets, layout.log2_table_size
 
 
 def space_arguments(space: Space) -> tuple[list[float], bool]:
-    """A space as operators take it: the box's corners one after the other, and whether it is contracted."""
+    """A space in the form that operators take: both corners of the box, and whether it is contracted."""
     return [*space.box[0], *space.box[1]], space.contracted
 
 
 def rule_argument(rule: StepRule) -> list[float]:
-    """A step rule as operators take it: step size and cone angle."""
+    """A step rule in the form that operators take: step size and cone angle."""
     return [rule.step_size, rule.cone_angle]
 
 
@@ -70,14 +72,14 @@ def _space(box: Sequence[float], contracted: bool) -> Space:
 
 
 def is_half_table(table: Tensor) -> bool:
-    """Whether it is a hash grid's table of fp16 where there are kernels for one, forward only."""
+    """Whether a hash grid's table is fp16 on a device with kernels for fp16 tables. Those are forward only."""
     return table.is_cuda and table.dtype == torch.float16 and cuda.precision() == "fp16"
 
 
 def _grid(
     table: Tensor, resolutions: Sequence[int], offsets: Sequence[int], log2_table_size: int, halves: bool = False
 ) -> tuple[Tensor, HashGridLayout]:
-    """The checked table [entries, F] of a hash grid, and the grid; a table of fp16 only where `halves` are allowed."""
+    """Return the checked table [entries, F] of a hash grid, and its layout. `halves` allows a table in fp16."""
     dtype = torch.float16 if halves and is_half_table(table) else F32
     table = prepare("table", table, (offsets[-1], None), dtype, table.device)
     layout = HashGridLayout(tuple(resolutions), tuple(offsets), table.shape[1], log2_table_size)
@@ -86,7 +88,7 @@ def _grid(
 
 
 def _row_dtype(x: Tensor) -> torch.dtype:
-    """What a network's inputs and outputs may be: float32, or on a GPU what tensor cores multiply."""
+    """Return the dtype of a network's inputs and outputs: float32, or on a GPU also the tensor cores' half type."""
     return x.dtype if x.is_cuda and x.dtype == cuda.half_dtype() else F32
 
 
@@ -119,7 +121,7 @@ def hash_encode_backward(
     needs_table: bool,
     needs_x: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of table and x; an empty tensor stands for one that nobody needs."""
+    """Gradients of table and x; a gradient that is not needed is an empty tensor."""
     x = prepare("x", x, (None, 3), F32, x.device)
     table, layout = _grid(table, resolutions, offsets, log2_table_size)
     grad = prepare("grad", grad, (x.shape[0], layout.out_features), F32, x.device)
@@ -156,14 +158,14 @@ _refuse_second_order(hash_encode_backward)
 
 @_operator
 def spherical_harmonics(directions: Tensor) -> Tensor:
-    """[N, 3] -> [N, 16]; see reference.spherical_harmonics. Without a gradient."""
+    """[N, 3] -> [N, 16]; see reference.spherical_harmonics. Not differentiable."""
     directions = prepare("directions", directions, (None, 3), F32, directions.device)
     return choose(directions.device, cpu.spherical_harmonics, cuda.spherical_harmonics)(directions)
 
 
 @spherical_harmonics.register_fake
 def _(directions: Tensor) -> Tensor:
-    return directions.new_empty(directions.shape[0], 16)
+    return directions.new_empty(directions.shape[0], HARMONICS)
 
 
 # --- network -------------------------------------------------------------------------------------------------
@@ -178,16 +180,16 @@ def network(x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Sequence[fl
 
 @network.register_fake
 def _(x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Sequence[float]) -> Tensor:
-    return x.new_empty(x.shape[0], spec[-3])
+    return x.new_empty(x.shape[0], outputs_of(spec))
 
 
 @_operator
 def network_backward(
     x: Tensor, parameters: Tensor, grad: Tensor, spec: Sequence[int], eps: Sequence[float], needs_x: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x (empty if nobody needs it) and of the packed parameters."""
+    """Gradients of x (empty if not needed) and of the packed parameters."""
     x, parameters = check_network(x, parameters, spec, eps, _row_dtype(x))
-    grad = prepare("grad", grad, (x.shape[0], spec[-3]), x.dtype, x.device)
+    grad = prepare("grad", grad, (x.shape[0], outputs_of(spec)), x.dtype, x.device)
     run = choose(x.device, cpu.network_backward, cuda.network_backward)
     return run(x, parameters, grad, spec, eps, needs_x)
 
@@ -196,7 +198,8 @@ def network_backward(
 def _(
     x: Tensor, parameters: Tensor, grad: Tensor, spec: Sequence[int], eps: Sequence[float], needs_x: bool
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x) if needs_x else x.new_empty(0), torch.empty_like(parameters)
+    # Contiguous, whatever the strides of the inputs, as the native code returns them.
+    return x.new_empty(x.shape if needs_x else 0), parameters.new_empty(parameters.shape)
 
 
 def _network_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -310,7 +313,7 @@ def composite_backward(
 
 @composite_backward.register_fake
 def _(sigma: Tensor, rgb: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(sigma), torch.empty_like(rgb)
+    return sigma.new_empty(sigma.shape), rgb.new_empty(rgb.shape)  # contiguous, see network_backward
 
 
 def _composite_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -356,9 +359,9 @@ def render(
     rays = check_rays(origins, directions, near, far, bits, resolution, rule)
     table, layout = _grid(table, resolutions, offsets, log2_table_size, halves=True)
     _, density = check_network(near.new_empty(0, layout.out_features), density, density_spec, density_eps)
-    _, color = check_network(near.new_empty(0, 15 + density_spec[-3]), color, color_spec, color_eps)
-    if color_spec[-3] != 3:
-        raise ValueError(f"the colour network must have 3 outputs, not {color_spec[-3]}")
+    geometry = outputs_of(density_spec) - 1  # the other output is the density
+    _, color = check_network(near.new_empty(0, geometry + HARMONICS), color, color_spec, color_eps)
+    check_color_outputs(color_spec)
     return choose(origins.device, cpu.render, cuda.render)(
         *rays,
         resolution,
@@ -378,7 +381,7 @@ def _(origins: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return origins.new_empty(rays, 5), origins.new_empty(rays, dtype=torch.int64)
 
 
-# --- sparse Adam, which works in place and has no gradient: a function, not an operator ----------------------
+# --- sparse Adam: works in place and has no gradient, so it is a function and not an operator ----------------
 
 
 def sparse_adam(
@@ -391,7 +394,12 @@ def sparse_adam(
     step_size: float,
     second_scale: float,
 ) -> None:
-    """One Adam step, in place, on the values whose gradient is not zero; all tensors of one shape."""
+    """One Adam step, in place, on the values with nonzero gradient. All tensors have the same shape.
+
+    Raises:
+        TypeError: wrong dtype or device.
+        ValueError: wrong shape, or a tensor that is changed in place is not contiguous.
+    """
     device, shape = parameter.device, tuple(parameter.shape)
     grad = prepare("grad", grad, shape, F32, device)
     for name, tensor in (("parameter", parameter), ("first", first), ("second", second)):
@@ -400,5 +408,5 @@ def sparse_adam(
             raise ValueError(f"{name} must be contiguous, since it is changed in place")
     run = choose(device, cpu.sparse_adam, cuda.sparse_adam)
     run(parameter, grad, first, second, betas, eps, step_size, second_scale)
-    # So that a graph which has saved the old values complains, as after any change in place.
+    # So that autograd detects a graph that has saved the old values, as after any in-place change.
     torch.autograd.graph.increment_version(parameter)

@@ -1,4 +1,4 @@
-"""A merged chain as one flat parameter vector and a list of numbers, the form that native runners read."""
+"""A merged chain as one flat parameter vector and a list of integers, the form that native runners take."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from eugen_nerf.layers.eugen import num_projections
 from eugen_nerf.layers.merge import FeatureStage, MergedChain
+from eugen_nerf.ops.network_spec import StageSpec
 
 # Numbers of the nonlinearities, as in src/phi.h.
 PHI_NUMBERS = {"identity": 0, "relu": 1, "squared_relu": 2, "softplus": 3, "gelu": 4, "sin": 5}
@@ -16,13 +17,12 @@ PHI_NUMBERS = {"identity": 0, "relu": 1, "squared_relu": 2, "softplus": 3, "gelu
 
 @dataclass(frozen=True)
 class PackedChain:
-    """A chain for native runners.
+    """A chain in the form that native runners take.
 
-    ``spec`` holds the number of stages; for each of them input width, features m, order, shared, phi, has
-    offsets, norm; then output width and has bias; last, the input width. The norm is 0 where there is none, 1
-    where it is that of the stage's input x, 1 + r where it is that of r numbers R x + c. ``parameters`` holds for
-    each stage its projections [P * m, d], offsets [P * m], norm column [P * m], R [r, d] and c [r], then output
-    matrix and bias.
+    ``spec`` contains the number of stages; for each stage the input width, features m, order, shared, phi, has offsets,
+    norm; then the output width and has bias; and last the input width. The norm is 0 if there is none, 1 for the norm
+    of the stage's input x, and 1 + r for the norm of the r values R x + c. ``parameters`` contains for each stage its
+    projections [P * m, d], offsets [P * m], norm column [P * m], R [r, d] and c [r], then the output matrix and bias.
     """
 
     parameters: Tensor  # [K], differentiable
@@ -31,14 +31,14 @@ class PackedChain:
 
 
 def why_not_native(chain: MergedChain) -> str | None:
-    """Why native runners have no code for the chain; None if they have."""
+    """Say why native runners do not support the chain; None if they do."""
     for stage in chain.stages:
         if stage.order > 2:
-            return f"a layer is of order {stage.order}, and native code stops at 2"
+            return f"a layer has order {stage.order}, and native code supports at most order 2"
         if stage.phi not in PHI_NUMBERS:
-            return f"phi {stage.phi} is unknown to native code"
+            return f"native code does not support phi {stage.phi}"
         if stage.norm_constant is not None and stage.norm_constant.requires_grad:
-            return "the gradient of a norm's constant is unknown to native code"  # merge_chain makes none that needs it
+            return "native code has no gradient of a norm's constant"  # merge_chain creates none that needs one
     return None
 
 
@@ -61,25 +61,24 @@ def pack_chain(chain: MergedChain) -> PackedChain:
 
 
 def _norm_form(stage: FeatureStage) -> list[Tensor]:
-    """R and c whose ||R x + c||^2 is what the stage's norm adds eps to; empty where that is ||x||^2."""
+    """R and c such that the stage's norm is sqrt(||R x + c||^2 + eps); empty if it is sqrt(||x||^2 + eps)."""
     factor, offset, constant = stage.norm_factor, stage.norm_offset, stage.norm_constant
     if factor is None:
         return []
     offset = factor.new_zeros(factor.shape[0]) if offset is None else offset
-    if constant is not None:  # one number more, which does not depend on x
+    if constant is not None:  # one more value, which does not depend on x
         factor = torch.cat([factor, factor.new_zeros(1, factor.shape[1])])
         offset = torch.cat([offset, constant.sqrt().reshape(1)])
     return [factor, offset]
 
 
-def _stage_spec(stage: FeatureStage, norm_rows: int) -> list[int]:
-    features = stage.projections.shape[0] // num_projections(stage.order, stage.shared)
-    return [
-        stage.in_features,
-        features,
-        stage.order,
-        int(stage.shared),
-        PHI_NUMBERS[stage.phi],
-        int(stage.offsets is not None),
-        0 if stage.norm_column is None else 1 + norm_rows,
-    ]
+def _stage_spec(stage: FeatureStage, norm_rows: int) -> StageSpec:
+    return StageSpec(
+        in_features=stage.in_features,
+        features=stage.projections.shape[0] // num_projections(stage.order, stage.shared),
+        order=stage.order,
+        shared=int(stage.shared),
+        phi=PHI_NUMBERS[stage.phi],
+        offsets=int(stage.offsets is not None),
+        norm=0 if stage.norm_column is None else 1 + norm_rows,
+    )

@@ -1,4 +1,4 @@
-"""A whole radiance field as its parameters, the form that rendering in one pass needs."""
+"""A complete radiance field as a set of parameters, the form that rendering in one pass needs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from eugen_nerf.ops.packing import PackedChain, pack_chain, why_not_native
 
 # exp(89) is infinite in float32.
 MAX_LOG_DENSITY = 80.0
-# From here on a density's gradient grows no more: together with a large gradient from behind it would overflow.
+# Above this the gradient of a density stops growing, since its product with a large incoming gradient could overflow.
 MAX_LOG_SLOPE = 15.0
 
 
 class TruncatedExp(torch.autograd.Function):
-    """exp of a density's logarithm, of any shape, with a gradient that cannot overflow."""
+    """exp(x) of a log density, of any shape, with bounds that keep value and gradient from overflowing."""
 
     generate_vmap_rule = True
 
@@ -42,21 +42,27 @@ class TruncatedExp(torch.autograd.Function):
 
 @dataclass(frozen=True, eq=False)
 class RadianceField:
-    """Hash grid, density network and colour network with their parameters merged.
+    """A hash grid, a density network and a color network with merged parameters.
 
-    Differentiable in the table and in what the chains were merged from. The density network's first output is the
-    logarithm of the density; the colour network receives spherical harmonics of the direction [16] followed by the
-    density network's other outputs.
+    The structure is that of Instant NGP (Müller et al. 2022). The density network maps the hash grid's features to the
+    logarithm of the density, followed by G geometry features. The color network receives the spherical harmonics of the
+    direction [16] followed by the geometry features. The field is differentiable in the table and in the tensors that
+    the chains were merged from.
+
+    Evaluating the field raises what `eugen_nerf.ops.hash_encode` and `eugen_nerf.ops.network` raise.
     """
 
-    table: Tensor  # [layout.num_entries, F]; on a GPU it may be of fp16
+    table: Tensor  # [layout.num_entries, F]; may be fp16 on a GPU
     layout: HashGridLayout
     density: MergedChain
     color: MergedChain
     backend: Backend = "auto"
 
     def __call__(self, unit: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions in the unit cube [N, 3], unit directions [N, 3] -> density [N], rgb [N, 3] in [0, 1]."""
+        """Positions in the unit cube and unit directions, each [N, 3] -> density [N] per world unit, rgb [N, 3].
+
+        Colors are in [0, 1].
+        """
         sigma, geometry = self.density_at(unit)
         harmonics = dispatch.spherical_harmonics(directions, backend=self.backend)
         return sigma, torch.sigmoid(self._network(torch.cat([harmonics, geometry], dim=-1), self.color))
@@ -68,12 +74,16 @@ class RadianceField:
         return TruncatedExp.apply(raw[:, 0]), raw[:, 1:]
 
     def _network(self, x: Tensor, chain: MergedChain) -> Tensor:
-        # Autocast would compute in half precision; native code chooses its own.
+        # Autocast would cast to half precision; native code chooses its own precision.
         with torch.autocast(x.device.type, enabled=False):
             return dispatch.network(x, chain, backend=self.backend)
 
     def native_networks(self, *rays: Tensor) -> tuple[PackedChain, PackedChain] | None:
-        """Both networks for the native code of the device of table and rays; None where it has none for this field."""
+        """Both networks packed for native code on the device of the table and rays; None if it is not available.
+
+        Raises:
+            UserError: the native runner was requested by name but cannot do the work.
+        """
         unsupported = why_not_native(self.density) or why_not_native(self.color)
         unsupported = unsupported or why_not_grid(self.layout, self.table.device)
         tensors = (*rays, self.density.weight, self.color.weight)

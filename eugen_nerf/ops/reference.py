@@ -1,6 +1,7 @@
-"""The ops in eager PyTorch: the definition that every native runner has to agree with.
+"""The ops in eager PyTorch, the definition that every native runner has to agree with.
 
-All functions work in float32 and float64 on any device and are differentiable where their docstring says so.
+All functions work in float32 and float64 on any device. They are differentiable where their docstring says so. They do
+not check their arguments.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ HASH_PRIMES = (1, 2654435761, 805459861)
 
 # A ray is finished when less than this fraction of light still passes.
 MIN_TRANSMITTANCE = 1e-4
-OPAQUE = 200.0  # optical thickness behind which nothing is left of the light, whatever the precision
+OPAQUE = 200.0  # optical thickness that lets no light through in any precision
 
 
 def hash_encode(x: Tensor, table: Tensor, layout: HashGridLayout) -> Tensor:
@@ -59,7 +60,7 @@ def _vertex_rows(vertices: Tensor, layout: HashGridLayout) -> Tensor:
 
 
 def spatial_hash(vertices: Tensor) -> Tensor:
-    """Spatial hash of integer vertices [..., 3] -> [...] int64, of which the low 32 bits are meant."""
+    """Spatial hash of integer vertices (Müller et al. 2022, eq. 4), [..., 3] -> [...] int64; use the low 32 bits."""
     x, y, z = vertices.unbind(-1)
     # The low 32 bits of 64-bit products are those of the unsigned 32-bit products.
     return (x * HASH_PRIMES[0]) ^ (y * HASH_PRIMES[1]) ^ (z * HASH_PRIMES[2])
@@ -67,6 +68,8 @@ def spatial_hash(vertices: Tensor) -> Tensor:
 
 def spherical_harmonics(directions: Tensor) -> Tensor:
     """Real spherical harmonics up to degree 3 (16 values), the encoding of the viewing direction.
+
+    The encoding is that of Müller et al. 2022 ("Instant NGP").
 
     Args:
         directions: [N, 3] unit vectors.
@@ -100,11 +103,11 @@ def spherical_harmonics(directions: Tensor) -> Tensor:
 
 
 def network(x: Tensor, chain: MergedChain) -> Tensor:
-    """Evaluate a merged chain of EUGen and dense layers.
+    """Evaluate a merged chain of EUGen and dense layers (EUGens, arXiv 2601.22563, appendix B.1).
 
     Args:
         x: [..., D] inputs.
-        chain: the merged chain (`eugen_nerf.layers.merge.merge_chain`).
+        chain: the merged chain, see `eugen_nerf.layers.merge_chain`.
 
     Returns:
         [..., D_out]. Differentiable in ``x`` and in every parameter of the chain.
@@ -113,12 +116,13 @@ def network(x: Tensor, chain: MergedChain) -> Tensor:
 
 
 def occupied(unit: Tensor, bits: Tensor, resolution: int) -> Tensor:
-    """Look up an occupancy bitfield.
+    """Look up positions in an occupancy bitfield (the occupancy grid of Müller et al. 2022, "Instant NGP").
 
     Args:
         unit: [..., 3] positions in the unit cube; positions outside of it count as empty.
         bits: [resolution**3 / 8] uint8; cell (i, j, k) along x, y, z is bit ``index & 7`` of byte
             ``index >> 3`` with ``index = (k * resolution + j) * resolution + i``.
+        resolution: cells along an axis; even, so that the cells fill whole bytes.
 
     Returns:
         [...] bool.
@@ -133,13 +137,16 @@ def ray_box_intersection(origins: Tensor, directions: Tensor, low: Tensor, high:
     """Distances at which rays enter and leave an axis-aligned box (slab test).
 
     Args:
-        origins, directions: [R, 3].
-        low, high: [3] corners.
+        origins: [R, 3] world units.
+        directions: [R, 3] of unit length.
+        low: [3] lower corner, world units.
+        high: [3] upper corner, world units.
 
     Returns:
-        entry, exit: [R], world units; ``exit < entry`` where the ray misses the box. Entry may be negative.
+        entry [R] and exit [R] in world units along the ray; ``exit < entry`` if the ray misses the box. Both can be
+        negative. Differentiable.
     """
-    # A zero component would give 0 * inf = NaN on a face; the tiny substitute gives huge, consistent distances.
+    # A zero component would give 0 * inf = NaN on a face; the tiny substitute gives huge but consistent distances.
     tiny = torch.finfo(directions.dtype).tiny ** 0.5
     safe = torch.where(directions.abs() < tiny, torch.full_like(directions, tiny), directions)
     first, second = (low - origins) / safe, (high - origins) / safe
@@ -157,18 +164,21 @@ def march(
     rule: StepRule,
     jitter: Tensor | None = None,
 ) -> PackedSamples:
-    """Place samples along rays wherever the occupancy grid says that something may be.
+    """Place samples along rays wherever the occupancy grid is occupied (Müller et al. 2022, "Instant NGP").
 
-    Sample ``i`` of a ray has its middle at step coordinate ``s(near) + i + jitter`` (see `StepRule`), reaches
-    half a step to both sides, and exists while that middle is nearer than ``far`` (and inside the box of a
-    bounded scene) and its cell is occupied.
+    Sample ``i`` of a ray has its midpoint at step coordinate ``s(near) + i + jitter`` (see `StepRule`) and extends half
+    a step to both sides. It exists if the midpoint is nearer than ``far`` (and inside the box of a bounded scene) and
+    its cell is occupied.
 
     Args:
-        origins, directions: [R, 3], directions of unit length.
-        near, far: [R] world units.
-        bits, resolution: occupancy bitfield over the unit cube, see `occupied`.
+        origins: [R, 3] world units.
+        directions: [R, 3] of unit length.
+        near: [R] world units.
+        far: [R] world units.
+        bits: occupancy bitfield over the unit cube, see `occupied`.
+        resolution: cells along an axis.
         space: map from the world to the unit cube.
-        rule: step lengths.
+        rule: step sizes.
         jitter: [R] in [0, 1), or None for 0.5.
 
     Returns:
@@ -199,10 +209,11 @@ def march(
 
 
 def sample_points(origins: Tensor, directions: Tensor, samples: PackedSamples, space: Space) -> tuple[Tensor, Tensor]:
-    """Where and along what the field is evaluated.
+    """Positions and directions at which the field is evaluated.
 
     Args:
-        origins, directions: [R, 3], directions of unit length.
+        origins: [R, 3] world units.
+        directions: [R, 3] of unit length.
         samples: the packed samples of the R rays.
         space: map from the world to the unit cube.
 
@@ -213,7 +224,7 @@ def sample_points(origins: Tensor, directions: Tensor, samples: PackedSamples, s
 
 
 def transmittance(sigma: Tensor, samples: PackedSamples) -> Tensor:
-    """Share of light that reaches each sample from the ray's origin.
+    """Transmittance between the ray's origin and each sample (Mildenhall et al. 2020, "NeRF", eq. 3, T_i).
 
     Args:
         sigma: [N] densities, per world unit.
@@ -222,8 +233,8 @@ def transmittance(sigma: Tensor, samples: PackedSamples) -> Tensor:
     Returns:
         [N] in [0, 1]; 1 for the first sample of a ray. Differentiable in ``sigma``.
     """
-    # One running sum serves all rays; double precision keeps what earlier rays add to it harmless, as long as no sample
-    # adds more than it takes to let nothing through. Nor may one that is not a number, which its own ray will show.
+    # A single running sum covers all rays. Double precision keeps the contribution of earlier rays harmless, provided
+    # that the thickness of each sample is bounded and NaN is replaced; the sample's own ray still shows the NaN.
     optical = (sigma * (samples.t_ends - samples.t_starts)).clamp(max=OPAQUE).nan_to_num(nan=0.0)
     running = torch.cat([optical.new_zeros(1, dtype=torch.float64), optical.cumsum(0, dtype=torch.float64)])
     starts = running.index_select(0, samples.ray_offsets[:-1])
@@ -236,12 +247,12 @@ def composite(sigma: Tensor, rgb: Tensor, samples: PackedSamples) -> tuple[Tenso
 
     Args:
         sigma: [N] densities, per world unit.
-        rgb: [N, 3] colours.
+        rgb: [N, 3] colors.
         samples: the packed samples of R rays.
 
     Returns:
-        rgb [R, 3] without a background, alpha [R], depth [R]: the sum of weight times distance, not divided
-        by alpha. Differentiable in ``sigma`` and ``rgb``. A ray without samples gives zeros.
+        rgb [R, 3] without a background, alpha [R], depth [R] in world units: the sum of weight times distance, not
+        divided by alpha. Differentiable in ``sigma`` and ``rgb``. A ray without samples gives zeros.
     """
     rays = samples.ray_indices()
     optical = sigma * (samples.t_ends - samples.t_starts)
@@ -265,14 +276,14 @@ def render(
     min_transmittance: float = MIN_TRANSMITTANCE,
     wave: int = 8,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """March, evaluate the field and composite, dropping rays that have become opaque. Inference only.
+    """March, evaluate the field and composite with early termination of opaque rays. Inference only.
 
     Args:
         origins, directions, near, far, bits, resolution, space, rule: as in `march`.
         field: positions in the unit cube [N, 3], directions [N, 3] -> sigma [N], rgb [N, 3].
-        min_transmittance: a ray stops after the sample that takes it below this.
-        wave: samples of each unfinished ray evaluated between two looks at the transmittance. It does not
-            change the picture, since what comes after the stop is left out in any case.
+        min_transmittance: a ray ends after the sample that takes its transmittance below this value.
+        wave: samples of each active ray evaluated between two checks of the transmittance. It does not change the
+            image, since samples after the end of a ray are always left out.
 
     Returns:
         rgb [R, 3] without a background, alpha [R], depth [R] as `composite`, and evaluated samples [R].

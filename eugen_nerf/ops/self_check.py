@@ -1,9 +1,9 @@
-"""Whether the CUDA kernels compute on this GPU what they should: asked once, before they are used.
+"""Check of the CUDA kernels on this GPU against eager PyTorch, made once before the kernels are first used.
 
-The question is put in a process of its own, `python -m eugen_nerf.ops.self_check DEVICE`, since a kernel that
-touches what it must not would leave the asking process without a usable GPU. The answer is kept in the cache folder
-for as long as kernels, compiler, driver, PyTorch and GPU stay the same. Where that process does not get as far as the
-kernels (a GPU that serves one process alone, or whose memory is full), this one asks itself, and nothing is kept.
+The check runs in a separate process, `python -m eugen_nerf.ops.self_check DEVICE`, because an invalid memory access in
+a kernel would make the GPU unusable for the calling process. The result is cached on disk for as long as kernels,
+compiler, driver, PyTorch and GPU stay the same. If the separate process cannot run the kernels (the GPU is in exclusive
+mode, or its memory is full), the check runs in the calling process and its result is not cached.
 """
 
 from __future__ import annotations
@@ -27,21 +27,23 @@ from torch import Tensor, nn
 
 from eugen_nerf.files import replace_file
 from eugen_nerf.layers import EUGen, build_network, merge_chain
+from eugen_nerf.layers.merge import MergedChain
 from eugen_nerf.ops import dispatch, operators
 from eugen_nerf.ops.build import cache_folder
 from eugen_nerf.ops.dispatch import Backend
 from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
 from eugen_nerf.ops.nvrtc import OPTIONS, find_nvrtc, sources
+from eugen_nerf.ops.packing import pack_chain
 from eugen_nerf.ops.radiance_field import RadianceField
 from eugen_nerf.ops.render import render
 
 QUIET = "--quiet"  # argument of this module as a program
-SWITCH = "EUGEN_CUDA_CHECK"  # environment variable; 0 uses the kernels unchecked
-SECONDS = 300  # that the check may take; it compiles each program once
-ARRIVED = "the GPU is ours"  # what the other process says before it runs the first kernel
+SWITCH = "EUGEN_CUDA_CHECK"  # environment variable; 0 uses the kernels without the check
+SECONDS = 300  # time limit of the check, which compiles each program once
+ARRIVED = "the GPU is ours"  # printed by the separate process before it runs the first kernel
 
-# Relative differences to eager PyTorch in float32. Coarse: networks compute in half precision, where a unit near zero
-# may pass a ReLU in one and not in the other.
+# Tolerated relative differences to eager PyTorch in float32. The tolerance of networks is coarse because they compute
+# in half precision, where a unit near zero may pass a ReLU in only one of the two.
 TOLERANCE, NETWORK_TOLERANCE = 1e-3, 0.1
 
 RAYS = 500
@@ -49,15 +51,15 @@ RAYS = 500
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found."""
+    """The result of a check."""
 
     failed: tuple[str, ...] = ()  # ops that disagree with eager PyTorch
-    crash: str = ""  # the last that a process said which did not come to its end
-    lasts: bool = True  # False where another time may bring another answer
-    kept_in: str = ""  # the file that has the answer for the next time
+    crash: str = ""  # the last message of a process that did not finish
+    lasts: bool = True  # False if a later check may have another result
+    kept_in: str = ""  # the file that caches the result
 
     def problem(self) -> str | None:
-        """Why the kernels should not be used; None if they may."""
+        """Say why the kernels should not be used; None if they can be."""
         again = f" (delete {self.kept_in} to have them checked again)" if self.kept_in else ""
         if self.crash:
             return f"checking them ended in an error ({self.crash}){again}"
@@ -67,23 +69,43 @@ class Verdict:
 
 
 def check_ops(device: torch.device, backend: Backend, told: Callable[[str], None] | None = None) -> list[str]:
-    """The ops whose native runner on a device disagrees with eager PyTorch there.
+    """List the ops whose native runner on a device disagrees with eager PyTorch there.
 
     Args:
-        told: is given a line for each op, with the relative differences of its outputs and gradients.
+        device: the device to check.
+        backend: the native backend.
+        told: called with one line for each op, which lists the relative differences of its outputs and gradients.
     """
     failed = []
     choices: tuple[Backend, Backend] = (backend, "reference")
-    # The caller may be anywhere, say in the middle of an evaluation without gradients.
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        for name, tolerance, run in _trials(device):
+    # The caller may have gradients disabled, for example during an evaluation.
+    modes = torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False)
+    with contextlib.ExitStack() as stack:
+        for mode in (*modes, _usual_defaults()):
+            stack.enter_context(mode)
+        for name, tolerance, run in _trials(device, told):
             pairs = list(zip(*(run(which) for which in choices), strict=True))
             differences = [_difference(mine, theirs) for mine, theirs in pairs]
             if told:
-                told(f"{name}: {', '.join(f'{d:.1e}' for d in differences)}, at most {tolerance:.0e} may be")
+                told(f"{name}: {', '.join(f'{d:.1e}' for d in differences)}, tolerance {tolerance:.0e}")
             if not all(difference <= tolerance for difference in differences):
                 failed.append(name)
     return failed
+
+
+@contextlib.contextmanager
+def _usual_defaults() -> Iterator[None]:
+    """PyTorch's own default dtype and device, and no errors where an algorithm is not deterministic."""
+    dtype, deterministic = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)  # a double cumsum has no such algorithm
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
 def _difference(mine: Tensor, theirs: Tensor) -> float:
@@ -92,8 +114,10 @@ def _difference(mine: Tensor, theirs: Tensor) -> float:
     return float((mine.double() - theirs.double()).norm() / theirs.double().norm().clamp_min(1e-12))
 
 
-def _trials(device: torch.device) -> Iterator[tuple[str, float, Callable[[Backend], list[Tensor]]]]:
-    """Each op by name, the difference it may show, and a function that runs it, gradients included."""
+def _trials(
+    device: torch.device, told: Callable[[str], None] | None
+) -> Iterator[tuple[str, float, Callable[[Backend], list[Tensor]]]]:
+    """Yield each op's name, its tolerance, and a function that runs it, including gradients."""
     generator = torch.Generator().manual_seed(0)
 
     def numbers(*shape: int) -> Tensor:
@@ -102,6 +126,13 @@ def _trials(device: torch.device) -> Iterator[tuple[str, float, Callable[[Backen
     def with_gradients(outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
         loss = torch.stack([output.square().sum() for output in outputs]).sum()
         return [output.detach() for output in outputs] + list(torch.autograd.grad(loss, inputs))
+
+    def have_kernels(name: str, *chains: MergedChain) -> bool:
+        """Networks without kernels are evaluated by PyTorch, which is no reason to do without the other ops."""
+        have = all(dispatch.runs_network(pack_chain(chain), device, "auto") for chain in chains)
+        if not have and told:
+            told(f"{name}: no kernels, PyTorch evaluates it")
+        return have
 
     layout = HashGridLayout.build(8, 2, 12, 4, 128)
     positions = numbers(1000, 3)
@@ -126,10 +157,10 @@ def _trials(device: torch.device) -> Iterator[tuple[str, float, Callable[[Backen
         return run
 
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(1)  # the CPU's alone
+        torch.default_generator.manual_seed(1)  # only the CPU's generator
         layers = [
             build_network("mlp", 16, 64, 2, 5, 0),
-            build_network("mlp", 16, 256, 2, 5, 0),  # weights and sums that do not stay where narrow networks have them
+            build_network("mlp", 16, 256, 2, 5, 0),  # too wide for all weights and sums to stay on the multiprocessor
             build_network("eugen", 16, 64, 2, 5, 24, norm_first=True),
             nn.Sequential(EUGen(16, 32, 16, order=2), nn.Linear(32, 5)),
             nn.Sequential(EUGen(16, 32, 16), EUGen(32, 24, 16), nn.Linear(24, 5)),
@@ -137,7 +168,9 @@ def _trials(device: torch.device) -> Iterator[tuple[str, float, Callable[[Backen
         density, color = build_network("eugen", 16, 32, 1, 16, 32), build_network("eugen", 31, 32, 2, 3, 32)
     for number, stack in enumerate(layers):
         name = ("dense", "wide", "order 1", "order 2", "norm inside")[number]
-        yield f"network ({name})", NETWORK_TOLERANCE, network(stack)
+        trial = network(stack)
+        if have_kernels(f"network ({name})", merge_chain(stack)):
+            yield f"network ({name})", NETWORK_TOLERANCE, trial
 
     directions = nn.functional.normalize(numbers(RAYS, 3) - 0.5, dim=-1)
     origins = 0.5 - 2 * directions + 0.3 * (numbers(RAYS, 3) - 0.5)
@@ -150,7 +183,7 @@ def _trials(device: torch.device) -> Iterator[tuple[str, float, Callable[[Backen
 
     def marched(backend: Backend) -> list[Tensor]:
         samples = dispatch.march(*march, backend=backend)
-        # Rounding may put a sample to the other side of a cell's face: rays are compared as wholes.
+        # Round-off may move a sample across a cell's face, so only sums over all rays are compared.
         return [samples.counts().sum().float()[None], samples.t_mids.sum()[None], samples.t_ends.sum()[None]]
 
     yield "march", TOLERANCE, marched
@@ -176,13 +209,14 @@ def _trials(device: torch.device) -> Iterator[tuple[str, float, Callable[[Backen
             picture, alpha, depth, count = render(*march, field)
         return [picture, alpha, depth, count.float()]
 
-    yield "render", NETWORK_TOLERANCE, rendered
+    if have_kernels("render", merge_chain(density.to(device)), merge_chain(color.to(device))):
+        yield "render", NETWORK_TOLERANCE, rendered
     parameter, grad = numbers(1000, 2), (numbers(1000, 2) - 0.5) * (numbers(1000, 2) < 0.3)
     yield "sparse_adam", TOLERANCE, lambda b: _adam(b, parameter, grad)
 
 
 def _adam(backend: Backend, parameter: Tensor, grad: Tensor) -> list[Tensor]:
-    """One step of SparseAdam, from moments that are not zero."""
+    """Make one step of SparseAdam, starting from nonzero moments."""
     parameter, first, second = parameter.clone(), 0.5 * grad + 0.1, grad * grad + 0.1
     if backend == "reference":
         m, v = first.lerp(grad, 0.1), second.lerp(grad * grad, 0.01)
@@ -193,14 +227,15 @@ def _adam(backend: Backend, parameter: Tensor, grad: Tensor) -> list[Tensor]:
 
 
 class NotChecked(Exception):
-    """The other process has not come to the kernels; the message says why."""
+    """The separate process did not run the kernels; the message gives the reason."""
 
 
 def verdict(index: int, run: Callable[[int], Verdict] | None = None) -> Verdict:
-    """What the check of GPU ``index`` has found, now or earlier.
+    """Return the result of checking GPU ``index``, from the cache if possible.
 
     Args:
-        run: does the check; by default `in_another_process`.
+        index: PyTorch's index of the GPU.
+        run: performs the check; `in_another_process` by default.
     """
     path = cache_folder() / f"cuda-check-{_circumstances(index)}.json"
     try:
@@ -219,12 +254,12 @@ def verdict(index: int, run: Callable[[int], Verdict] | None = None) -> Verdict:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps({"failed": found.failed, "crash": found.crash}).encode())
     except OSError:
-        return found  # asked again next time
+        return found  # not cached: checked again next time
     return replace(found, kept_in=str(path))
 
 
 def _circumstances(index: int) -> str:
-    """A name for all that the answer depends on."""
+    """A hash of everything that the result depends on."""
     digest = hashlib.sha256()
     code = {file.name: file.read_bytes() for file in Path(__file__).parent.glob("*.py")}
     for name, content in sorted({**sources(), **code}.items()):
@@ -244,7 +279,7 @@ def _driver_version() -> str:
 
 @contextlib.contextmanager
 def _kernels_unchecked() -> Iterator[None]:
-    """Let ops run on the kernels, without a check before."""
+    """Let ops use the kernels without checking them first."""
     before = {name: os.environ.pop(name, None) for name in (SWITCH, "EUGEN_BACKEND")}
     os.environ[SWITCH] = "0"
     try:
@@ -255,22 +290,22 @@ def _kernels_unchecked() -> Iterator[None]:
 
 
 def in_another_process(index: int) -> Verdict:
-    """Run the check of GPU ``index`` in a fresh interpreter.
+    """Run the check of GPU ``index`` in a new interpreter.
 
     Raises:
-        NotChecked: it could not be started, or had no GPU or not enough of its memory.
+        NotChecked: the process could not be started, or had no access to the GPU or not enough of its memory.
     """
     print(
         "eugen-nerf compiles its kernels for this GPU and checks them, once; that may take a minute.", file=sys.stderr
     )
     package = str(Path(__file__).parents[2])
     settings = {**os.environ, "PYTHONPATH": os.pathsep.join([package, *filter(None, sys.path)])}
-    # Quiet: where it crashes, the last line of stderr is the reason.
+    # Quiet, so that after a crash the last line of stderr is the reason.
     command = [sys.executable, "-m", "eugen_nerf.ops.self_check", f"cuda:{index}", QUIET]
     try:
         result = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        # A kernel that never ends, or a machine with so much else to do that compiling took too long.
+        # Either a kernel that never ends, or a machine so busy that compiling took too long.
         return Verdict(crash=f"no answer after {SECONDS} seconds", lasts=False)
     except OSError as error:
         raise NotChecked(str(error)) from error
@@ -278,7 +313,7 @@ def in_another_process(index: int) -> Verdict:
     if ARRIVED not in result.stdout or "out of memory" in said.lower():
         raise NotChecked(said)
     if result.returncode in (-signal.SIGTERM, -signal.SIGKILL):
-        return Verdict(crash=said, lasts=False)  # stopped by somebody, or by a system without memory
+        return Verdict(crash=said, lasts=False)  # stopped from outside, or killed for lack of memory
     try:
         return Verdict(tuple(json.loads(result.stdout.splitlines()[-1])))
     except ValueError:
@@ -286,25 +321,26 @@ def in_another_process(index: int) -> Verdict:
 
 
 def _last_error(stderr: str) -> str:
-    """The last exception's first line: PyTorch's go on with advice. Without one, the last line."""
+    """Return the first line of the last exception (PyTorch's continue with advice), or else the last line."""
     lines = [line for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
     return next(iter([*errors[-1:], *lines[-1:]]), "")[:200]
 
 
 def main(device: str, quiet: bool = False) -> None:
-    """Print the names of the ops that disagree, as a JSON list, and to stderr by how much each op differs.
+    """Print the names of the ops that disagree as a JSON list, and each op's differences to stderr.
 
     Args:
-        quiet: the list alone.
+        device: the device to check.
+        quiet: print only the list.
 
     Raises:
-        SystemExit: with status 1 some do, with status 2 there is no such device.
+        SystemExit: with status 1 if some op disagrees, with status 2 if there is no such device.
     """
     place = torch.device(device)
     try:
         torch.zeros(1, device=place)
-    except (RuntimeError, AssertionError) as error:  # the latter: a PyTorch without CUDA
+    except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA raises AssertionError
         print(f"PyTorch cannot use {device}: {str(error).splitlines()[0]}", file=sys.stderr)
         raise SystemExit(2) from None
     print(ARRIVED, flush=True)
@@ -320,9 +356,9 @@ def main(device: str, quiet: bool = False) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        description="Compare each native op with eager PyTorch; exit status 1 where one differs, 2 without the device."
+        description="Compare each native op with eager PyTorch. Exit status: 1 if an op differs, 2 without the device."
     )
     parser.add_argument("device", help="cuda:0, another GPU, or cpu")
-    parser.add_argument(QUIET, action="store_true", help="print the names of those that differ, and nothing else")
+    parser.add_argument(QUIET, action="store_true", help="print only the names of the ops that differ")
     arguments = parser.parse_args()
     main(arguments.device, arguments.quiet)

@@ -1,4 +1,4 @@
-"""Means over the pictures of a split where pictures differ in the metrics that they have."""
+"""Metric averages over the images of a split in which not every image has every metric."""
 
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class AveragingPipeline(VanillaPipeline):
-    """Averages each metric over the pictures that have it.
+    """Averages each metric over the images that have it.
 
-    nerfstudio's looks for the metrics of the first picture in all others, and ends with a KeyError where one of those
-    is too small for LPIPS.
+    nerfstudio's own pipeline expects the metrics of the first image in all others, and fails with a KeyError if one of
+    them is too small for LPIPS.
     """
 
     def get_average_image_metrics(
@@ -24,7 +24,7 @@ class AveragingPipeline(VanillaPipeline):
         output_path: Path | None = None,
         get_std: bool = False,
     ) -> dict[str, float]:
-        """As nerfstudio's: the mean of every metric, with its standard deviation as NAME_std where asked for."""
+        """The mean of every metric and, with `get_std`, its standard deviation as NAME_std, as in nerfstudio."""
         pictures: list[dict[str, float]] = []
         measure: Any = self.model.get_image_metrics_and_images
 

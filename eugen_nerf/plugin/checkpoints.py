@@ -1,4 +1,4 @@
-"""Checkpoints that ns-train has saved: finding and reading them, and whether their weights fit a model."""
+"""Find and read checkpoints of ns-train, and check that their weights fit a model."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from eugen_nerf.errors import UserError
 
-MODEL = "_model."  # what the names of a model's weights begin with
+MODEL = "_model."  # prefix of the names of a model's weights
 
 
 def latest_checkpoint(load_config: Path, config: Any) -> Path:
-    """The newest checkpoint beside a run's config.yml, wherever the run was trained.
+    """The newest checkpoint next to a run's config.yml, regardless of where the run was trained.
 
     Raises:
         UserError: there is none.
@@ -27,40 +27,47 @@ def latest_checkpoint(load_config: Path, config: Any) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What ns-train saved: pipeline, step, optimizers, schedulers, scalers.
+    """Read a checkpoint of ns-train: pipeline, step, optimizers, schedulers, scalers.
 
     Raises:
-        UserError: the file cannot be read, or holds something else.
+        UserError: the file cannot be read, or is not such a checkpoint.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu")
-    except Exception as error:  # what is no pickle may raise anything: text is taken for its instructions
+    except Exception as error:  # any file is read as pickle opcodes, so any exception is possible
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if not isinstance(error, RuntimeError | EOFError | OSError | MemoryError):  # else torch speaks of its options
+        if not isinstance(error, RuntimeError | EOFError | OSError | MemoryError):  # theirs are about torch's options
             reason = "damaged, or not written by ns-train"
         raise UserError(
             f"{path}: cannot be read ({reason}); was its training interrupted? Train again, or delete this checkpoint "
-            "to use the one before, where there is one."
+            "to use an earlier one, if there is one."
         ) from error
     whole = isinstance(checkpoint, dict) and "step" in checkpoint
     if not whole or not isinstance(checkpoint.get("pipeline"), Mapping):
-        raise UserError(f"{path}: is no checkpoint of nerfstudio.")
+        raise UserError(f"{path}: is not a nerfstudio checkpoint.")
     return checkpoint
 
 
+def undistributed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A pipeline's weights with the names that they have without DistributedDataParallel, which adds "module."."""
+    return {name.replace(f"{MODEL}module.", MODEL, 1): value for name, value in state.items()}
+
+
 def check_weights(model: nn.Module, state: Mapping[str, Tensor], file: Path, owner: str) -> None:
-    """Load a checkpoint's weights into a model; nerfstudio itself loads what fits and says nothing about the rest.
+    """Load a checkpoint's weights into a model and check that all of them fit.
+
+    nerfstudio itself loads the weights that fit and silently ignores the others.
 
     Args:
-        model: its weights are lost.
+        model: the model; its weights are overwritten.
         state: `pipeline` of the checkpoint.
         file: the checkpoint, for the message.
         owner: what the model was built from, for the message.
 
     Raises:
-        UserError: weights are missing, or have other sizes.
+        UserError: weights are missing or have other sizes.
     """
-    own = {name.removeprefix(MODEL).removeprefix("module."): v for name, v in state.items() if name.startswith(MODEL)}
+    own = {name.removeprefix(MODEL): v for name, v in undistributed(state).items() if name.startswith(MODEL)}
     wrong = [f"missing: {name}" for name in sorted(model.state_dict().keys() - own.keys())]
     if not wrong:
         try:
@@ -74,6 +81,6 @@ def check_weights(model: nn.Module, state: Mapping[str, Tensor], file: Path, own
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(
-            f"{file}: does not belong to {owner} and the scene it is for; {'; '.join(wrong[:3])}{more}. Was it trained "
-            "with another method, other options or another scene?"
+            f"{file}: does not belong to {owner} and its scene; {'; '.join(wrong[:3])}{more}. Was it trained with "
+            "another method, other options or another scene?"
         )

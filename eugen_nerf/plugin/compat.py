@@ -1,4 +1,4 @@
-"""What nerfstudio 1.1.5 needs to run with today's torch and without system packages."""
+"""Patches that nerfstudio 1.1.5 needs to run with current torch versions and without system packages."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from eugen_nerf.quiet import hide_warnings_about_nerfstudio
 def allow_numpy_scalars_in_checkpoints() -> None:
     """Let ``torch.load`` read nerfstudio's checkpoints.
 
-    Since torch 2.6 it refuses, unless told otherwise, every type but tensors and plain containers.
-    nerfstudio's learning-rate schedules leave numpy scalars in the optimizer state.
+    Since torch 2.6, ``torch.load`` by default rejects all types except tensors and plain containers.
+    nerfstudio's learning-rate schedulers leave numpy scalars in the optimizer state.
     """
     scalar: Any = np.float64(0).__reduce__()[0]
     torch.serialization.add_safe_globals([scalar, np.dtype, np.float64, type(np.dtype(np.float64))])
 
 
 def print_user_errors_without_traceback() -> None:
-    """Show a `UserError` that reaches the top of a program as its message alone; exit status stays 1."""
+    """Print an uncaught `UserError` as its message alone; the exit status stays 1."""
     if getattr(sys.excepthook, "hides_user_errors", False):
         return
     previous = sys.excepthook
@@ -50,9 +50,9 @@ def print_user_errors_without_traceback() -> None:
 
 
 def provide_ffmpeg() -> None:
-    """Put the ffmpeg that imageio-ffmpeg ships on PATH where the system has none.
+    """If the system has no ffmpeg, put the one shipped with imageio-ffmpeg on PATH.
 
-    ns-render writes its videos through a program called ffmpeg; the shipped one carries another name.
+    ns-render writes its videos with a program called ffmpeg; the shipped binary has another name.
     """
     if shutil.which("ffmpeg"):
         return
@@ -61,14 +61,14 @@ def provide_ffmpeg() -> None:
 
         program = Path(imageio_ffmpeg.get_ffmpeg_exe())
     except (ImportError, RuntimeError):
-        return  # ns-render then tells the user that ffmpeg is missing
+        return  # ns-render then reports that ffmpeg is missing
     user = os.getuid() if hasattr(os, "getuid") else 0
     folder = Path(tempfile.gettempdir()) / f"eugen-nerf-ffmpeg-{user}"
     link = folder / "ffmpeg"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_uid != user:
-            return  # somebody else's folder is not to be put on PATH
+            return  # do not put another user's folder on PATH
         if not link.exists():
             temporary = folder / f"ffmpeg-{os.getpid()}"
             temporary.symlink_to(program)
@@ -79,21 +79,21 @@ def provide_ffmpeg() -> None:
 
 
 def callers() -> list[SimpleNamespace]:
-    """What `inspect.stack` returns, but of each frame only `function`, its name."""
+    """Like `inspect.stack`, but each frame has only `function`, its name."""
     return [SimpleNamespace(function=frame.f_code.co_name) for frame, _ in walk_stack(sys._getframe(1))]
 
 
 def start_sooner() -> None:
-    """Save every nerfstudio command a quarter of the time it takes to start.
+    """Shorten the start of every nerfstudio command by a quarter.
 
-    For each method that it knows but that is not installed, nerfstudio asks for the whole stack to read one name from
-    it, and Python then looks for every frame's source file among all modules.
+    For each known method that is not installed, nerfstudio inspects the whole stack to read a single name, and Python
+    then searches all modules for the source file of every frame.
     """
     external_methods.inspect = SimpleNamespace(stack=callers)  # type: ignore[assignment]
 
 
 class NoLpips(nn.Module):
-    """Stands in for the LPIPS module that nerfstudio's models construct together with themselves."""
+    """Replaces the LPIPS module that nerfstudio's models create in their constructor."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
@@ -101,14 +101,16 @@ class NoLpips(nn.Module):
 
 @contextmanager
 def without_nerfstudio_lpips() -> Iterator[None]:
-    """Build models without their own LPIPS, for which nerfstudio downloads weights: a machine without a network
-    could train none of them. Our metrics do not use it."""
+    """Build models without nerfstudio's LPIPS, whose weights are downloaded.
+
+    Otherwise no model could be trained on a machine without a network. The metrics of this package do not use it.
+    """
     with mock.patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", NoLpips):
         yield
 
 
 def apply() -> None:
-    """Everything that holds for a whole process; safe to call again."""
+    """Apply all patches that affect the whole process; safe to call repeatedly."""
     allow_numpy_scalars_in_checkpoints()
     print_user_errors_without_traceback()
     provide_ffmpeg()

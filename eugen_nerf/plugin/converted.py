@@ -20,27 +20,27 @@ from eugen_nerf.layers import Conversion, ConversionPlan, LayerStack, MergedChai
 from eugen_nerf.metrics import SSIM_MIN_SIDE, Lpips, to_uint8
 from eugen_nerf.plugin.compat import without_nerfstudio_lpips
 
-# Of the eight layers of NeRF's trunk, three that do not touch: the norm of their input is then at hand, and the
-# output matrix of each is absorbed by the layer behind it (that of layer 3 across the skip connection).
+# Three non-adjacent layers of NeRF's eight trunk layers: the norm of their input is then available, and the output
+# matrix of each is absorbed by the next layer (that of layer 3 across the skip connection).
 TRUNK_LAYERS = ("1", "3", "5")
 
 
 class LpipsOfBatch(nn.Module):
-    """Our LPIPS, which does without weights where there are none, called as nerfstudio's models call theirs."""
+    """This package's LPIPS, which tolerates missing weights, with the interface that nerfstudio's models expect."""
 
     def __init__(self) -> None:
         super().__init__()
         self.distance = Lpips()
 
     def forward(self, truth: Tensor, prediction: Tensor) -> Tensor:
-        """[1, 3, H, W] in [0, 1] each -> []; not a number without weights."""
+        """[1, 3, H, W] in [0, 1] each -> []; NaN without weights."""
         first, second = (to_uint8(image[0].movedim(0, -1)) for image in (truth, prediction))
         value = self.distance(second, first)
         return torch.tensor(math.nan if value is None else value)
 
 
 def ssim_of_batch(truth: Tensor, prediction: Tensor) -> Tensor:
-    """nerfstudio's SSIM of [1, 3, H, W] each; not a number for pictures too small for its window."""
+    """nerfstudio's SSIM of [1, 3, H, W] each; NaN for images too small for its window."""
     if min(truth.shape[-2:]) < SSIM_MIN_SIDE:
         return torch.tensor(math.nan)
     value = structural_similarity_index_measure(truth, prediction)
@@ -49,15 +49,15 @@ def ssim_of_batch(truth: Tensor, prediction: Tensor) -> Tensor:
 
 
 def convert_model(model: Model, plan: ConversionPlan) -> Conversion:
-    """Replace the plan's layers in a model of nerfstudio.
+    """Replace the plan's layers in a nerfstudio model.
 
     Raises:
-        UserError: the plan names no layers, or does not fit the model.
+        UserError: the plan names no layers or does not fit the model.
     """
     if not plan.layers:
         raise UserError(
             "pipeline.model.eugen.layers is empty: this would be nerfstudio's own method. Name layers, or leave the "
-            "option out for its default."
+            "option out to use its default."
         )
     try:
         conversion = convert(model, plan)
@@ -70,13 +70,16 @@ def convert_model(model: Model, plan: ConversionPlan) -> Conversion:
 
 
 def _network(x: Tensor, chain: MergedChain) -> Tensor:
-    """Native code on a CPU. On a GPU these layers are cuBLAS's: in trunks 256 wide the kernels' backward pass would
-    keep one to four warps busy in each multiprocessor (docs/gpu.md)."""
+    """Evaluate a chain with native code on a CPU, and with cuBLAS on a GPU.
+
+    In trunks 256 wide, the backward pass of the CUDA kernels would keep only one to four warps busy per multiprocessor
+    (docs/gpu.md).
+    """
     return ops.network(x, chain) if x.device.type == "cpu" else chain.evaluate(x)
 
 
 class ConvertedModel(Model):
-    """What the converted models have in common; stands before nerfstudio's model among the bases."""
+    """Common base of the converted models; must precede nerfstudio's model in the list of bases."""
 
     config: Any
     lpips: Any  # nerfstudio declares its own class
@@ -101,10 +104,10 @@ class ConvertedModel(Model):
 
 
 class ConvertedModelConfig:
-    """What the converted models' configurations have in common."""
+    """Common base of the converted models' configurations."""
 
     def validate(self) -> str:
-        """Build the model once; what was replaced, one line for each layer.
+        """Build the model once and describe the replaced layers, one line each.
 
         Raises:
             UserError: the plan does not fit the model.
@@ -129,34 +132,34 @@ class EugenNerfactoModel(ConvertedModel, NerfactoModel):
 
 @dataclass
 class EugenVanillaNerfModelConfig(VanillaModelConfig, ConvertedModelConfig):
-    """nerfstudio's options of vanilla-nerf, and which layers become EUGen layers."""
+    """nerfstudio's options of vanilla-nerf, and the layers that become EUGen layers."""
 
     _target: type = field(default_factory=lambda: EugenVanillaNerfModel)
     """Class to instantiate."""
     eugen: ConversionPlan = field(
         default_factory=lambda: ConversionPlan(128, tuple(f"field_*.mlp_base.layers.{i}" for i in TRUNK_LAYERS))
     )
-    """The EUGen layers."""
+    """The layers to replace, and the kind of EUGen layers that replace them."""
 
 
 @dataclass
 class EugenMipNerfModelConfig(VanillaModelConfig, ConvertedModelConfig):
-    """nerfstudio's options of mipnerf, and which layers become EUGen layers."""
+    """nerfstudio's options of mipnerf, and the layers that become EUGen layers."""
 
     _target: type = field(default_factory=lambda: EugenMipNerfModel)
     """Class to instantiate."""
     eugen: ConversionPlan = field(
         default_factory=lambda: ConversionPlan(128, tuple(f"field.mlp_base.layers.{i}" for i in TRUNK_LAYERS))
     )
-    """The EUGen layers."""
+    """The layers to replace, and the kind of EUGen layers that replace them."""
 
 
 @dataclass
 class EugenNerfactoModelConfig(NerfactoModelConfig, ConvertedModelConfig):
-    """nerfstudio's options of nerfacto, and which layers become EUGen layers."""
+    """nerfstudio's options of nerfacto, and the layers that become EUGen layers."""
 
     _target: type = field(default_factory=lambda: EugenNerfactoModel)
     """Class to instantiate."""
-    # The first of the two layers that see the viewing direction, as the EUGen paper does in Zip-NeRF.
+    # The first of the two layers that depend on the viewing direction, as in the EUGen paper's Zip-NeRF experiments.
     eugen: ConversionPlan = field(default_factory=lambda: ConversionPlan(32, ("field.mlp_head.layers.0",)))
-    """The EUGen layers."""
+    """The layers to replace, and the kind of EUGen layers that replace them."""

@@ -1,5 +1,6 @@
-"""nerfstudio's data manager, reading pixels through our scene loaders."""
+"""nerfstudio's data manager with pixels read by this package's scene loaders."""
 
+import copy
 import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -32,24 +33,25 @@ Background = Literal["white", "black"]
 
 
 class SceneDataset(InputDataset):
-    """Images of a scene; applies the loader's downscaling, names the file it cannot read.
+    """Images of a scene. Applies the loader's downscaling; errors name the file that cannot be read.
 
-    Frames of nerfstudio's own dataparsers are read as nerfstudio does.
+    Images from nerfstudio's own dataparsers are read as nerfstudio reads them.
     """
 
     def __init__(self, dataparser_outputs: DataparserOutputs, scale_factor: float = 1.0) -> None:
         super().__init__(dataparser_outputs, scale_factor)
         if dataparser_outputs.alpha_color is not None and _has_alpha(dataparser_outputs):
-            # So nerfstudio's parsers of Blender scenes mark objects in front of nothing.
+            # nerfstudio's dataparsers of Blender scenes mark objects without a background this way.
             self.metadata["bounded"] = True
-        # The model is given the metadata too, and has no use for the frames. Points it is given apart.
+        # The model also receives the metadata. It does not need the frames, and receives the points separately.
         self.frames: tuple[Frame, ...] = self.metadata.pop("frames", ())
         for key in ("points3D_xyz", "points3D_rgb"):
             self.metadata.pop(key, None)
-        self.has_masks = any(frame.mask_path is not None for frame in self.frames)
+        masked = any(frame.mask_path is not None for frame in self.frames)
+        self.has_masks = masked or dataparser_outputs.mask_filenames is not None
 
     def set_background(self, name: Background | None) -> None:
-        """Blend images that have alpha with a colour from now on; None keeps their alpha."""
+        """Set the color that images with alpha are blended with from now on; None keeps their alpha."""
         color = None if name is None else get_color(name)
         self._dataparser_outputs = replace(self._dataparser_outputs, alpha_color=color)
 
@@ -64,13 +66,20 @@ class SceneDataset(InputDataset):
         read = self.get_image_uint8 if image_type == "uint8" else self.get_image_float32
         data = {"image_idx": image_idx, "image": read(image_idx)}
         if self.has_masks:
-            mask = np.where(read_mask(self.frames[image_idx]), np.uint8(255), np.uint8(0))
-            # Whatever touches a masked pixel is masked.
-            data["mask"] = torch.from_numpy(self._scaled(mask, image_idx) == 255)[..., None]
+            data["mask"] = self.get_mask(image_idx)[..., None]
         return data
 
+    def get_mask(self, image_idx: int) -> torch.Tensor:
+        """[H, W] bool: which pixels of an image may be trained on."""
+        if not self.frames:
+            mask: torch.Tensor = super().get_data(image_idx)["mask"]
+            return mask[..., 0]
+        usable = np.where(read_mask(self.frames[image_idx]), np.uint8(255), np.uint8(0))
+        # A scaled pixel is masked if any pixel that contributes to it is masked.
+        return torch.from_numpy(self._scaled(usable, image_idx) == 255)
+
     def _scaled(self, pixels: npt.NDArray[np.uint8], image_idx: int) -> npt.NDArray[np.uint8]:
-        """To the size of the camera, which nerfstudio's camera_res_scale_factor may have changed."""
+        """Resize to the camera's size, which nerfstudio's camera_res_scale_factor may have changed."""
         size = (int(self.cameras.width[image_idx]), int(self.cameras.height[image_idx]))
         if size == pixels.shape[1::-1]:
             return pixels
@@ -78,7 +87,7 @@ class SceneDataset(InputDataset):
 
 
 class StoredPixels(Dataset):
-    """A dataset's images as bytes, a quarter of the memory that nerfstudio's float32 takes."""
+    """A dataset's images as bytes: a quarter of the memory of nerfstudio's float32 images."""
 
     def __init__(self, dataset: InputDataset) -> None:
         self.dataset = dataset
@@ -87,7 +96,7 @@ class StoredPixels(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        # nerfstudio paints masked pixels with a colour from 0 to 1.
+        # nerfstudio fills masked pixels with a color in [0, 1].
         return self.dataset.get_data(index, "float32" if self.dataset.mask_color else "uint8")
 
 
@@ -103,19 +112,18 @@ class SceneDataManagerConfig(VanillaDataManagerConfig):
     _target: type = field(default_factory=lambda: SceneDataManager)
     """Class to instantiate."""
     images_on_gpu: bool | None = None  # type: ignore[assignment]
-    """Whether the training photos are kept on the GPU; None for where they take no more than a quarter of what is free
-    there."""
+    """Keep the training images on the GPU. None does so if they take at most a quarter of its free memory."""
     eval_background: Background = "white"
-    """Behind the scene in pictures and metrics."""
+    """Background color in rendered images and metrics."""
 
     def validate(self) -> None:
-        """Raises UserError that names the option which cannot work."""
+        """Check all options; raise a UserError that names the first invalid one."""
         if not 0 < self.camera_res_scale_factor < math.inf:
             raise UserError(f"camera_res_scale_factor must be a positive number, not {self.camera_res_scale_factor}.")
         for name in ("train_num_images_to_sample_from", "eval_num_images_to_sample_from"):
             value = getattr(self, name)
             if value != -1 and value < 1:
-                raise UserError(f"{name} must be -1, for all of them, or at least 1, not {value}.")
+                raise UserError(f"{name} must be -1 (all images) or at least 1, not {value}.")
 
 
 class SceneDataManager(VanillaDataManager[SceneDataset]):
@@ -125,7 +133,7 @@ class SceneDataManager(VanillaDataManager[SceneDataset]):
 
     def __init__(self, config: SceneDataManagerConfig, *args: Any, **kwargs: Any) -> None:
         self._images_on_gpu = config.images_on_gpu
-        # nerfstudio would hand indices on the GPU to ray generators that look them up in main memory.
+        # nerfstudio would pass indices on the GPU to ray generators that look them up in main memory.
         config = replace(config, images_on_gpu=False)
         with reading_frames():
             super().__init__(config, *args, **kwargs)
@@ -135,7 +143,7 @@ class SceneDataManager(VanillaDataManager[SceneDataset]):
 
     def create_eval_dataset(self) -> SceneDataset:
         dataset = self._on_background(super().create_eval_dataset())
-        # nerfstudio looks at the sizes of the training photos only, which are there before these.
+        # nerfstudio checks only the sizes of the training images, which are loaded before these.
         cameras = [each.cameras for each in (self.train_dataset, dataset)]
         sizes = torch.cat([torch.cat([camera.width, camera.height], dim=-1) for camera in cameras])
         if (sizes != sizes[0]).any():
@@ -148,11 +156,12 @@ class SceneDataManager(VanillaDataManager[SceneDataset]):
         return dataset
 
     def setup_train(self) -> None:
-        # Only training knows what to do with alpha.
-        self.train_dataset.set_background(None)
+        # Only training uses alpha; the viewer shows the dataset's own images.
+        with_alpha = copy.copy(self.train_dataset)
+        with_alpha.set_background(None)
         config = self.config
         self.train_image_dataloader = CacheDataloader(
-            StoredPixels(self.train_dataset),
+            StoredPixels(with_alpha),
             num_images_to_sample_from=config.train_num_images_to_sample_from,
             num_times_to_repeat_images=config.train_num_times_to_repeat_images,
             device=self.device,
@@ -164,7 +173,8 @@ class SceneDataManager(VanillaDataManager[SceneDataset]):
         self.iter_train_image_dataloader = iter(self.train_image_dataloader)
         self.train_pixel_sampler = self._get_pixel_sampler(self.train_dataset, config.train_num_rays_per_batch)
         cameras = self.train_dataset.cameras.to(self.device)
-        # A video's or a rig's cameras share their intrinsics; very many large different ones are left to nerfstudio.
+        # The cameras of a video or a rig share their intrinsics. With too many different large cameras, nerfstudio
+        # generates the rays.
         try:
             self.train_ray_generator = TabulatedRays(cameras)  # type: ignore[assignment]
         except ValueError:
@@ -176,25 +186,25 @@ class SceneDataManager(VanillaDataManager[SceneDataset]):
         place = self._place_of_photos(dataset)
         if type(sampler) is not PixelSampler or special:
             return sampler
-        # nerfstudio's knows masks, but not of a single photo, nor such as leave less than a batch.
+        # nerfstudio's sampler does not support the mask of a single image, nor masks that leave less than a batch.
         simple = self.config.collate_fn is not variable_res_collate and not dataset.has_masks
         if place.type == "cpu" and simple:
             return sampler
         return UniformPixelSampler(sampler.config, place, num_rays_per_batch=num_rays_per_batch)
 
     def _place_of_photos(self, dataset: SceneDataset) -> torch.device:
-        """Where the pixels that a dataset's batches draw from are kept."""
+        """Device on which the pixels of a dataset's batches are kept."""
         gpu, wanted = torch.device(self.device), self._images_on_gpu
         if gpu.type != "cuda" or dataset is not self.train_dataset or wanted is False:
             return torch.device("cpu")
         if wanted is None:
             cameras = dataset.cameras
-            # Four bytes for colour and alpha, or for colour and mask.
+            # Four bytes per pixel: color and alpha, or color and mask.
             wanted = 4 * int((cameras.width * cameras.height).sum()) <= torch.cuda.mem_get_info(gpu)[0] // 4
         return gpu if wanted else torch.device("cpu")
 
     def next_train(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
-        """Rays of random pixels, and their colours from 0 to 1."""
+        """Rays of random pixels and their colors in [0, 1]."""
         rays, batch = super().next_train(step)
         if batch["image"].dtype == torch.uint8:
             batch["image"] = batch["image"].float() / 255.0

@@ -1,4 +1,4 @@
-"""The scene loaders as nerfstudio dataparsers: one that detects the layout, and one for each layout."""
+"""The scene loaders as nerfstudio dataparsers: one that detects the layout, and one per layout."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,12 +16,12 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from eugen_nerf.scenes import Frame, Scene, SceneError, load_scene
 from eugen_nerf.scenes.image_files import inspect_image
-from eugen_nerf.scenes.normalise import Centre, Orientation
+from eugen_nerf.scenes.normalize import Center, Orientation
 from eugen_nerf.scenes.pixels import decode, usable_pixels
 
 Layout = Literal["auto", "blender", "transforms", "colmap", "llff"]
 
-# By the names of our scenes, which are nerfbaselines' too.
+# Keys are the scene loaders' names, which nerfbaselines uses too.
 CAMERA_TYPES = {
     "pinhole": CameraType.PERSPECTIVE,
     "opencv": CameraType.PERSPECTIVE,
@@ -34,7 +34,7 @@ _reads_frames: ContextVar[bool] = ContextVar("reads_frames", default=False)
 
 @contextmanager
 def reading_frames() -> Iterator[None]:
-    """For a data manager that reads pictures with `read_image`, which reduces them; others open the files."""
+    """Mark that the data manager reads images with `read_image`, which downscales them; others open the files."""
     token = _reads_frames.set(True)
     try:
         yield
@@ -43,27 +43,29 @@ def reading_frames() -> Iterator[None]:
 
 
 def refuse_reduction(frames: Sequence[Frame], downscale_factor: int) -> None:
-    """For a data manager that opens the files as they are; nerfstudio's would wait forever for smaller pictures.
+    """Check that no image needs downscaling, for data managers that open the files as they are.
+
+    nerfstudio's data managers would wait forever for the downscaled images.
 
     Raises:
-        SceneError: a picture has yet to be reduced; the message says what does that.
+        SceneError: an image still has to be downscaled; the message names the option that does it.
     """
     for frame in frames:
         if frame.downscale > 1:
             copies = downscale_factor // frame.downscale
             raise SceneError(
-                f"{frame.image_path}: there is no copy of it that is reduced {downscale_factor} times, and this method "
-                "reads pictures as nerfstudio does, which does not apply downscale_factor; use "
+                f"{frame.image_path}: there is no copy of it downscaled by {downscale_factor}, and this method reads "
+                "images through nerfstudio, which does not apply downscale_factor; use "
                 f"--pipeline.datamanager.camera-res-scale-factor {1 / frame.downscale:.4g}"
                 + (f" with downscale-factor {copies}." if copies > 1 else ".")
             )
 
 
 def check_readable_by_nerfstudio(frames: Sequence[Frame]) -> None:
-    """For a data manager that opens the files as they are, takes what is in them for colours, and stacks them.
+    """Check images and masks of a split for nerfstudio's data managers, which use the stored values and stack images.
 
     Raises:
-        SceneError: pictures or masks of a split that nerfstudio would misread, stumble over, or wait for forever.
+        SceneError: nerfstudio would misread an image or a mask, fail on it, or wait for it forever.
     """
     channels = {"L": 3, "RGB": 3, "RGBA": 4}
     first = frames[0]
@@ -72,33 +74,33 @@ def check_readable_by_nerfstudio(frames: Sequence[Frame]) -> None:
         image = inspect_image(frame.image_path)
         if image.mode not in channels:
             raise SceneError(
-                f"{frame.image_path}: is of Pillow's mode {image.mode}, and this method reads pictures as nerfstudio "
-                "does, which takes grey, RGB and RGBA of 8 bits; convert it"
+                f"{frame.image_path}: has Pillow mode {image.mode}, and this method reads images through nerfstudio, "
+                "which supports 8-bit gray, RGB and RGBA; convert it"
             )
         if channels[image.mode] != channels[first_mode]:
             raise SceneError(
                 f"{frame.image_path}: only one of it and {first.image_path} has an alpha channel, and this method "
-                "reads pictures as nerfstudio does, which wants all of a split alike; convert them"
+                "reads images through nerfstudio, which requires the same channels in a whole split; convert them"
             )
         if (frame.mask_path is None) != (first.mask_path is None):
             without = frame if frame.mask_path is None else first
             raise SceneError(
-                f"{without.image_path}: has no mask while others have one, and this method reads masks as nerfstudio "
-                "does, which would then use none; give it a white one"
+                f"{without.image_path}: has no mask while others have one, and this method reads masks through "
+                "nerfstudio, which would then ignore all masks; add a white mask for it"
             )
         if frame.mask_path is not None:
             mask = inspect_image(frame.mask_path)
             if mask.mode not in ("L", "1") or mask.size != image.size:
                 raise SceneError(
-                    f"{frame.mask_path}: is of Pillow's mode {mask.mode}, or of another size than {frame.image_path}; "
-                    "this method reads masks as nerfstudio does, which takes grey ones (L or 1) of that size; convert "
+                    f"{frame.mask_path}: has Pillow mode {mask.mode}, or not the size of {frame.image_path}; this "
+                    "method reads masks through nerfstudio, which requires gray masks (L or 1) of that size; convert "
                     "it"
                 )
             pixels = decode(frame.mask_path, "LA")
             if ((pixels[..., 0] > 0) != usable_pixels(pixels)).any():
                 raise SceneError(
-                    f"{frame.mask_path}: has greys between black and white, and this method reads masks as nerfstudio "
-                    "does, which uses every pixel that is not quite black; save it as PNG, of 0 and 255 alone"
+                    f"{frame.mask_path}: has gray values between black and white, and this method reads masks through "
+                    "nerfstudio, which uses every pixel that is not black; save it as a PNG of 0 and 255 only"
                 )
 
 
@@ -109,25 +111,27 @@ class SceneDataParserConfig(DataParserConfig):
     _target: type = field(default_factory=lambda: SceneDataParser)
     """Class to instantiate."""
     layout: Layout = "auto"
-    """Layout of the scene's folder; auto looks at what is in it."""
+    """Layout of the scene's folder; auto detects it."""
     downscale_factor: int | None = None
-    """Train and evaluate on images reduced by this whole number along each axis; None for the power of two that leaves
-    no side longer than 1,600 pixels, or for 1 in methods whose pictures nerfstudio reads."""
+    """Train and evaluate on images downscaled by this integer along each axis. None uses the power of two that leaves
+    no side longer than 1,600 pixels, or 1 in methods whose images nerfstudio reads."""
     eval_interval: int = 8
-    """Hold out every n-th image for evaluation where the scene itself names no such split; 0 trains on all of them."""
+    """Hold out every n-th image for evaluation if the scene's files define no splits; 0 trains on all images."""
     bounded: bool | None = None
-    """Whether everything visible lies in the scene box; None lets the loader decide."""
+    """Whether everything visible lies inside the scene box. None: only in the Blender layout."""
     scene_scale: float | None = None
-    """Half the side of the scene box, world units; None for 1.5 in a bounded Blender scene, else 1."""
+    """Half the side length of the scene box, world units. None: 1.5 for bounded Blender scenes, otherwise 1."""
     orientation: Orientation | None = None
-    """Vertical of the world: up is found from the photos, none keeps the file's; None for none in Blender, else up."""
-    centre: Centre | None = None
-    """Origin of the world: focus is what cameras look at, poses their mean, none the file's; None for the layout's."""
+    """Vertical axis of the world. up: estimated from the photos. none: as in the scene's files. None: none for the
+    Blender layout, otherwise up."""
+    center: Center | None = None
+    """Origin of the world. focus: the point the cameras look at. poses: the mean camera position. none: as in the
+    scene's files. None: none for the Blender layout, poses for forward-facing LLFF scenes, otherwise focus."""
 
 
 @dataclass
 class SceneDataParser(DataParser):
-    """Hands a loaded `Scene` to nerfstudio."""
+    """Converts a loaded `Scene` to nerfstudio's data structures."""
 
     config: SceneDataParserConfig
 
@@ -158,12 +162,12 @@ class SceneDataParser(DataParser):
             bounded=config.bounded,
             scene_scale=config.scene_scale,
             orientation=config.orientation,
-            centre=config.centre,
+            center=config.center,
         )
 
     def _generate_dataparser_outputs(self, split: str = "train", **_: object) -> DataparserOutputs:
         scene = self.load(split)
-        # Most warnings hold for all splits; once is enough.
+        # Most warnings apply to all splits; print them once.
         for warning in scene.warnings:
             if warning not in self._told:
                 CONSOLE.print(f"Warning: {warning}", style="bold yellow", markup=False)
@@ -171,10 +175,10 @@ class SceneDataParser(DataParser):
         return self.outputs(scene)
 
     def outputs(self, scene: Scene) -> DataparserOutputs:
-        """A loaded split in nerfstudio's terms.
+        """Convert a loaded split to nerfstudio's data structures.
 
         Raises:
-            SceneError: a picture has yet to be reduced, and its reader will not do that.
+            SceneError: an image still has to be downscaled, and its reader does not do that.
         """
         frames = scene.frames
         if not _reads_frames.get():
@@ -191,7 +195,7 @@ class SceneDataParser(DataParser):
             cy=column("cy"),
             width=column("width", torch.long),
             height=column("height", torch.long),
-            # Undistorting costs time for every ray, so pinhole cameras get no parameters.
+            # Undistortion costs time for every ray, so pinhole cameras get no parameters.
             distortion_params=torch.tensor([frame.distortion for frame in frames], dtype=torch.float32)
             if any(any(frame.distortion) for frame in frames)
             else None,
@@ -204,10 +208,10 @@ class SceneDataParser(DataParser):
             "near": scene.near,
             "far": scene.far,
         }
-        if scene.points is not None and scene.colours is not None and len(scene.points):
-            # So named, nerfstudio's pipeline hands them to the model; splatfacto starts from them.
+        if scene.points is not None and scene.colors is not None and len(scene.points):
+            # Under these names, nerfstudio's pipeline passes the points to the model; splatfacto starts from them.
             metadata["points3D_xyz"] = torch.from_numpy(scene.points).float()
-            metadata["points3D_rgb"] = torch.from_numpy(scene.colours)
+            metadata["points3D_rgb"] = torch.from_numpy(scene.colors)
         return DataparserOutputs(
             image_filenames=[frame.image_path for frame in frames],
             cameras=cameras,
@@ -223,8 +227,8 @@ def _specification(layout: Layout, description: str) -> DataParserSpecification:
     return DataParserSpecification(config=SceneDataParserConfig(layout=layout), description=description)
 
 
-eugen_scene = _specification("auto", "Any layout that eugen-nerf reads, detected from the folder.")
+eugen_scene = _specification("auto", "Any layout that eugen-nerf supports, detected from the folder.")
 eugen_blender = _specification("blender", "transforms_train.json, _val and _test, as in NeRF synthetic.")
 eugen_transforms = _specification("transforms", "One transforms.json, as written by nerfstudio or instant-ngp.")
-eugen_colmap = _specification("colmap", "A COLMAP model in sparse/0 beside its images.")
-eugen_llff = _specification("llff", "poses_bounds.npy beside images, as in LLFF.")
+eugen_colmap = _specification("colmap", "A COLMAP model in sparse/0 next to its images.")
+eugen_llff = _specification("llff", "poses_bounds.npy next to images, as in LLFF.")

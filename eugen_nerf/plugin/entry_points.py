@@ -1,8 +1,8 @@
-"""What nerfstudio loads at the start of every ns-* command.
+"""Entry points that nerfstudio loads at the start of every ns-* command.
 
-nerfstudio imports the plugins of all its methods at once and stops at the first that raises. So a part of
-ours that cannot be imported (a broken optional package, another version of nerfstudio) must not raise: its
-entry point becomes an `Unavailable`, for which nerfstudio prints one warning before it goes on without it.
+nerfstudio imports the plugins of all methods at once and stops at the first one that raises. A part of this package
+that cannot be imported (a broken optional package, another version of nerfstudio) must therefore not raise: its entry
+point becomes an `Unavailable`, for which nerfstudio prints one warning before it continues without it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Unavailable:
-    """Stands in for a method or dataparser that could not be loaded; its text says why."""
+    """Placeholder for a method or dataparser that could not be loaded; its text gives the reason."""
 
     def __init__(self, name: str, reason: BaseException) -> None:
         self.name = name

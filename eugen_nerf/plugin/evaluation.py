@@ -1,4 +1,4 @@
-"""Pictures of a test split, and their quality by one protocol for every method."""
+"""Render the images of a test split and evaluate them by one protocol for every method."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor
 from eugen_nerf.errors import UserError
 from eugen_nerf.metrics import Lpips, check_colors, image_metrics, psnr, to_uint8
 
-# Stands for the infinite PSNR of equal images, which JSON cannot hold; images that differ are far below it.
+# Replaces the infinite PSNR of equal images, which JSON cannot represent. Images that differ are far below it.
 PSNR_OF_EQUAL_IMAGES = 120.0
 
 
 def lpips_if_on_disk() -> Lpips | None:
-    """LPIPS where its weights have been downloaded before: a benchmark does not fetch 230 MB unasked."""
+    """LPIPS if its weights are already on disk: a benchmark does not download 230 MB without being asked to."""
     from torchvision.models import AlexNet_Weights
 
     file = AlexNet_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
@@ -29,14 +29,14 @@ def lpips_if_on_disk() -> Lpips | None:
 
 
 def spread_order(count: int) -> list[int]:
-    """0 .. count - 1 so that every beginning of the list is spread over the whole range (van der Corput)."""
+    """0 .. count - 1 in an order in which every prefix is spread over the whole range (van der Corput)."""
     bits = max(count - 1, 1).bit_length()
     return sorted(range(count), key=lambda i: int(f"{i:0{bits}b}"[::-1], 2))
 
 
 @dataclass(frozen=True)
 class TestView:
-    """A camera of the test split with its photo."""
+    """A camera of the test split and its photo."""
 
     index: int
     camera: Cameras
@@ -47,7 +47,7 @@ def test_view(pipeline: Any, index: int) -> TestView:
     """A view of the split that the pipeline evaluates on.
 
     Raises:
-        UserError: the method reads the photo in another size than its camera has.
+        UserError: the method reads the photo at a size other than its camera's.
     """
     dataset = pipeline.datamanager.eval_dataset
     camera = dataset.cameras[index : index + 1].to(pipeline.device)
@@ -55,9 +55,9 @@ def test_view(pipeline: Any, index: int) -> TestView:
     size, expected = tuple(image.shape[:2]), (int(camera.height), int(camera.width))
     if size != expected:
         raise UserError(
-            f"{dataset.image_filenames[index]}: is read in {size[1]}x{size[0]}, but its camera is "
+            f"{dataset.image_filenames[index]}: is read at {size[1]}x{size[0]}, but its camera has "
             f"{expected[1]}x{expected[0]}. This method's datamanager does not apply the dataparser's downscaling; "
-            "give it images of the size it is to train on."
+            "provide images of the size it should train on."
         )
     if image.shape[-1] == 4:
         image = image[..., :3] * image[..., 3:] + float(_shows_white(pipeline)) * (1 - image[..., 3:])
@@ -65,60 +65,65 @@ def test_view(pipeline: Any, index: int) -> TestView:
 
 
 def _shows_white(pipeline: Any) -> bool:
-    """Whether a model has white behind transparent photos. nerfstudio's have black wherever they do not say so: behind
-    the last sample of a ray, or where colours are random in training."""
+    """Whether a model shows transparent photos on white.
+
+    Models without a background_color do. With one, only the value white does: nerfstudio's models show black also for
+    last_sample and for random.
+    """
     return getattr(getattr(pipeline.model, "config", None), "background_color", "white") == "white"
 
 
 def check_background(pipeline: Any) -> None:
-    """Refuse to compare pictures on different backgrounds.
+    """Refuse to compare images on different backgrounds.
 
     Raises:
-        UserError: photos are transparent, and the model shows them on black.
+        UserError: the photos are transparent, and the model shows them on black.
     """
     dataset = pipeline.datamanager.eval_dataset
     if not _shows_white(pipeline) and dataset[0]["image"].shape[-1] == 4:
         raise UserError(
-            f"{dataset.image_filenames[0]}: is transparent, and this method shows black there (background_color "
-            f"{pipeline.model.config.background_color}) where the others show white. Add the override "
+            f"{dataset.image_filenames[0]}: is transparent, and this method shows it on black (background_color "
+            f"{pipeline.model.config.background_color}) while the others show it on white. Add the override "
             "pipeline.model.background_color: white."
         )
 
 
 @torch.no_grad()
 def render_view(pipeline: Any, camera: Cameras) -> Tensor:
-    """What the model shows to a camera: [H, W, 3]."""
+    """Render the image of a camera: [H, W, 3]."""
     return _shown(pipeline.model.get_outputs_for_camera(camera))
 
 
 def render_pixels(pipeline: Any, camera: Cameras, places: Tensor) -> Tensor:
-    """Some pixels of what the model shows to a camera.
+    """Render some pixels of the image of a camera.
 
     Args:
-        places: [n], numbers of pixels, row by row.
+        places: [n] indices of pixels, row by row.
 
     Returns:
         [n, 3].
     """
     rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()[places]
-    # Models render bundles that have the shape of a picture.
+    # Models render ray bundles that have the shape of an image.
     outputs = pipeline.model.get_outputs_for_camera_ray_bundle(rays.reshape((1, len(places))))
     return _shown(outputs)[0]
 
 
 def _shown(outputs: dict[str, Tensor]) -> Tensor:
-    # Models with a coarse and a fine pass name their pictures so.
+    # Models with a coarse and a fine pass call their image rgb_fine.
     return outputs["rgb"] if "rgb" in outputs else outputs["rgb_fine"]
 
 
 @contextmanager
 def evaluating(pipeline: Any) -> Iterator[None]:
-    """Evaluation mode; training goes on afterwards with the random numbers it would have had."""
+    """Evaluation mode. Training continues afterwards with the random numbers it would have used otherwise."""
     was_training = pipeline.training
     pipeline.eval()
-    with torch.random.fork_rng(), torch.no_grad():
-        yield
-    pipeline.train(was_training)
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            yield
+    finally:
+        pipeline.train(was_training)
 
 
 def num_test_views(pipeline: Any) -> int:
@@ -127,18 +132,18 @@ def num_test_views(pipeline: Any) -> int:
 
 
 def check_held_out(pipeline: Any) -> None:
-    """Refuse to measure on what was trained on.
+    """Refuse to evaluate on training images.
 
     Raises:
-        UserError: a photo of the split that the pipeline evaluates on is also one to train on.
+        UserError: a photo of the split that the pipeline evaluates on is also in the training split.
     """
     manager = pipeline.datamanager
     trained = set(manager.train_dataset.image_filenames)
     shown = [file for file in manager.eval_dataset.image_filenames if file in trained]
     if shown:
         raise UserError(
-            f"{shown[0]}: is to be trained on and evaluated on, as are {len(shown)} of the "
-            f"{num_test_views(pipeline)} test views. A benchmark measures on photos that are held out; leave the "
+            f"{shown[0]}: is in both the training and the test split, like {len(shown)} of the "
+            f"{num_test_views(pipeline)} test views. A benchmark evaluates on held-out photos; leave the "
             "dataparser's eval_interval (eval_mode in nerfstudio's) at its default, or list other photos for testing."
         )
 
@@ -155,8 +160,8 @@ def evaluate(
 
     Args:
         views: indices into the split.
-        report: told the part that is done.
-        pictures: folder for the pictures of the first `num_pictures` views.
+        report: called with the fraction that is done.
+        pictures: folder for the images of the first `num_pictures` views.
     """
     rows = []
     with evaluating(pipeline):
@@ -174,7 +179,7 @@ def evaluate(
 
 
 def quick_psnr(pipeline: Any, views: Sequence[int], pixels: int | None = None) -> float:
-    """Mean PSNR of some views, of whole pictures or of `pixels` places in each, which depend on the view alone."""
+    """Mean PSNR of some views, of whole images or of `pixels` pixels in each, which depend only on the view."""
     if pixels is None:
         found = mean(evaluate(pipeline, views), "psnr")
         assert found is not None
@@ -193,12 +198,12 @@ def quick_psnr(pipeline: Any, views: Sequence[int], pixels: int | None = None) -
 
 
 def save_picture(image: Tensor, path: Path) -> None:
-    """[H, W, 3] in [0, 1] as an 8-bit PNG."""
+    """Save [H, W, 3] in [0, 1] as an 8-bit PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(to_uint8(image).cpu().numpy()).save(path)
 
 
 def mean(rows: Sequence[dict[str, float]], metric: str) -> float | None:
-    """Mean of a metric over the views, None if a view lacks it."""
+    """Mean of a metric over the views; None if a view lacks it."""
     values = [row[metric] for row in rows if metric in row]
     return sum(values) / len(values) if values and len(values) == len(rows) else None

@@ -1,4 +1,4 @@
-"""The methods that ``ns-train`` offers, with defaults for the device at hand."""
+"""The methods registered with ``ns-train``, with defaults for the available device."""
 
 import contextlib
 import copy
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
+from nerfstudio.configs.base_config import MachineConfig
 from nerfstudio.engine.optimizers import AdamOptimizerConfig, OptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.engine.trainer import TrainerConfig
@@ -51,44 +51,44 @@ from eugen_nerf.scenes import Frame, Scene, read_image
 compat.apply()
 
 
-# Learning rates of the networks: factored layers want smaller ones than an MLP. For EUGen and MLP they are the best of
-# those tried on lego and fox, for low rank on lego; snnk has the MLP's.
+# Learning rates of the networks: factored layers need smaller ones than an MLP. For EUGen and MLP they are the best of
+# those tried on lego and fox, for low rank the best on lego; snnk uses the MLP's.
 NETWORK_RATES: dict[NetworkKind, float] = {"eugen": 4e-3, "mlp": 1e-2, "low-rank": 1e-2, "snnk": 1e-2}
 
 
 def busy_machine_hint(load: float, cores: int) -> str | None:
-    """What to tell about training beside other work; None where there is nothing to tell.
+    """Hint for training on a busy machine; None if there is nothing to report.
 
-    OpenMP's threads spin while they wait, and on a busy machine mostly for one that has lost its core. How they wait
-    is decided when torch is imported, so all that can be done here is to say it.
+    OpenMP's threads spin while they wait; on a busy machine they mostly wait for a thread that has lost its core. The
+    wait policy is fixed when torch is imported, so this function can only report it.
 
     Args:
-        load: processes that were running or waiting for a core over the last minute, on average.
-        cores: what this process may run on.
+        load: average number of processes running or waiting for a core over the last minute.
+        cores: number of cores available to this process.
     """
     threads = torch.get_num_threads()
     chosen = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
     if load < max(cores - threads, 0) + 0.7 or threads == 1 or chosen:
         return None
     return (
-        "This machine has other work to do. With OMP_WAIT_POLICY=passive before the command training may be several "
-        "times faster."
+        "Other processes are using this machine. Training may be several times faster with OMP_WAIT_POLICY=passive "
+        "set before the command."
     )
 
 
 @dataclass
 class EugenTrainerConfig(TrainerConfig):
-    """nerfstudio's trainer options, and a look at the scene before anything is written."""
+    """nerfstudio's trainer options, with checks of options and scene before anything is written."""
 
     _target: type = field(default_factory=lambda: EugenTrainer)
     """Class to instantiate."""
     fit_schedules: bool = True
-    """Let every learning rate decay over exactly max_num_iterations, whatever its scheduler's max_steps says. Where
-    training goes on from a checkpoint with schedules, over the steps that led to it and max_num_iterations more, as if
-    so many had been planned from the start."""
+    """Decay every learning rate over exactly max_num_iterations steps and ignore the schedulers' max_steps. When
+    training resumes from a checkpoint with schedules, decay over the steps already done plus max_num_iterations, as if
+    all of them had been planned from the start."""
 
     def validate(self) -> None:
-        """Raises UserError that names the option which cannot work, whatever the scene."""
+        """Check the options that do not depend on the scene; raise a UserError that names the first invalid one."""
         if self.max_num_iterations < 1:
             raise UserError(f"max_num_iterations must be at least 1, not {self.max_num_iterations}.")
         if not 0 <= self.machine.seed < 1 << 32:
@@ -100,6 +100,15 @@ class EugenTrainerConfig(TrainerConfig):
             betas = getattr(options, "betas", ())
             if not all(0 <= beta < 1 for beta in betas):
                 raise UserError(f"optimizers.{name}.optimizer.betas must be 0 or more and below 1, not {betas}.")
+            if not 0 <= options.eps < math.inf:
+                raise UserError(f"optimizers.{name}.optimizer.eps must be 0 or a positive number, not {options.eps}.")
+            schedule = group["scheduler"]
+            if getattr(schedule, "max_steps", 1) < 1:
+                raise UserError(f"optimizers.{name}.scheduler.max_steps must be at least 1, not {schedule.max_steps}.")
+            if not 0 <= getattr(schedule, "final_share", 0) <= 1:
+                raise UserError(
+                    f"optimizers.{name}.scheduler.final_share must be from 0 to 1, not {schedule.final_share}."
+                )
         for config in (self.pipeline, self.pipeline.model, self.pipeline.datamanager):
             validate = getattr(config, "validate", None)
             if validate is not None:
@@ -108,14 +117,14 @@ class EugenTrainerConfig(TrainerConfig):
     def save_config(self) -> None:
         """Check options and scene, then write config.yml.
 
-        ns-train calls this before it loads anything; what cannot work should leave no run folder behind.
+        ns-train calls this before it loads anything, so that invalid input leaves no run folder behind.
 
         Raises:
             UserError: an option, the scene, the checkpoint or the output folder cannot be used.
         """
         self.validate()
         self._check_machine()
-        # Rendering and evaluation must find run and scene from any folder.
+        # Absolute paths, so that rendering and evaluation find run and scene from any folder.
         self.output_dir = self.output_dir.expanduser().absolute()
         manager: Any = self.pipeline.datamanager
         manager.data = manager.dataparser.data = Path(manager.data or manager.dataparser.data).expanduser().absolute()
@@ -126,7 +135,10 @@ class EugenTrainerConfig(TrainerConfig):
         scenes = self._check_scene()
         if file is not None and loaded is not None:
             self._check_checkpoint(file, loaded, scenes)
-            # The same by one name. A load_step in config.yml would make ns-eval look for that step in the new run.
+            for warning in self._kept_options(loaded):
+                CONSOLE.print(f"Warning: {warning}", style="bold yellow", markup=False)
+            # Name the checkpoint by its file alone. A load_step in config.yml would make ns-eval look for that step in
+            # the new run.
             self.load_checkpoint, self.load_dir, self.load_step = file, None, None
             schedules = loaded.get("schedulers", {}) if self.load_scheduler else {}
         self.set_schedules(schedules)
@@ -137,21 +149,21 @@ class EugenTrainerConfig(TrainerConfig):
             raise refused(self.get_base_dir(), error, "--output-dir") from error
 
     def _check_machine(self) -> None:
-        """Raises UserError: the device is not there, or EUGEN_BACKEND asks for native code that it cannot have."""
+        """Raise a UserError if the device is missing or cannot run the native code that EUGEN_BACKEND requests."""
         device = self.machine.device_type
         if device == "cuda" and not torch.cuda.is_available():
-            raise UserError("PyTorch sees no NVIDIA GPU; train with --machine.device-type cpu.")
+            raise UserError("PyTorch finds no NVIDIA GPU; train with --machine.device-type cpu.")
         backend = requested_backend("auto")
         if backend in ("cpu", "cuda"):
-            problem = native_problem(torch.device(device)) if backend == device else f"this training is for {device}"
+            problem = native_problem(torch.device(device)) if backend == device else f"this training runs on {device}"
             if problem:
-                raise UserError(f"EUGEN_BACKEND asks for {backend}, but {problem}.")
+                raise UserError(f"EUGEN_BACKEND requests {backend}, but {problem}.")
 
     def set_schedules(self, loaded: Mapping[str, Any] | None = None) -> None:
-        """Do what `fit_schedules` says.
+        """Apply `fit_schedules`.
 
         Args:
-            loaded: state of the schedules that training goes on with, by group of parameters.
+            loaded: state of the schedulers that training resumes with, by parameter group.
         """
         if not self.fit_schedules:
             return
@@ -161,10 +173,10 @@ class EugenTrainerConfig(TrainerConfig):
                 group["scheduler"].max_steps = done + self.max_num_iterations
 
     def _check_scene(self) -> list[Scene]:
-        """The views for training and those for validation; nothing where the dataparser is nerfstudio's own.
+        """Load the training and the validation split; an empty list with nerfstudio's own dataparsers.
 
         Raises:
-            UserError: the scene, or an option with this scene, cannot be used.
+            UserError: the scene cannot be used, or not with these options.
         """
         manager: Any = self.pipeline.datamanager
         scenes: list[Scene] = []
@@ -174,14 +186,15 @@ class EugenTrainerConfig(TrainerConfig):
                 scenes = [parser.load(split) for split in ("train", "val")]
                 try:
                     parser.load("test")
-                except SceneError as error:  # training needs none of it
-                    CONSOLE.print(f"Warning: ns-eval will refuse: {error}", style="bold yellow", markup=False)
+                except SceneError as error:  # training does not need the test split
+                    message = f"Warning: ns-eval, ns-viewer, ns-render and ns-export will fail on this run: {error}"
+                    CONSOLE.print(message, style="bold yellow", markup=False)
         if isinstance(self.pipeline.model, EugenModelConfig):
             self.pipeline.model.limits({"near": scenes[0].near, "far": scenes[0].far} if scenes else {})
         return scenes
 
     def _checkpoint_file(self) -> Path | None:
-        """The checkpoint that training goes on from; None to start anew.
+        """The checkpoint that training resumes from; None to start from scratch.
 
         Raises:
             UserError: there is no such file.
@@ -205,7 +218,7 @@ class EugenTrainerConfig(TrainerConfig):
         return wanted
 
     def _check_checkpoint(self, file: Path, loaded: Mapping[str, Any], scenes: list[Scene]) -> None:
-        """Raises UserError where a checkpoint's weights do not fit the model of this configuration."""
+        """Raise a UserError if the checkpoint's weights do not fit the model of this configuration."""
         manager: Any = self.pipeline.datamanager
         parser = manager.dataparser.setup()
         with reading_frames():
@@ -218,14 +231,32 @@ class EugenTrainerConfig(TrainerConfig):
             )
         check_weights(model, loaded["pipeline"], file, str(self.method_name))
 
+    def _kept_options(self, loaded: Mapping[str, Any]) -> list[str]:
+        """Messages on options of optimizers which differ from those that a checkpoint brings, and which win."""
+        kept = []
+        for name, group in self.optimizers.items():
+            for saved in loaded.get("optimizers", {}).get(name, {}).get("param_groups", [])[:1]:
+                # Without the schedule's state, the learning rate is the configuration's again.
+                options = ("lr", "betas", "eps") if self.load_scheduler else ("betas", "eps")
+                for option in options:
+                    before = saved.get("initial_lr", saved.get("lr")) if option == "lr" else saved.get(option)
+                    given = getattr(group["optimizer"], option, before)
+                    if before is not None and given != (tuple(before) if isinstance(before, list) else before):
+                        way = "; --load-scheduler False begins a new decay with yours" if option == "lr" else ""
+                        kept.append(
+                            f"optimizers.{name}.optimizer.{option} stays {before}, as the checkpoint has it, and does "
+                            f"not become {given}{way}."
+                        )
+        return kept
+
     def _announce(self) -> None:
         model: Any = self.pipeline.model
         grid = model.field
         CONSOLE.print(
             f"Training {grid.network} on {self.machine.device_type}: hash grid {grid.num_levels} x "
-            f"{grid.features_per_level} features, up to 2^{grid.log2_hashmap_size} entries a level; "
-            f"{self.pipeline.target_num_samples} samples a step; "  # type: ignore[attr-defined]
-            f"{self.max_num_iterations} steps. Every one of these is an option, see --help."
+            f"{grid.features_per_level} features, up to 2^{grid.log2_hashmap_size} entries per level; "
+            f"{self.pipeline.target_num_samples} samples per step; "  # type: ignore[attr-defined]
+            f"{self.max_num_iterations} steps. All of these can be changed with options, see --help."
         )
         hint = busy_machine_hint(os.getloadavg()[0], len(os.sched_getaffinity(0)))
         if self.machine.device_type == "cpu" and hint:
@@ -234,10 +265,10 @@ class EugenTrainerConfig(TrainerConfig):
 
 @dataclass
 class ConvertedTrainerConfig(EugenTrainerConfig):
-    """Options of nerfstudio's trainer for one of its own methods with EUGen layers."""
+    """Trainer options of nerfstudio's own methods with EUGen layers."""
 
     fit_schedules: bool = False
-    """Let every learning rate decay over exactly max_num_iterations, whatever its scheduler's max_steps says."""
+    """Decay every learning rate over exactly max_num_iterations steps and ignore the schedulers' max_steps."""
 
     def _check_scene(self) -> list[Scene]:
         scenes = super()._check_scene()
@@ -251,7 +282,8 @@ class ConvertedTrainerConfig(EugenTrainerConfig):
         def decode(frame: Frame) -> None:
             read_image(frame)
 
-        # nerfstudio's data managers name no file when they cannot decode it, and wait for it forever in a process.
+        # When nerfstudio's data managers cannot decode a file, they do not name it, and wait forever for the worker
+        # process that reads it.
         with ThreadPoolExecutor() as pool:
             for _ in pool.map(decode, frames):
                 pass
@@ -270,28 +302,28 @@ def _field(network: NetworkKind, on_gpu: bool) -> FieldConfig:
 
 @dataclass
 class SparseAdamOptimizerConfig(OptimizerConfig):
-    """Options of the hash table's optimizer."""
+    """Options of the optimizer of the hash table."""
 
     _target: type = SparseAdam
     """Class to instantiate."""
     betas: tuple[float, float] = BETAS
-    """Decay of the running mean of gradients and of their squares, per step."""
+    """Decay rates, per step, of the running means of the gradients and of their squares."""
 
 
 @dataclass
 class NetworkAdamOptimizerConfig(AdamOptimizerConfig):
-    """Options of the networks' optimizer."""
+    """Options of the optimizer of the networks."""
 
     betas: tuple[float, float] = BETAS
-    """Decay of the running mean of gradients and of their squares, per step."""
+    """Decay rates, per step, of the running means of the gradients and of their squares."""
     fused: bool = True
-    """One pass over each parameter instead of an operator for every term: the networks are small, and operators cost
-    more than their work."""
+    """Update each parameter in one pass instead of one operator per term. The networks are so small that operator
+    overhead outweighs the computation."""
 
 
 def _optimizer(config: type[OptimizerConfig], lr: float, steps: int) -> dict[str, Any]:
     return {
-        # Instant NGP's epsilon lets entries that are rarely seen move as fast as the others.
+        # With Instant NGP's epsilon, rarely sampled entries move as fast as the others.
         "optimizer": config(lr=lr, eps=1e-15),
         "scheduler": LinearDecaySchedulerConfig(max_steps=steps),
     }
@@ -301,9 +333,9 @@ def method_config(name: str, network: NetworkKind, device: Literal["cpu", "cuda"
     """The configuration of a method.
 
     Args:
-        name: how ns-train lists it.
-        network: kind of the field's networks; nothing else differs between methods but the networks' learning rate.
-        device: whose defaults to take; None for a GPU if there is one.
+        name: the method's name in ns-train.
+        network: kind of the field's networks. Besides it, methods differ only in the networks' learning rate.
+        device: device whose defaults to use; None for a GPU if there is one.
     """
     on_gpu = (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda"
     steps = 20_000 if on_gpu else 4_000
@@ -321,13 +353,14 @@ def method_config(name: str, network: NetworkKind, device: Literal["cpu", "cuda"
             max_num_samples_per_ray=1024 if on_gpu else 256,
             datamanager=SceneDataManagerConfig(dataparser=SceneDataParserConfig()),
             model=EugenModelConfig(
-                # A GPU draws a whole picture at once; where it lacks kernels, rendering divides the rays itself.
+                # A GPU renders a whole image at once. Without kernels for it, the renderer splits the rays itself.
                 eval_num_rays_per_chunk=1 << (20 if on_gpu else 14),
                 field=_field(network, on_gpu),
                 steps_per_diagonal=1024 if on_gpu else 384,
                 cone_angle=1 / 256 if on_gpu else 1 / 64,
                 occupancy_resolution=128 if on_gpu else 64,
-                # Short steps put many samples behind surfaces; with long ones a look at all costs what it gains.
+                # Short steps leave many samples occluded. With long steps, evaluating all densities first costs as
+                # much as it saves.
                 skip_hidden=True if on_gpu else None,
             ),
         ),
@@ -335,8 +368,7 @@ def method_config(name: str, network: NetworkKind, device: Literal["cpu", "cuda"
             "encoding": _optimizer(SparseAdamOptimizerConfig, 2e-2, steps),
             "networks": _optimizer(NetworkAdamOptimizerConfig, NETWORK_RATES[network], steps),
         },
-        viewer=ViewerConfig(num_rays_per_chunk=1 << 14),
-        # Without a viewer ns-train ends with its last step; with --vis viewer it goes on serving the scene.
+        # Without a viewer, ns-train exits after its last step; with --vis viewer it keeps serving the scene.
         vis="tensorboard",
     )
 
@@ -345,8 +377,8 @@ def order_2_method_config(name: str, device: Literal["cpu", "cuda"] | None = Non
     """`eugen-nerf` with `ORDER_2_LAYERS`.
 
     Args:
-        name: how ns-train lists it.
-        device: whose defaults to take; None for a GPU if there is one.
+        name: the method's name in ns-train.
+        device: device whose defaults to use; None for a GPU if there is one.
     """
     config = method_config(name, "eugen", device)
     model: Any = config.pipeline.model
@@ -357,13 +389,13 @@ def order_2_method_config(name: str, device: Literal["cpu", "cuda"] | None = Non
 def converted_method_config(
     name: str, original: str, model: type[ModelConfig], device: Literal["cpu", "cuda"] | None = None
 ) -> ConvertedTrainerConfig:
-    """The configuration of a method of nerfstudio, differing in its EUGen layers, and in dataparser, device and viewer.
+    """The configuration of a nerfstudio method with EUGen layers, and with other defaults for data, device and viewer.
 
     Args:
-        name: how ns-train lists it.
+        name: the method's name in ns-train.
         original: nerfstudio's name of the method without EUGen layers.
-        model: nerfstudio's options of the model and the plan of conversion.
-        device: whose defaults to take; None for a GPU if there is one.
+        model: configuration class with nerfstudio's model options and the conversion plan.
+        device: device whose defaults to use; None for a GPU if there is one.
     """
     from nerfstudio.configs.method_configs import method_configs
 
@@ -387,23 +419,23 @@ def converted_method_config(
 
 eugen_nerf = MethodSpecification(
     config=method_config("eugen-nerf", "eugen"),
-    description="Radiance field with EUGen layers, wide random-feature layers that merge into a small network exactly.",
+    description="Radiance field with EUGen layers: wide random-feature layers that merge exactly into a small network.",
 )
 eugen_nerf_order2 = MethodSpecification(
     config=order_2_method_config("eugen-nerf-order2"),
-    description="eugen-nerf with products of two projections as features, for objects on a plain background.",
+    description="eugen-nerf with EUGen layers of order 2 (pairwise products), for objects on a plain background.",
 )
 eugen_nerf_mlp = MethodSpecification(
     config=method_config("eugen-nerf-mlp", "mlp"),
-    description="The twin of eugen-nerf with a standard MLP, for comparison.",
+    description="MLP baseline: eugen-nerf with standard dense layers instead of EUGen layers.",
 )
 eugen_nerf_low_rank = MethodSpecification(
     config=method_config("eugen-nerf-low-rank", "low-rank"),
-    description="The twin of eugen-nerf whose hidden layers are low-rank, for comparison.",
+    description="Low-rank baseline: eugen-nerf with low-rank hidden layers instead of EUGen layers.",
 )
 eugen_nerf_snnk = MethodSpecification(
     config=method_config("eugen-nerf-snnk", "snnk"),
-    description="The twin of eugen-nerf with scalable neural network kernels, for comparison.",
+    description="SNNK baseline: eugen-nerf with scalable neural network kernels instead of EUGen layers.",
 )
 
 _CONVERTED: dict[str, tuple[str, type[ModelConfig], str]] = {
@@ -420,7 +452,7 @@ _CONVERTED: dict[str, tuple[str, type[ModelConfig], str]] = {
     "eugen_nerfacto": (
         "nerfacto",
         EugenNerfactoModelConfig,
-        "nerfstudio's nerfacto with an EUGen layer at the head of its colour network.",
+        "nerfstudio's nerfacto with an EUGen layer as the first layer of its color network.",
     ),
 }
 
@@ -433,10 +465,10 @@ def _converted(attribute: str) -> MethodSpecification:
 
 
 def __getattr__(attribute: str) -> MethodSpecification:
-    """The methods that are made from nerfstudio's, when they are asked for.
+    """Create the methods that are based on nerfstudio's own on first access.
 
-    They need nerfstudio's list of methods, and while that is imported it looks for ours: it must not come upon a half
-    of this module.
+    They need nerfstudio's list of methods. Importing that list loads this module's methods, so creating them while
+    this module is being imported would expose it half initialized.
     """
     if attribute in _CONVERTED:
         return _converted(attribute)

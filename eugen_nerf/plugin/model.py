@@ -31,7 +31,7 @@ from eugen_nerf.plugin.panel import Readout
 from eugen_nerf.plugin.rays import PictureRayGenerator
 from eugen_nerf.renderer import Renderer
 
-MAX_OCCUPANCY_RESOLUTION = 1024  # whose cells take 4 GB while training
+MAX_OCCUPANCY_RESOLUTION = 1024  # its cells take 4 GB of memory during training
 
 
 @dataclass
@@ -41,35 +41,35 @@ class EugenModelConfig(ModelConfig):
     _target: type = field(default_factory=lambda: EugenModel)
     """Class to instantiate."""
     enable_collider: bool = False
-    """The scene's own near and far limits are used instead of nerfstudio's collider."""
+    """Must stay False: rays use the scene's near and far limits instead of nerfstudio's collider."""
     collider_params: dict[str, float] | None = None
-    """Unused, see enable_collider."""
+    """Unused; see enable_collider."""
     eval_num_rays_per_chunk: int = 1 << 14
-    """Rays rendered at once."""
+    """Number of rays per chunk when rendering images."""
     field: FieldConfig = field(default_factory=FieldConfig)
-    """Hash grid and networks."""
+    """The radiance field: hash grid and networks."""
     steps_per_diagonal: int = 1024
-    """Steps of a ray along the diagonal of the scene box."""
+    """Number of steps along the diagonal of the scene box; sets the step size."""
     cone_angle: float = 1 / 256
-    """Growth of a step per world unit of distance in scenes with a background; bounded scenes keep 0."""
+    """Growth of the step size per world unit of distance, in contracted scenes. Bounded scenes always use 0."""
     near: float | None = None
-    """Start of every ray, world units; None for what the scene says."""
+    """Distance at which every ray starts, world units. None uses the scene's own."""
     far: float | None = None
-    """End of every ray, world units; None for what the scene says."""
+    """Distance at which every ray ends, world units. None uses the scene's own."""
     contraction: bool | None = None
-    """Whether the world beyond the scene box is contracted around it; None for what the scene says."""
+    """Contract the world beyond the scene box. None does so unless the scene is bounded."""
     occupancy_resolution: int = 128
-    """Cells of the occupancy grid along each axis."""
+    """Number of cells along each axis of the occupancy grid."""
     occupancy_threshold: float = 0.01
-    """Optical thickness of one step from which on a cell counts as occupied; the grid's mean, where that is less."""
+    """A cell is occupied if its per-step optical thickness exceeds min(threshold, grid mean)."""
     skip_hidden: bool | None = None
-    """Whether samples that no light reaches are left out of training, at the price of a look at the densities of all.
-    None does so in scenes with a background only, where a ray has many of them."""
+    """Leave occluded samples out of training, at the cost of evaluating the density of all samples first. None enables
+    this only in contracted scenes, where rays have many occluded samples."""
     train_background: Literal["random", "white", "black"] = "random"
-    """Behind the scene while training. A constant colour lets images with alpha collapse into that colour."""
+    """Background color during training. With a constant color, scenes with alpha images can collapse to that color."""
 
     def validate(self) -> None:
-        """Raises UserError that names the option which cannot work."""
+        """Check all options; raise a UserError that names the first invalid one."""
         self.field.validate()
         if self.steps_per_diagonal < 1:
             raise UserError(f"steps_per_diagonal must be at least 1, not {self.steps_per_diagonal}.")
@@ -83,28 +83,28 @@ class EugenModelConfig(ModelConfig):
         for name in ("cone_angle", "occupancy_threshold"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
-                raise UserError(f"{name} must be a number that is not negative, but is {value}.")
+                raise UserError(f"{name} must be a finite number, 0 or more, not {value}.")
         if self.enable_collider:
-            raise UserError("enable_collider must stay False: rays have the scene's limits, or those of near and far.")
+            raise UserError("enable_collider must stay False: rays use the scene's limits or the options near and far.")
 
     def limits(self, metadata: Mapping[str, Any]) -> tuple[float, float]:
-        """Start and end of every ray, world units.
+        """The distances at which every ray starts and ends, world units.
 
         Args:
-            metadata: what the dataparser says about the scene; other dataparsers than ours say nothing.
+            metadata: the scene's limits from the dataparser; only this package's dataparsers provide them.
 
         Raises:
-            UserError: they cannot work together.
+            UserError: near is negative or not below far.
         """
         near = self.near if self.near is not None else float(metadata.get("near", 0.05))
         far = self.far if self.far is not None else float(metadata.get("far", 1e3))
         if not 0 <= near < far:
-            raise UserError(f"The near limit of rays ({near}) must not be negative and must lie below far ({far}).")
+            raise UserError(f"The near limit of rays ({near}) must not be negative and must be below far ({far}).")
         return near, far
 
 
 class EugenModel(Model):
-    """Radiance field with EUGen or other layers; see `EugenField`."""
+    """Radiance field with EUGen layers or baseline layers; see `EugenField`."""
 
     config: EugenModelConfig
 
@@ -113,7 +113,7 @@ class EugenModel(Model):
         config.validate()
         super().populate_modules()
         metadata: dict[str, Any] = self.kwargs.get("metadata") or {}
-        # Other dataparsers than ours say nothing about the scene's bounds.
+        # Only this package's dataparsers provide the scene's bounds.
         bounded = bool(metadata.get("bounded", False))
         contracted = config.contraction if config.contraction is not None else not bounded
         low, high = (tuple(float(v) for v in corner) for corner in self.scene_box.aabb)
@@ -122,24 +122,24 @@ class EugenModel(Model):
         near, far = config.limits(metadata)
         if contracted and math.isinf(far):
             raise UserError(
-                "The far limit of rays must be finite in a scene with a background: leave far out, or set one."
+                "The far limit of rays must be finite in a contracted scene: set a finite far, or leave the option out."
             )
 
         self.field = EugenField(config.field)
         self.occupancy = OccupancyGrid(config.occupancy_resolution, config.occupancy_threshold)
-        # Rays through a capture are long: thin fog at first.
+        # Rays through contracted scenes are long, so the initial fog is thinner.
         self.field.set_initial_density(0.1 if contracted else 1.0)
         skip_hidden = contracted if config.skip_hidden is None else config.skip_hidden
         self.renderer = Renderer(self.field, self.occupancy, space, rule, near, far, skip_hidden)
-        # nerfstudio looks this attribute up to learn about the background.
+        # nerfstudio reads the background color from this attribute.
         self.renderer_rgb = RGBRenderer(background_color=config.train_background)
         self.eval_background: Literal["white", "black"] = metadata.get("eval_background", "white")
         self.lpips = Lpips()
         self._lpips_warned = False
         self._picture_rays = PictureRayGenerator()
-        self._total_samples: int | None = None  # of the last rays, where it is known
+        self._total_samples: int | None = None  # of the last rays, if known
 
-        # What the panel in nerfstudio's viewer shows.
+        # Shown in the panel of nerfstudio's viewer.
         self.panel_network = Readout("Network", config.field.network)
         self.panel_time = Readout("Frame time", "no frame yet", hint="of the last frame")
         self.panel_samples = Readout("Samples per ray", "no frame yet", hint="mean of the last frame")
@@ -164,19 +164,34 @@ class EugenModel(Model):
         if self.training:
             jitter = torch.rand(origins.shape[0], device=origins.device)
             out = self.renderer.differentiable(origins, directions, jitter)
-            rgb = out.rgb
-            if self.config.train_background != "random":  # a random one is added with the loss
+            rgb, depth = out.rgb, out.depth
+            if self.config.train_background != "random":  # a random background is added by the loss
                 rgb = self._on_background(rgb, out.alpha, self.config.train_background)
         else:
-            out = self.renderer.render(origins, directions, ray_bundle.nears, ray_bundle.fars)
+            # ns-render asks with integers whether something hides a camera.
+            limits = (limit if limit is None else limit.to(origins) for limit in (ray_bundle.nears, ray_bundle.fars))
+            out = self.renderer.render(origins, directions, *limits)
             rgb = self._on_background(out.rgb, out.alpha, self.eval_background).clamp(0, 1)
+            depth = torch.where(out.depth > 0, out.depth, self._behind_everything(origins))
         self._total_samples = out.total_samples
         return {
             "rgb": rgb,
             "accumulation": out.alpha[:, None],
-            "depth": out.depth[:, None],
+            "depth": depth[:, None],
             "num_samples_per_ray": out.num_samples[:, None],
         }
+
+    def _behind_everything(self, origins: Tensor) -> Tensor:
+        """The depth of rays that hit nothing, [R]. nerfstudio's viewer and ns-render hide what is farther away than
+        the depth, for example the frustums of cameras, so it must not be 0.
+
+        It lies behind the box of a bounded scene, and behind seven eighths of the contracted space otherwise: the far
+        limit would leave a depth image no contrast.
+        """
+        space = self.renderer.space
+        corners = origins.new_tensor(space.box)
+        reach = space.diagonal * (2.0 if space.contracted else 0.5)
+        return ((origins - corners.mean(dim=0)).norm(dim=-1) + reach).clamp_max(self.renderer.far)
 
     @torch.no_grad()
     def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
@@ -198,8 +213,8 @@ class EugenModel(Model):
 
     @staticmethod
     def _on_background(rgb: Tensor, alpha: Tensor, background: str) -> Tensor:
-        # The renderer's method honours the colour chosen in the viewer. Asked for one in the picture's shape, it would
-        # spread it out in main memory and copy that to a GPU, in every frame.
+        # The renderer's method respects the color chosen in the viewer. With the image's shape, it would expand the
+        # color in main memory and copy it to a GPU in every frame.
         color = RGBRenderer.get_background_color(background, shape=(3,), device=rgb.device)  # type: ignore[arg-type]
         return rgb + (1 - alpha)[:, None] * color
 
@@ -211,7 +226,7 @@ class EugenModel(Model):
         return outputs["rgb"], self.renderer_rgb.blend_background(image, self.eval_background)
 
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
-        # The pipeline asks for this number in every step. On a GPU, to sum it up there would be to wait for it.
+        # The pipeline needs this number in every step; summing it on a GPU would mean waiting for the GPU.
         total = self._total_samples
         count = outputs["num_samples_per_ray"].sum() if total is None else torch.tensor(total)
         return {"num_samples_per_batch": count}

@@ -1,4 +1,4 @@
-"""What the model shows in nerfstudio's viewer."""
+"""Elements that the model adds to nerfstudio's viewer."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from viser import ViserServer
 
 
 class Readout(ViewerText):
-    """A line of text that the model writes and nobody edits.
+    """A read-only line of text.
 
-    The viewer renders anew whenever one of its elements changes. A line written with every frame would keep it
-    rendering for ever, so this one does not report its changes.
+    The viewer renders again whenever one of its elements changes. A line that changes with every frame would keep it
+    rendering forever, so this element does not report its changes.
     """
 
     def __init__(self, name: str, text: str, hint: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Pipeline that keeps the number of samples per training step constant, and selects features on the way."""
+"""Pipeline that keeps the number of samples per training step constant and selects features during training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,8 +17,8 @@ from eugen_nerf.plugin.averages import AveragingPipeline
 from eugen_nerf.plugin.recording import record
 
 MIN_RAYS = 64
-SELECTION_RAYS = 1 << 16  # at most, where few of them meet anything
-SELECTION_AGAIN = 0.1  # later, as part of the training, where none of them does
+SELECTION_RAYS = 1 << 16  # maximum, reached if few rays hit anything
+SELECTION_AGAIN = 0.1  # fraction of the training after which to try again if selection was not possible
 
 
 @dataclass
@@ -28,15 +28,15 @@ class SampleBudgetPipelineConfig(DynamicBatchPipelineConfig):
     _target: type = field(default_factory=lambda: SampleBudgetPipeline)
     """Class to instantiate."""
     max_rays_per_batch: int = 16384
-    """Most rays of a step, however few samples each of them needs."""
+    """Maximum number of rays per step, even if they need few samples."""
     selection_share: float = 0.5
-    """Part of the training after which features are selected, where the field has candidate_features: 0 or more, below
-    1. Where training goes on from a checkpoint, the steps that led to it count."""
+    """Fraction of the training, 0 or more and below 1, after which features are selected if the field has
+    candidate_features. When training resumes from a checkpoint, the steps before it count."""
     selection_samples: int = 1 << 17
-    """Samples on which they are compared."""
+    """Number of samples on which features are compared."""
 
     def validate(self) -> None:
-        """Raises UserError that names the option which cannot work."""
+        """Check all options; raise a UserError that names the first invalid one."""
         for name in ("target_num_samples", "max_num_samples_per_ray", "selection_samples"):
             if getattr(self, name) < 1:
                 raise UserError(f"Pipeline option {name} must be at least 1, not {getattr(self, name)}.")
@@ -48,8 +48,8 @@ class SampleBudgetPipelineConfig(DynamicBatchPipelineConfig):
             default = getattr(VanillaDataManagerConfig, name)
             if getattr(self.datamanager, name, default) != default:
                 raise UserError(
-                    f"pipeline.datamanager.{name} has no effect: a step takes as many rays as make "
-                    "pipeline.target_num_samples samples, and no more than pipeline.max_rays_per_batch. Set those."
+                    f"pipeline.datamanager.{name} has no effect: the number of rays per step follows from "
+                    "pipeline.target_num_samples and is limited by pipeline.max_rays_per_batch. Set those instead."
                 )
         if not 0 <= self.selection_share < 1:
             raise UserError(
@@ -58,16 +58,16 @@ class SampleBudgetPipelineConfig(DynamicBatchPipelineConfig):
 
 
 class SampleBudgetPipeline(AveragingPipeline, DynamicBatchPipeline):
-    """Adapts the number of rays to the occupancy grid, within limits.
+    """Adapts the number of rays per step to the number of samples, within limits.
 
-    nerfstudio's own rule divides by the number of samples, which is zero when a batch sees nothing but
-    background, and begins without any ray when the budget is smaller than the most samples of one.
+    nerfstudio's own rule divides by the number of samples, which is zero if a batch sees only background. It also
+    starts with zero rays if the budget is smaller than the maximum number of samples per ray.
     """
 
     config: SampleBudgetPipelineConfig
     spent: Callable[[int], float] | None = None
-    """Which part of the training is done before a step; None to count steps from the first one ever made to the
-    trainer's last one."""
+    """Maps a step to the fraction of the training completed before it. None counts all steps, including those before a
+    loaded checkpoint, up to the trainer's last one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -77,7 +77,7 @@ class SampleBudgetPipeline(AveragingPipeline, DynamicBatchPipeline):
     def _update_dynamic_num_rays_per_batch(self, num_samples_per_batch: int) -> None:
         rays = self.dynamic_num_rays_per_batch
         wanted = rays * self.config.target_num_samples / max(num_samples_per_batch, 1)
-        # At most doubling per step lets no single lucky batch blow up the next one.
+        # The number of rays at most doubles per step, so that one batch with few samples does not blow up the next.
         self._set_rays(min(wanted, 2 * rays))
 
     def _set_rays(self, rays: float) -> None:
@@ -107,13 +107,13 @@ class SampleBudgetPipeline(AveragingPipeline, DynamicBatchPipeline):
                 self.select_features(optimizers.optimizers["networks"])
             except UserError as error:
                 share = spent(step) + SELECTION_AGAIN
-                CONSOLE.print(f"All features stay for now. {error}", style="bold yellow", markup=False)
+                CONSOLE.print(f"All features are kept for now. {error}", style="bold yellow", markup=False)
 
         def tell(step: int) -> None:
             if self.model.field.has_candidates():
                 CONSOLE.print(
-                    f"All {self.model.field.config.candidate_features} features stayed in each EUGen layer: they were "
-                    "not selected in this training.",
+                    f"All {self.model.field.config.candidate_features} features of each EUGen layer were kept: this "
+                    "training selected none.",
                     style="bold yellow",
                     markup=False,
                 )
@@ -127,24 +127,27 @@ class SampleBudgetPipeline(AveragingPipeline, DynamicBatchPipeline):
     def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
         candidates = self.model.field.has_candidates()
         super().load_pipeline(loaded_state, step)
-        if candidates and not self.model.field.has_candidates():  # of a checkpoint from after the selection
+        if candidates and not self.model.field.has_candidates():  # the checkpoint was saved after the selection
             self._distribute_again()
 
     def _distribute_again(self) -> None:
-        """After parameters have changed their shapes: DistributedDataParallel has laid out its buffers for them as they
-        were, and would leave those parameters out of its sums. A new one also gives all processes the same."""
+        """Rebuild DistributedDataParallel after parameters have changed shape.
+
+        Its buffers still have the old layout, and it would not sum the gradients of these parameters. A new wrapper
+        also gives all processes the same parameters.
+        """
         if isinstance(self._model, DistributedDataParallel):
             devices, self._model = self._model.device_ids, self.model
             self._model = cast(Any, DistributedDataParallel(self.model, devices, find_unused_parameters=True))
 
     def select_features(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the features that contribute most to the training views, num_features of each EUGen layer.
+        """Keep the num_features features of each EUGen layer that contribute most to the training views.
 
         Args:
-            optimizer: of the networks; its state follows.
+            optimizer: the networks' optimizer; its state is updated to match.
 
         Raises:
-            UserError: the field shows nothing of the scene, or is not finite; nothing has changed then.
+            UserError: the field shows nothing of the scene, or is not finite. Nothing has changed then.
         """
         field = self.model.field
         cameras = self.datamanager.train_dataset.cameras
@@ -158,6 +161,6 @@ class SampleBudgetPipeline(AveragingPipeline, DynamicBatchPipeline):
         self._distribute_again()
         shares = ", ".join(f"{100 * one.explained:.2f}" for one in kept)
         CONSOLE.print(
-            f"Kept {field.config.num_features} of {field.config.candidate_features} features in each EUGen layer; they "
-            f"explain {shares} % of the variance of its outputs."
+            f"Kept {field.config.num_features} of {field.config.candidate_features} features in each EUGen layer. Per "
+            f"layer, they explain {shares} % of the variance of the outputs."
         )

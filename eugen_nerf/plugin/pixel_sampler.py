@@ -1,4 +1,4 @@
-"""Drawing training pixels from photos of any sizes, on the device where they are kept."""
+"""Sample training pixels from images of any sizes, on the device where the images are kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eugen_nerf.errors import UserError
 
-# Usable pixels are counted in groups of so many: half a byte for each pixel, and few to look through for the one drawn.
+# Usable pixels are counted in groups of this size: half a byte per pixel, and few pixels to search for the drawn one.
 GROUP = 16
 
 Images = Tensor | list[Tensor]  # [I, H, W, C], or [H, W, C] of different sizes
@@ -35,11 +35,13 @@ class _Usable:
         return cls(groups, counts.cumsum(0) - counts, int(counts.sum()))
 
     def draw(self, number: int) -> Tensor:
-        """Pixels [number], each usable one as likely as any other. Drawing until all are usable would be waiting for
-        the device again and again."""
+        """Pixels [number], drawn uniformly from the usable ones.
+
+        Redrawing until all are usable would wait for the device repeatedly.
+        """
         rank = torch.randint(self.number, (number,), device=self.before.device)
         group = torch.searchsorted(self.before, rank, right=True) - 1
-        upto = self.groups[group].cumsum(dim=1)  # of the group's usable ones, with each pixel
+        upto = self.groups[group].cumsum(dim=1)  # usable pixels of the group, up to and including each pixel
         within = rank - self.before[group]
         return group * GROUP + torch.searchsorted(upto, within[:, None], right=True)[:, 0]
 
@@ -48,29 +50,29 @@ class _Usable:
 class _Pixels:
     """Images row after row in one tensor."""
 
-    source: Images  # the images, whose memory is that of `values` where they stay on their device
+    source: Images  # the images; they share the memory of `values` if they stay on their device
     values: Tensor  # [P, C]
     cameras: Tensor  # [I] int64
-    starts: Tensor  # [I + 1] int64, the first of each image and P
+    starts: Tensor  # [I + 1] int64, the first pixel of each image, and P
     widths: Tensor  # [I] int64
     usable: _Usable | None  # None: all
 
     @classmethod
     def of(cls, images: Images, masks: Images | None, cameras: Tensor, device: torch.device) -> _Pixels:
-        """The images' pixels; entries of lists are replaced by views, so that nothing is kept twice on one device."""
+        """The images' pixels. Entries of lists are replaced by views, so that one device does not hold them twice."""
         values = _joined(images).to(device)
         usable = None if masks is None else _Usable.of(_joined(masks)[:, 0].bool().to(device))
         if usable is not None and not usable.number:
             raise UserError(
-                "The masks of the training photos leave no pixel to train on. White pixels are those that are trained "
-                "on; perhaps the masks are to be inverted."
+                "The masks of the training photos leave no pixel to train on. Training uses white pixels; the masks "
+                "may have to be inverted."
             )
         starts = torch.tensor([0, *(image.shape[0] * image.shape[1] for image in images)]).cumsum(0).to(device)
         widths = torch.tensor([image.shape[1] for image in images], device=device)
         return cls(images, values, cameras.to(device), starts, widths, usable)
 
     def draw(self, number: int) -> Tensor:
-        """Rows [number] of `values`, each usable one as likely as any other."""
+        """Rows [number] of `values`, drawn uniformly from the usable ones."""
         if self.usable is not None:
             return self.usable.draw(number)
         return torch.randint(len(self.values), (number,), device=self.values.device)
@@ -90,15 +92,15 @@ def _joined(images: Images) -> Tensor:
 
 
 class UniformPixelSampler(PixelSampler):
-    """Draws from all pixels of all photos alike.
+    """Draws uniformly from all pixels of all images.
 
-    Where photos differ in size, nerfstudio's own sampler gives each the same even number of rays: none to most of them
-    where a step has few rays, and an error where it has an odd number. It knows no masks in such scenes. And it looks
-    pixels up in main memory, for which a GPU has to be waited for in every step.
+    If images differ in size, nerfstudio's own sampler gives each image the same even number of rays: most images get
+    none if a step has few rays, and an odd number of rays raises an error. It does not support masks in such scenes. It
+    also looks up pixels in main memory, which means waiting for the GPU in every step.
 
     Args:
-        config: nerfstudio's.
-        device: where to keep the photos, and what is drawn.
+        config: nerfstudio's configuration.
+        device: where the images and the drawn pixels are kept.
     """
 
     _pixels: _Pixels | None = None
@@ -108,7 +110,7 @@ class UniformPixelSampler(PixelSampler):
         self.device = torch.device(device)
 
     def sample(self, image_batch: dict[str, Any]) -> dict[str, Any]:
-        """A cached batch of images -> colours [R, C] of pixels, and their indices [R, 3]: camera, row, column."""
+        """A cached batch of images -> colors [R, C] of pixels, and their indices [R, 3]: camera, row, column."""
         if self._pixels is None or self._pixels.source is not image_batch["image"]:
             masks = None if self.config.ignore_mask else image_batch.get("mask")
             self._pixels = _Pixels.of(image_batch["image"], masks, image_batch["image_idx"], self.device)

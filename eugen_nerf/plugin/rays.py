@@ -1,4 +1,4 @@
-"""Rays of training pixels and of whole pictures, without computing the same directions again and again."""
+"""Rays of training pixels and of whole images, without recomputing the same directions."""
 
 from dataclasses import dataclass, replace
 
@@ -6,28 +6,36 @@ import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 
+# Camera types whose rays all start at one point.
+CENTRAL = tuple(
+    kind.value
+    for kind in (CameraType.PERSPECTIVE, CameraType.FISHEYE, CameraType.EQUIRECTANGULAR, CameraType.FISHEYE624)
+)
+
 
 class TabulatedRays(torch.nn.Module):
-    """Rays of pixels, looked up where nerfstudio's `RayGenerator` computes them anew.
+    """Rays of pixels from a lookup table; nerfstudio's `RayGenerator` computes them for every batch.
 
-    nerfstudio undoes the lens distortion of every ray of every batch by iteration. A pixel's direction in its
-    camera's frame never changes, so it is computed once, for each different set of intrinsics.
+    nerfstudio undoes the lens distortion of every ray of every batch iteratively. A pixel's direction in its camera's
+    frame never changes, so it is computed once per distinct set of intrinsics.
 
     Args:
         cameras: [C] cameras.
 
     Raises:
-        ValueError: the table would take more than `MAX_BYTES`.
+        ValueError: the table would take more than `MAX_BYTES`, or the rays of a camera do not start at one point.
     """
 
     MAX_BYTES = 1 << 30
 
     def __init__(self, cameras: Cameras) -> None:
         super().__init__()
+        if not torch.isin(cameras.camera_type, torch.tensor(CENTRAL, device=cameras.camera_type.device)).all():
+            raise ValueError("the rays of these cameras do not start at one point each")
         groups, self.group_of = self._group(cameras)
         sizes = [(int(cameras.height[i]), int(cameras.width[i])) for i in groups]
         if sum(16 * h * w for h, w in sizes) > self.MAX_BYTES:
-            raise ValueError(f"{len(groups)} different cameras of up to {max(sizes)} pixels make too large a table")
+            raise ValueError(f"the table is too large for {len(groups)} different cameras of up to {max(sizes)} pixels")
         tables: list[torch.Tensor] = []
         first: list[int] = []
         for index, (height, width) in zip(groups, sizes, strict=True):
@@ -42,14 +50,14 @@ class TabulatedRays(torch.nn.Module):
 
     @staticmethod
     def _group(cameras: Cameras) -> tuple[list[int], torch.Tensor]:
-        """One camera of each set of intrinsics, and the set of each camera."""
+        """One camera of each set of intrinsics, and the index of each camera's set."""
         unique, group_of = _intrinsics(cameras).unique(dim=0, return_inverse=True)
         representative = [int(torch.nonzero(group_of == group)[0]) for group in range(len(unique))]
         return representative, group_of
 
     def forward(self, ray_indices: torch.Tensor) -> RayBundle:
-        """[N, 3] camera, row and column of pixels -> their rays."""
-        # nerfstudio draws pixels where the images are, in main memory.
+        """Rays of pixels, given as [N, 3] camera, row and column."""
+        # nerfstudio draws pixels in main memory, where the images are.
         camera, y, x = ray_indices.to(self.table.device).unbind(-1)
         entry = self.table[self.first[camera] + y * self.width[camera] + x]
         directions = (self.rotations[camera] * entry[:, None, :3]).sum(-1)
@@ -63,19 +71,19 @@ class TabulatedRays(torch.nn.Module):
 
 @dataclass(frozen=True)
 class PictureRays:
-    """Rays of a whole picture, [H, W] of them, in an order that `in_place` undoes."""
+    """Rays [H, W] of a whole image, in an order that `in_place` undoes."""
 
     rays: RayBundle
-    rank: torch.Tensor  # [H * W] where in that order a pixel is
+    rank: torch.Tensor  # [H * W] position of each pixel in that order
 
     def in_place(self, values: torch.Tensor) -> torch.Tensor:
-        """What belongs to the rays, [H, W, ...] in their order, as a picture."""
+        """Reorder values of the rays, [H, W, ...], to an image."""
         return values.flatten(0, 1)[self.rank].view_as(values)
 
 
 @dataclass(frozen=True)
 class _Lens:
-    """Directions in a camera's frame."""
+    """Ray directions in a camera's frame."""
 
     device: torch.device
     intrinsics: tuple[float, ...]
@@ -85,17 +93,16 @@ class _Lens:
 
 
 class PictureRayGenerator:
-    """Rays of whole pictures, neighbours in the picture one after another.
+    """Rays of whole images, ordered so that neighboring pixels follow one another.
 
-    The cameras of a video, of a test split or of somebody who looks around differ in little but their pose. nerfstudio
-    computes the directions of every picture anew, and of two neighbours of each pixel. Here those in the camera's frame
-    are kept from one picture to the next and turned. They come in the order of a Z-shaped curve (Morton), in which 32
-    of them lie in a block of 8 x 4 pixels: what they read of the hash grid is more often the same than in a row of 32.
+    The cameras of a video, of a test split or of an interactive viewer differ mainly in their pose. nerfstudio
+    recomputes the directions of every image, including those of two neighbors of each pixel. This class keeps the
+    directions in the camera's frame from one image to the next and rotates them. Rays follow a Z-order (Morton) curve,
+    in which 32 rays cover a block of 8 x 4 pixels: they read the same entries of the hash grid more often than 32 rays
+    of a row.
     """
 
     MAX_PIXELS = 1 << 23
-    # Their rays start at one point each.
-    CENTRAL = (CameraType.PERSPECTIVE, CameraType.FISHEYE, CameraType.EQUIRECTANGULAR, CameraType.FISHEYE624)
 
     def __init__(self) -> None:
         self._lens: _Lens | None = None
@@ -104,19 +111,19 @@ class PictureRayGenerator:
         """Rays of one camera, of shape [1] or [].
 
         Returns:
-            None where nerfstudio is to be asked: the rays do not start at one point, or are too many to keep.
+            The rays, or None if nerfstudio should generate them: they do not start at one point, or are too many to
+            keep.
         """
         camera = camera.flatten()
         intrinsics = tuple(_intrinsics(camera)[0].tolist())
         width, height, kind = (int(value) for value in intrinsics[:3])
-        central = any(kind == each.value for each in self.CENTRAL)
-        if len(camera) != 1 or not central or height * width > self.MAX_PIXELS:
+        if len(camera) != 1 or kind not in CENTRAL or height * width > self.MAX_PIXELS:
             return None
         pose = camera.camera_to_worlds[0].float()
-        lens = self._lens  # the viewer renders in a thread of its own
+        lens = self._lens  # read once: the viewer renders in its own thread
         if lens is None or (lens.device, lens.intrinsics) != (pose.device, intrinsics):
             self._lens = lens = _look_through(camera, intrinsics)
-        # Written out: autocast would have a matrix product in half precision.
+        # Written out, since autocast would run a matrix product in half precision.
         directions = lens.directions[..., :1] * pose[:, 0]
         for i in (1, 2):
             directions.addcmul_(lens.directions[..., i : i + 1], pose[:, i])
@@ -140,7 +147,7 @@ def _look_through(camera: Cameras, intrinsics: tuple[float, ...]) -> _Lens:
 
 
 def _through_a_pinhole(camera: Cameras, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What nerfstudio computes, without its ways for the other kinds of cameras: directions and areas of pixels."""
+    """Directions and areas of the pixels of a pinhole camera, as nerfstudio computes them."""
     device = camera.camera_to_worlds.device
     right = (torch.arange(width + 1, device=device) + 0.5 - camera.cx[0]) / camera.fx[0]
     down = (torch.arange(height + 1, device=device) + 0.5 - camera.cy[0]) / camera.fy[0]
@@ -154,9 +161,9 @@ def _through_a_pinhole(camera: Cameras, height: int, width: int) -> tuple[torch.
 
 
 def z_order(height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
-    """Numbers of a picture's pixels, counted row by row, in the order of a Z-shaped curve: [height * width]."""
+    """Row-major indices of an image's pixels in the order of a Z-order curve: [height * width]."""
 
-    def spread(count: int) -> torch.Tensor:  # a zero in front of each bit
+    def spread(count: int) -> torch.Tensor:  # inserts a zero before each bit
         numbers = torch.arange(count, device=device)
         bits = [(numbers >> i & 1) << 2 * i for i in range(count.bit_length())]
         return torch.stack(bits).sum(0)
@@ -165,13 +172,19 @@ def z_order(height: int, width: int, device: torch.device | None = None) -> torc
 
 
 def _in_its_own_frame(camera: Cameras) -> RayBundle:
-    """Rays of a camera [1] that stands upright at the origin: [H, W]."""
+    """Rays of a camera [1] with the identity pose: [H, W]."""
     camera = replace(camera, camera_to_worlds=torch.eye(4)[None, :3].to(camera.device))
-    return camera.generate_rays(camera_indices=0, keep_shape=True)
+    rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+    # nerfstudio divides 0 by 0 where a fisheye lens looks straight ahead.
+    ahead = rays.directions.isnan().any(dim=-1, keepdim=True)
+    rays.directions = torch.where(ahead, rays.directions.new_tensor([0.0, 0.0, -1.0]), rays.directions)
+    assert rays.pixel_area is not None
+    rays.pixel_area = rays.pixel_area.nan_to_num(nan=float(rays.pixel_area.nanmean()))
+    return rays
 
 
 def _intrinsics(cameras: Cameras) -> torch.Tensor:
-    """[C, n] what decides on the directions in a camera's frame: width, height, type, and lens."""
+    """[C, n] what determines the directions in a camera's frame: width, height, type and lens parameters."""
     columns = [cameras.width, cameras.height, cameras.camera_type, cameras.fx, cameras.fy, cameras.cx, cameras.cy]
     if cameras.distortion_params is not None:
         columns.append(cameras.distortion_params)

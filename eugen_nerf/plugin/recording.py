@@ -1,4 +1,4 @@
-"""What the fields of a trained model are asked along rays of the training views, where it matters for pictures."""
+"""Record the inputs of a trained model's fields along rays of the training views, for samples that affect images."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from torch import Tensor, nn
 
 from eugen_nerf import ops
 from eugen_nerf.errors import UserError
+from eugen_nerf.plugin.datamanager import SceneDataset
 from eugen_nerf.plugin.model import EugenModel
 
 RAYS_AT_ONCE = 1024
-# From these on a sample is recorded: what adds less to a pixel is empty space, and that is hidden where less light
-# reaches it. Rendering itself goes on to a smaller transmittance.
+# Thresholds of recording: a sample with less weight is empty space, and an empty sample with less transmittance is
+# occluded and not recorded. Rendering itself continues to a smaller transmittance.
 RECORDED_TRANSMITTANCE, RECORDED_WEIGHT = 1e-3, 1e-3
 
 
 @dataclass
 class Samples:
-    """Arguments with which a field was called, for relevant samples only."""
+    """Arguments of the calls of a field, for relevant samples only."""
 
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     kept: int = 0
@@ -40,7 +41,7 @@ class Recording:
     rays: int
     views: int
     share: float
-    """Of all pixels of the training views."""
+    """Share of all pixels of the training views."""
 
     def __str__(self) -> str:
         kept = sum(samples.kept for samples in self.fields.values())
@@ -51,13 +52,36 @@ class Recording:
         )
 
 
-def random_rays(cameras: Cameras, number: int, generator: torch.Generator) -> Any:
-    """Rays through random pixels of random cameras, a flat bundle of nerfstudio."""
+def usable_pixels(dataset: Any) -> list[Tensor] | None:
+    """The mask of each photo, [H, W] bool, as training sees it; None where all pixels are used."""
+    if isinstance(dataset, SceneDataset):
+        return [dataset.get_mask(i) for i in range(len(dataset))] if dataset.has_masks else None
+    if dataset._dataparser_outputs.mask_filenames is None:
+        return None
+    return [dataset.get_data(i)["mask"][..., 0].bool() for i in range(len(dataset))]
+
+
+def random_rays(cameras: Cameras, number: int, generator: torch.Generator, usable: list[Tensor] | None = None) -> Any:
+    """Rays through random pixels of random cameras, a flat bundle of nerfstudio.
+
+    Args:
+        number: how many pixels are drawn.
+        usable: masks of the cameras' photos; pixels outside of them are drawn, but get no ray.
+
+    Returns:
+        The rays; None where none of the pixels is usable.
+    """
     camera = torch.randint(len(cameras), (number,), generator=generator)
     height, width = (size.cpu()[camera, 0] for size in (cameras.height, cameras.width))
     row, column = (
         (torch.rand(number, generator=generator) * size).floor().clamp(max=size - 1) + 0.5 for size in (height, width)
     )
+    if usable is not None:
+        places = zip(camera.tolist(), row.long().tolist(), column.long().tolist(), strict=True)
+        kept = torch.tensor([bool(usable[i][y, x]) for i, y, x in places])
+        if not kept.any():
+            return None
+        camera, row, column = camera[kept], row[kept], column[kept]
     coords = torch.stack([row, column], dim=-1).to(cameras.device)
     return cameras.generate_rays(camera_indices=camera[:, None].to(cameras.device), coords=coords)
 
@@ -71,51 +95,54 @@ def record(
     seed: int,
     report: Callable[[float], None] = lambda part: None,
 ) -> Recording:
-    """Render random training pixels with the trained model and keep the samples that its pictures depend on.
+    """Render random training pixels with the trained model and keep the samples that its images depend on.
 
-    Relevant are samples that light reaches. Of these, all are kept that add to a pixel, and as many random ones of
-    empty space, which must stay empty.
+    Relevant samples are those that are not occluded. All of them that contribute to a pixel are kept, and as many
+    random ones in empty space, which must stay empty.
 
     Args:
         pipeline: in evaluation mode.
-        fields: paths of the fields to listen to, in the model.
+        fields: paths, in the model, of the fields to record.
         pixels: share of all pixels of the training views.
-        max_samples: of each field; rays stop being drawn when one has this many.
-        seed: of pixels and of samples in empty space.
-        report: told the part that is done.
+        max_samples: maximum per field; no more rays are drawn once a field has this many samples.
+        seed: random seed of the pixels and of the samples in empty space.
+        report: called with the fraction that is done.
 
     Raises:
-        UserError: there are no such samples.
+        UserError: a field has no relevant samples.
     """
     model = pipeline.model
     cameras = pipeline.datamanager.train_dataset.cameras.to(pipeline.device)
     total = int((cameras.height * cameras.width).sum())
     number = max(1, round(pixels * total))
     generator = torch.Generator().manual_seed(seed)
+    usable = usable_pixels(pipeline.datamanager.train_dataset)
     recorded = {path: Samples() for path in fields}
     rays = 0
     while rays < number and all(samples.kept < max_samples for samples in recorded.values()):
         chunk = min(RAYS_AT_ONCE, number - rays)
-        bundle = random_rays(cameras, chunk, generator)
+        bundle = random_rays(cameras, chunk, generator, usable)
+        rays += chunk
+        if bundle is None:
+            continue
         if isinstance(model, EugenModel):
             _record_ours(model, bundle, recorded[fields[0]], generator)
         else:
             with _listening(model, recorded, generator):
                 model(bundle if model.collider is None else model.collider(bundle))
-        rays += chunk
         most = max(samples.kept for samples in recorded.values())
         report(min(1.0, max(rays / number, most / max_samples)))
     empty = [path for path, samples in recorded.items() if samples.kept == 0]
     if empty:
         raise UserError(
-            f"No sample of {rays} rays of the training views adds anything to a pixel in {', '.join(empty)}: the run "
-            "shows nothing of this scene, or these are too few rays (--pixels of eugen-transfer)."
+            f"None of the samples of {rays} rays of the training views contributes to a pixel in {', '.join(empty)}: "
+            "the run shows nothing of this scene, or there are too few rays (--pixels of eugen-transfer)."
         )
     return Recording(recorded, rays, len(cameras), rays / total)
 
 
 def _relevant(sigma: Tensor, lengths: Tensor, transmittance: Tensor, generator: torch.Generator) -> Tensor:
-    """Which samples to keep, bool of their shape."""
+    """Mask of the samples to keep, of their shape."""
     weights = transmittance * -torch.expm1(-sigma * lengths)
     adds = weights >= RECORDED_WEIGHT
     empty = ~adds & (transmittance >= RECORDED_TRANSMITTANCE)
@@ -151,7 +178,7 @@ def _record_ours(model: EugenModel, bundle: Any, samples: Samples, generator: to
 
 @contextmanager
 def _listening(model: nn.Module, recorded: dict[str, Samples], generator: torch.Generator) -> Iterator[None]:
-    """Notes what nerfstudio's fields are called with; its models call forward itself, past the hooks of a module."""
+    """Record the calls of nerfstudio's fields. Its models call forward directly, which bypasses module hooks."""
     fields = {path: model.get_submodule(path) for path in recorded}
 
     def noting(samples: Samples, forward: Callable[..., Any]) -> Callable[..., Any]:

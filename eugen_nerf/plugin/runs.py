@@ -1,4 +1,4 @@
-"""Finished runs of nerfstudio, of any method."""
+"""Load finished nerfstudio runs of any method."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from eugen_nerf.plugin.compat import without_nerfstudio_lpips
 
 
 def load_run(load_config: Path) -> Any:
-    """The pipeline of a finished run, with its test split and the weights that lie beside its configuration.
+    """The pipeline of a finished run, with its test split and the weights next to its configuration.
 
-    nerfstudio's own eval_setup looks for the weights where the run was trained, which for a run that was copied or
-    moved is another run or none.
+    nerfstudio's own eval_setup looks for the weights where the run was trained. For a run that was copied or moved,
+    that is another run or none.
 
     Raises:
-        UserError: there is no such run, or its checkpoint is missing, damaged or of another model.
+        UserError: there is no such run, or its checkpoint is missing, damaged or from another model.
     """
     config = read_config(load_config)
     file = latest_checkpoint(load_config, config)
@@ -38,29 +38,29 @@ def load_run(load_config: Path) -> Any:
 
 
 def read_config(path: Path) -> Any:
-    """nerfstudio's configuration in a config.yml.
+    """Read nerfstudio's configuration from a config.yml.
 
     Raises:
-        UserError: there is no such file, or it holds something else.
+        UserError: there is no such file, or it is not such a configuration.
     """
     if path.is_dir():
-        raise UserError(f"{path}: is a folder. Give the config.yml of a run, as ns-train leaves it.")
+        raise UserError(f"{path}: is a folder. Give the config.yml of a run, as written by ns-train.")
     if not path.is_file():
-        raise UserError(f"{path}: does not exist. Give the config.yml of a run, as ns-train leaves it.")
+        raise UserError(f"{path}: does not exist. Give the config.yml of a run, as written by ns-train.")
     try:
         config = yaml.load(path.read_text("utf8"), Loader=yaml.Loader)
-    except Exception as error:  # it calls what the file names: a path of Windows, a class with other arguments by now
+    except Exception as error:  # loading calls what the file names: a Windows path, a class with changed arguments
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{path}: is no configuration that ns-train wrote ({type(error).__name__}: {reason})."
+            f"{path}: is not a configuration written by ns-train ({type(error).__name__}: {reason})."
         ) from error
     if not hasattr(config, "method_name") or not hasattr(getattr(config, "pipeline", None), "datamanager"):
-        raise UserError(f"{path}: is no configuration that ns-train wrote. Give the config.yml of a run.")
+        raise UserError(f"{path}: is not a configuration written by ns-train. Give the config.yml of a run.")
     return config
 
 
 def build_pipeline(config: Any, load_config: Path, device: torch.device) -> Any:
-    """The pipeline of a configuration, for the test split and with new weights.
+    """Build the pipeline of a configuration, with the test split and new weights.
 
     Raises:
         UserError: this installation does not know the method.
@@ -68,7 +68,7 @@ def build_pipeline(config: Any, load_config: Path, device: torch.device) -> Any:
     registered: Any = all_methods.get(config.method_name)
     if not hasattr(registered, "pipeline"):
         raise UserError(f"{load_config}: is a run of {config.method_name}, which is not installed.")
-    # As nerfstudio's eval_setup does: YAML loses the dataset that a data manager is made for.
+    # As in nerfstudio's eval_setup: YAML loses the dataset type of a data manager.
     config.pipeline.datamanager._target = registered.pipeline.datamanager._target
     with without_nerfstudio_lpips(), photos_in_the_same_order():
         return config.pipeline.setup(device=device, test_mode="test")
@@ -76,7 +76,7 @@ def build_pipeline(config: Any, load_config: Path, device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def photos_in_the_same_order() -> Iterator[None]:
-    """nerfstudio shuffles the photos that it caches, and what is trained on them would differ from call to call."""
+    """Fix the order in which nerfstudio shuffles cached images; otherwise training would differ between calls."""
     state = random.getstate()
     random.seed(0)
     try:

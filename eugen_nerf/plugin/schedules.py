@@ -1,4 +1,4 @@
-"""The learning rates' way down, which nerfstudio has no scheduler for."""
+"""Linear decay of learning rates, for which nerfstudio has no scheduler."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 @dataclass
 class LinearDecaySchedulerConfig(SchedulerConfig):
-    """Options of the schedule."""
+    """Options of the learning rate schedule."""
 
     _target: type = field(default_factory=lambda: LinearDecayScheduler)
     """Class to instantiate."""
     final_share: float = 1 / 30
-    """What is left of the learning rate in the end."""
+    """Final learning rate as a fraction of the initial one."""
     max_steps: int = 20_000
-    """Steps until then."""
+    """Number of steps until the final learning rate is reached."""
 
 
 class LinearDecayScheduler(Scheduler):
-    """In a straight line from the optimizer's learning rate to `final_share` of it, where it stays."""
+    """Decays linearly from the optimizer's learning rate to `final_share` of it, then stays constant."""
 
     config: LinearDecaySchedulerConfig
 

@@ -1,4 +1,4 @@
-"""Scenes on disk: recognises the layout, checks every file, returns cameras and images.
+"""Load scenes from disk: detect the layout, check every file, return cameras and images.
 
 >>> from eugen_nerf.scenes import load_scene, read_image
 >>> scene = load_scene("data/demo", "train")

@@ -18,23 +18,23 @@ SPLITS = ("train", "val", "test")
 
 
 def split_file(root: Path, split: str) -> Path:
-    """Where the frames of a split are listed."""
+    """The file that lists the frames of a split."""
     return root / f"transforms_{split}.json"
 
 
 def read_blender(root: Path) -> Capture:
-    """Reads every split file present; frames keep the files' order, in which test views form a path.
+    """Read every split file present. Frames keep the order of the files, in which test views form a path.
 
     Args:
         root: the scene's folder.
 
     Raises:
-        SceneError: there is no split file, or one is malformed; the message names file, frame and key.
+        SceneError: there is no split file, or one is malformed. The message names the file, the frame and the key.
     """
     finder = ImageFinder()
     shots: list[Shot] = []
     splits = {}
-    points, colours = None, None
+    points, colors = None, None
     warnings: tuple[str, ...] = ()
     for split in SPLITS:
         path = split_file(root, split)
@@ -43,10 +43,10 @@ def read_blender(root: Path) -> Capture:
         meta = read_json_object(path)
         frames = read_frames(path, meta, finder)
         if points is None:
-            points, colours, remarks = read_listed_points(path, meta)
+            points, colors, remarks = read_listed_points(path, meta)
             warnings += remarks
         splits[split] = tuple(range(len(shots), len(shots) + len(frames)))
         shots.extend(frames)
     if not splits:
-        raise SceneError(f"{root}: none of {', '.join(split_file(root, s).name for s in SPLITS)} is there")
-    return Capture("blender", root, tuple(shots), splits, points=points, colours=colours, warnings=warnings)
+        raise SceneError(f"{root}: none of {', '.join(split_file(root, s).name for s in SPLITS)} exists")
+    return Capture("blender", root, tuple(shots), splits, points=points, colors=colors, warnings=warnings)

@@ -1,4 +1,4 @@
-"""What a layout's reader hands over: the photos and cameras exactly as the files state them."""
+"""The result of a layout's reader: photos and cameras exactly as the files state them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ NO_DISTORTION: Distortion = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Intrinsics:
-    """A camera as a file states it: in pixels, or as a field of view when the file gives no size.
+    """A camera as a file states it: in pixels, or as a field of view if the file gives no size.
 
-    What is None the file leaves open: the size is then the image's, the principal point its centre, and
+    None marks values that the file does not state: the size is then the image's, the principal point is its center, and
     the focal length follows from `angle_x` (radians across the width).
     """
 
@@ -36,7 +36,7 @@ class Intrinsics:
     angle_y: float | None = None
 
     def stated_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) the pixel values refer to; `image_size` where the file states none."""
+        """(width, height) that the pixel values refer to; `image_size` if the file states none."""
         if self.width is None or self.height is None:
             return image_size
         return self.width, self.height
@@ -46,7 +46,7 @@ class Intrinsics:
         width, height = size
         fx = self.fx if self.fx is not None else _focal(self.angle_x, width)
         fy = self.fy if self.fy is not None else _focal(self.angle_y, height)
-        # Pixels are square unless the file says otherwise, so one focal length serves both axes.
+        # Pixels are square unless the file states otherwise, so one focal length applies to both axes.
         fx, fy = fx if fx is not None else fy, fy if fy is not None else fx
         if fx is None or fy is None:
             raise ValueError("intrinsics need a focal length or a field of view")
@@ -64,14 +64,14 @@ class Shot:
     """One listed photo.
 
     Attributes:
-        name: what messages call it, e.g. "train/r_3".
+        name: its name in messages, e.g. "train/r_3".
         source: the file that lists it.
         listed: the path as that file states it.
         image_path: the image found for it; None if there is none.
         camera_to_world: [3, 4] float64, OpenGL axes, in the file's world.
         intrinsics: the camera.
         mask_path: the mask listed for it.
-        reduced: reduced copies of the image by their integer factor, e.g. {4: root/images_4/0001.png}.
+        reduced: downscaled copies of the image by their integer factor, e.g. {4: root/images_4/0001.png}.
     """
 
     name: str
@@ -86,16 +86,16 @@ class Shot:
 
 @dataclass(frozen=True)
 class Capture:
-    """Everything a layout's files say about a scene, before images are checked and the world normalised.
+    """Everything a layout's files state about a scene, before images are checked and the world is normalized.
 
     Attributes:
         layout: "blender", "transforms", "colmap" or "llff".
         root: the scene's folder.
         shots: every listed photo, of all splits.
-        splits: indices into `shots` where the files define splits; None: every n-th photo is held out.
-        bounds: nearest and farthest depth of the content in the file's units, where the files state it.
-        points: [P, 3] float64 sparse points in the file's world, `colours`: [P, 3] uint8.
-        warnings: readable remarks.
+        splits: indices into `shots` if the files define splits; None: every n-th photo is held out.
+        bounds: nearest and farthest depth of the content in the file's units, if the files state it.
+        points: [P, 3] float64 sparse points in the file's world, `colors`: [P, 3] uint8.
+        warnings: readable warnings.
     """
 
     layout: str
@@ -104,5 +104,5 @@ class Capture:
     splits: Mapping[str, tuple[int, ...]] | None = None
     bounds: tuple[float, float] | None = None
     points: np.ndarray | None = None
-    colours: np.ndarray | None = None
+    colors: np.ndarray | None = None
     warnings: tuple[str, ...] = ()

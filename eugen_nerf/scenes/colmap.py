@@ -1,4 +1,4 @@
-"""Reads COLMAP scenes: a sparse model (binary or text) beside an image folder."""
+"""Read COLMAP scenes: a sparse model (binary or text) next to an image folder."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def find_model(root: Path) -> Path | None:
 
 
 def read_colmap(root: Path) -> Capture:
-    """Reads a COLMAP scene; each image has its own camera or shares one.
+    """Read a COLMAP scene. Each image has its own camera or shares one.
 
     Args:
         root: the scene's folder, with images/ and one of sparse/0, colmap/sparse/0, sparse.
 
     Raises:
-        SceneError: the model is missing, damaged or uses an unsupported camera model.
+        SceneError: the model is missing or damaged, or uses an unsupported camera model.
     """
     folder = find_model(root)
     if folder is None:
@@ -58,12 +58,12 @@ def read_colmap(root: Path) -> Capture:
                 image_path=finder.find(images / image.name),
                 camera_to_world=image.camera_to_world,
                 intrinsics=model.cameras[image.camera_id],
-                mask_path=finder.find(root / MASKS / image.name),  # NAME.jpg.png, COLMAP's own way, among others
+                mask_path=finder.find(root / MASKS / image.name),  # among others NAME.jpg.png, COLMAP's own convention
                 reduced={factor: path for factor, path in found.items() if path is not None},
             )
         )
     if not shots:
-        raise SceneError(f"{model.images_path}: lists no image; the reconstruction registered none")
+        raise SceneError(f"{model.images_path}: lists no images; the reconstruction registered none")
     warnings: tuple[str, ...] = ()
     if folder.name == "0" and _extension(folder.parent / "1") is not None:
         warnings = (
@@ -82,16 +82,16 @@ def read_colmap(root: Path) -> Capture:
         root,
         tuple(shots),
         points=None if points is None else points.positions,
-        colours=None if points is None else points.colours,
+        colors=None if points is None else points.colors,
         warnings=warnings,
     )
 
 
 def read_model(folder: Path) -> ColmapModel:
-    """Reads the sparse model in a folder; the binary files where both kinds are there, as COLMAP does.
+    """Read the sparse model in a folder. If it has binary and text files, read the binary ones, as COLMAP does.
 
     Raises:
-        SceneError: there is none, or its files are damaged.
+        SceneError: there is no model, or its files are damaged.
     """
     extension = _extension(folder)
     if extension is None:
@@ -116,12 +116,12 @@ def _extension(folder: Path) -> str | None:
 
 
 def _image_folder(root: Path) -> Path:
-    """images/, or the largest reduced copy where only those were shipped."""
+    """images/, or the largest downscaled copy if only those exist."""
     reduced = reduced_folders(root / "images")
     for folder in (root / "images", *(reduced[factor] for factor in sorted(reduced))):
         if os.path.isdir(folder) and (list_images(folder) or any(entry.is_dir() for entry in os.scandir(folder))):
             return folder
-    raise SceneError(f"{root}: the COLMAP model has no photos beside it; expected them in {root / 'images'}")
+    raise SceneError(f"{root}: the COLMAP model has no photos next to it; expected them in {root / 'images'}")
 
 
 def _without_extension(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Reads COLMAP's binary sparse models (cameras.bin, images.bin, points3D.bin); never reads past the end."""
+"""Read COLMAP's binary sparse models (cameras.bin, images.bin, points3D.bin), never past the end of a file."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from eugen_nerf.scenes.validate import MAX_COORDINATE, read_file
 _COUNT = struct.Struct("<Q")
 _CAMERA = struct.Struct("<IiQQ")  # id, model, width, height
 _IMAGE = struct.Struct("<I7dI")  # id, quaternion, translation, camera id
-_POINT = struct.Struct("<Q3d3BdQ")  # id, position, colour, error, track length
+_POINT = struct.Struct("<Q3d3BdQ")  # id, position, color, error, track length
 _OBSERVATION_BYTES = 24  # x, y, point id
 _TRACK_ENTRY_BYTES = 8  # image id, observation index
 
 
 class _Cursor:
-    """Walks through the bytes of one file; every failure names the file and the byte offset."""
+    """Reads the bytes of one file in order. Every error names the file and the byte offset."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,7 +54,7 @@ class _Cursor:
         return values
 
     def count(self, smallest_record: int, what: str) -> int:
-        """A number of records that can fit into what is left of the file."""
+        """Read a number of records and check that so many fit into the rest of the file."""
         start = self.offset
         (count,) = self.unpack(_COUNT, f"the number of {what}")
         left = len(self.data) - self.offset
@@ -124,11 +124,11 @@ def read_images(path: Path) -> dict[int, ColmapImage]:
 
 
 def read_points(path: Path) -> ColmapPoints:
-    """Positions and colours of a points3D.bin; the tracks are skipped."""
+    """Positions and colors of a points3D.bin; the tracks are skipped."""
     cursor = _Cursor(path)
     count = cursor.count(_POINT.size, "points")
     positions = np.empty((count, 3))
-    colours = np.empty((count, 3), dtype=np.uint8)
+    colors = np.empty((count, 3), dtype=np.uint8)
     identifiers = set()
     for index in range(count):
         start = cursor.offset
@@ -139,7 +139,7 @@ def read_points(path: Path) -> ColmapPoints:
             raise SceneError(f"{cursor.where(start)}: the point id {identifier} appears twice")
         identifiers.add(identifier)
         positions[index] = x, y, z
-        colours[index] = red, green, blue
+        colors[index] = red, green, blue
         cursor.skip(int(track) * _TRACK_ENTRY_BYTES, f"the track of point {identifier}")
     cursor.finish()
-    return ColmapPoints(positions, colours)
+    return ColmapPoints(positions, colors)

@@ -1,7 +1,7 @@
-"""The records of a COLMAP sparse model, and the checks that the text and the binary reader share.
+"""The records of a COLMAP sparse model, and the checks shared by the text and the binary reader.
 
 Source of the formats: COLMAP's documentation, "Output Format". COLMAP states poses as world-to-camera, with
-the camera looking along +z and y down.
+the camera looking along +z and y pointing down.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from eugen_nerf.errors import SceneError
 from eugen_nerf.scenes.capture import NO_DISTORTION, CameraModel, Distortion, Intrinsics
 from eugen_nerf.scenes.validate import as_number, as_path_text, as_positive, as_size, check_pose
 
-# Names of the parameters after the focal length(s) and the principal point, per supported model.
+# Names of the parameters of each supported camera model, in COLMAP's order.
 PARAMETERS = {
     "SIMPLE_PINHOLE": ("f", "cx", "cy"),
     "PINHOLE": ("fx", "fy", "cx", "cy"),
@@ -25,7 +25,7 @@ PARAMETERS = {
     "OPENCV": ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2"),
     "OPENCV_FISHEYE": ("fx", "fy", "cx", "cy", "k1", "k2", "k3", "k4"),
 }
-# The position of a model in COLMAP's list is its number in the binary files.
+# The index of a model in COLMAP's list is its number in the binary files.
 MODEL_NAMES = (
     "SIMPLE_PINHOLE",
     "PINHOLE",
@@ -62,10 +62,10 @@ class ColmapImage:
 
 @dataclass(frozen=True)
 class ColmapPoints:
-    """Sparse points: `positions` [P, 3] float64 in the file's world, `colours` [P, 3] uint8."""
+    """Sparse points: `positions` [P, 3] float64 in the file's world, and `colors` [P, 3] uint8."""
 
     positions: np.ndarray
-    colours: np.ndarray
+    colors: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ColmapModel:
 
 
 def model_parameters(model: str, camera_id: int, where: str) -> tuple[str, ...]:
-    """Parameter names of a camera model; SceneError for one that the ray generator does not know."""
+    """Parameter names of a camera model; raises SceneError if the ray generator does not support it."""
     if model not in PARAMETERS:
         raise SceneError(
             f"{where}: camera {camera_id} uses the model {model}; supported are {', '.join(PARAMETERS)}. "

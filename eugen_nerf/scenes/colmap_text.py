@@ -1,4 +1,4 @@
-"""Reads COLMAP's text sparse models (cameras.txt, images.txt, points3D.txt); messages name the line."""
+"""Read COLMAP's text sparse models (cameras.txt, images.txt, points3D.txt); messages name the line."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ MAX_ID = 2**64 - 1
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(where, stripped line) of every line, blank ones and comments included."""
-    # Not splitlines(): file names may hold the rarer line separators of Unicode.
+    """(where, stripped line) of every line, including blank lines and comments."""
+    # Not splitlines(): file names may contain rarer Unicode line separators.
     for number, line in enumerate(decode_text(read_file(path), path).split("\n"), start=1):
         yield f"{path}: line {number}", line.strip()
 
@@ -35,7 +35,7 @@ def _records(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _integer(token: str, what: str, where: str) -> int:
-    # int() also takes "1_000" and digits of other scripts, which COLMAP never writes.
+    # int() also accepts "1_000" and digits of other scripts, which COLMAP never writes.
     if not (token.isascii() and token.isdigit() and len(token) <= 20 and int(token) <= MAX_ID):
         raise SceneError(f"{where}: {what} must be a whole number, found {shorten(token)}")
     return int(token)
@@ -72,13 +72,13 @@ def read_cameras(path: Path) -> dict[int, Intrinsics]:
 
 
 def read_images(path: Path) -> dict[int, ColmapImage]:
-    """Images of an images.txt by id; every image takes two lines, the second lists its observations."""
+    """Images of an images.txt by id. Every image takes two lines; the second lists its observations."""
     images: dict[int, ColmapImage] = {}
     lines = _lines(path)
     for where, line in lines:
         if not line or line.startswith("#"):
             continue
-        # The name comes last and may hold spaces.
+        # The name comes last and may contain spaces.
         tokens = line.split(maxsplit=9)
         if len(tokens) < 10:
             raise SceneError(f"{where}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, found {shorten(line)}")
@@ -93,7 +93,7 @@ def read_images(path: Path) -> dict[int, ColmapImage]:
 
 
 def _check_observations(where: str, line: str) -> None:
-    """Checks for X Y POINT3D_ID triples; a file without these lines would else lose every other image."""
+    """Check for X Y POINT3D_ID triples; otherwise a file without these lines would lose every other image."""
     tokens = line.split()
     if len(tokens) % 3:
         raise SceneError(
@@ -104,9 +104,9 @@ def _check_observations(where: str, line: str) -> None:
 
 
 def read_points(path: Path) -> ColmapPoints:
-    """Positions and colours of a points3D.txt: POINT3D_ID X Y Z R G B ERROR TRACK."""
+    """Positions and colors of a points3D.txt: POINT3D_ID X Y Z R G B ERROR TRACK."""
     positions: list[list[float]] = []
-    colours: list[list[int]] = []
+    colors: list[list[int]] = []
     identifiers = set()
     for where, line in _records(path):
         tokens = line.split()
@@ -117,11 +117,11 @@ def read_points(path: Path) -> ColmapPoints:
             raise SceneError(f"{where}: the point id {identifier} appears twice")
         identifiers.add(identifier)
         position = _numbers(tokens[1:4], "X Y Z", where)
-        colour = [_integer(token, "R G B", where) for token in tokens[4:7]]
-        if not all(abs(value) <= MAX_COORDINATE for value in position) or max(colour) > 255:
+        color = [_integer(token, "R G B", where) for token in tokens[4:7]]
+        if not all(abs(value) <= MAX_COORDINATE for value in position) or max(color) > 255:
             raise SceneError(
-                f"{where}: not a position and an 8-bit colour: {shorten(' '.join(tokens[1:7]))}; {OPTIONAL}"
+                f"{where}: not a position and an 8-bit color: {shorten(' '.join(tokens[1:7]))}; {OPTIONAL}"
             )
         positions.append(position)
-        colours.append(colour)
-    return ColmapPoints(np.array(positions).reshape(-1, 3), np.array(colours, dtype=np.uint8).reshape(-1, 3))
+        colors.append(color)
+    return ColmapPoints(np.array(positions).reshape(-1, 3), np.array(colors, dtype=np.uint8).reshape(-1, 3))

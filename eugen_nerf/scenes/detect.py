@@ -1,4 +1,4 @@
-"""Recognises how a scene is laid out on disk."""
+"""Detect the layout of a scene on disk."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ _LOOKED_FOR = (
 def detect_layout(path: Path) -> str:
     """The layout of the scene at `path`: "blender", "transforms", "colmap" or "llff".
 
-    Where several are present, files with ready camera-to-world matrices win, since whoever wrote them chose
-    the split and the axes; COLMAP wins over LLFF, which is computed from it and drops distortion. A Blender
-    scene without its training split comes last: nobody can train on it. A path to a .json file is that
-    transforms file.
+    If several are present, files with camera-to-world matrices take precedence, since their author chose the split and
+    the axes. COLMAP takes precedence over LLFF, which is computed from it and drops distortion. A Blender scene without
+    its training split comes last, since it cannot be trained on. A path to a .json file selects that transforms file.
 
     Raises:
-        SceneError: the path does not exist or holds no known layout; the message lists what was looked for
-            and what is there.
+        SceneError: the path does not exist or holds no known layout. The message lists what was looked for and what was
+            found.
     """
     if not os.path.exists(path):
         raise SceneError(f"{path}: does not exist; give the folder of a scene")
@@ -44,12 +43,12 @@ def detect_layout(path: Path) -> str:
 
 
 def scene_root(path: Path) -> Path:
-    """The folder of a scene given by its folder or its .json file."""
+    """The folder of a scene that is given by its folder or its .json file."""
     return path.parent if os.path.isfile(path) else path
 
 
 def describe_folder(path: Path) -> str:
-    """A sentence on what a folder holds, and which of its folders hold scenes."""
+    """A sentence on the contents of a folder and a subfolder that holds a scene, if there is one."""
     try:
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except OSError as error:

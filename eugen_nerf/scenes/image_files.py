@@ -1,4 +1,4 @@
-"""Image files: finding them under the names scenes list, and checking them without decoding the pixels."""
+"""Find image files by the names that scenes list, and check them without decoding the pixels."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from PIL import Image
 
 from eugen_nerf.errors import SceneError
 
-# In order of preference when a scene leaves the extension open.
+# In order of preference if a scene does not state the extension.
 EXTENSIONS = (".png", ".jpg", ".jpeg")
-# Pillow's other readers are for what photos are not, or start programs of their own (EPS).
+# Pillow's other readers are for formats that photos do not use, or start external programs (EPS).
 FORMATS = ("PNG", "JPEG")
 ORIENTATION_TAG = 274
 
@@ -24,7 +24,7 @@ _JPEG_END = b"\xff\xd9"
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What an image's header says: `size` (width, height) in pixels, Pillow's mode, transparency, rotation by EXIF."""
+    """An image's header: `size` (width, height) in pixels, Pillow's mode, transparency, rotation by EXIF."""
 
     size: tuple[int, int]
     mode: str
@@ -33,7 +33,7 @@ class ImageInfo:
 
 
 class ImageFinder:
-    """Finds the images a scene lists; remembers folder listings, so that 1,000 frames cost one listing."""
+    """Finds the images that a scene lists. Caches folder listings, so that 1,000 frames cost one listing."""
 
     def __init__(self) -> None:
         self._folders: dict[str, dict[str, list[str]]] = {}
@@ -42,8 +42,8 @@ class ImageFinder:
     def find(self, path: Path) -> Path | None:
         """The image at `path`, or one beside it whose name differs only in the extension.
 
-        Blender's and instant-ngp's files list images without extension or with that of the original video
-        frames; "train/r_0" finds train/r_0.png, "images/0001.png" finds images/0001.jpg.
+        Files from Blender and instant-ngp list images without an extension, or with that of the original video
+        frames: "train/r_0" finds train/r_0.png, "images/0001.png" finds images/0001.jpg.
         """
         if path.suffix.lower() in EXTENSIONS and os.path.isfile(path):
             return path
@@ -54,7 +54,7 @@ class ImageFinder:
         return None
 
     def reduced_folders(self, folder: Path) -> dict[int, Path]:
-        """Folders beside `folder` that hold reduced copies by its naming: {4: images_4} for images."""
+        """Result of the function `reduced_folders`, cached."""
         if folder not in self._reduced:
             self._reduced[folder] = reduced_folders(folder)
         return self._reduced[folder]
@@ -71,7 +71,7 @@ class ImageFinder:
 
 
 def list_images(folder: Path) -> list[str]:
-    """Sorted names of the images in a folder; empty if there is no such folder."""
+    """Sorted names of the images in a folder; empty if the folder does not exist."""
     try:
         names = os.listdir(folder)
     except (OSError, ValueError):
@@ -82,7 +82,7 @@ def list_images(folder: Path) -> list[str]:
 
 
 def reduced_folders(folder: Path) -> dict[int, Path]:
-    """Folders beside `folder` that hold reduced copies by its naming: {4: images_4} for images."""
+    """Folders next to `folder` whose names mark downscaled copies, by factor: {4: images_4} for images."""
     pattern = re.compile(re.escape(folder.name) + r"_([1-9][0-9]{0,3})")
     try:
         names = sorted(os.listdir(folder.parent))
@@ -97,7 +97,7 @@ def reduced_folders(folder: Path) -> dict[int, Path]:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image in pixels, without looking whether the file is whole.
+    """(width, height) of an image in pixels, without checking that the file is complete.
 
     Raises:
         SceneError: it has no readable header.
@@ -106,11 +106,11 @@ def image_size(path: Path) -> tuple[int, int]:
         with Image.open(path, formats=FORMATS) as image:
             return image.size
     except Exception:
-        return inspect_image(path).size  # which says what is wrong
+        return inspect_image(path).size  # raises an error that says what is wrong
 
 
 def inspect_image(path: Path) -> ImageInfo:
-    """Header of an image, after checking that the file is whole.
+    """Header of an image, after checking that the file is complete.
 
     Raises:
         SceneError: the file is empty, not a PNG or JPEG, or ends before its end marker.
@@ -126,7 +126,7 @@ def inspect_image(path: Path) -> ImageInfo:
                     is_png = image.format == "PNG"
                 if min(info.size) < 1:
                     raise ValueError("its size is zero")
-            # Pillow's header readers let almost any exception out when the bytes are damaged.
+            # Pillow's header readers may raise almost any exception for damaged bytes.
             except Exception as error:
                 raise SceneError(f"{path}: not a readable PNG or JPEG image ({_reason(error)})") from None
             if not (_png_is_whole(file) if is_png else _jpeg_is_whole(file)):
@@ -153,13 +153,13 @@ def _has_alpha(image: Image.Image) -> bool:
 def _rotated_by_exif(image: Image.Image) -> bool:
     try:
         return image.getexif().get(ORIENTATION_TAG) in (5, 6, 7, 8)
-    # Damaged EXIF data says nothing about the pixels.
+    # Damaged EXIF data does not affect the pixels.
     except Exception:
         return False
 
 
 def _png_is_whole(file: IO[bytes]) -> bool:
-    """Walks the chunk headers to IEND. Bytes after IEND are allowed; some cameras append metadata."""
+    """Walk the chunk headers to IEND. Bytes after IEND are allowed, since some cameras append metadata."""
     end = os.fstat(file.fileno()).st_size
     offset = _PNG_SIGNATURE_LENGTH
     while offset + 12 <= end:
@@ -172,10 +172,10 @@ def _png_is_whole(file: IO[bytes]) -> bool:
 
 
 def _jpeg_is_whole(file: IO[bytes]) -> bool:
-    """Looks for the end marker behind the start of the scan, for an embedded thumbnail has its own.
+    """Look for the end marker after the start of the scan, since an embedded thumbnail has its own end marker.
 
-    Inside a scan every 0xFF is escaped, so the first end marker found there is the image's own, whatever
-    a phone may have appended after it.
+    Inside a scan every 0xFF is escaped, so the first end marker found there belongs to the image, even if a phone has
+    appended data after it.
     """
     file.seek(-len(_JPEG_END), os.SEEK_END)
     if file.read() == _JPEG_END:

@@ -1,4 +1,4 @@
-"""Reads LLFF scenes: poses_bounds.npy beside images, images_4 or images_8.
+"""Read LLFF scenes: poses_bounds.npy next to images, images_4 or images_8.
 
 Source of the layout: "Local Light Field Fusion", SIGGRAPH 2019. Each row of the array holds a 3 x 5 matrix
 (camera axes down, right, back; position; height, width, focal length) and the nearest and farthest depth.
@@ -21,13 +21,13 @@ COLUMNS = 17
 
 
 def read_llff(root: Path) -> Capture:
-    """Reads poses_bounds.npy and pairs its rows with the images in the order of their names.
+    """Read poses_bounds.npy and pair its rows with the images in the order of their names.
 
     Args:
         root: the scene's folder.
 
     Raises:
-        SceneError: the array is damaged or malformed, or the number of images is not its number of rows.
+        SceneError: the array is damaged or malformed, or the number of images differs from its number of rows.
     """
     source = root / POSES_FILE
     rows = _read_rows(source)
@@ -63,14 +63,14 @@ def read_llff(root: Path) -> Capture:
 
 
 def _read_rows(path: Path) -> np.ndarray:
-    """[N, 17] float64. The size is checked against the header first: a damaged one may ask for terabytes."""
+    """Read [N, 17] float64. The file size is checked first, since a damaged header may claim terabytes."""
     data = read_file(path)
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read_header(stream)
-    # NumPy evaluates the header as a Python literal, and lets out whatever goes wrong there.
+    # NumPy evaluates the header as a Python literal, which may raise any exception.
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise SceneError(
@@ -91,7 +91,7 @@ def _read_rows(path: Path) -> np.ndarray:
 
 
 def _find_images(root: Path, count: int) -> tuple[Path, list[str]]:
-    """images/, or the largest reduced copy where only those were shipped."""
+    """images/, or the largest downscaled copy if only those exist."""
     reduced = reduced_folders(root / "images")
     for folder in (root / "images", *(reduced[factor] for factor in sorted(reduced))):
         names = list_images(folder)
@@ -107,7 +107,7 @@ def _find_images(root: Path, count: int) -> tuple[Path, list[str]]:
 
 
 def _reduced_copies(root: Path, folder: Path, count: int) -> dict[int, list[Path]]:
-    """Reduced copies paired by order, because some published scenes rename them."""
+    """Downscaled copies, paired by order because some published scenes rename them."""
     copies = {}
     for factor, other in reduced_folders(root / "images").items():
         names = list_images(other)

@@ -1,4 +1,4 @@
-"""Chooses, for a requested reduction, which image files to read and how much remains to be reduced."""
+"""Choose the image files to read for a requested downscale factor, and the downscaling that remains to be done."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from eugen_nerf.scenes.image_files import ImageInfo, image_size, inspect_image
 
 Size = tuple[int, int]
 
-# In pixels, where nobody asks for another; nerfstudio's dataparsers have the same limit.
+# Default limit in pixels; nerfstudio's dataparsers have the same limit.
 LONGEST_SIDE = 1600
 
 
 @dataclass(frozen=True)
 class ChosenImage:
-    """An image file and the camera in pixels of what is left of it after the remaining reduction.
+    """An image file, and its camera in pixels of the image after the remaining downscaling.
 
     Attributes:
         path: the file to read.
         info: its header.
-        downscale: box filter still to apply to the file's pixels.
+        downscale: factor of the box filter still to be applied to the file's pixels.
         full_size: (width, height) of the full-resolution image.
-        width, height: of the reduced image.
-        fx, fy, cx, cy: in its pixels.
+        width, height: of the downscaled image.
+        fx, fy, cx, cy: in pixels of the downscaled image.
     """
 
     path: Path
@@ -43,13 +43,13 @@ class ChosenImage:
 
 
 def automatic_downscale(shots: Sequence[Shot]) -> tuple[int, list[str]]:
-    """The reduction by a power of two after which no image has a side longer than LONGEST_SIDE.
+    """The power of two by which images are downscaled so that no side is longer than LONGEST_SIDE.
 
     Args:
         shots: of all splits, each with an image.
 
     Returns:
-        The factor, relative to the size the scene's files state, and remarks for the user.
+        The factor, relative to the size that the scene's files state, and warnings for the user.
 
     Raises:
         SceneError: an image has no readable header.
@@ -59,7 +59,7 @@ def automatic_downscale(shots: Sequence[Shot]) -> tuple[int, list[str]]:
         if shot.image_path is not None:
             size = image_size(shot.image_path)
             longest = max(longest, size, key=max)
-            # Images may be smaller already than the files state, which `choose_images` checks.
+            # Images may already be smaller than the files state, which `choose_images` checks.
             factor = max(factor, round(shot.intrinsics.stated_size(size)[0] / size[0]))
     rest = 1
     while max(longest) > rest * LONGEST_SIDE:
@@ -67,32 +67,31 @@ def automatic_downscale(shots: Sequence[Shot]) -> tuple[int, list[str]]:
     if rest == 1:
         return 1, []
     return rest * factor, [
-        f"photos of up to {_text(longest)} pixels are used at 1/{rest} of their width and height; a downscale factor "
-        f"of {factor} uses them as they are"
+        f"photos of up to {_text(longest)} pixels are used at 1/{rest} of their width and height; set the downscale "
+        f"factor to {factor} to use them at full size"
     ]
 
 
 def choose_images(shots: Sequence[Shot], downscale: int) -> tuple[list[ChosenImage], list[str]]:
-    """Checks every shot's image and picks the files to read at 1/`downscale` of the stated resolution.
+    """Check every shot's image and choose the files to read at 1/`downscale` of the stated resolution.
 
-    A folder of reduced copies (images_4 for 4) is used when it holds every shot at the right size;
-    otherwise the images themselves, to be reduced by a box filter over whole `downscale` x `downscale`
-    blocks. What does not fill a block at the right and lower edge is cut off, so the principal point keeps
-    its place.
+    A folder of downscaled copies (images_4 for 4) is used if it holds every shot at the right size. Otherwise the
+    images themselves are used, to be downscaled by a box filter over whole `downscale` x `downscale` blocks. Incomplete
+    blocks at the right and lower edge are cropped, so that the principal point keeps its position.
 
     Args:
-        shots: all with an image.
-        downscale: at least 1, relative to the size the scene's files state.
+        shots: each with an image.
+        downscale: at least 1, relative to the size that the scene's files state.
 
     Returns:
-        One choice per shot, and remarks for the user.
+        One choice per shot, and warnings for the user.
 
     Raises:
         SceneError: an image is damaged or its size contradicts the stated one.
     """
     paths = [shot.image_path for shot in shots if shot.image_path is not None]
     if not paths or len(paths) != len(shots):
-        raise ValueError("needs at least one shot, and an image for each")
+        raise ValueError("choose_images needs at least one shot, and an image for each")
     infos = [inspect_image(path) for path in paths]
     stated = [shot.intrinsics.stated_size(info.size) for shot, info in zip(shots, infos, strict=True)]
     factors = [_factor(shot, info, size) for shot, info, size in zip(shots, infos, stated, strict=True)]
@@ -110,8 +109,8 @@ def choose_images(shots: Sequence[Shot], downscale: int) -> tuple[list[ChosenIma
         return [_choice(*args, 1) for args in zip(shots, *copies, stated, strict=True)], warnings
     if downscale % factor and downscale != 1:
         raise SceneError(
-            f"{paths[0]}: a reduction by {downscale} was asked for, but the images are already "
-            f"{factor} times smaller than stated; ask for a multiple of {factor}"
+            f"{paths[0]}: the downscale factor is {downscale}, but the images are already {factor} times smaller than "
+            f"stated; choose a multiple of {factor}"
         )
     if downscale < factor:
         warnings.append(
@@ -125,22 +124,22 @@ def choose_images(shots: Sequence[Shot], downscale: int) -> tuple[list[ChosenIma
         one = outside[0]
         warnings.append(
             f"{one.path}: the principal point ({one.cx:g} {one.cy:g}) of {len(outside)} of {len(choices)} cameras lies "
-            f"outside the picture, which is {_text((one.width, one.height))}; where intrinsics are of photos in "
-            "another size, state w and h that they refer to"
+            f"outside the image, which is {_text((one.width, one.height))}; if the intrinsics are for photos of "
+            "another size, state w and h of those photos"
         )
     return choices, warnings
 
 
 def matches(size: Size, full: Size, factor: int) -> bool:
-    """Whether `size` is `full` reduced by `factor`, by whichever rounding."""
+    """Whether `size` is `full` downscaled by `factor`, with any rounding."""
     return all(abs(s - f / factor) < 1 for s, f in zip(size, full, strict=True))
 
 
 def check_mask(shot: Shot, image: ChosenImage) -> None:
-    """Checks that a shot's mask is whole and fits the image: as large as its file, or as the full-size image.
+    """Check that a shot's mask is complete and has the size of the image file or of the full-size image.
 
     Raises:
-        SceneError: the mask is missing, damaged or of another size.
+        SceneError: the mask is missing or damaged, or has another size.
     """
     path = shot.mask_path
     if path is None:
@@ -179,7 +178,7 @@ def _reduced_copies(
     if len(paths) < len(shots):
         warnings.append(
             f"{paths[0].parent} lacks {len(shots) - len(paths)} of {len(shots)} images; the full-size "
-            "images are reduced instead"
+            "images are downscaled instead"
         )
         return None
     infos = [inspect_image(path) for path in paths]
@@ -187,7 +186,7 @@ def _reduced_copies(
         if not matches(info.size, size, downscale):
             warnings.append(
                 f"{path} is {_text(info.size)} pixels, not 1/{downscale} of {_text(size)}; the full-size "
-                "images are reduced instead"
+                "images are downscaled instead"
             )
             return None
     return paths, infos

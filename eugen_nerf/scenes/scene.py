@@ -1,4 +1,4 @@
-"""The one way in: `load_scene` reads any known layout, checks it and returns cameras in a usable world."""
+"""`load_scene`, the entry point: reads any known layout, checks it and returns cameras in a normalized world."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eugen_nerf.scenes.capture import CameraModel, Capture, Distortion, Shot, Sp
 from eugen_nerf.scenes.colmap import read_colmap
 from eugen_nerf.scenes.detect import LAYOUTS, describe_folder, detect_layout, scene_root
 from eugen_nerf.scenes.llff import POSES_FILE, read_llff
-from eugen_nerf.scenes.normalise import Centre, Orientation, WorldChange
+from eugen_nerf.scenes.normalize import Center, Orientation, WorldChange
 from eugen_nerf.scenes.resolution import ChosenImage, automatic_downscale, check_mask, choose_images
 from eugen_nerf.scenes.splits import select_split
 from eugen_nerf.scenes.transforms import read_transforms
@@ -31,16 +31,16 @@ class Frame:
     """One photo and its camera, in the returned world and at the requested resolution.
 
     Attributes:
-        name: what messages call it, e.g. "train/r_3".
-        image_path: the file `read_image` reads.
+        name: its name in messages, e.g. "train/r_3".
+        image_path: the file that `read_image` reads.
         camera_to_world: [3, 4] float64, OpenGL axes: x right, y up, z back.
-        fx, fy, cx, cy: pixels of the image after `downscale`; pixel centres are at half-integers.
+        fx, fy, cx, cy: pixels of the image after `downscale`; pixel centers are at half-integers.
         width, height: of that image.
         camera_model: "pinhole", "opencv" or "opencv_fisheye".
         distortion: k1, k2, k3, k4, p1, p2 (for a fisheye, k1..k4 multiply powers of the angle).
-        mask_path: image that is dark where pixels must not be used; None to use all.
-        downscale: box filter that `read_image` applies to the file's pixels.
-        channels: of the array `read_image` returns: 4 for every frame of a scene with transparency, else 3.
+        mask_path: image that is dark where pixels must not be used; None to use all pixels.
+        downscale: factor of the box filter that `read_image` applies to the file's pixels.
+        channels: of the array that `read_image` returns: 4 for all frames of a scene with transparency, otherwise 3.
     """
 
     name: str
@@ -66,18 +66,18 @@ class Scene:
     Attributes:
         layout: "blender", "transforms", "colmap" or "llff".
         root: the scene's folder.
-        split: the split asked for.
+        split: the requested split.
         frames: at least one.
-        bounded: True if everything is inside `scene_box`; False for a capture with a background, whose
-            cameras are inside `scene_box` and whose space beyond it is meant to be contracted.
+        bounded: True if everything is inside `scene_box`. False for a capture with a background: its cameras are inside
+            `scene_box`, and the space beyond the box should be contracted.
         scene_box: [2, 3] lower and upper corner in the returned world.
-        near, far: range along rays in units of the returned world. That of a bounded scene cuts nothing off its
-            box, wherever the camera is.
+        near, far: range along rays in units of the returned world. In a bounded scene, it includes the whole box from
+            any camera position.
         has_alpha: whether the frames have four channels.
         world_transform, world_scale: [3, 4] and a number; x' = world_scale * (world_transform x) takes the
             file's world to the returned one, the same for all splits.
-        points, colours: [P, 3] float64 sparse points in the returned world and [P, 3] uint8, if any.
-        warnings: remarks that the user should see.
+        points, colors: [P, 3] float64 sparse points in the returned world and [P, 3] uint8 colors, if any.
+        warnings: warnings for the user.
     """
 
     layout: str
@@ -92,7 +92,7 @@ class Scene:
     world_transform: np.ndarray
     world_scale: float
     points: np.ndarray | None
-    colours: np.ndarray | None
+    colors: np.ndarray | None
     warnings: tuple[str, ...]
 
 
@@ -106,30 +106,30 @@ def load_scene(
     bounded: bool | None = None,
     scene_scale: float | None = None,
     orientation: Orientation | None = None,
-    centre: Centre | None = None,
+    center: Center | None = None,
 ) -> Scene:
-    """Loads one split of a scene, after checking all its files; pixels are read later by `read_image`.
+    """Load one split of a scene, after checking all its files. `read_image` reads the pixels later.
 
     Args:
         path: the scene's folder, or a transforms .json file.
         split: "train", "val" or "test".
-        layout: "auto" recognises it, see `detect_layout`.
-        downscale: reduce images by this integer, relative to the size the files state; None: by the power of two
-            that leaves no side of any image longer than `resolution.LONGEST_SIDE`.
-        eval_interval: where the files define no splits, every `eval_interval`-th frame, sorted by name, is
-            held out for both val and test; 0 trains on all, and evaluates on some of those.
+        layout: "auto" detects it, see `detect_layout`.
+        downscale: downscale images by this integer, relative to the size that the files state; None: by the power of
+            two that leaves no side of any image longer than `resolution.LONGEST_SIDE`.
+        eval_interval: if the files define no splits, every `eval_interval`-th frame, sorted by name, is held out for
+            both val and test. 0 trains on all frames and evaluates on some of them.
         bounded: whether everything is inside the scene box; None: only in the Blender layout.
-        scene_scale: half side of the scene box; None: 1.5 for a bounded Blender scene, else 1.
-        orientation: "up" or "none"; None: "none" in the Blender layout, else "up".
-        centre: "focus", "poses" or "none"; None: "none" in the Blender layout, "poses" for a forward-facing
-            LLFF scene, else "focus". See `normalise`.
+        scene_scale: half the side length of the scene box; None: 1.5 for a bounded Blender scene, otherwise 1.
+        orientation: "up" or "none"; None: "none" in the Blender layout, otherwise "up".
+        center: "focus", "poses" or "none"; None: "none" in the Blender layout, "poses" for a forward-facing LLFF
+            scene, otherwise "focus". See `normalize`.
 
     Raises:
-        SceneError: anything wrong with the files or the options, in one message that names file and frame.
-        ValueError: a word for `split`, `layout`, `orientation` or `centre` that is none of the above.
+        SceneError: there is a problem with the files or the options. The message names the file and the frame.
+        ValueError: `split`, `layout`, `orientation` or `center` has none of the values above.
     """
     path = Path(path).expanduser()
-    _check_options(split, layout, orientation, centre, downscale, eval_interval, scene_scale)
+    _check_options(split, layout, orientation, center, downscale, eval_interval, scene_scale)
     detected = _layout(path, layout)
     capture = _read(path, detected)
     bounded = detected == "blender" if bounded is None else bounded
@@ -141,9 +141,9 @@ def load_scene(
     images, remarks = choose_images(selected, downscale)
     warnings += remarks
 
-    # Of all splits, so that they share one world and one range.
+    # Computed from all splits, so that they share one world and one range.
     poses = np.stack([shot.camera_to_world for shot in usable])
-    change = change_world(capture, poses, bounded, orientation, centre)
+    change = change_world(capture, poses, bounded, orientation, center)
     moved = change.poses(poses)
     if scene_scale is None:
         scene_scale = BLENDER_HALF_SIDE if bounded and detected == "blender" else 1.0
@@ -156,7 +156,7 @@ def load_scene(
     if 0 < transparent < len(images):
         warnings.append(
             f"{transparent} of {len(images)} images of the {split} split have an alpha channel; the others "
-            "are taken as opaque"
+            "are treated as opaque"
         )
     has_alpha = transparent > 0
     return Scene(
@@ -172,7 +172,7 @@ def load_scene(
         world_transform=change.transform,
         world_scale=change.scale,
         points=None if capture.points is None else change.points(capture.points),
-        colours=capture.colours,
+        colors=capture.colors,
         warnings=(*capture.warnings, *warnings),
     )
 
@@ -181,7 +181,7 @@ def _check_options(
     split: str,
     layout: str,
     orientation: str | None,
-    centre: str | None,
+    center: str | None,
     downscale: int | None,
     eval_interval: int,
     scene_scale: float | None,
@@ -190,24 +190,24 @@ def _check_options(
         "split": (split, ("train", "val", "test")),
         "layout": (layout, ("auto", *LAYOUTS)),
         "orientation": (orientation, (None, "up", "none")),
-        "centre": (centre, (None, "focus", "poses", "none")),
+        "center": (center, (None, "focus", "poses", "none")),
     }
     for option, (value, allowed) in choices.items():
         if value not in allowed:
             raise ValueError(f"{option} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
     if downscale is not None and downscale < 1:
-        raise SceneError(f"downscale must be a whole number from 1 on, not {downscale}")
+        raise SceneError(f"downscale must be a whole number, at least 1, not {downscale}")
     if eval_interval < 0 or eval_interval == 1:
         raise SceneError(
             f"eval interval {eval_interval} leaves no frame to train on; every n-th frame is held out, so it "
             "must be at least 2, or 0 to hold out none"
         )
     if scene_scale is not None and not 1e-6 <= scene_scale <= 1e6:
-        raise SceneError(f"scene scale, the half side of the scene box, must be positive, not {scene_scale}")
+        raise SceneError(f"scene scale, half the side length of the scene box, must be positive, not {scene_scale}")
 
 
 def _layout(path: Path, layout: str) -> str:
-    """The layout to read; files, and paths that do not exist, are judged by `detect_layout` in any case."""
+    """The layout to read. Files and missing paths always go through `detect_layout`."""
     if layout != "auto" and os.path.isdir(path):
         return layout
     detected = detect_layout(path)

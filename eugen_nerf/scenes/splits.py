@@ -1,4 +1,4 @@
-"""Chooses the frames of a split, by the lists in a scene's files or by holding out every n-th frame."""
+"""Choose the frames of a split from the lists in a scene's files, or by holding out every n-th frame."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from eugen_nerf.scenes.blender import split_file
 from eugen_nerf.scenes.capture import Capture, Shot, Split
 from eugen_nerf.scenes.validate import shorten
 
-# Of the photos that are trained on, where none is held out.
+# If no photo is held out, every n-th training photo is evaluated.
 SHOWN_INTERVAL = 8
 
 
@@ -18,14 +18,14 @@ def select_split(capture: Capture, split: Split, eval_interval: int) -> tuple[li
     """The shots of a split that have an image.
 
     Args:
-        capture: all that the scene's files list.
-        split: "train", "val" or "test". Where files define only one of val and test, it serves for both.
-        eval_interval: where they define none, every `eval_interval`-th shot by name is in val and test, and
-            the others are in train, as in the evaluations of LLFF and mip-NeRF 360. 0: all are in train, every
-            8th of them in val and test as well.
+        capture: everything that the scene's files list.
+        split: "train", "val" or "test". If the files define only one of val and test, it is used for both.
+        eval_interval: if the files define no splits, every `eval_interval`-th shot by name is in val and test, and the
+            others are in train, as in the evaluations of LLFF and mip-NeRF 360. 0: all shots are in train, and every
+            8th of them also in val and test.
 
     Returns:
-        At least one shot, and remarks for the user.
+        At least one shot, and warnings for the user.
 
     Raises:
         SceneError: no image exists, or none of the split.
@@ -33,7 +33,7 @@ def select_split(capture: Capture, split: Split, eval_interval: int) -> tuple[li
     warnings: list[str] = []
     if capture.splits is None:
         usable = _with_image(capture, capture.shots, warnings)
-        usable.sort(key=lambda shot: (shot.name, shot.listed))
+        usable.sort(key=lambda shot: str(shot.image_path))  # with the extension, as published evaluations sort
         if eval_interval == 0:
             chosen = usable if split == "train" else usable[::SHOWN_INTERVAL]
             warnings.append(
@@ -48,12 +48,32 @@ def select_split(capture: Capture, split: Split, eval_interval: int) -> tuple[li
         sources = {capture.shots[i].source for i in indices}
         _with_image(capture, [shot for shot in capture.shots if shot.source in sources], warnings)
         chosen = [capture.shots[i] for i in indices if capture.shots[i].image_path is not None]
+        if split != "train":
+            listed = split if split in capture.splits else "test" if split == "val" else "val"
+            _warn_of_trained(capture, capture.splits, listed, chosen, warnings)
     if not chosen:
         raise SceneError(
             f"{capture.shots[0].source}: no frame is left for the {split} split, of {len(capture.shots)} "
             f"listed. {_split_rule(capture, eval_interval)}"
         )
     return chosen, warnings
+
+
+def _warn_of_trained(
+    capture: Capture, splits: Mapping[str, tuple[int, ...]], split: Split, chosen: Sequence[Shot], warnings: list[str]
+) -> None:
+    trained = {_photo(capture.shots[i]) for i in splits.get("train", ())}
+    repeated = [shot for shot in chosen if _photo(shot) in trained]
+    if repeated:
+        warnings.append(
+            f"{_split_name(capture, split)}: {len(repeated)} of its {len(chosen)} photos are trained on as well (the "
+            f"first is {shorten(repeated[0].listed)}); metrics of those say nothing about new views"
+        )
+
+
+def _photo(shot: Shot) -> str | None:
+    """The file of a photo, by whichever name it is listed."""
+    return None if shot.image_path is None else os.path.realpath(shot.image_path)
 
 
 def _split_rule(capture: Capture, eval_interval: int) -> str:
@@ -63,7 +83,7 @@ def _split_rule(capture: Capture, eval_interval: int) -> str:
 
 
 def _with_image(capture: Capture, shots: Sequence[Shot], warnings: list[str]) -> list[Shot]:
-    """Shots whose image exists; remarks on the others, which some published scenes list without shipping."""
+    """Shots whose image exists. Warns about the others: some published scenes list images that they do not include."""
     missing = [shot for shot in shots if shot.image_path is None]
     if missing:
         source = missing[0].source

@@ -1,4 +1,4 @@
-"""Reads a transforms.json as nerfstudio and instant-ngp write it: camera-to-world matrices in OpenGL axes."""
+"""Read a transforms.json as written by nerfstudio and instant-ngp: camera-to-world matrices in OpenGL axes."""
 
 from __future__ import annotations
 
@@ -26,30 +26,31 @@ from eugen_nerf.scenes.validate import (
     shorten,
 )
 
-CAMERA_MODELS = tuple(PARAMETERS)  # nerfstudio has COLMAP's names
+DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "p1", "p2")
+CAMERA_MODELS = tuple(PARAMETERS)  # nerfstudio uses COLMAP's names
 
 
 def read_transforms(path: Path) -> Capture:
-    """Reads one transforms.json with all frames of a scene.
+    """Read one transforms.json with all frames of a scene.
 
     Args:
         path: the JSON file.
 
     Raises:
-        SceneError: the file is not what it should be; the message names it, the frame and the key.
+        SceneError: the file is invalid. The message names the file, the frame and the key.
     """
     meta = read_json_object(path)
     shots = read_frames(path, meta, ImageFinder())
-    points, colours, warnings = read_listed_points(path, meta)
+    points, colors, warnings = read_listed_points(path, meta)
     splits = _read_splits(path, meta, shots)
-    return Capture("transforms", path.parent, shots, splits, points=points, colours=colours, warnings=warnings)
+    return Capture("transforms", path.parent, shots, splits, points=points, colors=colors, warnings=warnings)
 
 
 def read_frames(path: Path, meta: Mapping[str, object], finder: ImageFinder) -> tuple[Shot, ...]:
-    """Frames of a parsed transforms file, in the file's order; intrinsics shared or per frame.
+    """Frames of a parsed transforms file, in the file's order, with shared or per-frame intrinsics.
 
     Raises:
-        SceneError: a frame cannot be used, or two are of one photo.
+        SceneError: a frame cannot be used, or two frames refer to the same photo.
     """
     frames = as_list(meta.get("frames"), f"{path}: frames")
     shots: list[Shot] = []
@@ -59,7 +60,7 @@ def read_frames(path: Path, meta: Mapping[str, object], finder: ImageFinder) -> 
         if not isinstance(frame, dict):
             raise SceneError(f"{where}: expected a JSON object {{...}}, found {shorten(frame)}")
         shot = _read_frame(path, meta, frame, where, finder)
-        # One photo has several names: without its extension, with a wrong one, through a link.
+        # A photo can have several names: without its extension, with a wrong one, through a link.
         photo = shot.listed if shot.image_path is None else os.path.realpath(shot.image_path)
         first = first_use.setdefault(photo, index)
         if first != index:
@@ -93,11 +94,21 @@ def _read_frame(
         listed=listed,
         image_path=image,
         camera_to_world=check_pose(matrix, f"{place}.transform_matrix"),
-        # Keys of the frame win over the file's own.
-        intrinsics=read_intrinsics({**meta, **_stated(frame)}, place),
+        # The frame's keys take precedence over the file's own.
+        intrinsics=read_intrinsics(_merged(meta, _stated(frame)), place),
         mask_path=mask,
         reduced=_reduced(root, image, finder),
     )
+
+
+def _merged(meta: Mapping[str, object], frame: dict[str, object]) -> dict[str, object]:
+    """The keys of a frame over those of its file, without what the file says about the same in another way."""
+    shared = dict(meta)
+    if any(key in frame for key in DISTORTION_KEYS):
+        shared.pop("distortion_params", None)
+    if "camera_model" in frame:
+        shared.pop("is_fisheye", None)
+    return {**shared, **frame}
 
 
 def _reduced(root: Path, image: Path | None, finder: ImageFinder) -> dict[int, Path]:
@@ -122,7 +133,7 @@ def read_intrinsics(values: Mapping[str, object], where: str) -> Intrinsics:
     distortion_params [k1, k2, k3, k4, p1, p2]; camera_model; is_fisheye.
 
     Raises:
-        SceneError: a value is missing, is not what its key asks for, or belongs to a camera that is not supported.
+        SceneError: a value is missing or invalid, or belongs to a camera that is not supported.
     """
 
     values = _stated(values)
@@ -146,7 +157,7 @@ def read_intrinsics(values: Mapping[str, object], where: str) -> Intrinsics:
     if (width is None) != (height is None):
         raise SceneError(f"{where}: w and h, the image size in pixels, must be stated together")
     fx, fy = positive("fl_x"), positive("fl_y")
-    # A focal length in pixels is the better measurement; files that state both keep the angle as a record.
+    # A focal length in pixels is more precise; files that state both keep the angle only as a record.
     angle_x = angle("camera_angle_x") if fx is None else None
     angle_y = angle("camera_angle_y") if fy is None else None
     if fx is None and fy is None and angle_x is None and angle_y is None:
@@ -167,7 +178,7 @@ def read_intrinsics(values: Mapping[str, object], where: str) -> Intrinsics:
 
 
 def _stated(values: Mapping[str, object]) -> dict[str, object]:
-    """Without nulls, which are as good as no key."""
+    """Remove keys whose value is null, which is equivalent to a missing key."""
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -179,8 +190,7 @@ def _read_distortion(values: Mapping[str, object], where: str) -> Distortion:
             raise SceneError(f"{where}: distortion_params must be [k1, k2, k3, k4, p1, p2], found {shorten(listed)}")
         numbers = [as_number(x, f"{where}: distortion_params[{i}]") for i, x in enumerate(items)]
     else:
-        keys = ("k1", "k2", "k3", "k4", "p1", "p2")
-        numbers = [as_number(values.get(key, 0.0), f"{where}: {key}") for key in keys]
+        numbers = [as_number(values.get(key, 0.0), f"{where}: {key}") for key in DISTORTION_KEYS]
     k1, k2, k3, k4, p1, p2 = numbers
     return k1, k2, k3, k4, p1, p2
 
@@ -197,32 +207,32 @@ def _camera_model(values: Mapping[str, object], distortion: Distortion, where: s
         raise SceneError(f"{where}: is_fisheye must be true or false, found {shorten(fisheye)}")
     if stated == "OPENCV_FISHEYE" or fisheye:
         return "opencv_fisheye"
-    # The numbers decide: several tools write OPENCV for undistorted images.
+    # The parameters decide, since several tools write OPENCV for undistorted images.
     return "opencv" if any(distortion) else "pinhole"
 
 
 def read_listed_points(
     path: Path, meta: Mapping[str, object]
 ) -> tuple[np.ndarray | None, np.ndarray | None, tuple[str, ...]]:
-    """Positions and colours of the points that a parsed file lists, in its world, and remarks.
+    """Positions and colors of the points that a parsed file lists, in its world, and warnings.
 
     Raises:
-        SceneError: they cannot be read.
+        SceneError: the points cannot be read.
     """
     if meta.get("ply_file_path") is None:
         return None, None, ()
     file = path.parent / as_path_text(meta["ply_file_path"], f"{path}: ply_file_path")
     if not os.path.isfile(file):
-        return None, None, (f"{file}: the points that {path} lists do not exist, and are left out",)
-    positions, colours = read_ply(file)
+        return None, None, (f"{file}: the points that {path} lists do not exist and are left out",)
+    positions, colors = read_ply(file)
     if not len(positions):
         return None, None, (f"{file}: holds no points",)
-    return positions, colours, ()
+    return positions, colors, ()
 
 
 def _read_splits(path: Path, meta: Mapping[str, object], shots: tuple[Shot, ...]) -> dict[str, tuple[int, ...]] | None:
-    """Indices from train_filenames, val_filenames and test_filenames; None without any of them."""
-    # With and without its extension, which file_path may lack too.
+    """Indices from train_filenames, val_filenames and test_filenames; None if the file has none of them."""
+    # Both with and without the extension, which file_path may also lack.
     index_of = {name: index for index, shot in enumerate(shots) for name in (shot.name, shot.listed)}
     splits = {}
     for split in ("train", "val", "test"):

@@ -1,7 +1,7 @@
-"""Checks on values read from a scene's files; each failure is one readable `SceneError`.
+"""Check values read from a scene's files; each failure raises one readable `SceneError`.
 
-Every function takes `where`, a phrase that names the file and the place inside it (a JSON path, a line
-or a byte offset), and starts its message with it.
+Every function takes `where`, a phrase that names the file and the position in it (a JSON path, a line or a byte
+offset), and starts its message with it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 
 from eugen_nerf.errors import SceneError
 
-# Exported matrices carry six or more digits; a camera object scaled by mistake is off by far more than this.
+# Exported matrices have six or more digits; a camera object scaled by mistake deviates far more than this.
 RIGID_TOLERANCE = 1e-2
-# Beyond any map projection in metres, and small enough that float64 sums of squares stay exact.
+# Larger than any map projection in meters, and small enough that float64 sums of squares stay exact.
 MAX_COORDINATE = 1e9
 MAX_PIXELS_PER_SIDE = 1_000_000
 
@@ -30,7 +30,7 @@ def shorten(value: object, limit: int = 80) -> str:
 
 
 def read_file(path: Path) -> bytes:
-    """Bytes of `path`; raises SceneError if the system cannot read it."""
+    """Bytes of `path`; raises SceneError if the file cannot be read."""
     try:
         return path.read_bytes()
     except (OSError, ValueError) as error:
@@ -39,7 +39,7 @@ def read_file(path: Path) -> bytes:
 
 
 def decode_text(data: bytes, path: Path) -> str:
-    """UTF-8 text of a file's bytes; raises SceneError with the offset of the first byte that is not text."""
+    """UTF-8 text of a file's bytes; raises SceneError with the offset of the first invalid byte."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -49,7 +49,7 @@ def decode_text(data: bytes, path: Path) -> str:
 
 
 def read_json_object(path: Path) -> dict[str, object]:
-    """The JSON object a file holds; raises SceneError with line and column where the syntax breaks."""
+    """The JSON object in a file; raises SceneError with the line and column of a syntax error."""
     text = decode_text(read_file(path), path)
     try:
         value = json.loads(text)
@@ -77,7 +77,7 @@ def as_number(value: object, where: str) -> float:
 
 
 def as_positive(value: object, where: str) -> float:
-    """A number in [1e-9, 1e9], such as a focal length in pixels; raises SceneError for any other."""
+    """A number in [1e-9, 1e9], such as a focal length in pixels; raises SceneError for other values."""
     number = as_number(value, where)
     if number <= 0:
         raise SceneError(f"{where}: must be positive, found {shorten(value)}")
@@ -87,7 +87,7 @@ def as_positive(value: object, where: str) -> float:
 
 
 def as_size(value: object, where: str) -> int:
-    """A whole number of pixels, which files often store as a float such as 480.0; raises SceneError for any other."""
+    """A whole number of pixels, which files often store as a float such as 480.0; raises SceneError otherwise."""
     number = as_number(value, where)
     if number != int(number) or not 1 <= number <= MAX_PIXELS_PER_SIDE:
         raise SceneError(f"{where}: must be a whole number of pixels, at least 1, found {shorten(value)}")
@@ -102,10 +102,10 @@ def as_list(value: object, where: str) -> list[object]:
 
 
 def as_path_text(value: object, where: str) -> str:
-    """A non-empty path as a file states it, with forward slashes and no leading "./"; raises SceneError for no path."""
+    """A non-empty path from a file, with forward slashes and without a leading "./"; raises SceneError otherwise."""
     if not isinstance(value, str) or not value.strip():
         raise SceneError(f"{where}: expected a file path, found {shorten(value)}")
-    # Control characters, and the lone surrogates that JSON can spell, are no names and would garble messages.
+    # Control characters and lone surrogates, which JSON can contain, are not valid in names and would garble messages.
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in value.strip()):
         raise SceneError(f"{where}: the file path holds unprintable characters: {shorten(value)}")
     text = os.path.normpath(value.strip().replace("\\", "/"))
@@ -115,7 +115,7 @@ def as_path_text(value: object, where: str) -> str:
 
 
 def as_matrix(value: object, where: str) -> np.ndarray:
-    """A 3 x 4 or 4 x 4 matrix of finite numbers from nested JSON lists, as float64; raises SceneError for others."""
+    """A 3 x 4 or 4 x 4 matrix of finite numbers from nested JSON lists, as float64; raises SceneError otherwise."""
     matrix: list[list[float]] = []
     for i, row in enumerate(as_list(value, where)):
         numbers = [as_number(x, f"{where}[{i}][{j}]") for j, x in enumerate(as_list(row, f"{where}[{i}]"))]
@@ -126,31 +126,31 @@ def as_matrix(value: object, where: str) -> np.ndarray:
 
 
 def check_pose(matrix: np.ndarray, where: str) -> np.ndarray:
-    """A camera-to-world matrix that is a rotation and a translation.
+    """Check that a camera-to-world matrix is a rotation and a translation.
 
     Args:
         matrix: [3, 4] or [4, 4], file's world units.
         where: names file and frame.
 
     Returns:
-        [3, 4] float64; the rotation is replaced by the nearest exact one, which removes the rounding of
+        [3, 4] float64. The rotation is replaced by the nearest exact rotation, which removes the round-off error of
         the digits in the file.
 
     Raises:
-        SceneError: a value is not finite or absurdly large, the last row is not 0 0 0 1, or the rotation
-            part is scaled, skewed or mirrored.
+        SceneError: a value is not finite or is implausibly large, the last row is not 0 0 0 1, or the rotation part is
+            scaled, skewed or mirrored.
     """
     matrix = np.asarray(matrix, dtype=np.float64)
     if matrix.shape not in ((3, 4), (4, 4)):
         raise ValueError(f"matrix must be [3, 4] or [4, 4], not {list(matrix.shape)}")
     if not np.isfinite(matrix).all():
-        raise SceneError(f"{where}: the pose holds NaN or infinity: {shorten(matrix.tolist(), 200)}")
+        raise SceneError(f"{where}: the pose contains NaN or infinity: {shorten(matrix.tolist(), 200)}")
     if matrix.shape == (4, 4) and np.abs(matrix[3] - (0.0, 0.0, 0.0, 1.0)).max() > 1e-6:
         raise SceneError(
             f"{where}: the last row of a camera-to-world matrix must be 0 0 0 1, found {matrix[3].tolist()}"
         )
     if np.abs(matrix).max() > MAX_COORDINATE:
-        raise SceneError(f"{where}: the pose is absurdly large: {shorten(matrix.tolist(), 200)}")
+        raise SceneError(f"{where}: the pose is implausibly large: {shorten(matrix.tolist(), 200)}")
     rotation = matrix[:3, :3]
     deviation = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
     if deviation > RIGID_TOLERANCE:

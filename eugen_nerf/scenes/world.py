@@ -1,4 +1,4 @@
-"""The world a capture is returned in, and the range of its rays there."""
+"""The world in which a capture is returned, and the range of its rays there."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import math
 import numpy as np
 
 from eugen_nerf.scenes.capture import Capture, Shot
-from eugen_nerf.scenes.normalise import (
-    Centre,
+from eugen_nerf.scenes.normalize import (
+    Center,
     Orientation,
     WorldChange,
     faces_forward,
     near_depth_of_points,
-    normalise,
+    normalize,
 )
 
-# Of rays, in units of the returned world: nothing is photographed from closer.
+# Smallest near limit of rays, in units of the returned world: nothing is photographed from closer.
 LEAST_DISTANCE = 0.05
 UNBOUNDED_FAR = 1000.0
-# In half sides of the box: from there on float32 does not tell its front from its back.
+# In units of half the box's side: beyond it, float32 cannot distinguish the front of the box from its back.
 BOUNDED_FAR = 1e6
 
 
@@ -28,15 +28,15 @@ def change_world(
     poses: np.ndarray,
     bounded: bool,
     orientation: Orientation | None,
-    centre: Centre | None,
+    center: Center | None,
 ) -> WorldChange:
     """The change of world for all splits of a capture.
 
     Args:
         capture: what the files state.
         poses: [N, 3, 4] of all frames that have an image.
-        bounded: whether everything is to be inside the scene box.
-        orientation, centre: as in `normalise`; None takes the layout's own, see `load_scene`.
+        bounded: whether everything is inside the scene box.
+        orientation, center: as in `normalize`; None uses the layout's default, see `load_scene`.
     """
     blender = capture.layout == "blender"
     forward = not bounded and faces_forward(poses)
@@ -45,36 +45,36 @@ def change_world(
         near_depth = capture.bounds[0]
     elif forward and capture.points is not None:
         near_depth = near_depth_of_points(poses, capture.points)
-    if centre is None:
-        centre = "none" if blender else "poses" if forward and capture.layout == "llff" else "focus"
+    if center is None:
+        center = "none" if blender else "poses" if forward and capture.layout == "llff" else "focus"
     if orientation is None:
         orientation = "none" if blender else "up"
-    change = normalise(poses, orientation=orientation, centre=centre, near_depth=near_depth)
-    # A bounded Blender scene is measured in units of its box already.
+    change = normalize(poses, orientation=orientation, center=center, near_depth=near_depth)
+    # A bounded Blender scene already uses the units of its box.
     return WorldChange(change.transform, 1.0) if blender and bounded else change
 
 
 def unbounded_range(capture: Capture, change: WorldChange) -> tuple[float, float]:
-    """Nearest and farthest distance along rays in the returned world, for a capture with a background."""
+    """Smallest and largest distance along rays in the returned world, for a capture with a background."""
     if capture.bounds is None:
         return LEAST_DISTANCE, UNBOUNDED_FAR
     near, far = (depth * change.scale for depth in capture.bounds)
-    # Bounds are depths along the optical axis; a ray through a corner travels farther to the same depth. The
-    # margins make up for their being percentiles of sparse points.
+    # Bounds are depths along the optical axis; a ray through a corner travels farther to the same depth. The margins
+    # compensate for the fact that bounds are percentiles of sparse points.
     return 0.9 * near, 1.1 * far * max(_corner_stretch(shot) for shot in capture.shots)
 
 
 def bounded_range(half_side: float) -> tuple[float, float]:
-    """Nearest and farthest distance along rays to the cube [-half_side, half_side]^3, for cameras anywhere.
+    """Smallest and largest distance along rays to the cube [-half_side, half_side]^3, for any camera position.
 
-    Rays of a bounded scene are clipped to its box. Limits taken from the photos' cameras would cut pieces off the
-    box where a new view stands closer to it or further away than they do.
+    Rays of a bounded scene are clipped to its box. Limits taken from the photos' cameras would cut off parts of the box
+    for new views that are closer to it or farther away.
     """
     return LEAST_DISTANCE * min(1.0, half_side), BOUNDED_FAR * half_side
 
 
 def remark_on_astray_cameras(poses: np.ndarray, half_side: float) -> list[str]:
-    """A remark if most cameras [N, 3, 4] look past the scene box, which then cannot hold what they see."""
+    """A warning if most cameras [N, 3, 4] look past the scene box, which then does not contain what they see."""
     astray = int((~looks_into_box(poses, half_side)).sum())
     if 2 * astray <= len(poses):
         return []
@@ -87,7 +87,7 @@ def remark_on_astray_cameras(poses: np.ndarray, half_side: float) -> list[str]:
 def looks_into_box(poses: np.ndarray, half_side: float) -> np.ndarray:
     """[N] bool: whether each camera's optical axis meets the cube [-half_side, half_side]^3."""
     origins, directions = poses[:, :, 3], -poses[:, :, 2]
-    # Slab test; the tiny offset keeps a direction along an axis from dividing zero by zero.
+    # Slab test; the small offset avoids dividing zero by zero for directions along an axis.
     inverse = 1.0 / np.where(np.abs(directions) < 1e-12, 1e-12, directions)
     first, second = (-half_side - origins) * inverse, (half_side - origins) * inverse
     enter = np.minimum(first, second).max(axis=1)

@@ -1,1 +1,1 @@
-"""The command eugen-transfer: trained MLP fields become EUGen fields without backpropagation."""
+"""The command eugen-transfer, which turns trained MLP fields into EUGen fields without backpropagation."""

@@ -23,58 +23,58 @@ from eugen_nerf.cli_support import exit_on_user_error
 from eugen_nerf.errors import UserError
 from eugen_nerf.folders import check_place, refused
 
-# Of a fit with this many samples for each unknown a tenth of what is left unexplained is hidden by overfitting; with
-# fewer the explained share soon says nothing.
+# With this many samples for each unknown, overfitting hides a tenth of the unexplained variance. With fewer, the
+# explained share soon becomes meaningless.
 SAMPLES_PER_UNKNOWN = 10
 
 
 @dataclass
 class Transfer:
-    """What eugen-transfer does."""
+    """Options of eugen-transfer."""
 
     load_config: Path
     """config.yml of the trained run: eugen-nerf-mlp, or nerfstudio's vanilla-nerf, mipnerf, or nerfacto trained with
-    --pipeline.model.implementation torch. The run itself is only read."""
+    --pipeline.model.implementation torch. The run is only read."""
     features: int
     """m, features of each EUGen layer and order; at most the width of the layers."""
     solver: Literal["ridge", "layerwise"] = "ridge"
-    """ridge: closed form, seconds. layerwise: also trains the projections, one layer at a time."""
+    """ridge: closed form, takes seconds. layerwise: also trains the projections, one layer at a time."""
     rows: Literal["teacher", "gaussian", "orthogonal"] = "teacher"
-    """Where the projections come from: units of the trained layers, or random numbers."""
+    """Source of the projections: units of the trained layers, or random numbers."""
     selection: Literal["contribution", "leverage", "random"] = "contribution"
-    """Which projections are kept of the candidates: the trained layer's units, or four times as many random rows."""
+    """How projections are chosen from the candidates: the trained layer's units, or four times as many random rows."""
     layers: tuple[str, ...] = ()
-    """Layers of nerfstudio's models that become EUGen layers, as paths or patterns of a shell; left out: those of
-    eugen-vanilla-nerf, eugen-mipnerf and eugen-nerfacto. In eugen-nerf-mlp it is every hidden layer."""
+    """Layers of nerfstudio's models that become EUGen layers, as paths or shell patterns. By default those of
+    eugen-vanilla-nerf, eugen-mipnerf and eugen-nerfacto. In eugen-nerf-mlp every hidden layer is converted."""
     order: int = 1
     """k, the largest number of factors in a product."""
     norm: bool = False
-    """Let the first layers see the norm of their input; with rows of a teacher it has no effect before training."""
+    """Give the first layers the norm of their input. With rows of a teacher it has no effect before training."""
     phi: str = "relu"
     """Nonlinearity of the features."""
     ridge: float = 1e-6
     """Penalty of the closed form, relative to the mean variance of the features."""
     steps: int = 1000
-    """Steps for each layer of solver layerwise."""
-    rate: float = 2e-3
-    """First learning rate of solver layerwise."""
+    """Steps per layer of the layerwise solver."""
+    learning_rate: float = 2e-3
+    """Initial learning rate of the layerwise solver."""
     pixels: float = 0.01
     """Share of the training views' pixels whose rays are recorded."""
     max_samples: int = 1 << 17
-    """Samples of a field after which no more rays are drawn; all of them are kept in memory."""
+    """Samples of a field after which no more rays are drawn. All samples are kept in memory."""
     views: int = 4
-    """Test views that are rendered before and after, spread over the test split."""
+    """Number of test views rendered before and after, spread over the test split."""
     seed: int = 0
-    """Of pixels, samples and random rows."""
+    """Random seed for pixels, samples and random rows."""
     output_dir: Path | None = None
-    """Folder under which the new run is written, as SCENE/METHOD/TIMESTAMP; that of the trained run if left out."""
+    """Folder under which the new run is written, as SCENE/METHOD/TIMESTAMP; by default that of the trained run."""
     timestamp: str = "{timestamp}"
-    """Name of the new run; the time if left out."""
+    """Name of the new run; by default the time."""
 
 
 @dataclass
 class Outcome:
-    """What was written and measured."""
+    """The new run and its measurements."""
 
     run: Path
     before: dict[str, Any]
@@ -84,10 +84,10 @@ class Outcome:
 
 
 def transfer(options: Transfer, console: Console) -> Outcome:
-    """Load, record, fit, measure, write.
+    """Load the teacher, record samples, fit the student, measure both, write the new run.
 
     Raises:
-        UserError: an option, the run or its scene cannot be used; nothing has been written then.
+        UserError: an option, the run or its scene cannot be used. Nothing has been written then.
     """
     if not 0 < options.pixels <= 1:
         raise UserError(f"--pixels is a share above 0 and at most 1, not {options.pixels}.")
@@ -100,7 +100,7 @@ def transfer(options: Transfer, console: Console) -> Outcome:
         raise UserError(
             f"--timestamp is the name of a folder, not {options.timestamp!r}; --output-dir says where it is made."
         )
-    # Slow imports wait until a look at the options has found nothing wrong.
+    # Slow imports come after the options have been checked.
     import torch
 
     from eugen_nerf.layers import ACTIVATIONS, ConversionPlan
@@ -118,7 +118,7 @@ def transfer(options: Transfer, console: Console) -> Outcome:
             options.selection,
             options.ridge,
             options.steps,
-            options.rate,
+            options.learning_rate,
             seed=options.seed,
         )
     except ValueError as error:
@@ -134,7 +134,7 @@ def transfer(options: Transfer, console: Console) -> Outcome:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        with redirect_stdout(sys.stderr):  # what nerfstudio reports while it loads
+        with redirect_stdout(sys.stderr):  # nerfstudio's reports while it loads
             teacher = load_teacher(options.load_config, device)
             config = student.student_config(teacher, plan)
             _place(config, options)
@@ -171,7 +171,7 @@ def transfer(options: Transfer, console: Console) -> Outcome:
 
 
 def _check_samples(recorded: Any, options: Transfer) -> None:
-    """Raises UserError if there are so few samples that the features meet them whatever the layers do elsewhere."""
+    """Raise UserError if so few samples were recorded that a fit meets them whatever the layers do elsewhere."""
     unknowns = options.features * options.order + 1
     kept = min(samples.kept for samples in recorded.fields.values())
     if kept < SAMPLES_PER_UNKNOWN * unknowns:
@@ -192,7 +192,7 @@ def _place(config: Any, options: Transfer) -> None:
     """Decide where the new run goes.
 
     Raises:
-        UserError: there is something, or nothing can be written there.
+        UserError: the folder exists, or cannot be written.
     """
     # nerfstudio's commands must find the run from any folder.
     config.output_dir = (options.output_dir or config.output_dir).expanduser().absolute()
@@ -205,7 +205,7 @@ def _place(config: Any, options: Transfer) -> None:
 
 
 def _measure(pipeline: Any, views: int, report: Any) -> dict[str, Any]:
-    """PSNR of test views by the protocol of eugen-bench, and the sizes that it counts."""
+    """PSNR of test views by the protocol of eugen-bench, and its counts of parameters and multiply-adds."""
     from eugen_nerf.bench.counting import count
     from eugen_nerf.plugin import evaluation
 
@@ -213,13 +213,13 @@ def _measure(pipeline: Any, views: int, report: Any) -> dict[str, Any]:
     rows = evaluation.evaluate(pipeline, order, report=report)
     with evaluation.evaluating(pipeline):
         camera = evaluation.test_view(pipeline, order[0]).camera
-        # Work per sample does not depend on the size of the picture.
+        # Work per sample does not depend on the size of the image.
         camera.rescale_output_resolution(min(1.0, 32 / int(camera.width)))
         return {"psnr": evaluation.mean(rows, "psnr"), **count(pipeline.model, camera)}
 
 
 def _write(config: Any, teacher: Any, model: Any, load_config: Path) -> Path:
-    """A run folder as ns-train leaves it, complete or not at all.
+    """Write a run folder like that of ns-train, completely or not at all.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full.
@@ -232,7 +232,7 @@ def _write(config: Any, teacher: Any, model: Any, load_config: Path) -> Path:
     run = Path(config.get_base_dir())
     state = {name: value for name, value in teacher.state.items() if not name.startswith(MODEL)}
     state.update({f"{MODEL}{name}": value.cpu() for name, value in model.state_dict().items()})
-    # Optimizers and schedules belong to the parameters that were trained; further training makes its own.
+    # Optimizers and schedules belong to the teacher's parameters; further training creates its own.
     checkpoint = {**teacher.checkpoint, "pipeline": state, "optimizers": {}, "schedulers": {}}
     try:
         run.parent.mkdir(parents=True, exist_ok=True)
@@ -240,10 +240,10 @@ def _write(config: Any, teacher: Any, model: Any, load_config: Path) -> Path:
     except OSError as error:
         raise refused(run, error, "--output-dir") from None
     try:
-        new = temporary / "run"  # who may read it is what the user's umask says; `temporary` is for its owner alone
+        new = temporary / "run"  # its permissions follow the user's umask; `temporary` is private
         folder = new / config.relative_model_dir
         folder.mkdir(parents=True)
-        # Written by torch itself, a full disk would be a RuntimeError among others.
+        # If torch wrote the file itself, a full disk would raise a general RuntimeError.
         stored = io.BytesIO()
         torch.save(checkpoint, stored)
         (folder / f"step-{int(teacher.checkpoint['step']):09d}.ckpt").write_bytes(stored.getbuffer())
@@ -283,7 +283,7 @@ def _tell(outcome: Outcome, config: Any, console: Console) -> None:
 
 
 def _training_command(config: Any, run: Path) -> list[str]:
-    """ns-train with those of the model's and the dataparser's options that are not their own."""
+    """The ns-train command with all model and dataparser options that differ from their defaults."""
     from nerfstudio.configs.dataparser_configs import all_dataparsers
     from nerfstudio.configs.method_configs import all_methods
 
@@ -294,7 +294,7 @@ def _training_command(config: Any, run: Path) -> list[str]:
     words = ["ns-train", config.method_name, "--data", str(data)]
     words += ["--load-dir", str(run / config.relative_model_dir)]
     words += _different(config.pipeline.model, default, "--pipeline.model.")
-    # Weights belong to the world that the dataparser makes of the scene.
+    # The weights are only valid in the world that the dataparser makes of the scene.
     parser = manager.dataparser
     readers = [
         [name, *_different(parser, known, "--", {"data"})]
@@ -307,7 +307,7 @@ def _training_command(config: Any, run: Path) -> list[str]:
 
 
 def _different(options: Any, default: Any, prefix: str, known: Container[str] = ()) -> Iterator[str]:
-    """Words of the command line that make the options of the default, but for those that are given elsewhere."""
+    """Command-line words that set `options` starting from `default`, without the names in `known`."""
     for name, value in vars(options).items():
         if name in known:
             continue

@@ -1,4 +1,4 @@
-"""The EUGen field that a trained field becomes: its configuration, its model, and the fit of its layers."""
+"""The EUGen field made from a trained field: its configuration, its model, and the fit of its layers."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from eugen_nerf.plugin.model import EugenModelConfig
 from eugen_nerf.plugin.recording import Recording
 from eugen_nerf.transfer.teacher import Teacher
 
-# How a message on a plan begins; the options of the new method, which the user of eugen-transfer has not typed.
+# Prefix of messages about a plan. It names options of the new method, which the user of eugen-transfer has not typed.
 PLAN = "pipeline.model.eugen: "
 
 
 def student_config(teacher: Teacher, plan: ConversionPlan) -> Any:
-    """The teacher's configuration as that of a method with EUGen layers.
+    """Turn the teacher's configuration into that of a method with EUGen layers.
 
     Args:
         teacher: the trained run.
-        plan: which layers; empty `layers` for those of the student's method. In our own field all hidden layers are
-            converted.
+        plan: which layers to convert; empty `layers` for those of the student's method. In our own field all hidden
+            layers are converted.
 
     Raises:
         UserError: the plan does not fit the model.
@@ -44,7 +44,7 @@ def student_config(teacher: Teacher, plan: ConversionPlan) -> Any:
         field.network = "eugen"
         for name in ("num_features", "order", "norm", "phi", "trainable_projections", "feature_bias"):
             setattr(field, name, getattr(plan, name))
-        field.candidate_features = 0  # the features are chosen here
+        field.candidate_features = 0  # eugen-transfer selects the features
         field.validate()
         config.optimizers["networks"] = copy.deepcopy(default.optimizers["networks"])
     else:
@@ -62,7 +62,7 @@ def student_config(teacher: Teacher, plan: ConversionPlan) -> Any:
 
 
 def _check_our_field(teacher: Teacher, plan: ConversionPlan) -> None:
-    """What `convert` would say of the plan, before anything is built; our field's configuration converts all layers."""
+    """Raise what `convert` would raise, before anything is built; our field's configuration converts all layers."""
     if plan.layers:
         raise UserError(
             "--layers is for nerfstudio's models; in eugen-nerf-mlp every hidden layer becomes an EUGen layer."
@@ -74,12 +74,12 @@ def _check_our_field(teacher: Teacher, plan: ConversionPlan) -> None:
 
 
 def _unfit(reason: str) -> UserError:
-    """In terms of what the user typed, without the name of our function."""
+    """Phrase an error in terms of what the user typed, without the name of our function."""
     return UserError(f"--layers, --features and --order do not fit the model: {reason.removeprefix('convert: ')}.")
 
 
 def build_student(teacher: Teacher, config: Any) -> Any:
-    """The student's model with everything of the teacher's but the layers that are replaced.
+    """Build the student's model with all of the teacher's weights except those of the replaced layers.
 
     Raises:
         UserError: the plan does not fit the model, or the teacher lacks something that the student does not replace.
@@ -114,7 +114,7 @@ def build_student(teacher: Teacher, config: Any) -> Any:
 
 
 def networks(model: nn.Module) -> dict[str, nn.Module]:
-    """Networks of a model that contain EUGen layers, by path."""
+    """The networks of a model that contain EUGen layers, by path."""
     return {
         path: module
         for path, module in model.named_modules()
@@ -123,10 +123,10 @@ def networks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def fields(model: Any, paths: list[str]) -> list[str]:
-    """Paths of the fields that the networks of these paths belong to.
+    """Paths of the fields that the networks at these paths belong to.
 
     Raises:
-        UserError: a network does not belong to a field, or to one that only proposes where samples are taken.
+        UserError: a network does not belong to a field, or its field only proposes where to sample.
     """
     found = dict.fromkeys(path.partition(".")[0] for path in paths)
     for name in found:
@@ -134,7 +134,7 @@ def fields(model: Any, paths: list[str]) -> list[str]:
             belongs = ", ".join(path for path in paths if path.partition(".")[0] == name)
             raise UserError(
                 f"--layers: {belongs} cannot be transferred: what is compared are samples of the fields that give the "
-                "picture its colours. Choose layers of those."
+                "picture its colors. Choose layers of those."
             )
     return list(found)
 
@@ -151,13 +151,13 @@ def fit(
 
     Args:
         teacher: the trained model.
-        student: see `build_student`; changed in place.
+        student: from `build_student`; changed in place.
         recording: samples on which both are compared.
         options: how layers are fitted.
-        report: told the path of a network and one of its fits.
+        report: called with the path of a network and one of its fits.
 
     Raises:
-        UserError: something recorded is not finite.
+        UserError: a recorded value is not finite.
     """
     fits: dict[str, list[LayerFit]] = {}
     for path in _in_order(student, recording):
@@ -198,7 +198,7 @@ def _in_order(student: Any, recording: Recording) -> list[str]:
 
 
 def _inputs(teacher: Any, student: Any, owner: str, path: str, calls: list[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """What a network receives in the teacher and in the student, [N, d] each, call by call."""
+    """The inputs of a network in the teacher and in the student, [N, d] each, call by call."""
     received: list[Tensor] = []
 
     def note(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:

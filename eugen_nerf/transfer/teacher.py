@@ -14,13 +14,13 @@ from nerfstudio.models.vanilla_nerf import NeRFModel
 from torch import Tensor
 
 from eugen_nerf.errors import UserError
-from eugen_nerf.plugin.checkpoints import MODEL, check_weights, latest_checkpoint, read_checkpoint
+from eugen_nerf.plugin.checkpoints import MODEL, check_weights, latest_checkpoint, read_checkpoint, undistributed
 from eugen_nerf.plugin.model import EugenModel
 from eugen_nerf.plugin.runs import build_pipeline, read_config
 
 LPIPS = f"{MODEL}lpips."
 
-# Models of which teachers are made, and the method that reads what becomes of them.
+# Models that can be teachers, and the method of their students.
 METHODS: dict[type, str] = {
     EugenModel: "eugen-nerf",
     NeRFModel: "eugen-vanilla-nerf",
@@ -35,23 +35,24 @@ class Teacher:
 
     config: Any  # nerfstudio's TrainerConfig, a copy that may be changed
     pipeline: Any
-    state: dict[str, Tensor]  # of the pipeline, without the weights of LPIPS
-    checkpoint: dict[str, Any]  # what else the file held: step, scalers
+    state: dict[str, Tensor]  # of the pipeline, without the LPIPS weights
+    checkpoint: dict[str, Any]  # the rest of the file: step, scalers
     method: str  # of the student
 
 
 def load_teacher(load_config: Path, device: torch.device) -> Teacher:
-    """Load a run of `eugen-nerf-mlp`, `vanilla-nerf`, `mipnerf` or `nerfacto`. Nothing of it is ever written to.
+    """Load a run of `eugen-nerf-mlp`, `vanilla-nerf`, `mipnerf` or `nerfacto`. The run is never written to.
 
     Raises:
-        UserError: there is no such run, it is of another method, its networks are tiny-cuda-nn's, or its checkpoint
-            does not belong to its configuration or its scene.
+        UserError: the run does not exist, is of another method or uses tiny-cuda-nn's networks, or its checkpoint does
+            not match its configuration or its scene.
     """
     config = read_config(load_config)
     method = _student_method(config, load_config)
     file = latest_checkpoint(load_config, config)
     checkpoint = read_checkpoint(file)
-    state = {name: value for name, value in checkpoint.pop("pipeline").items() if not name.startswith(LPIPS)}
+    weights = undistributed(checkpoint.pop("pipeline"))
+    state = {name: value for name, value in weights.items() if not name.startswith(LPIPS)}
     if any("tcnn_encoding" in name for name in state) or _asks_for_tcnn(config, state):
         raise UserError(
             f"{file}: its networks were trained by tiny-cuda-nn, which keeps all their weights in one opaque "
@@ -82,7 +83,7 @@ def _student_method(config: Any, path: Path) -> str:
 
 
 def _asks_for_tcnn(config: Any, state: dict[str, Tensor]) -> bool:
-    """A field with hash grid in one array has no table of its own, however its keys are called."""
+    """Whether the networks are tiny-cuda-nn's. Nerfacto's have no layers of their own then, whatever their keys."""
     model = config.pipeline.model
     if model._target is EugenModel:
         return bool(model.field.implementation == "tcnn")
@@ -90,7 +91,7 @@ def _asks_for_tcnn(config: Any, state: dict[str, Tensor]) -> bool:
 
 
 def _check_scene(run: Path, pipeline: Any) -> None:
-    """The scene must lie in the world that it lay in when the run was trained."""
+    """Raise UserError if the scene is not in the world in which the run was trained."""
     file = run / "dataparser_transforms.json"
     outputs = getattr(pipeline.datamanager, "train_dataparser_outputs", None)
     if outputs is None or not file.is_file():

@@ -1,4 +1,4 @@
-"""What the benchmark's tests share: a benchmark that takes seconds, an engine without processes, finished results."""
+"""Shared fixtures of the benchmark's tests: a benchmark that takes seconds, an engine without processes, results."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ WriteConfig = Callable[..., Path]
 
 
 def done(**values: Any) -> Result:
-    """A training that came to a good end, with everything that a report needs."""
+    """The result of a successful training, with everything that a report needs."""
     some = dict.fromkeys(AVERAGED, 1.0)
     rest = {"load_config": "config.yml", "views": [], "num_test_views": 2, "curve": [], "pictures": []}
     return Result("done", values={**some, **rest, **values})
 
 
 class InProcessEngine(Engine):
-    """Does each job at once where it stands: no process, no import of nerfstudio for every job."""
+    """Runs each job immediately in this process, so that nerfstudio is not imported for every job."""
 
     def __init__(self) -> None:
         self.folders: list[str] = []
@@ -52,11 +52,11 @@ class InProcessEngine(Engine):
 
     def start(self, folder: Path) -> None:
         self.folders.append(folder.name)
-        # nerfstudio's modules import each other in a circle, which ours enter at a place from which it works.
+        # nerfstudio's modules import each other in a circle; importing this package first enters it at a working point.
         importlib.import_module("eugen_nerf.bench.methods")
         writer: Any = importlib.import_module("nerfstudio.utils.writer")
 
-        # nerfstudio keeps the log files of a process for good; an earlier job's may be gone by now.
+        # nerfstudio keeps a process's log files open; those of an earlier job may have been deleted.
         writer.EVENT_WRITERS.clear()
         result = worker.run_job(folder)
         jobs.write_json(folder / "result.json", vars(result))
@@ -70,13 +70,13 @@ class InProcessEngine(Engine):
 
 @pytest.fixture
 def quiet() -> Console:
-    """A console whose `file` collects what is printed."""
+    """A console whose `file` collects the printed text."""
     return Console(file=io.StringIO(), width=120)
 
 
 @pytest.fixture(scope="session")
 def small_data(ball_scene: Path) -> dict[str, Any]:
-    """Content of a YAML file: two methods on the ball."""
+    """The content of a YAML file with two methods on the ball."""
     return {
         "scenes": [{"path": str(ball_scene), "name": "ball"}],
         "methods": [{"method": "eugen-nerf", "name": "EUGen"}, {"method": "eugen-nerf-mlp", "name": "MLP"}],
@@ -91,7 +91,7 @@ def small_data(ball_scene: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def write_config(tmp_path: Path, small_data: dict[str, Any]) -> WriteConfig:
-    """Writes a YAML file that is `small_data` with some keys changed; None removes a key."""
+    """Write a YAML file that is `small_data` with some keys changed; None removes a key."""
 
     def write(**changes: Any) -> Path:
         data = {key: value for key, value in {**small_data, **changes}.items() if value is not None}
@@ -106,7 +106,7 @@ def write_config(tmp_path: Path, small_data: dict[str, Any]) -> WriteConfig:
 def finished(
     small_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Benchmark, ResultStore, Outcome, str]:
-    """A benchmark of two methods that work, one that fails while it is being built, two seeds of each."""
+    """A benchmark of two working methods and one that fails during construction, with two seeds each."""
     folder = tmp_path_factory.mktemp("bench")
     broken = {"method": "eugen-nerf", "name": "Broken", "overrides": {"pipeline.model.field.num_levels": 0}}
     data = {**small_data, "methods": [*small_data["methods"], broken], "seeds": [0, 1], "title": "Small"}

@@ -1,4 +1,4 @@
-"""The command line: what it prints and with which status it ends."""
+"""The command line: output and exit status."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.bench.conftest import InProcessEngine, WriteConfig
 
 
 def eugen_bench(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str]:
-    """Exit status and output, without the line breaks that a narrow console makes."""
+    """Exit status and output, without the line breaks of a narrow console."""
     with pytest.raises(SystemExit) as exit_info:
         cli.main([str(argument) for argument in arguments])
     return int(exit_info.value.code or 0), " ".join(capsys.readouterr().out.split())
@@ -68,7 +68,7 @@ def test_failed_rows_are_counted_and_set_the_status(
     path = write_config(methods=["eugen-nerf"], overrides={"pipeline.model.near": 1e7})
     status, printed = eugen_bench(capsys, "run", path, "--out", tmp_path / "out")
     assert status == 1
-    assert "FAILED: The near limit of rays (10000000.0) must not be negative and must lie below far" in printed
+    assert "FAILED: The near limit of rays (10000000.0) must not be negative and must be below far" in printed
     assert "1 jobs failed; --resume tries them again." in printed
 
 
@@ -137,7 +137,7 @@ def test_ctrl_c_ends_the_worker_and_leaves_a_readable_folder(write_config: Write
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        # A shell's background jobs ignore this signal, and hand that on to what they start.
+        # A shell's background jobs ignore this signal, and their child processes inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     folder = out / "jobs" / "ball-eugen-nerf-seed-0"
@@ -159,7 +159,7 @@ def test_ctrl_c_ends_the_worker_and_leaves_a_readable_folder(write_config: Write
 
 
 def workers_of(folder: Path) -> list[str]:
-    """Processes that have the folder of a job on their command line."""
+    """Processes whose command line contains the folder of a job."""
     found = []
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:

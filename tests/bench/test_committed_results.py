@@ -1,4 +1,4 @@
-"""The results in docs/results, and the tables that README.md has from them."""
+"""The results in docs/results, and the tables of README.md made from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from eugen_nerf.bench.readme import BEGIN, END, update_readme
 from eugen_nerf.bench.report import render_markdown
 from eugen_nerf.bench.results import RESULTS, TABLES, ResultStore, read_benchmark
-from eugen_nerf.bench.summary import summarise
+from eugen_nerf.bench.summary import collect, summarize
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf8")
@@ -34,7 +34,8 @@ def test_tables_of_the_readme_are_those_of_the_results(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_committed_tables_are_those_of_the_rows(folder: Path) -> None:
     benchmark = read_benchmark(folder)
-    scenes = summarise(benchmark, ResultStore(folder))
+    store = ResultStore(folder)
+    scenes = summarize(benchmark, store)
     assert scenes
-    assert render_markdown(benchmark, scenes) == (folder / TABLES).read_text("utf8")
+    assert render_markdown(benchmark, scenes, collect(benchmark, store)) == (folder / TABLES).read_text("utf8")
     assert not any(method.failures for scene in scenes for method in scene.methods)

@@ -1,10 +1,11 @@
-"""YAML files of benchmarks: what is read, and what is refused with which words."""
+"""YAML files of benchmarks: parsing, and the messages of refusals."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,9 @@ def test_json_round_trip(write_config: WriteConfig) -> None:
         ({"timed_frames": 0}, "timed_frames must be at least 1, not 0"),
         ({"methods": [{"method": "eugen-nerf", "eval_images": 0}]}, "eval_images of eugen-nerf must be at least 1"),
         ({"pictures": -1}, "pictures must not be negative"),
+        ({"target_psnr": [math.inf]}, "cannot be stored with the results .* Numbers must be finite"),
+        ({"overrides": {"pipeline.model.far": math.nan}}, "cannot be stored with the results"),
+        ({"overrides": {"timestamp": date(2026, 1, 1)}}, "cannot be stored with the results .* dates in quotes"),
     ],
 )
 def test_refuses(
@@ -111,7 +115,7 @@ def test_links_to_one_scene_are_scenes_of_their_own(
 
 
 def test_shipped_configs_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but the scenes, which a machine may lack, and which are stood in for by empty folders."""
+    """Everything except the scenes, which may be missing and are replaced by empty folders."""
     from eugen_nerf.bench.runner import check_rows
 
     for path in CONFIGS.glob("*.yaml"):

@@ -1,4 +1,4 @@
-"""Work per sample and ray, against counts by hand."""
+"""Work per sample and per ray, against counts by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eugen_nerf.plugin.runs import load_run
 
 
 class HandField(Field):
-    """3 -> 5 -> 4 for every sample; a linear layer that is never run."""
+    """3 -> 5 -> 4 for every sample, and a linear layer that is never used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class HandField(Field):
 
 
 class HandModel(nn.Module):
-    """Seven samples for each ray through the field; a proposal network beside it that is not counted."""
+    """Seven samples per ray through the field, and a proposal network that is not counted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def test_a_large_frame_is_counted_on_a_smaller_one() -> None:
 
 
 def test_converted_layers_are_counted_after_merging() -> None:
-    """3 -> 5 is a stack of one EUGen layer of 2 features and one linear layer; 5 -> 4 an EUGen layer on its own."""
+    """3 -> 5 is a stack of an EUGen layer with 2 features and a linear layer; 5 -> 4 is a single EUGen layer."""
     camera = Cameras(torch.eye(4)[None, :3], 10.0, 10.0, 3.0, 2.0, width=6, height=4)
     model: Any = HandModel()
     model.field.first = LayerStack([EUGen(3, 9, 2, norm=False), nn.Linear(9, 5)], [None, None])
@@ -103,4 +103,4 @@ def test_eugen_fields_are_counted_after_merging(finished: Any) -> None:
     assert values["EUGen"]["multiply_adds_per_sample"] == field.multiply_adds()
     assert values["EUGen"]["merged_network_parameters"] == field.network_parameters()
     assert values["EUGen"]["multiply_adds_per_sample"] < values["MLP"]["multiply_adds_per_sample"]
-    assert 0 < values["EUGen"]["samples_per_ray"] < 64  # of a ray along the diagonal at most
+    assert 0 < values["EUGen"]["samples_per_ray"] < 64  # the maximum, for a ray along the diagonal

@@ -1,4 +1,4 @@
-"""`make demo` in small: everything it promises is there, twice in a row."""
+"""A small version of `make demo`: all outputs exist, also after a second run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def options(write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_demo(options: DemoOptions, quiet: Console) -> None:
     demo.demo(options, quiet)
-    demo.demo(options, quiet)  # again, over its own results
+    demo.demo(options, quiet)  # again, into its own results
     out = options.output
     table = json.loads((out / "table.json").read_text())
     assert list(table) == ["EUGen", "MLP"]
@@ -65,7 +65,7 @@ def test_demo(options: DemoOptions, quiet: Console) -> None:
 
 
 def test_a_failed_training_is_no_success(write_config: WriteConfig, options: DemoOptions, quiet: Console) -> None:
-    """Nor do an earlier demo's pictures and tables stay beside it."""
+    """Images and tables of an earlier demo are removed, too."""
     prepare_folder(options.output, load_benchmark(options.config))
     own = ["orbit.mp4", "still_0.png", "still_2.png", "comparison.png", "table.md", "table.json"]
     for name in [*own, "notes.txt"]:

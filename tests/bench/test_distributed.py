@@ -33,9 +33,9 @@ SECONDS = 240.0  # far more than it takes on an idle machine
 OPTIONS = {
     **SMALL,
     "pipeline.target_num_samples": 4096,
-    # Above the mean of the cells, which is the limit then: some cells are empty from the first update on.
+    # Above the mean of the cells, which is then the threshold: some cells are empty from the first update on.
     "pipeline.model.occupancy_threshold": 100.0,
-    # Features are selected on the way.
+    # Features are selected during this training.
     "pipeline.model.field.num_features": 8,
     "pipeline.model.field.candidate_features": 16,
 }
@@ -45,7 +45,7 @@ class Training:
     """The pipeline and optimizers of nerfstudio's trainer, without its files and its loop."""
 
     def __init__(self, scene: Path, seed: int) -> None:
-        # The order of the images in a batch comes from Python's generator, all else from torch's.
+        # The order of the images in a batch comes from Python's generator, everything else from PyTorch's.
         random.seed(0)
         np.random.seed(seed)
         torch.manual_seed(seed)
@@ -65,7 +65,7 @@ class Training:
         self.optimizers.zero_grad_all()
 
     def loss(self, step: int, rank: int) -> Tensor:
-        """Of the batch that a rank draws at a step."""
+        """The number of rays of the batch that a rank draws at a step."""
         torch.manual_seed(1000 * step + rank)
         _, losses, _ = self.pipeline.get_train_loss_dict(step)
         return functools.reduce(torch.add, losses.values())
@@ -76,7 +76,7 @@ class Training:
 
     @property
     def rays(self) -> int:
-        """In the next batch."""
+        """The number of rays in the next batch."""
         return int(self.pipeline.datamanager.get_train_rays_per_batch())
 
     @rays.setter
@@ -89,8 +89,8 @@ class Training:
 
 
 def rank_main(rank: int, scene: Path, folder: Path) -> None:
-    """Train on one of the ranks; leaves losses, rays and occupied cells of every step and the final state in a file."""
-    # The interface gloo listens on is otherwise looked up by the host's name.
+    """Train on one rank; write the losses, rays and occupied cells of every step, and the final state, to a file."""
+    # Otherwise gloo finds the interface to listen on by the host's name.
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(
         "gloo",
@@ -99,7 +99,7 @@ def rank_main(rank: int, scene: Path, folder: Path) -> None:
         rank=rank,
         timeout=timedelta(seconds=SECONDS),
     )
-    training = Training(scene, seed=rank)  # nerfstudio too gives every rank a seed of its own
+    training = Training(scene, seed=rank)  # nerfstudio also gives every rank its own seed
     training.pipeline._model = DistributedDataParallel(training.pipeline._model, find_unused_parameters=True)
     losses, cells, rays = [], [], []
     for step in range(STEPS):
@@ -117,7 +117,7 @@ def rank_main(rank: int, scene: Path, folder: Path) -> None:
 
 
 def resumed(rank: int, scene: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters after one step more, by a training that begins with all candidates and loads the state."""
+    """The parameters after one more step of a training that starts with all candidates and loads the state."""
     training = Training(scene, seed=rank)
     training.pipeline._model = DistributedDataParallel(training.pipeline._model, find_unused_parameters=True)
     training.pipeline.load_pipeline({f"_model.module.{name}": value for name, value in state.items()}, STEPS)
@@ -157,16 +157,16 @@ def test_loss_curve_equals_one_process_with_both_batches(ranks: list[dict[str, A
         losses.append([loss.item() for loss in both])
     expected = torch.tensor(losses)
     found = torch.tensor([rank["losses"] for rank in ranks]).T
-    assert expected[-1].mean() < 0.8 * expected[0].mean()  # something was learnt
-    # The sum over the ranks is made in another order, and Adam magnifies the round-off of small gradients.
+    assert expected[-1].mean() < 0.8 * expected[0].mean()  # the training made progress
+    # The sum over the ranks has another order, and Adam magnifies the round-off of small gradients.
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.slow
 def test_ranks_hold_the_same_model_and_the_same_occupancy(ranks: list[dict[str, Any]]) -> None:
     first, second = ranks
-    assert first["losses"] != second["losses"]  # they saw different rays
-    assert first["rays"] != second["rays"]  # and each adapts the size of its own batches
+    assert first["losses"] != second["losses"]  # the ranks saw different rays
+    assert first["rays"] != second["rays"]  # and each rank adapts its own batch size
     for one, other in zip(first["cells"], second["cells"], strict=True):
         assert torch.equal(one, other)
         assert not (one == 255).all()

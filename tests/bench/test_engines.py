@@ -1,4 +1,4 @@
-"""Worker processes: started, described, ended."""
+"""Worker processes: start, input and end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.bench.conftest import WriteConfig
 
 
 def alive(pid: int) -> bool:
-    """Whether a process exists that is no zombie."""
+    """Whether a process exists and is not a zombie."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
@@ -37,7 +37,7 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
 
 @pytest.fixture
 def stubborn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Workers are replaced by a process that ignores SIGTERM and has a child; its folder, which gets both pids."""
+    """Replace workers by a process that ignores SIGTERM and has a child. Returns the folder that receives both pids."""
     code = (
         "import os, signal, subprocess, sys, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -90,16 +90,16 @@ def test_describe_exit() -> None:
 
 
 def test_a_real_worker_records_what_it_was_told(write_config: WriteConfig, tmp_path: Path) -> None:
-    """Through a process: job.json in, log.txt and result.json out. The test of Ctrl-C trains in one."""
+    """Run a job in a process: job.json in, log.txt and result.json out. The test of Ctrl-C trains in one."""
     job = jobs.training_jobs(load_benchmark(write_config()))[0]
     folder = tmp_path / "job"
     folder.mkdir()
-    told = {**dataclasses.asdict(job), "colour": "blue"}
+    told = {**dataclasses.asdict(job), "color": "blue"}
     jobs.write_json(folder / "job.json", {"kind": "training", "job": told, "command": "x", "out": str(tmp_path)})
     process = engines.start_worker(folder, dict(os.environ))
     assert process.wait(120) == 0
     end_worker(process)
     result = jobs.read_json(folder / "result.json")
     assert result["status"] == "failed"
-    assert result["message"].startswith("job: unknown key 'colour'.")
+    assert result["message"].startswith("job: unknown key 'color'.")
     assert (folder / "log.txt").exists()

@@ -1,4 +1,4 @@
-"""Frames are timed in turns, warmed up, and without anything that is no rendering."""
+"""Frames are timed interleaved, after a warm-up, and without any work other than rendering."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from eugen_nerf.errors import UserError
 
 
 class Scripted:
-    """A pipeline whose frames take a given time on a clock that only they move."""
+    """A pipeline whose frames take a given time on a clock that only they advance."""
 
     def __init__(self, name: str, seconds: float, clock: list[float], log: list[tuple[str, int]]) -> None:
         pose = torch.eye(4)[:3].repeat(3, 1, 1)
@@ -43,13 +43,13 @@ def test_methods_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     reports: list[float] = []
     frames = time_frames(pipelines, [4, 2, 4], reports.append)
     assert [[frame["seconds"] for frame in row] for row in frames] == [[1.0] * 4, [2.0] * 2, [4.0] * 4]
-    # The three views spread, then round again; the same ones for all.
+    # The three views spread over the dataset, then again from the start; the same for all methods.
     assert [[frame["view"] for frame in row] for row in frames] == [[0, 2, 1, 0], [0, 2], [0, 2, 1, 0]]
     warm, timed = log[: 3 * WARM_UP], log[3 * WARM_UP :]
     assert sorted(name for name, _ in warm) == sorted("abc" * WARM_UP)
     turns = [timed[0:3], timed[3:6], timed[6:8], timed[8:10]]
     assert [len({view for _, view in turn}) for turn in turns] == [1, 1, 1, 1]
-    assert [turn[0][0] for turn in turns[:2]] == ["a", "b"]  # each turn begins with another method
+    assert [turn[0][0] for turn in turns[:2]] == ["a", "b"]  # each round begins with another method
     assert reports[-1] == 1.0
 
 
@@ -66,7 +66,7 @@ def test_slow_methods_are_warm_after_one_frame(monkeypatch: pytest.MonkeyPatch) 
 
 
 class Queued(Scripted):
-    """A pipeline that asks a device for its frames, which are ready once somebody has waited for them."""
+    """A pipeline on an asynchronous device, whose frames are ready after a synchronization."""
 
     asked_for = 0.0
 

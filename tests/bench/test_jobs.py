@@ -1,4 +1,4 @@
-"""Rows of a benchmark, their identity, and the files that worker and runner share."""
+"""Rows of a benchmark, their identity, and the files shared by worker and runner."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_digest_follows_what_the_result_depends_on(write_config: WriteConfig) ->
     for change in ({"seed": 9}, {"overrides": {}}, {"scene_path": "/elsewhere/cube"}, {"eval_images": 1}):
         other = dataclasses.replace(job, **change)  # type: ignore[arg-type]
         assert other.digest != job.digest
-        assert other.folder != job.folder  # or its pictures would take the place of this one's
+        assert other.folder != job.folder  # otherwise its images would replace this one's
     frames = FramesJob("ball", 0, ("EUGen",), ("runs/x/config.yml",), (4,), (job.digest,))
     assert dataclasses.replace(frames, trained=("other",)).digest != frames.digest
 

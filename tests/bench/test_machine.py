@@ -1,4 +1,4 @@
-"""The record of where a measurement was made."""
+"""The description of the machine of a measurement."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_changed_checkout_is_told_from_its_revision(tmp_path: Path, monkeypatc
     monkeypatch.setattr(machine, "__file__", str(module))
     revision = git("rev-parse", "--short=12", "HEAD")
     assert git_revision() == revision
-    (tmp_path / "results.jsonl").write_text("")  # what does not belong to the checkout does not change it
+    (tmp_path / "results.jsonl").write_text("")  # untracked files do not change the checkout
     assert git_revision() == revision
     module.write_text("changed")
     assert git_revision() == revision + "+"

@@ -10,7 +10,7 @@ import pytest
 
 from eugen_nerf.bench.config import Budget, load_benchmark
 from eugen_nerf.bench.jobs import TrainingJob, training_jobs
-from eugen_nerf.bench.methods import apply_overrides, method_config, row_config
+from eugen_nerf.bench.methods import DECIDED, apply_overrides, method_config, row_config
 from eugen_nerf.errors import UserError
 from tests.bench.conftest import WriteConfig
 
@@ -32,7 +32,7 @@ def test_row_config(job: TrainingJob, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["eugen-nerf", "nerfacto"])
 def test_all_methods_see_photos_of_one_size(job: TrainingJob, tmp_path: Path, method: str) -> None:
-    """By themselves some would reduce large ones."""
+    """By default, some dataparsers would reduce large images."""
     row: Any = row_config(dataclasses.replace(job, method=method, overrides={}), tmp_path, "cpu")
     assert row.pipeline.datamanager.dataparser.downscale_factor == 1
     reduced = {"pipeline.datamanager.dataparser.downscale_factor": 4}
@@ -51,7 +51,7 @@ def test_schedules_are_fitted_to_iterations(job: TrainingJob, tmp_path: Path) ->
     own: Any = row_config(dataclasses.replace(job, fit_schedules=False), tmp_path, "cpu")
     assert fitted.optimizers["encoding"]["scheduler"].max_steps == 12
     for config, steps in ((fitted, 12), (own, method_config("eugen-nerf").max_num_iterations)):
-        config.save_config()  # where our methods fit their schedules by themselves
+        config.save_config()  # at this point this package's methods fit their schedules themselves
         assert config.optimizers["encoding"]["scheduler"].max_steps == steps
         assert config.optimizers["networks"]["scheduler"].max_steps == steps
 
@@ -116,6 +116,30 @@ def test_overrides_reach_every_kind_of_option() -> None:
 def test_bad_overrides(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         apply_overrides(method_config("nerfacto"), overrides)
+
+
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ("max_num_iterations", "the benchmark's budget"),
+        ("max-num-iterations", "the benchmark's budget"),
+        ("machine.seed", "the benchmark's seeds"),
+        ("output_dir", "--out"),
+        ("steps_per_eval_image", "the benchmark's curve"),
+        ("pipeline.datamanager.data", "the scene's path"),
+    ],
+)
+def test_what_the_benchmark_decides_cannot_be_overridden(
+    job: TrainingJob, tmp_path: Path, option: str, instead: str
+) -> None:
+    with pytest.raises(UserError, match=f"Override {option}: is decided by the benchmark itself; .* {instead}"):
+        row_config(dataclasses.replace(job, overrides={option: 1}), tmp_path, "cpu")
+
+
+def test_every_decided_option_exists() -> None:
+    for option in DECIDED:
+        with pytest.raises(UserError, match=rf"Override {option}: must"):
+            apply_overrides(method_config("eugen-nerf"), {option: {"no": "value"}})
 
 
 def test_unknown_names(job: TrainingJob, tmp_path: Path) -> None:

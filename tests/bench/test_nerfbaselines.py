@@ -1,4 +1,4 @@
-"""eugen-nerf behind nerfbaselines' interface, against the installed package with its python backend."""
+"""eugen-nerf behind the interface of nerfbaselines, tested with the installed package and its python backend."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def scene(ball_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The ball as a Blender scene of nerfbaselines, which takes 800 x 800 pixels unless told otherwise."""
+    """The ball as a Blender scene of nerfbaselines, which expects 800 x 800 pixels by default."""
     folder = tmp_path_factory.mktemp("nerfbaselines") / "ball"
     shutil.copytree(ball_scene, folder)
     for path in folder.glob("transforms_*.json"):
@@ -56,7 +56,7 @@ def load(scene: Path, split: str, method: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def method_class() -> Any:
-    """Found as nerfbaselines finds it: through its registry and our entry point."""
+    """The method as nerfbaselines finds it, through its registry and this package's entry point."""
     if "eugen-nerf" not in nerfbaselines.get_supported_methods():
         pytest.skip("needs eugen-nerf installed, not only on the path, so that its entry point is there")
     with nerfbaselines.build_method_class(nerfbaselines.get_method_spec("eugen-nerf"), backend="python") as found:
@@ -82,7 +82,7 @@ def test_it_is_a_method(method_class: Any) -> None:
 
 
 def test_training_learns_and_evaluation_takes_its_pictures(trained: Any, scene: Path) -> None:
-    """As its evaluation does it, but for LPIPS, whose weights it would download."""
+    """Like its evaluation, except for LPIPS, whose weights it would download."""
     from nerfbaselines.evaluation import NerfEvaluationProtocol
     from nerfbaselines.metrics import psnr
     from nerfbaselines.utils import convert_image_dtype, image_to_srgb
@@ -115,7 +115,7 @@ def test_a_checkpoint_renders_the_same_and_goes_on(
         np.testing.assert_array_equal(found[name], expected[name])
     again = method_class(checkpoint=str(tmp_path / "saved"), train_dataset=load(scene, "train", method_class))
     assert again.train_iteration(STEPS)["loss"] < np.mean(trained.losses[:5])
-    # nerfbaselines goes on to the last step, so steps count as if there had been no pause.
+    # nerfbaselines continues to the last step, so steps count as if there had been no interruption.
     assert again.trainer.pipeline.spent(STEPS) == STEPS / again.config.max_num_iterations
 
 
@@ -133,7 +133,7 @@ def test_pictures_lie_on_the_datasets_background(method_class: Any, scene: Path,
         np.testing.assert_array_equal(pictures[0]["color"], pictures[1]["color"])
         corners[name] = pictures[0]["color"]
         left = 1 - pictures[0]["accumulation"]
-    # Untrained fields of one seed; what light passes through them shows the background.
+    # Untrained fields with the same seed; the background is visible where light passes through them.
     np.testing.assert_allclose(
         corners["white"] - corners["black"], np.broadcast_to(left, corners["white"].shape), atol=1e-4
     )
@@ -160,7 +160,7 @@ def test_what_cannot_be_trained_on_is_refused(method_class: Any, scene: Path) ->
 
 
 def test_metrics_agree() -> None:
-    """nerfbaselines cuts values to 8 bits where we round them, hence the tolerance."""
+    """nerfbaselines truncates values to 8 bits and this package rounds them, hence the tolerance."""
     from nerfbaselines.metrics import dmpix_ssim, psnr
     from nerfbaselines.utils import convert_image_dtype
 

@@ -19,11 +19,11 @@ def test_the_orbit_looks_at_the_origin_from_all_sides() -> None:
     positions, rotation = poses[:, :3, 3], poses[:, :3, :3]
     expected = photos().camera_to_worlds[:, :3, 3].norm(dim=-1).mean()
     torch.testing.assert_close(positions.norm(dim=-1), expected.expand(8))
-    torch.testing.assert_close(positions[:, 2], (0.5 * expected).expand(8))  # 30 degrees up
+    torch.testing.assert_close(positions[:, 2], (0.5 * expected).expand(8))  # elevation 30 degrees
     torch.testing.assert_close(rotation @ rotation.transpose(1, 2), torch.eye(3).expand(8, 3, 3))
     torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(8))
     torch.testing.assert_close(rotation[:, :, 2] * expected, positions)  # the back axis points away from the origin
-    assert bool((rotation[:, 2, 1] > 0).all())  # up is up
+    assert bool((rotation[:, 2, 1] > 0).all())  # upright
     torch.testing.assert_close(positions.mean(0)[:2], torch.zeros(2), atol=1e-5, rtol=0)
 
 

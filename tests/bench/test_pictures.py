@@ -1,4 +1,4 @@
-"""Pictures side by side, crops and error maps."""
+"""Images side by side, crops and error maps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_side_by_side_places_every_picture() -> None:
     assert labels.min() < 100 < labels.max()
 
 
-def test_enlarging_invents_no_colour() -> None:
+def test_enlarging_invents_no_color() -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8))
     large = np.asarray(enlarged(picture, 3))
     assert np.array_equal(large[1::3, 1::3], np.asarray(picture))
@@ -38,7 +38,7 @@ def test_error_map_runs_from_white_to_dark() -> None:
     none, some, much = (sum(error_map(prediction, truth).getpixel((x, 0))) for x in range(3))  # type: ignore[arg-type]
     assert none == 3 * 255
     assert none > some > much
-    assert error_map(prediction, truth).getpixel((2, 0)) == (90, 10, 30)  # beyond full scale
+    assert error_map(prediction, truth).getpixel((2, 0)) == (90, 10, 30)  # clamped at full scale
 
 
 def test_the_crop_is_where_all_err_most() -> None:
@@ -50,7 +50,7 @@ def test_the_crop_is_where_all_err_most() -> None:
     assert telling_crop([first, second], truth) == (50, 10, 60, 20)
     assert telling_crop([truth], truth) == (0, 0, 10, 10)
     failed = plain((255, 255, 255), (80, 40))
-    failed.paste((0, 0, 0), (50, 10, 60, 20))  # right here, and far off everywhere else
+    failed.paste((0, 0, 0), (50, 10, 60, 20))  # correct here, and far off everywhere else
     assert telling_crop([first, second, failed], truth) == (50, 10, 60, 20)
 
 

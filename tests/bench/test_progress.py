@@ -1,4 +1,4 @@
-"""Progress in a log, where there is no terminal, and on one."""
+"""Progress in a log without a terminal, and on a terminal."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def test_a_log_gets_a_line_now_and_then(clock: list[float]) -> None:
             display.update({"row 1": Progress("training", tenth / 100, 10 * tenth, 20.0), "row 2": Progress()})
         display.finish("row 1", "done")
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert len(lines) == 1 + int(59.4 // SECONDS_BETWEEN_LINES) + 1  # one at the start, no line is broken
+    assert len(lines) == 1 + int(59.4 // SECONDS_BETWEEN_LINES) + 1  # one at the start, and complete lines only
     assert lines[1].startswith("15 s  6 % of all, about 3 min 45 s left | row 1: training step 250, 20.0 dB, 25 %")
-    assert "row 2" not in "".join(lines)  # it waits
+    assert "row 2" not in "".join(lines)  # it is waiting
     assert lines[-1] == "[1/4] row 1: done"
 
 

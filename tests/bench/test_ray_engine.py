@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster of two workers on loopback; what a cluster that cannot do them is told."""
+"""Jobs on a Ray cluster of two workers on loopback, and the errors for unsuitable clusters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from eugen_nerf.errors import UserError
 from tests.bench.conftest import WriteConfig
 from tests.bench.test_cli import workers_of
 
-SECONDS = 120.0  # for each step; far more than any takes on an idle machine
+SECONDS = 120.0  # per step; far more than any step takes on an idle machine
 
 # Ray's own processes; the test talks to them through a process too, so that one that hangs can be ended.
 CLUSTER = """
@@ -66,7 +66,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = SECONDS) 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """The address of two nodes with one CPU each."""
+    """The address of a cluster of two nodes with one CPU each."""
     pytest.importorskip("ray", reason="needs the extra ray")
     import ray._private.ray_constants
 
@@ -116,7 +116,7 @@ def test_jobs_run_side_by_side_and_can_be_stopped(write_config: WriteConfig, clu
         result = jobs.read_json(folders[0] / "result.json")
         assert (result["status"], result["message"]) == ("done", "")
         assert result["values"]["steps"] == 12
-        # The other worker is at the endless job.
+        # The other worker is busy with the endless job.
         wait_for(lambda: (jobs.read_json(folders[1] / "progress.json") or {}).get("phase") == "training", "a step")
         assert engine.poll(folders[1]) is None
         assert len(workers_of(folders[1])) == 1
@@ -126,7 +126,7 @@ def test_jobs_run_side_by_side_and_can_be_stopped(write_config: WriteConfig, clu
 
 
 class FakeRay(SimpleNamespace):
-    """As much of Ray as the engine looks at before it hands out a job."""
+    """The parts of Ray that the engine uses before it submits a job."""
 
     def __init__(self, nodes: list[dict[str, float]], error: Exception | None = None) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ def test_no_ray_or_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_address_where_nothing_listens_is_told_at_once() -> None:
-    """Ray itself tries for minutes."""
+    """Ray itself would retry for minutes."""
     pytest.importorskip("ray", reason="needs the extra ray")
     with pytest.raises(UserError, match=r"No Ray cluster at '127.0.0.1:9': Connection refused"):
         RayEngine("127.0.0.1:9")

@@ -17,20 +17,21 @@ import pytest
 from PIL import Image
 
 from eugen_nerf.bench import plots
-from eugen_nerf.bench.jobs import write_json
+from eugen_nerf.bench.config import SceneEntry
+from eugen_nerf.bench.jobs import Result, training_jobs, write_json
 from eugen_nerf.bench.page import near_the_best
 from eugen_nerf.bench.pictures import open_picture
 from eugen_nerf.bench.plots import Line, Point, line_plot, linear_axis, log_axis, scatter
 from eugen_nerf.bench.readme import BEGIN, END, update_readme
 from eugen_nerf.bench.report import publish, write_report
-from eugen_nerf.bench.results import prepare_folder, read_benchmark
+from eugen_nerf.bench.results import ResultStore, prepare_folder, read_benchmark
 from eugen_nerf.bench.summary import AVERAGED, MethodSummary
 from eugen_nerf.bench.tables import seconds
 from eugen_nerf.errors import UserError
 
 
 class Outline(HTMLParser):
-    """Collects tags with their attributes, and checks that what is opened is closed."""
+    """Collects tags with their attributes, and checks that every opened tag is closed."""
 
     VOID = ("meta", "img", "circle", "path", "polygon", "br")
 
@@ -70,7 +71,7 @@ def test_the_page_shows_everything(html: str) -> None:
     assert "<title>Small</title>" in html
     assert html.count('<svg viewBox="0 0 420 300"') == 3  # Pareto by time, curve, Pareto by work
     assert "Broken failed: Field option num_levels must be at least 1, not 0." in html
-    # Truth: picture and crop; two methods: picture, crop, error map.
+    # Truth: image and crop; two methods: image, crop and error map.
     assert html.count("<img ") == 2 + 2 * 3
     assert "How to read it" in html
     assert "LPIPS is left out" in html
@@ -133,7 +134,7 @@ def test_results_are_not_published_onto_themselves(finished: Any) -> None:
 
 
 def test_an_earlier_publication_of_the_same_benchmark_is_replaced(finished: Any, tmp_path: Path) -> None:
-    """The title tells that it is the same; what is measured may have been changed."""
+    """The title identifies the benchmark; the measured methods and scenes may have changed."""
     folder, results = finished[1].folder, tmp_path / "results"
     write_report(folder)
     publish(folder, results)
@@ -208,7 +209,7 @@ def test_pictures_of_different_sizes_are_said_to_be_so(finished: Any, tmp_path: 
     assert list((folder / "pictures").glob("ball-MLP*/*.png"))
     html = write_report(folder).read_text("utf8")
     size = " x ".join(map(str, open_picture(next((folder / "pictures").glob("ball-EUGen*/*.png"))).size))
-    assert f"pictures differ in size (EUGen {size}, MLP 7 x 5)" in html
+    assert f"images differ in size (EUGen {size}, MLP 7 x 5)" in html
     assert "<img " not in html
     assert "differ in size" not in write_report(store.folder).read_text("utf8")
 
@@ -227,6 +228,27 @@ def test_readme_tables_come_from_published_results(finished: Any, tmp_path: Path
     assert "old" not in once
     update_readme(readme, [tmp_path / "results"])
     assert readme.read_text() == once
+
+
+def test_methods_without_results_on_every_scene_are_named_and_have_no_mean(
+    finished: Any, ball_scene: Path, tmp_path: Path
+) -> None:
+    benchmark, store = finished[:2]
+    folder = tmp_path / "two"
+    two = dataclasses.replace(benchmark, scenes=(*benchmark.scenes, SceneEntry(str(ball_scene), "again")))
+    prepare_folder(folder, two)
+    (folder / "results.jsonl").write_bytes((store.folder / "results.jsonl").read_bytes())
+    other = ResultStore(folder)
+    job = next(job for job in training_jobs(two) if (job.scene, job.name) == ("again", "Broken"))
+    other.append(job, Result("failed", "out of luck"))
+    write_report(folder)
+    text = (folder / "results.md").read_text("utf8")
+    assert "## Mean of 2 scenes\n\nWithout results on every scene: EUGen, MLP, Broken.\n\n## ball" in text
+    assert "Without results on every scene: EUGen, MLP, Broken." in (folder / "report.html").read_text("utf8")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{BEGIN}\n{END}\n")
+    with pytest.raises(UserError, match="no method has results on every scene yet"):
+        update_readme(readme, [folder])
 
 
 def test_line_ends_of_the_readme_stay(finished: Any, tmp_path: Path) -> None:
@@ -287,7 +309,7 @@ class TestPlots:
         assert titles == ["slow & good: 30.00 dB, 2 s", "fast: 25.00 dB, 500 ms"]
         slow, fast = tree.findall(".//s:circle", namespace)
         assert float(slow.get("cx", "")) > float(fast.get("cx", ""))
-        assert float(slow.get("cy", "")) < float(fast.get("cy", ""))  # better is higher up
+        assert float(slow.get("cy", "")) < float(fast.get("cy", ""))  # better is higher
         assert tree.find(".//s:path[@class='front']", namespace) is not None
 
     def test_labels_do_not_run_into_each_other(self) -> None:
@@ -299,7 +321,7 @@ class TestPlots:
         for (left, half), (right, other) in itertools.pairwise(spans):
             assert left + half < right - other
 
-    def test_more_methods_than_colours_get_other_shapes(self) -> None:
+    def test_more_methods_than_colors_get_other_shapes(self) -> None:
         signs = {plots.marker(style, 0, 0) for style in range(20)}
         assert len(signs) == 20
 

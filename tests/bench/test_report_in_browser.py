@@ -48,7 +48,7 @@ def browser() -> str:
 
 
 def look(browser: str, folder: Path, size: tuple[int, int]) -> tuple[dict[str, Any], str]:
-    """What the probe saw, and what the browser's console says."""
+    """The probe's result, and the messages of the browser's console."""
     page = folder / "frame.html"
     page.write_text(FRAME.format(*size), "utf8")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -70,7 +70,7 @@ def test_the_page_fits_and_is_readable(browser: str, finished: Any, tmp_path: Pa
     seen, console = look(browser, tmp_path, SIZES[size])
     assert console == ""
     assert seen["window"] == SIZES[size][0]
-    # Tables and rows of pictures scroll inside their boxes; the page itself does not move sideways.
+    # Tables and rows of images scroll inside their boxes; the page itself does not scroll sideways.
     assert seen["page"] <= seen["window"]
     assert seen["widest"] <= seen["window"]
     assert seen["images"]

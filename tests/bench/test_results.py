@@ -1,4 +1,4 @@
-"""results.jsonl survives crashes and full disks; the folder of a benchmark is never cleared of other things."""
+"""results.jsonl survives crashes and full disks, and other files in a benchmark's folder are never removed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from eugen_nerf.bench.config import Benchmark, load_benchmark
+from eugen_nerf.bench.engines import start_worker
 from eugen_nerf.bench.jobs import FramesJob, Result, TrainingJob, training_jobs
 from eugen_nerf.bench.lock import LOCK, alone_in
 from eugen_nerf.bench.results import (
@@ -85,7 +86,7 @@ def test_a_line_cut_short_by_a_crash_is_skipped_and_written_over(store: ResultSt
 def test_a_full_disk_costs_no_earlier_result(
     store: ResultStore, jobs: list[TrainingJob], monkeypatch: pytest.MonkeyPatch, fitting: int
 ) -> None:
-    """The disk takes a part of the line, or nothing, and then refuses."""
+    """The disk accepts part of the line, or nothing, and is then full."""
     store.append(jobs[0], done())
     whole = store.path.read_bytes()
     real = os.pwrite
@@ -166,7 +167,7 @@ def test_a_folder_is_one_benchmarks_at_a_time(tmp_path: Path, benchmark_: Benchm
         assert read_benchmark(out) == benchmark_
         with pytest.raises(UserError, match="is not empty"), prepared_folder(out, changed):
             pass
-    for _ in range(2):  # what is replaced leaves the lock in force
+    for _ in range(2):  # replacing files keeps the lock
         with prepared_folder(out, changed, **again) as store:
             with pytest.raises(UserError, match="another run"), prepared_folder(out, changed, **again):
                 pass
@@ -174,7 +175,7 @@ def test_a_folder_is_one_benchmarks_at_a_time(tmp_path: Path, benchmark_: Benchm
 
 
 def test_a_killed_run_holds_no_lock(tmp_path: Path, benchmark_: Benchmark) -> None:
-    """It has written nothing else yet, so that the folder is as good as empty."""
+    """The killed run had not written anything else, so the folder counts as empty."""
     out = tmp_path / "out"
     script = f"""
 import pathlib, time
@@ -196,6 +197,24 @@ with alone_in(pathlib.Path({str(out)!r})):
         process.communicate()
     with prepared_folder(out, benchmark_):
         assert read_benchmark(out) == benchmark_
+
+
+def test_a_worker_that_outlives_its_runner_keeps_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle = tmp_path / "idle"
+    idle.write_text("#!/bin/sh\nexec sleep 600\n")
+    idle.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(idle))
+    out = tmp_path / "out"
+    with alone_in(out):
+        process = start_worker(tmp_path, dict(os.environ))
+    try:
+        with pytest.raises(UserError, match="another run is writing there"), alone_in(out):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+    with alone_in(out):
+        pass
 
 
 def test_file_systems_without_locks_are_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

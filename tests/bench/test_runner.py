@@ -1,4 +1,4 @@
-"""A benchmark from its YAML file to its records: pairing, failures, resuming, interruption."""
+"""A benchmark from its YAML file to its records: pairing, failures, resuming and interruption."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Finished = tuple[Benchmark, ResultStore, Outcome, str]
 
 
 class ScriptedEngine(InProcessEngine):
-    """Writes results that a function invents instead of doing the jobs."""
+    """Writes results made by a function instead of running the jobs."""
 
     def __init__(self, results: Any) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def invented(name: str) -> Result:
 
 def test_every_row_leaves_a_record(finished: Finished) -> None:
     _, store, outcome, printed = finished
-    assert outcome == Outcome(finished=6, failed=2)  # two methods and a timing, of two seeds; one method fails
+    assert outcome == Outcome(finished=6, failed=2)  # two methods and a timing, with two seeds; one method fails
     rows = [(training_job(r).name, r.result.status) for r in store.read() if r.kind == "training"]
     assert sorted(rows) == sorted([("EUGen", "done"), ("MLP", "done"), ("Broken", "failed")] * 2)
     assert "ball · Broken · seed 0: FAILED: Field option num_levels must be at least 1, not 0." in printed
@@ -87,7 +87,7 @@ def test_values_of_a_row(finished: Finished, ball_scene: Path) -> None:
 
 
 def test_a_run_is_an_ordinary_nerfstudio_run(finished: Finished) -> None:
-    """ns-eval, ns-render and ns-viewer begin with eval_setup."""
+    """ns-eval, ns-render and ns-viewer start with eval_setup."""
     from nerfstudio.utils.eval_utils import eval_setup
 
     _, store, _, _ = finished
@@ -105,7 +105,7 @@ def test_resuming_does_what_is_missing_only(small_data: dict[str, Any], tmp_path
     assert runner.run(benchmark, store, failing, quiet) == Outcome(finished=2, failed=1)
     again = ScriptedEngine(invented)
     assert runner.run(benchmark, store, again, quiet) == Outcome(finished=3, failed=0)
-    # The failed row, and the timing, which now has two runs to compare.
+    # The failed row, and the timing, which can now compare two runs.
     assert again.folders == ["ball-MLP-seed-0", "ball-frames-seed-0"]
     nothing = ScriptedEngine(invented)
     assert runner.run(benchmark, store, nothing, quiet) == Outcome(finished=3, failed=0)
@@ -119,7 +119,7 @@ def test_resuming_does_what_is_missing_only(small_data: dict[str, Any], tmp_path
 def test_a_file_that_is_changed_and_changed_back_has_its_own_runs_again(
     write_config: WriteConfig, quiet: Console
 ) -> None:
-    """What counts as finished is there: the run of another configuration is beside it, not in its place."""
+    """A finished run is kept: the run of another configuration is stored beside it and does not replace it."""
     store = prepare_folder(write_config().parent / "out", load_benchmark(write_config()))
 
     def results(name: str) -> Result:

@@ -1,4 +1,4 @@
-"""Values from YAML become what annotations ask for, or a message that helps."""
+"""Values from YAML are converted to the annotated types, or give a helpful message."""
 
 from __future__ import annotations
 

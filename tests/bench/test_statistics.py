@@ -1,4 +1,4 @@
-"""Ratios with intervals, times to reach a quality, Pareto fronts."""
+"""Ratios with confidence intervals, times to reach a quality, Pareto fronts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_constant_ratio_has_no_width() -> None:
 
 
 def test_pairing_cancels_drift() -> None:
-    """Both methods slow down threefold on the way; unpaired times would overlap, the ratio hardly moves."""
+    """Both methods become three times slower; unpaired times would overlap, but the ratio hardly changes."""
     generator = np.random.default_rng(2)
     drift = np.linspace(1, 3, 40)
     first, second = (drift * generator.normal(scale, 0.01, 40) for scale in (1.0, 0.9))
@@ -26,7 +26,7 @@ def test_pairing_cancels_drift() -> None:
 
 
 def test_interval_covers_the_true_median() -> None:
-    """Of 60 experiments the 90 % interval holds the truth in about 54; binomial, four standard errors below."""
+    """The 90 % interval contains the truth in about 54 of 60 experiments; the limit is four standard errors below."""
     generator = np.random.default_rng(3)
     hits = 0
     for _ in range(60):
@@ -38,19 +38,39 @@ def test_interval_covers_the_true_median() -> None:
 
 @pytest.mark.parametrize(("confidence", "limits"), [(0.8, (2.0, 4.0)), (0.92, (1.0, 100.0))])
 def test_interval_of_five_ratios(confidence: float, limits: tuple[float, float]) -> None:
-    """The median of five draws is at most the k-th ratio with probability P(Binomial(5, k/5) >= 3): 5.8 % for the
-    first, 31.7 % for the second. Half of what is left out lies on each side: tails of 10 % and of 4 %."""
+    """The median of five draws is at most the k-th ratio with probability P(Binomial(5, k/5) >= 3).
+
+    This is 5.8 % for the first ratio and 31.7 % for the second. Half of the excluded probability lies on each side,
+    which gives tails of 10 % and 4 %.
+    """
     interval = paired_ratio([1.0, 2.0, 3.0, 4.0, 100.0], [1.0] * 5, confidence)
     assert interval == Interval(3.0, *limits)
 
 
 def test_repeats_of_a_group_count_as_one() -> None:
-    """Twenty frames of one view and one of each of four others: five ratios, not twenty-four."""
+    """Twenty frames of one view and one frame of each of four others count as five ratios, not twenty-four."""
     times, views = [2.0] * 20 + [3.0, 4.0, 5.0, 6.0], [0] * 20 + [1, 2, 3, 4]
     grouped = paired_ratio(times, [1.0] * 24, groups=views)
     assert grouped == paired_ratio([2.0, 3.0, 4.0, 5.0, 6.0], [1.0] * 5)
     assert paired_ratio(times, [1.0] * 24) == Interval(2.0, 2.0, 2.0)
     assert paired_ratio([1.0, 2.0, 9.0], [1.0] * 3, groups="aaa").value == 2.0  # the median of a group
+
+
+def test_clusters_are_resampled_before_what_is_in_them() -> None:
+    """For two pairs of models, each with the same ratio on 20 views, the interval spans from one pair to the other.
+
+    40 independent views would give an interval of almost no width.
+    """
+    times, seeds, views = [1.0] * 20 + [2.0] * 21, [0] * 20 + [1] * 21, [*range(20), *range(21)]
+    assert paired_ratio(times, [1.0] * 41, groups=views, clusters=seeds) == Interval(2.0, 1.0, 2.0)
+    mixed = [*np.linspace(1, 1.1, 20), *np.linspace(2, 2.1, 21)]
+    pooled = paired_ratio(mixed, [1.0] * 41, groups=list(zip(seeds, views, strict=True)))
+    nested = paired_ratio(mixed, [1.0] * 41, groups=views, clusters=seeds)
+    assert nested.value == pooled.value
+    assert nested.low < 1.1 < 2 < nested.high
+    one = paired_ratio(mixed[:20], [1.0] * 20, clusters=[7] * 20)
+    assert one.low > 1.01  # a single cluster is ignored
+    assert one.high < 1.09
 
 
 def test_paired_ratio_is_deterministic_and_refuses_unequal_lists() -> None:
@@ -59,6 +79,8 @@ def test_paired_ratio_is_deterministic_and_refuses_unequal_lists() -> None:
     for bad in ([], [1.0]):
         with pytest.raises(ValueError, match="one length"):
             paired_ratio(bad, [])
+    with pytest.raises(ValueError, match="one length"):
+        paired_ratio(times, reference, clusters=[0])
 
 
 def test_middle() -> None:
@@ -71,7 +93,7 @@ def test_middle() -> None:
     ("target", "expected"), [(15.0, 1.5), (20.0, 2.0), (10.0, 1.0), (5.0, 1.0), (22.0, 4.0), (30.0, None)]
 )
 def test_time_to_reach(target: float, expected: float | None) -> None:
-    """The dip after 2 s does not matter: 20 dB were reached before."""
+    """The dip after 2 s does not matter, because 20 dB were reached before."""
     curve = [(1.0, 10.0), (2.0, 20.0), (3.0, 19.0), (5.0, 25.0)]
     assert time_to_reach(target, curve) == pytest.approx(expected) if expected else time_to_reach(target, curve) is None
 

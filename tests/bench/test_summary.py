@@ -1,4 +1,4 @@
-"""From records to the lines of the tables."""
+"""From records to the rows of the tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from eugen_nerf.bench.config import Benchmark, Budget, MethodEntry, SceneEntry
 from eugen_nerf.bench.jobs import FramesJob, Result, TrainingJob, training_jobs
 from eugen_nerf.bench.results import ResultStore, frames_jobs
-from eugen_nerf.bench.summary import AVERAGED, MethodSummary, collect, mean_over_scenes, summarise
+from eugen_nerf.bench.summary import AVERAGED, MethodSummary, collect, mean_over_scenes, summarize
 from eugen_nerf.bench.tables import Table, chosen, method_table, method_tables, seconds, transposed
 from tests.bench.conftest import done
 
@@ -61,7 +61,7 @@ def store(tmp_path: Path) -> ResultStore:
 
 
 def test_lines_of_a_scene(store: ResultStore) -> None:
-    a, b = summarise(BENCHMARK, store)
+    a, b = summarize(BENCHMARK, store)
     assert (a.name, b.name) == ("a", "b")
     e, m = a.methods
     assert (e.name, e.rows, e.evaluated, e.available) == ("E", 2, 2, 2)
@@ -72,8 +72,9 @@ def test_lines_of_a_scene(store: ResultStore) -> None:
     assert e.ratio is None
     assert e.is_reference
     assert m.ratio is not None
-    assert (m.ratio.value, m.ratio.low, m.ratio.high) == (2.0, 2.0, 2.0)  # over the frames that both rendered
+    assert (m.ratio.value, m.ratio.low, m.ratio.high) == (2.0, 2.0, 2.0)  # over the frames that both methods rendered
     assert e.reach == {15.0: 2.0, 40.0: None}
+    assert e.reached == {15.0: 2, 40.0: 0}
     assert len(e.curves) == 2
     assert len(a.machines) == 6
     assert b.methods[1].failures == ("out of luck",)
@@ -82,7 +83,7 @@ def test_lines_of_a_scene(store: ResultStore) -> None:
 
 
 def test_mean_over_scenes(store: ResultStore) -> None:
-    e, m = mean_over_scenes(summarise(BENCHMARK, store))
+    e, m = mean_over_scenes(summarize(BENCHMARK, store))
     assert (e.rows, m.rows) == (4, 3)
     assert e.values["psnr"] == pytest.approx(21.0)
     assert m.values["psnr"] == pytest.approx((23.0 + 22.5) / 2)
@@ -92,7 +93,7 @@ def test_mean_over_scenes(store: ResultStore) -> None:
 
 def test_mean_leaves_out_methods_without_results_on_a_scene(store: ResultStore) -> None:
     lost = dataclasses.replace(BENCHMARK, methods=(*BENCHMARK.methods, MethodEntry("nerfacto", "N")))
-    assert [method.name for method in mean_over_scenes(summarise(lost, store))] == ["E", "M"]
+    assert [method.name for method in mean_over_scenes(summarize(lost, store))] == ["E", "M"]
 
 
 def test_a_value_that_one_seed_lacks_has_no_mean(tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_a_value_that_one_seed_lacks_has_no_mean(tmp_path: Path) -> None:
     first, second = training_jobs(benchmark)
     store.append(first, training(20, lpips=0.25))
     store.append(second, training(20, lpips=None))
-    ((e,),) = (scene.methods for scene in summarise(benchmark, store))
+    ((e,),) = (scene.methods for scene in summarize(benchmark, store))
     assert e.values["lpips"] is None
     assert e.values["ssim"] == 1.0
 
@@ -115,15 +116,15 @@ def test_mean_frame_time_is_geometric_and_ratios_keep_their_uncertainty(tmp_path
     for scene, scale in (("a", 1.0), ("b", 4.0)):
         job = timing([jobs[scene, "E"], jobs[scene, "M"]])
         store.append(job, frames(job, {"E": [scale] * 3, "M": [scale, 2 * scale, 4 * scale]}))
-    a, b = (scene.methods[1] for scene in summarise(benchmark, store))
-    e, m = mean_over_scenes(summarise(benchmark, store))
+    a, b = (scene.methods[1] for scene in summarize(benchmark, store))
+    e, m = mean_over_scenes(summarize(benchmark, store))
     assert e.frame is not None
     assert e.frame.value == pytest.approx(2.0)
     assert a.ratio is not None
     assert b.ratio is not None
     assert m.ratio is not None
     assert m.ratio.value == pytest.approx(2.0)
-    # Two independent ratios of equal width: their mean is narrower by the square root of two.
+    # The mean of two independent ratios of equal width is narrower by the square root of two.
     assert m.ratio.high / m.ratio.value == pytest.approx((a.ratio.high / a.ratio.value) ** (1 / 2**0.5))
     assert a.ratio.low < a.ratio.value
     assert m.ratio.value / m.ratio.low == pytest.approx((a.ratio.value / a.ratio.low) ** (1 / 2**0.5))
@@ -135,7 +136,7 @@ def test_views_that_only_some_methods_rendered_are_told_apart(tmp_path: Path) ->
     first, second = training_jobs(benchmark)
     store.append(first, training(20, views=2))
     store.append(second, training(25, views=1))
-    (scene,) = summarise(benchmark, store)
+    (scene,) = summarize(benchmark, store)
     assert not scene.common_views
     assert [method.values["psnr"] for method in scene.methods] == [20.5, 25.0]
     assert [method.psnr_common for method in scene.methods] == [20.0, 25.0]
@@ -144,7 +145,7 @@ def test_views_that_only_some_methods_rendered_are_told_apart(tmp_path: Path) ->
 
 def test_records_of_another_configuration_do_not_count(store: ResultStore) -> None:
     longer = dataclasses.replace(BENCHMARK, budget=Budget(iterations=11))
-    assert summarise(longer, store) == []
+    assert summarize(longer, store) == []
     assert collect(longer, store).frames == {}
 
 
@@ -154,23 +155,23 @@ def test_a_timing_of_runs_that_were_trained_anew_does_not_count(store: ResultSto
 
 
 def test_a_timing_of_fewer_methods_does_not_hide_that_of_all(store: ResultStore) -> None:
-    """A method is taken out of the configuration, frames are timed again, and the method comes back."""
+    """A method is removed from the configuration, frames are timed again, and the method is added back."""
     alone = dataclasses.replace(BENCHMARK, methods=BENCHMARK.methods[:1])
     for benchmark, times in ((BENCHMARK, {"E": [5.0], "M": [10.0]}), (alone, {"E": [9.0]})):
         for job in frames_jobs(benchmark, store):
             if job.scene == "a":
                 store.append(job, frames(job, times))
     for benchmark, value in ((BENCHMARK, 5.0), (alone, 9.0)):
-        frame = summarise(benchmark, store)[0].methods[0].frame
+        frame = summarize(benchmark, store)[0].methods[0].frame
         assert frame is not None
         assert frame.value == value
-    ratio = summarise(BENCHMARK, store)[0].methods[1].ratio
+    ratio = summarize(BENCHMARK, store)[0].methods[1].ratio
     assert ratio is not None
     assert ratio.value == 2.0
 
 
 def test_tables(store: ResultStore) -> None:
-    a, b = summarise(BENCHMARK, store)
+    a, b = summarize(BENCHMARK, store)
     outcome, cost = method_tables(a.methods)
     assert outcome.columns[:3] == ("Method", "PSNR (dB)", "SSIM")
     assert "To 15 dB" in outcome.columns
@@ -182,6 +183,40 @@ def test_tables(store: ResultStore) -> None:
     assert dict(zip(cost.columns, cost.rows[0], strict=True))["Multiply-adds per sample"] == "1"
     failed = MethodSummary("X", False, dict.fromkeys(AVERAGED), failures=("no",))
     assert method_table([*b.methods, failed]).rows[2][1] == "failed"
+
+
+def test_tables_tell_which_rows_lack_trainings(store: ResultStore) -> None:
+    a, b = summarize(BENCHMARK, store)
+    assert "Trainings" not in method_table(a.methods).columns
+    for methods, cells in ((b.methods, ["2 of 2", "1 of 2"]), (mean_over_scenes([a, b]), ["4 of 4", "3 of 4"])):
+        table = method_table(methods)
+        assert [row[table.columns.index("Trainings")] for row in table.rows] == cells
+
+
+def test_a_target_that_some_seeds_missed(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    benchmark = dataclasses.replace(BENCHMARK, scenes=BENCHMARK.scenes[:1], methods=BENCHMARK.methods[:1])
+    first, second = training_jobs(benchmark)
+    store.append(first, training(20))
+    store.append(second, training(20, curve=[{"step": 9, "seconds": 3.0, "psnr": 12.0}]))
+    (scene,) = summarize(benchmark, store)
+    (e,) = scene.methods
+    assert (e.reach, e.reached) == ({15.0: None, 40.0: None}, {15.0: 1, 40.0: 0})
+    table = method_table([e])
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (row["To 15 dB"], row["To 40 dB"]) == ("1 of 2 reached", "not reached")
+
+
+def test_only_views_that_the_reference_was_timed_on_count(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    benchmark = dataclasses.replace(BENCHMARK, seeds=(0,), scenes=BENCHMARK.scenes[:1])
+    jobs = training_jobs(benchmark)
+    for job in jobs:
+        store.append(job, training(20))
+    timed = timing(jobs)
+    store.append(timed, frames(timed, {"E": [1.0], "M": [2.0, 2.0, 2.0]}))
+    (scene,) = summarize(benchmark, store)
+    assert [method.timed_views for method in scene.methods] == [1, 1]
 
 
 def test_table_shapes() -> None:

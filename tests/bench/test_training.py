@@ -1,4 +1,4 @@
-"""Clock, budget, curve and learning rates of a row; and that measuring does not change what is measured."""
+"""Clock, budget, curve and learning rates of a row, and that measuring does not affect the training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def job(write_config: WriteConfig) -> TrainingJob:
 
 
 class Hand:
-    """Stands in for time.perf_counter: moves only when told to."""
+    """Replaces time.perf_counter by a clock that only advances when told to."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
@@ -59,7 +59,7 @@ def fake_trainer(steps: int) -> Any:
 
 
 def drive(monitor: Monitor, hand: Hand, seconds_per_step: float) -> int:
-    """Run steps as nerfstudio's trainer would until the monitor ends the training; returns their number."""
+    """Run steps like nerfstudio's trainer until the monitor ends the training; return their number."""
     step = 0
     while not monitor.trainer.stop_training:
         assert step < 10_000, "the training has no end"
@@ -72,7 +72,7 @@ def drive(monitor: Monitor, hand: Hand, seconds_per_step: float) -> int:
 
 @pytest.fixture
 def evaluated(monkeypatch: pytest.MonkeyPatch, hand: Hand) -> list[list[int]]:
-    """Evaluations take 1000 s and find 20 dB; the views of each."""
+    """Let evaluations take 1000 s and return 20 dB. Returns the views of each evaluation."""
     calls: list[list[int]] = []
 
     def quick_psnr(_: Any, views: list[int], pixels: int | None) -> float:
@@ -89,7 +89,7 @@ def test_iterations_and_curve(job: TrainingJob, hand: Hand, evaluated: list[list
     job = dataclasses.replace(job, budget=Budget(iterations=10), curve_at=(0.5, 0.1, 1.0), curve_views=2)
     monitor = Monitor(job, fake_trainer(10), reports.append)
     assert drive(monitor, hand, 2.0) == 10
-    # The first step is not timed, evaluations are not either.
+    # Neither the first step nor evaluations are timed.
     assert [(p["step"], p["seconds"]) for p in monitor.curve] == [(1, 0.0), (5, 8.0), (10, 18.0)]
     assert monitor.clock.seconds == 18.0
     assert monitor.timed_rays == 90
@@ -103,7 +103,7 @@ def test_iterations_and_curve(job: TrainingJob, hand: Hand, evaluated: list[list
 def test_seconds_are_those_of_training(job: TrainingJob, hand: Hand, evaluated: list[list[int]]) -> None:
     job = dataclasses.replace(job, budget=Budget(seconds=60.0), curve_at=(0.5, 1.0))
     monitor = Monitor(job, fake_trainer(0), lambda _: None)
-    assert drive(monitor, hand, 4.0) == 16  # one that is not timed, 15 of 4 s
+    assert drive(monitor, hand, 4.0) == 16  # one untimed step and 15 of 4 s
     assert [point["seconds"] for point in monitor.curve] == [32.0, 60.0]
     assert monitor.share == 1.0
 
@@ -161,7 +161,7 @@ class TestRealTraining:
         assert values["training_seconds"] >= 0.3
         assert values["steps"] > 1
         checkpoint = torch.load(next(tmp_path.rglob("*.ckpt")), weights_only=False)
-        # The schedule has come to its end although nobody knew the number of steps.
+        # The schedule has reached its end although the number of steps was unknown.
         scheduler = checkpoint["schedulers"]["encoding"]
         assert scheduler["_last_lr"][0] < 0.1 * scheduler["base_lrs"][0]
 
@@ -185,7 +185,7 @@ class TestRealTraining:
         builders.make_transforms(tmp_path / "scene")
         overrides = {**job.overrides, "pipeline.datamanager.dataparser.eval_interval": 0}
         job = dataclasses.replace(job, scene_path=str(tmp_path / "scene"), overrides=overrides)
-        with pytest.raises(UserError, match=r"000\.png: is to be trained on .* as are 2 of the 2 test views.*held out"):
+        with pytest.raises(UserError, match=r"000\.png: is in both the training .* like 2 of the 2 test .*held-out"):
             train_and_evaluate(job, tmp_path / "out", lambda _: None)
 
     def test_nerfacto_trains_offline_beside_ours(
@@ -211,7 +211,7 @@ class TestRealTraining:
         job = dataclasses.replace(job, method="nerfacto", overrides=small, budget=Budget(iterations=3))
         values = train_and_evaluate(job, tmp_path, lambda _: None)
         assert values["psnr"] > 0
-        assert values["samples_per_ray"] == 48  # its default number for the main field
+        assert values["samples_per_ray"] == 48  # the default for the main field
         # 4 encoded values -> 8 -> 1 density, 15 features; with 16 of the direction and 32 of the photo -> 8 -> 8 -> 3.
         assert values["multiply_adds_per_sample"] == (4 * 8 + 8 * 16) + (63 * 8 + 8 * 8 + 8 * 3)
         assert values["merged_network_parameters"] == values["multiply_adds_per_sample"] + (8 + 16) + (8 + 8 + 3)

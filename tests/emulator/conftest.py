@@ -10,7 +10,7 @@ from tests.emulator.device import have_compiler
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """What torch.empty returns is NaN, not what an earlier and right result has left there."""
+    """Fill the results of torch.empty with NaN, so that they never contain an earlier, correct result."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     yield

@@ -1,4 +1,4 @@
-"""The emulator as a device that `eugen_nerf.ops.cuda` can run its kernels on; see emulator.h."""
+"""The emulator as a device on which `eugen_nerf.ops.cuda` can run its kernels; see emulator.h."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ KERNELS = {
     "render.cu": ("render",),
 }
 ORDERS = {"forwards": 0, "backwards": 1, "shuffled": 2}
-# Kernels are unrolled for registers that a CPU does not have; -O2 on that takes minutes.
+# Kernels are unrolled for registers that a CPU does not have; -O2 would take minutes.
 FLAGS = ("-std=c++17", "-O1", "-mf16c", "-fPIC", "-w")
 
 
 class EmulationError(Exception):
-    """A kernel did what it must not do."""
+    """A kernel violated a rule that the emulator checks."""
 
 
 def have_compiler() -> bool:
-    """Whether the emulator can be built: g++ 12 and clang 15 know _Float16 on x86."""
+    """Whether the emulator can be built, which needs _Float16 on x86 (g++ 12, clang 15)."""
     if not shutil.which("g++"):
         return False
     test = subprocess.run(
@@ -68,7 +68,7 @@ def _folder() -> Path:
 
 
 def _system_header() -> Path:
-    """system.h as g++ includes it from its precompiled form, which saves it a sixth of the time."""
+    """The path of system.h, precompiled, which saves g++ a sixth of the time."""
     with _system_header_lock:
         header = _folder() / "system.h"
         if not header.exists():
@@ -84,7 +84,7 @@ _folder_owner: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def library(source: str, constants: tuple[str, ...], architecture: int, sources: Path = SOURCE) -> ctypes.CDLL:
-    """A source of kernels compiled for the CPU, once.
+    """Compile a kernel source for the CPU, once.
 
     Raises:
         EmulationError: it does not compile.
@@ -115,9 +115,9 @@ class EmulatedDevice:
 
     Args:
         architecture: compute capability whose instructions and shared memory are used.
-        order: in which order warps and lanes run, see `ORDERS`.
-        blocks: most blocks of a kernel that strides through its work.
-        sources: folder of the sources, other than the package's for planted bugs.
+        order: the order in which warps and lanes run, see `ORDERS`.
+        blocks: the largest number of blocks of a kernel that strides through its work.
+        sources: folder of the sources; differs from the package's for planted bugs.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class EmulatedDevice:
         """Run a kernel.
 
         Raises:
-            EmulationError: it did something wrong; the message says what.
+            EmulationError: the kernel violated a rule; the message says which.
         """
         assert shared_bytes <= self.shared_memory
         values, sizes = [], []
@@ -177,6 +177,6 @@ class EmulatedDevice:
 
 @contextlib.contextmanager
 def emulated(device: EmulatedDevice) -> Iterator[None]:
-    """Let the operators' CUDA kernels run there, on the tensors of a CPU."""
+    """Let the operators' CUDA kernels run on the emulator, with CPU tensors."""
     with mock.patch.object(operators, "choose", lambda _, on_cpu, on_gpu: functools.partial(on_gpu, device)):
         yield

@@ -1,5 +1,5 @@
-// The scheduler behind emulator.h, and the C entry points that tests call. Compiled together with one source of
-// kernels, EUGEN_SOURCE, of which EUGEN_KERNELS lists the names as X(name) X(name) ...
+// The scheduler of the emulator (see emulator.h) and the C entry points for the tests. It is compiled together with one
+// kernel source, EUGEN_SOURCE, whose kernels EUGEN_KERNELS lists as X(name) X(name) ...
 #include "system.h"
 
 #include EUGEN_SOURCE
@@ -25,8 +25,8 @@ struct Fiber {
   std::vector<std::pair<void*, const void*>> copies;
 };
 
-// What differs between runs of the same launch: which warps and lanes go first, and which end of an array touches a
-// page that cannot be accessed.
+// Differences between runs of the same launch: which warps and lanes run first, and which end of an array touches an
+// inaccessible page.
 enum Order { FORWARDS, BACKWARDS, SHUFFLED };
 
 std::vector<Fiber> fibers;
@@ -63,8 +63,8 @@ void resume(int number) {
   setcontext(&fiber.start);
 }
 
-// Memory between two pages that cannot be accessed; contents lie against one of them. Alignment is kept, so up to
-// 15 bytes behind the contents can be touched; they are poisoned, and checked at the end.
+// Memory between two inaccessible pages, with the contents next to one of them. Because of alignment, up to 15 bytes
+// after the contents are accessible. They are filled with a pattern that is checked at the end.
 class Guarded {
  public:
   Guarded(const void* from, size_t bytes, bool at_end) : bytes_(bytes) {
@@ -113,7 +113,7 @@ std::vector<Cell> cells;
 unsigned block_phase;               // barriers of the block
 std::vector<unsigned> warp_phases;  // sync_warp's of each warp
 
-// Whether no barrier lies between an access and the current thread, which is not the one (or the only one) behind it.
+// Whether there is no barrier between an access and the current thread, and the access was made by another thread.
 bool races(const Access& access) {
   const int warp = current / 32;
   if (access.block_phase != block_phase || access.warp == NOBODY) return false;
@@ -171,7 +171,7 @@ void run_block(Order order, uint32_t& random) {
                        : order == BACKWARDS ? warps - 1 - turn
                                             : int((unsigned(turn) + first) % unsigned(warps));
       bool again = true;
-      while (again) {  // as far as this warp gets
+      while (again) {  // as far as this warp can run
         again = false;
         random = random * 1664525u + 1013904223u;
         const int shift = int(random >> 20);
@@ -277,8 +277,8 @@ void collective(int kind, void* argument, void (*all)(void**)) {
 
 using namespace emulator;
 
-// Runs a kernel on copies of its arrays and copies them back. arguments[i] points to argument i; where sizes[i] is not
-// negative that is a pointer to an array of so many bytes. Returns null, or what went wrong.
+// Runs a kernel on copies of its arrays and copies them back. arguments[i] points to argument i. If sizes[i] is not
+// negative, the argument is a pointer to an array of that many bytes. Returns null, or an error message.
 extern "C" const char* emulate(const char* kernel, unsigned grid_x, unsigned grid_y, unsigned threads,
                                unsigned shared_bytes, void** arguments, const int64_t* sizes, int count, int order) {
   message[0] = 0;

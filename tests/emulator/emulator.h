@@ -1,12 +1,18 @@
-// A CUDA device on a CPU, for tests: kernels compiled by a C++ compiler run one block after the other, every thread
-// as a fiber. What needs several threads (mma, ldmatrix, shuffles, votes, barriers) waits until they have all come.
+// A CUDA device emulated on a CPU, for tests. Kernels are compiled by a C++ compiler and run one block after the other,
+// with every thread as a fiber. Operations of several threads (mma, ldmatrix, shuffles, votes, barriers) wait until all
+// of them have arrived.
 //
-// What it finds, beyond wrong numbers: lanes of a warp that reach different collectives; barriers that not all
-// threads reach; missing barriers, since warps and lanes run as far as they can in one of several orders; lanes that
-// exchange data through shared memory without a barrier between them, whatever the order, where both sides use the
-// functions below; shared memory and stack that is read before it is written, since both are filled with NaN; accesses
-// beyond an array or beyond shared memory, since both end at a page that cannot be touched; misaligned vectors; copies
-// that are used before they have been waited for, since they arrive no earlier, and destroy what was there at once.
+// Apart from wrong results, the emulator detects:
+// - lanes of a warp that reach different collectives;
+// - barriers that not all threads reach;
+// - missing barriers, since warps and lanes run as far as they can, in one of several orders;
+// - lanes that exchange data through shared memory without a barrier between them, in any order, if both sides use the
+//   functions below;
+// - reads of uninitialized shared memory and stack, since both are filled with NaN;
+// - accesses beyond an array or beyond shared memory, since both end at an inaccessible page;
+// - misaligned vectors;
+// - use of asynchronous copies before they have been waited for, since they arrive no earlier and invalidate the former
+//   content immediately.
 #pragma once
 #include <csetjmp>
 #include <cstdint>
@@ -27,20 +33,20 @@ struct Index {
 extern Index thread_index, block_index, block_size, grid_size;
 extern unsigned char* shared;
 
-// Stops the launch with this message.
+// Stops the launch with an error message.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-// A collective of one warp: `kind` tells collectives apart, `argument` is this lane's. The lane that comes last runs
-// `all` on the arguments of all 32.
+// A collective of one warp. `kind` identifies the collective and `argument` belongs to this lane. The last lane to
+// arrive runs `all` on the arguments of all 32 lanes.
 void collective(int kind, void* argument, void (*all)(void** arguments));
 void sync_block();
 
-// Accesses to shared memory that a barrier has to separate from other threads' accesses, unless both only read. Votes,
-// shuffles, mma and ldmatrix bring lanes together, but promise nothing about memory: sync_warp and sync_block do.
+// Record accesses to shared memory. A barrier has to separate them from other threads' accesses, unless both only read.
+// Votes, shuffles, mma and ldmatrix synchronize lanes but do not order memory; sync_warp and sync_block do.
 void note_read(const void* p, int bytes);
 void note_write(const void* p, int bytes);
 
-// 16 bytes that arrive when the thread waits for all its copies.
+// Copies 16 bytes, which arrive when the thread waits for all of its copies.
 void copy_later(void* to, const void* from);
 void finish_copies();
 
@@ -62,7 +68,7 @@ inline T exchange(T value, int from) {
   collective(SHUFFLE, &argument, [](void** arguments) {
     for (int i = 0; i < 32; i++) {
       auto* mine = static_cast<ShuffleArgument<T>*>(arguments[i]);
-      // A lane beyond the warp gives back the own value, as the hardware does.
+      // A lane outside of the warp returns the lane's own value, as in hardware.
       if (mine->from >= 0 && mine->from < 32) mine->result = static_cast<ShuffleArgument<T>*>(arguments[mine->from])->value;
     }
   });
@@ -116,7 +122,7 @@ EUGEN_FUNCTION uint32 bits_of_float(float v) {
   return bits;
 }
 
-// Fibers change only at collectives, so these are atomic as they are.
+// Fibers switch only at collectives, so plain operations are atomic.
 EUGEN_FUNCTION void add_to(float* p, float v) {
   emulator::check_alignment(p, 4);
   *p += v;
@@ -210,7 +216,7 @@ struct MultiplyArgument {
   uint32 b[2];
 };
 
-// m16n8kDEPTH: lane 4 g + t holds rows g and g + 8 of a, columns 2 t and 2 t + 1 of each eight; of b column g.
+// m16n8kDEPTH: lane 4 g + t holds columns 2 t and 2 t + 1 of each eight of rows g and g + 8 of a, and column g of b.
 template <int DEPTH>
 static void multiply_all(void** arguments) {
   static_assert(DEPTH == 8 || DEPTH == 16, "");
@@ -236,7 +242,7 @@ static void multiply_all(void** arguments) {
       static_cast<MultiplyArgument*>(arguments[i])->d[q] += d[(i >> 2) + (q >> 1) * 8][2 * (i & 3) + (q & 1)];
 }
 
-enum { MULTIPLY_DEPTH = EUGEN_EMULATED >= 80 ? 16 : 8 };  // Turing multiplies half as deep
+enum { MULTIPLY_DEPTH = EUGEN_EMULATED >= 80 ? 16 : 8 };  // Turing's instruction has half of the depth
 
 static inline void multiply_add(float (&d)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
   if constexpr (MULTIPLY_DEPTH == 16) {
@@ -257,8 +263,7 @@ static inline void copy_async(uint16* to, const uint16* from) {
 }
 static inline void wait_for_copies() { emulator::finish_copies(); }
 
-// A row of each matrix, as it stands when the lane comes: that other lanes have written theirs by then is what
-// sync_warp is for.
+// A row of each matrix, read when the lane arrives. sync_warp has to ensure that other lanes have written it by then.
 struct LoadArgument {
   uint32* r;
   uint16 row[8];
@@ -270,7 +275,7 @@ struct LoadArgument {
   }
 };
 
-// Matrix j's row i comes from lane 8 j + i; lane 4 g + t receives of each matrix elements 2 t and 2 t + 1 of row g, or
+// Row i of matrix j comes from lane 8 j + i. Lane 4 g + t receives elements 2 t and 2 t + 1 of row g of each matrix, or
 // of column g if TRANSPOSED.
 template <int MATRICES, bool TRANSPOSED>
 static void load_all_matrices(void** arguments) {

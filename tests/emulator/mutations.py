@@ -1,4 +1,4 @@
-"""Bugs to plant into the CUDA sources, to see whether the emulator's tests would notice."""
+"""Bugs to plant into the CUDA sources, to check that the emulator's tests detect them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mutation:
-    """One wrong piece of code."""
+    """One planted bug."""
 
     file: str
-    right: str  # as it stands in the file
+    right: str  # the text in the file
     wrong: str
-    cases: tuple[str, ...]  # checks of test_mutations.py that should fail
+    cases: tuple[str, ...]  # checks of test_mutations.py that should detect it
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-// Headers of the system that the emulator and the kernels' sources use, compiled once for all kernels.
+// System headers used by the emulator and the kernel sources, precompiled once for all kernels.
 #pragma once
 #include <setjmp.h>
 #include <signal.h>

@@ -1,4 +1,4 @@
-"""What the emulator itself promises to notice, on kernels written to misbehave."""
+"""The errors that the emulator guarantees to detect, on kernels written to contain them."""
 
 from __future__ import annotations
 
@@ -101,10 +101,10 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(kernel: str, order: str, sources: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the kernel copied what it should.
+    """Whether the kernel copied its input correctly.
 
     Raises:
-        EmulationError: it did something wrong.
+        EmulationError: the kernel violated a rule.
     """
     monkeypatch.setitem(emulator.KERNELS, "misbehaving.cu", tuple(KERNELS))
     device = EmulatedDevice(80, order, sources=sources)

@@ -1,4 +1,4 @@
-"""The hash grid's CUDA kernels and its optimizer on the emulator, against float64."""
+"""The CUDA kernels of the hash grid and of its optimizer on the emulator, against float64."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAYOUTS = [(6, 2, 10, 4, 40), (5, 1, 8, 2, 20), (3, 4, 12, 4, 64), (3, 8, 10, 5,
 
 
 def positions(n: int) -> Tensor:
-    """Corners and faces, points outside of the cube, neighbours along a ray, and anything."""
+    """Corners and faces, points outside of the cube, neighbors along a ray, and random points."""
     generator = torch.Generator().manual_seed(n)
     x = torch.rand(n, 3, generator=generator)
     x[: n // 8] = x[: n // 8].round()
@@ -29,7 +29,7 @@ def positions(n: int) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("architecture", [80, 90])  # without and with additions of two numbers at a time
+@pytest.mark.parametrize("architecture", [80, 90])  # without and with atomic additions of pairs
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_hash_encode(layout: tuple[int, int, int, int, int], order: str, architecture: int) -> None:

@@ -1,7 +1,7 @@
-"""Planted bugs: the checks that pass on the sources have to fail on (nearly) each of `MUTATIONS`.
+"""Planted bugs: checks that pass on the sources have to fail on at least 90 % of `MUTATIONS`.
 
-A third of them is tried, another third whenever a source changes; all of them with EUGEN_ALL_MUTATIONS=1
-(`make mutation`).
+One third of the mutations is tried; which third changes with the sources. EUGEN_ALL_MUTATIONS=1 (`make mutation`) tries
+all of them.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def inner_norm_streamed(device: EmulatedDevice) -> bool:
 
 
 def streamed_tiles(device: EmulatedDevice, spec: tuple[int, ...]) -> Tiles:
-    """A small network as a wide one is treated."""
+    """Treat a small network like a wide one, with streamed weights."""
     tiles, shape = plan(tuple(spec), device.shared_memory), Shape(spec)
     assert tiles is not None
     return dataclasses.replace(
@@ -107,7 +107,7 @@ def grid(device: EmulatedDevice) -> bool:
 
 
 def rays(device: EmulatedDevice) -> bool:
-    # Few cells, so that blocks are empty but for one; many; so many that rays have more than twice a warp's samples.
+    # Few occupied cells, so that a nonempty block has only one; many; so many that rays have more than 64 samples.
     for share in (0.02, 0.6, 0.95):
         some, bits, (space, rule) = random_rays(150), random_bits(share), BOUNDED
         got = PackedSamples(*cuda.march(device, *some, bits, RESOLUTION, space, rule))
@@ -136,11 +136,11 @@ def rendering(device: EmulatedDevice) -> bool:
     some, bits = list(random_rays(300)[:4]), random_bits(0.4)
     of = field("eugen", features=4, geometry=7)
     assert of.density.bias is not None
-    of.density.bias[0] += 4  # so dense that rays stop early
+    of.density.bias[0] += 4  # so dense that rays end early
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EUGEN_BACKEND", "reference")
         expected = reference.render(*some, bits, RESOLUTION, *BOUNDED, of)
-    assert expected[1].max() > 0.9999  # some ray stops early
+    assert expected[1].max() > 0.9999  # some ray ends early
     got = render(device, of, some, bits, *BOUNDED)
     return torch.equal(got[3], expected[3]) and all(
         close(mine, theirs, 5e-3) for mine, theirs in zip(got[:3], expected[:3], strict=True)
@@ -161,10 +161,10 @@ CASES = {
 
 
 def notices(mutation: Mutation, folder: Path) -> bool:
-    """Whether a check fails on the mutated sources, in one of the orders.
+    """Whether a check fails on the mutated sources in one of the orders.
 
     Raises:
-        EmulationError: they do not even compile; that would prove nothing.
+        EmulationError: the sources do not compile, which would be no detection.
     """
     for case in mutation.cases:
         for order in ORDERS:
@@ -179,7 +179,7 @@ def notices(mutation: Mutation, folder: Path) -> bool:
 
 
 def plant(mutation: Mutation, folder: Path) -> Path:
-    """A copy of the sources with the bug in it."""
+    """Make a copy of the sources that contains the bug."""
     shutil.copytree(SOURCE, folder)
     text = (folder / mutation.file).read_text()
     (folder / mutation.file).write_text(text.replace(mutation.right, mutation.wrong))
@@ -194,7 +194,7 @@ def chosen() -> list[Mutation]:
 
 
 class RecordingDevice(EmulatedDevice):
-    """Remembers the programs that it runs."""
+    """Records the programs that it runs."""
 
     def __init__(self) -> None:
         super().__init__(80)

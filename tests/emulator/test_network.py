@@ -62,7 +62,7 @@ def test_network_in_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_wide_networks_are_streamed_and_their_gradients_added_at_once() -> None:
-    """On the shared memory of a Turing: neither weights nor weight gradients stay."""
+    """With Turing's shared memory, neither weights nor weight gradients stay on the multiprocessor."""
     for name in ("width-128", "width-256"):
         tiles = plan(network_case(name, 1, torch.float16).spec, EmulatedDevice(75).shared_memory)
         assert tiles is not None
@@ -115,7 +115,7 @@ def test_numbers_beyond_halves() -> None:
 
 @pytest.mark.parametrize("arch", [75, 80])
 def test_a_network_that_diverged_does_not_look_healthy(arch: int) -> None:
-    """What is not a number goes through ReLU, as in PyTorch; that of one row shows in it alone."""
+    """NaN passes through ReLU, as in PyTorch, and stays within its row."""
     device = EmulatedDevice(arch)
     case = network_case("color", 60, torch.float16)
     x = case.x.clone()
@@ -128,7 +128,7 @@ def test_a_network_that_diverged_does_not_look_healthy(arch: int) -> None:
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 def test_gradients_that_are_not_finite_stay_visible(bad: float) -> None:
-    """Bounded they would look like good ones, and a loss scaler would take the step."""
+    """If they were bounded, they would look valid and a loss scaler would take the step."""
     case = network_case("density", 20, torch.float16)
     grad = case.grad.clone()
     grad[7, 2] = bad

@@ -1,4 +1,4 @@
-"""The operators with the CUDA kernels behind them, on CPU tensors with the emulator in the GPU's place."""
+"""The operators with the CUDA kernels, run on CPU tensors by the emulator."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_network() -> None:
 
 
 def both(name: str, *arguments: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """What CUDA's and the CPU's runner answer, pair by pair."""
+    """Results of the CUDA runner and the CPU runner, in pairs."""
     results = [getattr(operators, name)(*arguments)]
     with emulated(EmulatedDevice(80)):
         results.insert(0, getattr(operators, name)(*arguments))
@@ -114,7 +114,7 @@ def test_rendering_with_gradients(kind: str, where: tuple[Space, StepRule], skip
     loss(*expected).backward()
     assert samples.num_samples > 200
     for got_one, exact in zip([*got, *mine], [*expected, *gradients(field)], strict=True):
-        assert relative_error(got_one, exact) <= 0.03  # halves, and ReLUs that let a unit through in one alone
+        assert relative_error(got_one, exact) <= 0.03  # half precision, and ReLUs that pass a unit in only one of them
 
 
 def test_sparse_adam() -> None:

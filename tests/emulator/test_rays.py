@@ -47,7 +47,7 @@ def test_march_and_sample_points(space: Space, rule: StepRule, share: float, ord
     got = PackedSamples(*cuda.march(device, *rays, bits, RESOLUTION, space, rule))
     exact = [t.double() for t in rays]
     expected = reference.march(*exact[:4], bits, RESOLUTION, space, rule, exact[4])
-    # A sample whose middle lies on a cell's face, to within rounding, may fall to either side of it.
+    # A sample whose midpoint lies on a cell's face, up to round-off, may be assigned to either side.
     assert (got.counts() - expected.counts()).abs().sum() <= 2e-3 * expected.num_samples
     same = got.counts() == expected.counts()
     assert same.float().mean() > 0.97
@@ -63,8 +63,10 @@ def test_march_and_sample_points(space: Space, rule: StepRule, share: float, ord
 
 
 def places_of_missing_samples(device: EmulatedDevice, rays: tuple[Tensor, ...], bits: Tensor) -> tuple[Tensor, Tensor]:
-    """Where empty samples stand [R] for rays of which two samples too many have been counted, and where they should: at
-    the end of the last sample, or where the ray begins if it has none. NaN where something else is wrong."""
+    """Positions [R] of the empty samples of rays with two samples too many in their counts, and the expected ones.
+
+    Expected is the end of the last sample, or the beginning of a ray without samples. NaN marks any other error.
+    """
     (space, rule), n = BOUNDED, len(rays[0])
     expected = PackedSamples(*cuda.march(device, *rays, bits, RESOLUTION, space, rule))  # type: ignore[call-arg]
     room = expected.ray_offsets + 2 * torch.arange(n + 1)
@@ -81,7 +83,7 @@ def places_of_missing_samples(device: EmulatedDevice, rays: tuple[Tensor, ...], 
 
 
 def test_march_that_finds_less_than_was_counted() -> None:
-    """Where the second walk rounds differently: nothing may stay unwritten, and what stands in must weigh nothing."""
+    """If the second walk rounds differently, nothing may stay unwritten, and filler samples must have no weight."""
     rays = random_rays(60)
     got, expected = places_of_missing_samples(EmulatedDevice(80), rays, random_bits(0.3))
     begin = expected == rays[2]
@@ -124,7 +126,7 @@ def test_spherical_harmonics(order: str) -> None:
 def exact_composite(
     sigma: Tensor, rgb: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels [R, 5], and the gradients of sigma and rgb where those of the pixels are ``weight``; float64."""
+    """Pixels [R, 5], and the gradients of sigma and rgb for pixel gradients ``weight``; float64."""
     sigma, rgb = sigma.double().requires_grad_(), rgb.double().requires_grad_()
     color, alpha, depth = reference.composite(sigma, rgb, PackedSamples(offsets, starts.double(), ends.double()))
     out = torch.cat([color, alpha[:, None], depth[:, None]], dim=1)
@@ -182,7 +184,7 @@ def test_render(space: Space, rule: StepRule, kind: str, order: str, monkeypatch
     monkeypatch.setenv("EUGEN_BACKEND", "reference")
     of, rays, bits = field(kind), random_rays(200)[:4], random_bits(0.3)
     expected = reference.render(*rays, bits, RESOLUTION, space, rule, of)
-    assert expected[1].max() > 0.5  # the scene is not vacuous
+    assert expected[1].max() > 0.5  # the scene is not trivial
     assert expected[3].sum() > 500
     got = render(EmulatedDevice(80, order), of, list(rays), bits, space, rule)
     for mine, theirs in zip(got[:3], expected[:3], strict=True):

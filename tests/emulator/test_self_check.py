@@ -1,4 +1,4 @@
-"""The check before the first use of CUDA kernels, on the emulator: right kernels must pass, wrong ones must not."""
+"""The check before the first use of CUDA kernels, on the emulator: correct kernels pass and wrong ones do not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Where the CPU's runners are asked for, the emulated kernels answer."""
+    """Let the emulated kernels run in place of the CPU's runners."""
     monkeypatch.delenv("EUGEN_BACKEND", raising=False)
     monkeypatch.setattr("eugen_nerf.ops.dispatch._native_cpu_problem", lambda: None)
     with emulated(EmulatedDevice(80, "shuffled")):

@@ -157,5 +157,5 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"file/out: cannot be written"):
         write_folder(tmp_path / "file" / "out", fill)
-    with pytest.raises(UserError, match="file is a file"):  # told before the minutes of an export
+    with pytest.raises(UserError, match="file is a file"):  # reported before the export, which takes minutes
         check_output(tmp_path / "file" / "out", overwrite=False)

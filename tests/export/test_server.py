@@ -120,7 +120,7 @@ def test_who_lets_other_machines_in_is_told_where_they_find_the_page(
 
 
 def test_a_browser_that_keeps_its_opener_waiting_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one in the terminal does, which returns when it is left."""
+    """Like a browser in the terminal, which returns when the user leaves it."""
     for part in ("index.html", "scene/scene.json"):
         (tmp_path / part).parent.mkdir(exist_ok=True)
         (tmp_path / part).write_text("here")
@@ -170,7 +170,7 @@ def test_eugen_view_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     (tmp_path / "scene").mkdir()
     for part in ("index.html", "scene/scene.json"):
         (tmp_path / part).write_text("here")
-    # A suite that a shell runs in the background hands on an ignored SIGINT.
+    # A test run in the shell's background passes on an ignored SIGINT.
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from eugen_nerf.export.cli import view_main; view_main(sys.argv[1:])"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eugen_nerf.errors import UserError
-from eugen_nerf.export.tables import folded, half_precision, quantised
+from eugen_nerf.export.tables import folded, half_precision, quantized
 from eugen_nerf.ops import HashGridLayout, reference
 
 LAYOUT = HashGridLayout.build(4, 2, 9, 4, 24)  # the first two levels dense, the others hashed
@@ -27,8 +27,8 @@ def test_half_floats_keep_eleven_bits() -> None:
 def test_bytes_are_finer_near_zero_and_keep_exact_zeros() -> None:
     table = random_table(LAYOUT)
     table[::3] = 0
-    table[LAYOUT.offsets[2] : LAYOUT.offsets[3], 1] = 0  # nothing to scale by
-    stored = quantised(table, LAYOUT)
+    table[LAYOUT.offsets[2] : LAYOUT.offsets[3], 1] = 0  # no maximum to scale by
+    stored = quantized(table, LAYOUT)
     values = stored.values()
     assert stored.scale is not None
     assert stored.scale.shape == (4, 2)
@@ -37,7 +37,7 @@ def test_bytes_are_finer_near_zero_and_keep_exact_zeros() -> None:
     for level in range(4):
         rows = slice(LAYOUT.offsets[level], LAYOUT.offsets[level + 1])
         largest = table[rows].abs().amax(dim=0)
-        # The step of c is 1/127, so that of c |c| is 2 |c| / 127, half of which is the most error.
+        # The step of c is 1/127, so that of c |c| is 2 |c| / 127. The error is at most half of it.
         c = (table[rows] / largest.clamp_min(1e-9)).abs().sqrt()
         assert ((values[rows] - table[rows]).abs() <= largest * (c / 127 + 1 / (4 * 127**2)) * 1.001).all()
 
@@ -51,7 +51,7 @@ def test_a_table_of_a_diverged_training_is_refused(bad: float) -> None:
 
 
 def test_folding_keeps_what_vertices_of_the_smaller_table_share() -> None:
-    """A table whose rows agree wherever the smaller one has them share a row encodes the same function."""
+    """If rows that share a row of the smaller table are equal, the smaller table encodes the same function."""
     smaller = LAYOUT.with_table_size(7)
     assert smaller.resolutions == LAYOUT.resolutions
     assert smaller.is_dense(0)

@@ -1,4 +1,4 @@
-"""Names of the dataset's views, and the point that its cameras look at."""
+"""Names of the dataset's views, and the point its cameras look at."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_cameras_that_look_at_no_common_point_have_a_focus_nonetheless() -> None
     parallel = [looking((x, 1.0, 0.0), (x, 0.0, 0.0)) for x in (-1.0, 1.0)]
     np.testing.assert_allclose(views.focus(parallel), [0.0, 1.0, 0.0], atol=1e-5)
     np.testing.assert_allclose(views.focus(parallel[:1]), [-1.0, 1.0, 0.0], atol=1e-5)
-    # Nearly parallel, as those of a scene taken from one side: a point far in front of them.
+    # Nearly parallel cameras, as in a scene captured from one side: a point far in front of them.
     forward = [looking((x, 5.0, 0.0), (0.0, 0.0, 0.0)) for x in (-0.1, 0.0, 0.1)]
     np.testing.assert_allclose(views.focus(forward), [0.0, 0.0, 0.0], atol=0.05)
     outward = [looking((np.cos(t), np.sin(t), 0.0), (2 * np.cos(t), 2 * np.sin(t), 0.0)) for t in range(6)]

@@ -1,4 +1,4 @@
-"""eugen-export web: what it writes, and what it refuses."""
+"""eugen-export web: its output and its refusals."""
 
 from __future__ import annotations
 
@@ -61,17 +61,18 @@ def test_writes_the_field_as_it_is(run: Path, tmp_path: Path) -> None:
     assert photo.shape == (16, 16, 3)
     assert photo[0, 0].min() > 240  # on white
     built = Path(views.__file__).parent / "web"
-    for file in built.iterdir():
+    for file in (file for file in built.iterdir() if file.name != "sources.sha256"):
         assert (tmp_path / "page" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_other_files_are_kept_and_not_counted_as_the_pages(run: Path, tmp_path: Path) -> None:
     page = tmp_path / "page"
     export_web([run], page, Options(with_images=True))
-    # Every version has written these names. One that gives a name up has to remove it from a page of an older one.
-    names = {"index.html", "viewer.js", "viewer.css", "icon.svg", "sources.sha256", "scene"}
+    # A version that drops one of these names has to remove it from an older page.
+    names = {"index.html", "viewer.js", "viewer.css", "icon.svg", "scene"}
     assert {path.name for path in page.iterdir()} == names
     (page / "talk.pdf").write_bytes(bytes(3_000_000))
+    (page / "sources.sha256").write_text("written by earlier versions")
     size = export_web([run], page, Options(overwrite=True))
     assert {path.name for path in page.iterdir()} == {*names, "talk.pdf"}
     assert not (page / "scene" / "photos").exists()
@@ -91,7 +92,7 @@ def copied(run: Path, folder: Path) -> Path:
 
 
 def test_networks_of_a_kind_are_told_apart(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By method and time, and by more of the path where these are the same too."""
+    """By method and time, and by more of the path if these are equal."""
 
     def names(first: Path, second: Path) -> list[str]:
         export_web([first, second], tmp_path / "page", Options(overwrite=True))
@@ -121,7 +122,7 @@ def test_where_the_page_is_told_unless_it_goes_with_the_command(
     view_main([str(run), "--port=0", "--no-browser"])
     output = capsys.readouterr().out
     assert "Wrote" not in output
-    assert "eugen-view-" not in output  # a folder that is gone by now
+    assert "eugen-view-" not in output  # a folder that has been removed
     assert f"Serving {run} on http://127.0.0.1:" in output
 
 
@@ -141,7 +142,7 @@ def test_a_budget_is_kept_and_its_price_told(run: Path, tmp_path: Path, budget: 
 
 
 def test_the_same_run_gives_the_same_files(run: Path, tmp_path: Path) -> None:
-    """A smaller table is trained some steps, on photos that nerfstudio caches in random order."""
+    """A smaller table is trained for some steps, on photos that nerfstudio caches in random order."""
     pages = [tmp_path / name for name in ("first", "second")]
     for seed, page in enumerate(pages):
         random.seed(seed)
@@ -163,7 +164,7 @@ class TestRefusals:
     def test_a_damaged_config(self, run: Path, tmp_path: Path) -> None:
         shutil.copytree(run.parent, tmp_path / "run")
         (tmp_path / "run" / "config.yml").write_text("pipeline: [")
-        with pytest.raises(UserError, match=r"config\.yml: is no configuration that ns-train wrote"):
+        with pytest.raises(UserError, match=r"config\.yml: is not a configuration written by ns-train"):
             export_web([tmp_path / "run" / "config.yml"], tmp_path / "page", Options())
 
     def test_a_damaged_checkpoint(self, run: Path, tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ class TestRefusals:
         assert not (tmp_path / "page").exists()
 
     def test_another_file_of_a_run(self, run: Path, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"transforms\.json: is no configuration that ns-train wrote"):
+        with pytest.raises(UserError, match=r"transforms\.json: is not a configuration written by ns-train"):
             export_web([run.parent / "dataparser_transforms.json"], tmp_path / "page", Options())
         assert list(tmp_path.iterdir()) == []
 
@@ -243,12 +244,12 @@ def test_help_needs_no_nerfstudio() -> None:
 
 
 def test_photos_lose_their_distortion() -> None:
-    """A pixel of the result shows what the distorted camera saw along the pinhole's ray."""
+    """A pixel of the result shows what the distorted camera sees along the pinhole camera's ray."""
     distortion = torch.tensor([[1.0, 0.2, 0.0, 0.0, 0.05, -0.02]])
     intrinsics = (60.0, 62.0, 33.0, 23.0, 64, 48)
     camera = Cameras(torch.eye(4)[None, :3], *intrinsics, distortion_params=distortion)  # type: ignore[arg-type]
     directions = camera.generate_rays(camera_indices=0).directions.numpy()
-    # A photo whose colour says along which ray it was seen.
+    # A photo whose color encodes the ray of each pixel.
     seen = -directions / directions[..., 2:]
     photo = np.round(127.5 + 200 * seen[..., :2]).clip(0, 255)
     pixels = np.concatenate([photo, np.zeros((48, 64, 1))], axis=-1).astype(np.uint8)
@@ -257,8 +258,8 @@ def test_photos_lose_their_distortion() -> None:
     wanted = -pinhole.directions.numpy() / pinhole.directions.numpy()[..., 2:]
     inner = (slice(8, -8), slice(8, -8), slice(0, 2))
     error = ((result[..., :2] - 127.5) / 200 - wanted[..., :2])[inner]
-    assert np.abs(error).max() < 0.005  # a level of 8 bits
-    assert np.abs(error.mean(axis=(0, 1))).max() < 5e-4  # a centre that is half a pixel off shows here
+    assert np.abs(error).max() < 0.005  # one 8-bit level
+    assert np.abs(error.mean(axis=(0, 1))).max() < 5e-4  # detects a center that is half a pixel off
     assert np.abs(pixels[inner].astype(float) - result[inner]).max() > 1  # there was something to undo
     assert CameraType.PERSPECTIVE.value == int(camera.camera_type[0])
 
@@ -278,7 +279,7 @@ def test_photos_lie_on_the_background_they_are_compared_on(
 
 @pytest.mark.parametrize("given", [None, torch.zeros(1, 6)], ids=["no coefficients", "coefficients of zero"])
 def test_photos_of_fisheyes_are_undistorted_whatever_their_coefficients(given: torch.Tensor | None) -> None:
-    """A fisheye's picture grows with the angle, a pinhole's with its tangent."""
+    """A fisheye image grows with the angle, a pinhole image with its tangent."""
     camera = Cameras(
         torch.eye(4)[None, :3], 60.0, 60.0, 32.0, 24.0, 64, 48,
         distortion_params=given, camera_type=CameraType.FISHEYE,

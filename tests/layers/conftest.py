@@ -1,4 +1,4 @@
-"""Every test starts from the same random numbers."""
+"""Seed PyTorch's random number generator before every test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dense, low-rank and SNNK layers, and the networks that are built from them."""
+"""Dense, low-rank and SNNK layers, and the networks built from them."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class TestSNNK:
         weight, x = normal(3, 4, seed=1) / 3, normal(5, 4, seed=3) / 2
         bias = normal(3, seed=4) if with_bias else None
         layer = self.from_dense(activation, 2 * draws, bias, projection)
-        # Four orthogonal rows at a time are dependent; the means of such blocks are independent samples.
+        # The four orthogonal rows of a block are dependent, but the means of different blocks are independent samples.
         terms = (layer.features(x)[:, None, :] * layer.weight).detach()
         samples = terms.unflatten(-1, (2, draws // 4, 4)).sum(dim=-3).mean(dim=-1) * draws
         standard_error = samples.std(dim=-1) / math.sqrt(draws / 4)
@@ -149,12 +149,12 @@ class TestSNNK:
         kernel = lengths / (2 * math.pi) * (angle.sin() + (math.pi - angle) * angle.cos())
         assert ((layer(x) - (kernel + bias)).abs() < 5 * standard_error).all()
         assert standard_error.max() < 0.02
-        # It is not ReLU(w.x + b): the bias is far beyond the error.
+        # It differs from ReLU(w.x + b): the estimator's bias is far larger than the statistical error.
         assert ((layer(x) - F.relu(x @ weight.T + bias)).abs() > 0.1).any()
 
     @pytest.mark.parametrize("activation", ["sin", "gaussian"])
     def test_scaled_features_stand_for_the_same_family_of_functions(self, activation: str) -> None:
-        # A fresh layer looks at x / sqrt(d): from the same draws, its features at 2 x are from_dense's at x.
+        # A new layer scales its input by 1 / sqrt(d), so with the same draws its features at 2 x are from_dense's at x.
         torch.manual_seed(0)
         fresh = SNNK(4, 3, 8, activation, dtype=F64)
         torch.manual_seed(0)
@@ -225,7 +225,7 @@ class TestBuildNetwork:
         narrow, wide = (merge_chain(build_network("eugen", 5, hidden, 3, 2, 6)) for hidden in (8, 256))
         assert narrow.multiply_adds == wide.multiply_adds
         mlp = merge_chain(build_network("mlp", 5, 6, 3, 2, 6))
-        # Without the norm it is the cost of an MLP whose width is the number of features.
+        # Without the norm the cost is that of an MLP whose width is the number of features.
         plain = merge_chain(build_network("eugen", 5, 256, 3, 2, 6, norm_first=False))
         assert plain.multiply_adds == mlp.multiply_adds
 

@@ -1,4 +1,4 @@
-"""EUGen layers in models of other libraries: what is replaced, what is not, and why."""
+"""Conversion of other libraries' models: which layers are replaced, which are not, and the refusals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLAN = ConversionPlan(num_features=4)
 
 
 class Adapted(nn.Linear):
-    """As adapters add it (LoRA)."""
+    """A subclass with an addition, like LoRA adapters."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + 1
@@ -115,7 +115,7 @@ class TestNerfstudioMLP:
         for name, value in stack.state_dict().items():
             if not name.startswith(("layers.3", "layers.5", "layers.7")):
                 torch.testing.assert_close(value, kept[name])
-        # Layer by layer as nerfstudio's MLP does it.
+        # Layer by layer, as in nerfstudio's MLP.
         y = x
         for i, layer in enumerate(stack.layers):
             y = layer(torch.cat([x, y], dim=-1) if i == 4 else y)
@@ -154,12 +154,12 @@ class TestNerfstudioMLP:
         normed, adapted = self.mlp(), self.mlp()
         nn.utils.spectral_norm(normed.layers[2])
         adapted.layers[2] = Adapted(16, 16)
-        for mlp, says in ((normed, "Linear has hooks"), (adapted, "Adapted has a forward of its own")):
+        for mlp, says in ((normed, "Linear has hooks"), (adapted, "Adapted has its own forward")):
             kinds = [type(layer) for layer in mlp.layers]
             with pytest.raises(ValueError, match=f"layers.1: in its network {says}, which merging"):
                 convert(mlp, ConversionPlan(8, ("layers.1",)))
             assert [type(layer) for layer in mlp.layers] == kinds
-        # Weights that PyTorch computes when asked for merge.
+        # Weights computed by a parametrization can be merged.
         computed = self.mlp()
         nn.utils.parametrizations.weight_norm(computed.layers[2])
         assert paths(convert(computed, ConversionPlan(8, ("layers.1",)))) == ["layers.1"]
@@ -270,10 +270,10 @@ class TestWhatWouldBeLost:
     def test_with_a_linear_layer(self, build: Any) -> None:
         for kind in ("forward", "forward_pre", "full_backward", "full_backward_pre"):
             self.refused(build(hooked(nn.Linear(6, 8), kind), nn.ReLU()), "Linear has hooks, which would be lost")
-        self.refused(build(Adapted(6, 8), nn.ReLU()), "Adapted has a forward of its own, which would be lost")
+        self.refused(build(Adapted(6, 8), nn.ReLU()), "Adapted has its own forward, which would be lost")
         changed: Any = nn.Linear(6, 8)
         changed.forward = lambda x: x
-        self.refused(build(changed, nn.ReLU()), "Linear has a forward of its own")
+        self.refused(build(changed, nn.ReLU()), "Linear has its own forward")
         normed = nn.utils.parametrizations.weight_norm(nn.Linear(6, 8))
         self.refused(build(normed, nn.ReLU()), "ParametrizedLinear has parametrizations")
         self.refused(build(nn.utils.spectral_norm(nn.Linear(6, 8)), nn.ReLU()), "Linear has hooks")
@@ -285,7 +285,7 @@ class TestWhatWouldBeLost:
                 return super().forward(x).clamp(max=1)
 
         self.refused(build(nn.Linear(6, 8), hooked(nn.ReLU(), "forward")), "ReLU has hooks")
-        self.refused(build(nn.Linear(6, 8), Capped()), "Capped has a forward of its own")
+        self.refused(build(nn.Linear(6, 8), Capped()), "Capped has its own forward")
 
     def test_with_our_dense_layer(self) -> None:
         class Doubled(Dense):
@@ -293,7 +293,7 @@ class TestWhatWouldBeLost:
                 return 2 * super().forward(x)
 
         self.refused(nn.Sequential(hooked(Dense(6, 8), "forward")), "Dense has hooks")
-        self.refused(nn.Sequential(Doubled(6, 8)), "Doubled has a forward of its own")
+        self.refused(nn.Sequential(Doubled(6, 8)), "Doubled has its own forward")
 
     def test_with_the_perceptron_that_becomes_a_stack(self) -> None:
         class Residual(MLP):
@@ -308,8 +308,8 @@ class TestWhatWouldBeLost:
             pass
 
         self.refused(hooked(MLP(6, 3, 8), "forward"), "MLP has hooks")
-        self.refused(Residual(8, 3, 8), "Residual has a forward of its own")
-        self.refused(Scaled(6, 3, 8), "Scaled has a forward of its own")
+        self.refused(Residual(8, 3, 8), "Residual has its own forward")
+        self.refused(Scaled(6, 3, 8), "Scaled has its own forward")
         assert paths(convert(Renamed(6, 3, 8), PLAN)) == ["layers.0", "layers.1"]
 
     def test_with_a_layer_that_stays_but_is_no_longer_called(self) -> None:
@@ -334,7 +334,7 @@ class Squared(nn.TransformerEncoderLayer):
 
 
 class TestContainersWithAForwardOfTheirOwn:
-    """What happens between their layers is not known."""
+    """Subclasses of containers whose own forward decides what happens between their layers."""
 
     @pytest.mark.parametrize(
         "make", [lambda: Twice(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)), lambda: Squared(6, 2, 8)]
@@ -355,7 +355,7 @@ class TestContainersWithAForwardOfTheirOwn:
 
 
 class Mlp(nn.Module):
-    """As vision transformers have it: what follows a layer, only forward knows."""
+    """An MLP as in vision transformers, where only forward knows what follows a layer."""
 
     def __init__(self, act: Any) -> None:
         super().__init__()
@@ -390,7 +390,7 @@ class TestNamedActivations:
         assert paths(found) == ["blocks.1.fc1"]
         assert "blocks.0.fc1" in found.kept
 
-    @pytest.mark.parametrize("features", [24, 6])  # as many as the fused path would take for units, and fewer
+    @pytest.mark.parametrize("features", [24, 6])  # as many as the units that the fused path expects, and fewer
     def test_the_pair_of_a_transformer_layer(self, features: int) -> None:
         class Renamed(nn.TransformerEncoderLayer):
             def _ff_block(self, x: Tensor) -> Tensor:
@@ -420,10 +420,10 @@ class TestNamedActivations:
         ("act", "name", "message"),
         [
             (nn.GELU(), "fc2", r"has parameters \(Linear\)"),
-            (nn.GELU(), "fc1", "is no activation"),
+            (nn.GELU(), "fc1", "is not an activation"),
             (nn.PReLU(), "act", r"has parameters \(PReLU\)"),
-            (nn.Dropout(), "act", "is a dropout"),
-            (3, "act", "is no activation"),
+            (nn.Dropout(), "act", "is dropout, not an activation"),
+            (3, "act", "is not an activation"),
         ],
     )
     def test_what_is_no_activation(self, act: Any, name: str, message: str) -> None:
@@ -434,7 +434,7 @@ class TestNamedActivations:
         ("activations", "message"),
         [
             ({"blocks.*.fc9": "act"}, r"'blocks\.\*\.fc9', of activations, matches no torch\.nn\.Linear"),
-            ({"blocks.*.fc1": "activation"}, r"blocks\.0\.fc1: what is called 'activation' beside it does not exist"),
+            ({"blocks.*.fc1": "activation"}, r"blocks\.0\.fc1: the attribute 'activation' beside it does not exist"),
             ({"blocks.*.fc[12]": "act"}, r"blocks\.0\.fc1 and blocks\.0\.fc2 have the activation 'act' in common"),
         ],
     )

@@ -1,4 +1,4 @@
-"""The EUGen layer: its definition, special cases, gradients and life as a torch.nn.Module."""
+"""The EUGen layer: definition, special cases, gradients and behavior as a torch.nn.Module."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from eugen_nerf.layers import ACTIVATIONS, SNNK, EUGen, resolve
 F64 = torch.float64
 
 
-def randomised(layer: EUGen, seed: int = 0) -> EUGen:
-    """Every entry normal, so that no term hides behind a zero."""
+def randomized(layer: EUGen, seed: int = 0) -> EUGen:
+    """Make every entry normal, so that no term vanishes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in layer.state_dict().values():
@@ -50,7 +50,7 @@ def extend(vector: Tensor, last: Tensor, norm: bool) -> Tensor:
 
 @pytest.mark.parametrize(("order", "shared", "norm"), list(itertools.product((1, 2, 3), (False, True), (False, True))))
 def test_practical_form_follows_the_definition(order: int, shared: bool, norm: bool) -> None:
-    layer = randomised(EUGen(4, 3, 5, order=order, shared=shared, norm=norm, phi="gelu", dtype=F64))
+    layer = randomized(EUGen(4, 3, 5, order=order, shared=shared, norm=norm, phi="gelu", dtype=F64))
     x = normal(6, 4, seed=1)
     expected = []
     for row in x:
@@ -61,7 +61,7 @@ def test_practical_form_follows_the_definition(order: int, shared: bool, norm: b
 
 @pytest.mark.parametrize(("order", "shared", "norm"), list(itertools.product((0, 1, 3), (False, True), (False, True))))
 def test_kernel_form_follows_the_definition(order: int, shared: bool, norm: bool) -> None:
-    layer = randomised(EUGen(4, 3, 5, order=order, shared=shared, norm=norm, phi="softplus", psi="sin", dtype=F64))
+    layer = randomized(EUGen(4, 3, 5, order=order, shared=shared, norm=norm, phi="softplus", psi="sin", dtype=F64))
     x = normal(6, 4, seed=1)
     one = torch.ones((), dtype=F64)
     expected = torch.zeros(6, 3, dtype=F64)
@@ -109,7 +109,7 @@ def test_shapes(
 
 
 def test_order_zero_is_the_constant_given_by_the_bias() -> None:
-    layer = randomised(EUGen(3, 4, 5, order=0))
+    layer = randomized(EUGen(3, 4, 5, order=0))
     assert torch.equal(layer(torch.randn(6, 3)), layer.bias.expand(6, 4))
 
 
@@ -117,12 +117,12 @@ class TestSpecialCases:
     """Layers of the literature that EUGen contains (arXiv 2601.22563, appendix B.3)."""
 
     def test_low_rank(self) -> None:
-        layer = randomised(EUGen(7, 4, 3, phi="identity", norm=False, dtype=F64))
+        layer = randomized(EUGen(7, 4, 3, phi="identity", norm=False, dtype=F64))
         x = normal(5, 7, seed=1)
         torch.testing.assert_close(layer(x), x @ (layer.weight @ layer.projections[0]).T + layer.bias)
 
     def test_two_layer_network(self) -> None:
-        layer = randomised(EUGen(7, 4, 3, phi="relu", norm=False, dtype=F64))
+        layer = randomized(EUGen(7, 4, 3, phi="relu", norm=False, dtype=F64))
         hidden, out = nn.Linear(7, 3, bias=False, dtype=F64), nn.Linear(3, 4, dtype=F64)
         with torch.no_grad():
             hidden.weight.copy_(layer.projections[0])
@@ -132,7 +132,7 @@ class TestSpecialCases:
         torch.testing.assert_close(layer(x), out(hidden(x).relu()))
 
     def test_random_feature_layer_of_any_function(self) -> None:
-        layer = randomised(EUGen(7, 4, 3, phi=torch.cos, norm=True, bias=False, dtype=F64))
+        layer = randomized(EUGen(7, 4, 3, phi=torch.cos, norm=True, bias=False, dtype=F64))
         x = normal(5, 7, seed=1)
         lifted = torch.cat([x, x.norm(dim=1, keepdim=True)], dim=1)
         torch.testing.assert_close(layer(x), torch.cos(lifted @ layer.projections[0].T) @ layer.weight.T)
@@ -143,7 +143,7 @@ class TestSpecialCases:
         layer = EUGen(7, 4, 16, norm=False, phi="relu", psi="relu", projection=kernel.projections, dtype=F64)
         with torch.no_grad():
             layer.weight.copy_(weight)
-        # A fresh bias cancels the constant of order 0, which the kernel estimate does not have.
+        # The initial bias cancels the constant of order 0, which the kernel estimate does not have.
         torch.testing.assert_close(layer(x), 16 * kernel(x))
 
 
@@ -152,8 +152,8 @@ class TestGradients:
     @pytest.mark.parametrize("psi", [None, "sin"])
     @pytest.mark.parametrize(("order", "shared"), [(1, False), (2, False), (3, True)])
     def test_agree_with_finite_differences(self, order: int, shared: bool, psi: str | None, at_zero: bool) -> None:
-        # A wide eps keeps the norm's curvature at zero within reach of finite differences.
-        layer = randomised(EUGen(3, 2, 4, order=order, shared=shared, phi="softplus", psi=psi, eps=1e-2, dtype=F64))
+        # A large eps limits the norm's curvature at zero, so that finite differences are accurate.
+        layer = randomized(EUGen(3, 2, 4, order=order, shared=shared, phi="softplus", psi=psi, eps=1e-2, dtype=F64))
         x = torch.zeros(2, 3, dtype=F64) if at_zero else normal(2, 3, seed=1)
         parameters = dict(layer.named_parameters())
 
@@ -184,7 +184,7 @@ class TestGradients:
         assert (layer.projections.grad[..., -1] != 0).any()
 
 
-class TestInitialisation:
+class TestInitialization:
     @pytest.mark.parametrize("projection", ["gaussian", "orthogonal", "rademacher"])
     @pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
     def test_keeps_the_mean_square_of_its_input(self, norm: bool, projection: str) -> None:
@@ -279,7 +279,7 @@ class TestModule:
         torch.testing.assert_close(y.float(), reference, rtol=0.05, atol=0.05)
 
     def test_half_precision_norms_do_not_overflow(self) -> None:
-        # ||x||^2 = 1.2e6 is beyond float16; the norm itself, about 1100, is not.
+        # ||x||^2 = 1.2e6 overflows float16; the norm itself, about 1100, does not.
         layer = EUGen(3, 1, 1, phi="identity", projection=torch.tensor([[0.0, 0.0, 0.0, 1.0]]), dtype=torch.float16)
         features = layer.features(torch.full((1, 3), 640.0, dtype=torch.float16))
         assert features.item() == pytest.approx(640 * 3**0.5, rel=2e-3)
@@ -297,7 +297,7 @@ class TestModule:
     @pytest.mark.parametrize("psi", [None, "relu"])
     def test_compiles_without_graph_breaks(self, psi: str | None) -> None:
         torch.compiler.reset()
-        layer = randomised(EUGen(3, 2, 5, order=2, psi=psi))
+        layer = randomized(EUGen(3, 2, 5, order=2, psi=psi))
         compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
         x = torch.randn(4, 3)
         torch.testing.assert_close(compiled(x), layer(x))
@@ -352,7 +352,7 @@ def test_an_input_of_the_wrong_width_is_refused() -> None:
 
 def test_nested_tensors_are_refused() -> None:
     nested = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(4, 3)])
-    with pytest.raises(ValueError, match=r"no nested tensors.*use_nested_tensor = False"):
+    with pytest.raises(ValueError, match=r"support nested tensors.*use_nested_tensor = False"):
         EUGen(3, 2, 4)(nested)
 
 
@@ -378,7 +378,7 @@ class TestFeatureBias:
     @pytest.mark.parametrize("order", [1, 2])
     @pytest.mark.parametrize("norm", [False, True])
     def test_it_is_a_constant_input(self, order: int, norm: bool) -> None:
-        layer = randomised(EUGen(4, 3, 5, order=order, norm=norm, feature_bias=True, phi="gelu", dtype=F64))
+        layer = randomized(EUGen(4, 3, 5, order=order, norm=norm, feature_bias=True, phi="gelu", dtype=F64))
         plain = EUGen(5, 3, 5, order=order, norm=False, phi="gelu", dtype=F64)
         if norm:
             plain = EUGen(6, 3, 5, order=order, norm=False, phi="gelu", dtype=F64)
@@ -399,5 +399,5 @@ class TestFeatureBias:
         assert EUGen(4, 3, 5).offsets is None
 
     def test_the_kernel_form_has_none(self) -> None:
-        with pytest.raises(ValueError, match="with psi there is none"):
+        with pytest.raises(ValueError, match="cannot be combined with psi"):
             EUGen(4, 3, 5, psi="relu", feature_bias=True)

@@ -1,4 +1,4 @@
-"""Streamed ridge regression against its definition, and the choice of features against brute force."""
+"""Streamed ridge regression against its definition, and feature selection against brute force."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def equations(features: Tensor, targets: Tensor, parts: int = 3, constant: bool 
 
 @given(st.integers(1, 8), st.integers(1, 4), st.integers(1, 7), st.booleans(), st.sampled_from([0.0, 1e-6, 1e-2, 10.0]))
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_it_minimises_what_the_docstring_says(m: int, out: int, parts: int, constant: bool, ridge: float) -> None:
+def test_it_minimizes_what_the_docstring_says(m: int, out: int, parts: int, constant: bool, ridge: float) -> None:
     features, targets = problem(100, m, out)
     solution = equations(features, targets, parts, constant).solve(ridge)
-    centred = features - features.mean(dim=0) if constant else features
-    penalty = ridge * centred.square().mean()
+    centered = features - features.mean(dim=0) if constant else features
+    penalty = ridge * centered.square().mean()
     weight = solution.weight.clone().requires_grad_()
     bias = solution.bias.clone().requires_grad_()
     error = features @ weight.T + bias - targets
@@ -53,7 +53,7 @@ def test_it_minimises_what_the_docstring_says(m: int, out: int, parts: int, cons
         assert not solution.bias.any()
 
 
-def test_the_constant_is_not_penalised() -> None:
+def test_the_constant_is_not_penalized() -> None:
     features, targets = problem()
     first = equations(features, targets).solve(1.0)
     second = equations(features, targets + 1000).solve(1.0)
@@ -83,7 +83,7 @@ class TestSingularGramMatrix:
         singular = torch.cat([features, features[:, :2], torch.full((200, 1), 3.0, dtype=F64)], dim=1)
         solution = equations(singular, targets).solve(ridge)
         assert solution.weight.isfinite().all()
-        assert solution.weight[:, 6].abs().max() < 1e-9  # a constant feature tells nothing
+        assert solution.weight[:, 6].abs().max() < 1e-9  # a constant feature carries no information
         expected = equations(features, targets).solve(0.0)
         predicted = singular @ solution.weight.T + solution.bias
         torch.testing.assert_close(predicted, features @ expected.weight.T + expected.bias, rtol=1e-4, atol=1e-4)
@@ -116,8 +116,8 @@ def test_batches_far_from_zero_lose_nothing(offset: float, dtype: torch.dtype) -
 class TestChoice:
     def test_leverage_scores_are_the_diagonal_of_the_smoother(self) -> None:
         features, targets = problem()
-        centred = features - features.mean(dim=0)
-        gram = centred.T @ centred / len(centred)
+        centered = features - features.mean(dim=0)
+        gram = centered.T @ centered / len(centered)
         penalty = 0.1 * gram.diagonal().mean() * torch.eye(6, dtype=F64)
         expected = (gram @ torch.linalg.inv(gram + penalty)).diagonal()
         torch.testing.assert_close(equations(features, targets).leverage_scores(0.1), expected)
@@ -171,7 +171,7 @@ class TestChoice:
     @pytest.mark.parametrize("ridge", [1e-6, 1e-2, 1.0])
     def test_a_large_ridge_is_no_reason_to_take_what_comes_first(self, ridge: float) -> None:
         features, _ = problem(m=6)
-        features[:, :4] *= 2  # the variances of the others are below the mean
+        features[:, :4] *= 2  # so that the variances of the others are below the mean
         targets = features[:, 4:] @ normal(2, 3)
         assert equations(features, targets).choose(2, "contribution", ridge).tolist() == [4, 5]
 

@@ -1,4 +1,4 @@
-"""Merging is exact: values, gradients, counts, and refusals."""
+"""Merging is exact: values, gradients, counts and refusals."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ F64 = torch.float64
 PHI = ("identity", "relu", "squared_relu", "softplus", "gelu", "sin")
 
 
-def randomised(modules: nn.Sequential, seed: int = 0) -> nn.Sequential:
-    """Entries normal with the deviation of a unit-gain linear layer, biases included."""
+def randomized(modules: nn.Sequential, seed: int = 0) -> nn.Sequential:
+    """Draw normal entries with the standard deviation of a unit-gain linear layer, also for biases."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in modules.state_dict().values():
@@ -37,7 +37,7 @@ def assert_equal_to_round_off(actual: Tensor, expected: Tensor) -> None:
 
 
 def gradients(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    """Gradients of a loss that weighs every output entry differently."""
+    """Gradients of a loss that weights every output entry differently."""
     loss = (output.square() * normal(*output.shape, seed=9)).sum()
     return list(torch.autograd.grad(loss, inputs, materialize_grads=True))
 
@@ -81,14 +81,14 @@ others: st.SearchStrategy[Maker] = st.sampled_from(
 
 @st.composite
 def chains(draw: st.DrawFn) -> nn.Sequential:
-    """One to four layers of widths that make every shape of W: wide, tall, square, and single rows."""
+    """One to four layers with widths that give every shape of W: wide, tall, square and single rows."""
     width = draw(st.integers(1, 9))
     modules: list[nn.Module] = []
     for _ in range(draw(st.integers(1, 4))):
         out = draw(st.integers(1, 9))
         modules += draw(st.one_of(eugens, others))(width, out)
         width = out
-    return randomised(nn.Sequential(*modules), seed=draw(st.integers(0, 100)))
+    return randomized(nn.Sequential(*modules), seed=draw(st.integers(0, 100)))
 
 
 def in_features(modules: nn.Sequential) -> int:
@@ -114,8 +114,8 @@ def test_merged_chain_equals_the_factored_one_in_values_and_gradients(modules: n
 
 
 def tall_chain(out: int = 20, m: int = 4, bias: bool = True, order: int = 1) -> nn.Sequential:
-    """Two EUGen layers with the norm inside: W is [20, 4] and has to be reduced to about 4 rows."""
-    return randomised(
+    """Two EUGen layers with a norm inside the chain: W is [20, 4] and has to be reduced to about 4 rows."""
+    return randomized(
         nn.Sequential(
             EUGen(3, out, m, order=order, bias=bias, dtype=F64),
             EUGen(out, 5, 6, dtype=F64),
@@ -169,7 +169,7 @@ class TestNormInsideAChain:
             assert_equal_to_round_off(network(x, merge_chain(modules)), factored)
 
     def test_a_leading_linear_layer_takes_the_norm_of_its_output(self) -> None:
-        modules = randomised(nn.Sequential(nn.Linear(3, 8, dtype=F64), EUGen(8, 2, 4, dtype=F64)))
+        modules = randomized(nn.Sequential(nn.Linear(3, 8, dtype=F64), EUGen(8, 2, 4, dtype=F64)))
         x = normal(6, 3)
         assert_equal_to_round_off(network(x, merge_chain(modules)), modules(x))
 
@@ -200,11 +200,11 @@ class TestNormInsideAChain:
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_an_output_with_several_consumers_is_merged_into_each(norm: bool) -> None:
-    """A trunk whose output goes to a linear head, to an EUGen head, and behind other inputs to a third one."""
-    trunk = randomised(nn.Sequential(EUGen(5, 20, 6, dtype=F64), EUGen(20, 30, 4, norm=False, dtype=F64)))
-    linear = randomised(nn.Sequential(nn.Linear(30, 2, dtype=F64)), seed=3)
-    eugen_head = randomised(nn.Sequential(EUGen(30, 9, 7, norm=norm, order=2, dtype=F64)), seed=4)
-    beside = randomised(nn.Sequential(EUGen(33, 9, 7, norm=norm, dtype=F64), nn.Linear(9, 2, dtype=F64)), seed=5)
+    """A trunk with three heads: a linear one, an EUGen one, and one that also receives other inputs."""
+    trunk = randomized(nn.Sequential(EUGen(5, 20, 6, dtype=F64), EUGen(20, 30, 4, norm=False, dtype=F64)))
+    linear = randomized(nn.Sequential(nn.Linear(30, 2, dtype=F64)), seed=3)
+    eugen_head = randomized(nn.Sequential(EUGen(30, 9, 7, norm=norm, order=2, dtype=F64)), seed=4)
+    beside = randomized(nn.Sequential(EUGen(33, 9, 7, norm=norm, dtype=F64), nn.Linear(9, 2, dtype=F64)), seed=5)
     x, views = normal(8, 5), normal(8, 3, seed=2)
     chain = merge_chain(trunk)
     features = x
@@ -226,13 +226,13 @@ def test_an_output_with_several_consumers_is_merged_into_each(norm: bool) -> Non
 def test_training_through_the_merged_chain_follows_the_factored_one() -> None:
     factored, merged = tall_chain(order=2), tall_chain(order=2)
     x, target = normal(32, 3), normal(32, 2, seed=3)
-    optimisers = [torch.optim.SGD(modules.parameters(), lr=1e-3) for modules in (factored, merged)]
+    optimizers = [torch.optim.SGD(modules.parameters(), lr=1e-3) for modules in (factored, merged)]
     for _ in range(5):
-        for modules, optimiser in zip((factored, merged), optimisers, strict=True):
+        for modules, optimizer in zip((factored, merged), optimizers, strict=True):
             output = modules(x) if modules is factored else network(x, merge_chain(modules))
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             (output - target).square().mean().backward()
-            optimiser.step()
+            optimizer.step()
     start = tall_chain(order=2)
     for a, b, c in zip(factored.parameters(), merged.parameters(), start.parameters(), strict=True):
         assert_equal_to_round_off(b, a)
@@ -249,7 +249,7 @@ class TestCounts:
         return chain.num_parameters, chain.multiply_adds
 
     def test_narrow_network(self) -> None:
-        # EUGen without norm is a two-layer network of m units, whatever its nominal width.
+        # EUGen without a norm is a two-layer network of m units, whatever its nominal width.
         for width in (10, 1000):
             assert self.counts(EUGen(3, width, 4, norm=False), nn.Linear(width, 2)) == (
                 4 * 3 + 2 * 4 + 2,
@@ -325,7 +325,7 @@ class TestRefusals:
             merge_chain([layer, nn.ReLU()])
 
     def test_an_activation_after_eugen_and_linear_is_the_linear_layers(self) -> None:
-        modules = randomised(nn.Sequential(EUGen(3, 9, 5, dtype=F64), nn.Linear(9, 4, dtype=F64), nn.ReLU()))
+        modules = randomized(nn.Sequential(EUGen(3, 9, 5, dtype=F64), nn.Linear(9, 4, dtype=F64), nn.ReLU()))
         x = normal(6, 3)
         assert_equal_to_round_off(network(x, merge_chain(modules)), modules(x))
 
@@ -403,19 +403,19 @@ def hooked(layer: nn.Module, kind: str = "forward") -> nn.Module:
 
 
 class TestWhatIsDoneBesideTheParameters:
-    """It would be lost without a word: only parameters are merged."""
+    """Merging only uses parameters, so anything else would be lost silently."""
 
     @pytest.mark.parametrize(
         ("modules", "message"),
         [
-            ([EUGen(6, 6, 3), Residual(nn.Linear(6, 6)), nn.Linear(6, 2)], "Residual has a forward of its own"),
-            ([Scaled(6, 6, 3)], "Scaled has a forward of its own"),
-            ([Doubled(6, 6, 3)], "Doubled has a features of its own"),
-            ([Negated(6, 6)], "Negated has a __call__ of its own"),
-            ([nn.Linear(6, 6), Capped(), nn.Linear(6, 2)], "Capped has a forward of its own"),
-            ([nn.Linear(6, 6), Shifted(), nn.Linear(6, 2)], "Shifted has a forward of its own"),
-            ([patched(nn.Linear(6, 6))], "Linear has a forward of its own"),
-            ([patched(EUGen(6, 6, 3))], "EUGen has a forward of its own"),
+            ([EUGen(6, 6, 3), Residual(nn.Linear(6, 6)), nn.Linear(6, 2)], "Residual has its own forward"),
+            ([Scaled(6, 6, 3)], "Scaled has its own forward"),
+            ([Doubled(6, 6, 3)], "Doubled has its own features"),
+            ([Negated(6, 6)], "Negated has its own __call__"),
+            ([nn.Linear(6, 6), Capped(), nn.Linear(6, 2)], "Capped has its own forward"),
+            ([nn.Linear(6, 6), Shifted(), nn.Linear(6, 2)], "Shifted has its own forward"),
+            ([patched(nn.Linear(6, 6))], "Linear has its own forward"),
+            ([patched(EUGen(6, 6, 3))], "EUGen has its own forward"),
             *(
                 ([hooked(EUGen(6, 6, 3), kind)], "EUGen has hooks")
                 for kind in ("forward", "forward_pre", "full_backward", "full_backward_pre")
@@ -431,7 +431,7 @@ class TestWhatIsDoneBesideTheParameters:
                 merge_chain(chain)
 
     def test_of_the_outermost_sequential_too(self) -> None:
-        with pytest.raises(ValueError, match="Residual has a forward of its own"):
+        with pytest.raises(ValueError, match="Residual has its own forward"):
             merge_chain(Residual(nn.Linear(6, 6)))
 
     def test_parametrizations_are_part_of_the_parameters(self) -> None:
@@ -443,7 +443,7 @@ class TestWhatIsDoneBesideTheParameters:
 
 
 def test_a_single_layer_is_a_chain() -> None:
-    layer = randomised(nn.Sequential(EUGen(6, 5, 3, dtype=F64)))[0]
+    layer = randomized(nn.Sequential(EUGen(6, 5, 3, dtype=F64)))[0]
     assert_equal_to_round_off(merge_chain(layer).evaluate(normal(9, 6)), layer(normal(9, 6)))
 
 

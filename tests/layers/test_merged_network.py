@@ -29,7 +29,7 @@ def chains() -> dict[str, nn.Sequential]:
 
 
 @pytest.mark.parametrize("name", chains())
-@pytest.mark.parametrize("gradients", [True, False])  # without them a norm inside is stored differently
+@pytest.mark.parametrize("gradients", [True, False])  # without gradients a norm inside the chain is stored differently
 def test_it_computes_what_the_layers_do(name: str, gradients: bool) -> None:
     layers = chains()[name].double()
     with torch.set_grad_enabled(gradients):
@@ -90,7 +90,7 @@ def test_in_the_place_of_a_pair_of_a_transformer(norm_first: bool) -> None:
     x = torch.randn(3, 5, 8)
 
     def outputs() -> tuple[Tensor, Tensor]:
-        with torch.no_grad():  # PyTorch's fused path is open in evaluation without gradients
+        with torch.no_grad():  # PyTorch uses its fused path in evaluation mode without gradients
             fused = encoder(x)
         return fused, encoder(x)
 

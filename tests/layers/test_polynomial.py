@@ -39,7 +39,7 @@ def estimates(layer: EUGen, x: Tensor) -> Tensor:
 def test_exact_over_all_sign_patterns(
     coefficients: list[float], shared: bool, with_bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With Rademacher rows the expectation is a finite sum: every pattern is one feature."""
+    """With Rademacher rows the expectation is a finite sum, in which every sign pattern is one feature."""
     order, dim = len(coefficients) - 1, 2
     matrices = order if shared else order * (order + 1) // 2
     patterns = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=matrices * dim)), dtype=F64)
@@ -72,12 +72,12 @@ def test_unbiased(projection: str, shared: bool) -> None:
         projection=projection,
         generator=torch.Generator().manual_seed(6),
     )
-    # Orthogonal rows are independent from block to block only, so blocks of dim features are the samples.
+    # Orthogonal rows are only independent between blocks, so blocks of dim features are the samples.
     samples = estimates(layer, x).detach().unflatten(0, (m // dim, dim)).mean(dim=1)
     standard_error = samples.std(dim=0) / math.sqrt(len(samples))
     expected = evaluate_polynomial(COEFFICIENTS, x @ weight.T + bias)
     assert ((layer(x) - expected).abs() < 5 * standard_error).all()
-    # The errors are small against the values, so the comparison above says something.
+    # The errors are small compared to the values, so the comparison above is meaningful.
     assert standard_error.max() < 0.02
 
 

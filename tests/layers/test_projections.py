@@ -22,7 +22,7 @@ def seeded(seed: int) -> torch.Generator:
 def test_entries_have_zero_mean_unit_variance_and_the_fourth_moment_of_their_kind(kind: str) -> None:
     num_features, dim = 30_000, 5
     rows = make_projection(kind, num_features, dim, generator=seeded(0), dtype=torch.float64)
-    # Orthogonal rows depend on the dim - 1 others of their block; counting blocks only is on the safe side.
+    # Orthogonal rows depend on the dim - 1 others of their block, so counting only blocks is conservative.
     independent = num_features / dim
     for power, expected, spread in (
         (1, 0.0, 1.0),
@@ -66,7 +66,7 @@ def test_orthogonal_lengths_are_chi_distributed() -> None:
 
 
 def test_orthogonal_directions_have_no_preferred_sign() -> None:
-    # QR of a 1 x 1 matrix as LAPACK does it always has Q = 1; the sign has to come back from R.
+    # LAPACK's QR of a 1 x 1 matrix always has Q = 1; the sign has to be recovered from R.
     rows = orthogonal(4000, 1, generator=seeded(3))
     assert abs((rows > 0).float().mean() - 0.5) < 5 * 0.5 / math.sqrt(4000)
 
@@ -82,7 +82,7 @@ def test_a_generator_makes_rows_reproducible(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_dtype_is_honoured(kind: str, dtype: torch.dtype) -> None:
+def test_dtype_is_honored(kind: str, dtype: torch.dtype) -> None:
     rows = make_projection(kind, 9, 4, dtype=dtype)
     assert rows.dtype == dtype
     assert rows.isfinite().all()

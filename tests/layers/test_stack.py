@@ -1,4 +1,4 @@
-"""A stack evaluated as merged gives what its layers give one by one."""
+"""A stack evaluated in merged form gives the same results as its separate layers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_merged_equals_one_by_one(kinds: list[bool], skips: set[int], norm: bool
     stack = build(kinds, sorted(i for i in skips if i < len(kinds)), norm=norm, order=order, bias=bias)
     x = torch.randn(3, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     expected = one_by_one(stack, x)
-    # The norm inside a chain is a quadratic form, as large as the square of what it is the norm of.
+    # The norm inside a chain is computed from a quadratic form, whose size is that of the squared values.
     torch.testing.assert_close(stack(x), expected, rtol=1e-10, atol=1e-10)
     with torch.no_grad():
         torch.testing.assert_close(stack(x), expected, rtol=1e-10, atol=1e-10)
@@ -76,7 +76,7 @@ def test_one_call_of_the_network_up_to_a_skip_connection_or_an_activation_withou
     expected = stack(x)
     stack.network = network
     assert torch.equal(stack(x), expected)
-    # The 4 features in front of the skip connection are handed on as they are.
+    # The 4 features in front of the skip connection are passed on unchanged.
     assert calls == [(6, 4, 4), (6, 2, 12)]
     stack.activations[4] = nn.Tanh()
     calls.clear()
@@ -87,10 +87,10 @@ def test_one_call_of_the_network_up_to_a_skip_connection_or_an_activation_withou
 
 
 def test_counts_by_hand() -> None:
-    """5 -> 12, then EUGen of 4 features in front of a layer that sees the input again: 5 + 4 -> 12."""
+    """5 -> 12, then EUGen with 4 features in front of a layer with a skip connection: 5 + 4 -> 12."""
     stack = build([False, True, False], [2], norm=False)
     assert stack.multiply_adds() == 5 * 12 + 12 * 4 + (5 + 4) * 12
-    assert stack.num_parameters() == stack.multiply_adds() + 12 + 12  # and two biases
+    assert stack.num_parameters() == stack.multiply_adds() + 12 + 12  # plus two biases
     assert build([False, False], []).multiply_adds() == 5 * 12 + 12 * 12
 
 

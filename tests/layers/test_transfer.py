@@ -1,4 +1,4 @@
-"""EUGen layers take over what dense layers have learned: exactly where they can, in order, and merged afterwards."""
+"""Transfer from dense layers to EUGen layers: exact where possible, front to back, and mergeable afterwards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def teacher(*widths: int, seed: int = 0) -> nn.Sequential:
-    """A random MLP whose units differ in weight, as a trained one's do."""
+    """A random MLP whose units have different weights, like those of a trained one."""
     layers: list[nn.Module] = []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -46,7 +46,7 @@ def batches(x: Tensor, parts: int = 3) -> list[tuple[Tensor, Tensor]]:
 
 
 def distance(network: nn.Module, student: nn.Module, x: Tensor) -> float:
-    """Mean square difference over the variance of the teacher's outputs."""
+    """Mean squared difference divided by the variance of the teacher's outputs."""
     with torch.no_grad():
         y = network(x)
         return ((student(x) - y).square().mean() / y.var()).item()
@@ -68,7 +68,7 @@ class TestExactness:
         network = teacher(5, 12, 12, 3)
         with torch.no_grad():
             network[0].weight[[1, 4, 7]] = 0  # these are constants
-            network[1].weight[:, [2, 3]] = 0  # and these have no consumer
+            network[1].weight[:, [2, 3]] = 0  # and the next layer ignores these
         student = student_of(network, 7, layers=("0",))
         transfer_network(network, student, batches(normal(400, 5)), TransferOptions(ridge=1e-13))
         assert distance(network, student, normal(50, 5, seed=1)) < 1e-9
@@ -197,7 +197,7 @@ class TestOptions:
         options = TransferOptions(solver="layerwise", steps=20)
         transfer_network(network, student_of(network, 5), batches(normal(100, 6)), options)
         assert len(rates) == 20
-        assert rates[0] == options.rate
+        assert rates[0] == options.learning_rate
         assert rates == sorted(rates, reverse=True)
         assert rates[-1] < 0.01 * rates[0]
 
@@ -205,7 +205,7 @@ class TestOptions:
         network, x = teacher(6, 40, 3), normal(500, 6)
         closed, trained = student_of(network, 8), student_of(network, 8)
         (before,) = transfer_network(network, closed, batches(x), TransferOptions())
-        options = TransferOptions(solver="layerwise", steps=2, rate=1e3)
+        options = TransferOptions(solver="layerwise", steps=2, learning_rate=1e3)
         (after,) = transfer_network(network, trained, batches(x), options)
         assert after.explained == before.explained
         for name, value in closed.state_dict().items():
@@ -243,6 +243,26 @@ class TestOptions:
         layer, dense = EUGen(4, 8, 8, norm=False, bias=False, dtype=F64), nn.Linear(4, 8, bias=False, dtype=F64)
         x = normal(300, 4)
         assert fit_layer(layer, dense, [(x, torch.relu(dense(x)))], TransferOptions(ridge=1e-13)) > 1 - 1e-9
+
+    def test_features_of_a_layer_without_a_bias_are_chosen_by_what_it_can_do(self) -> None:
+        """A nearly constant unit gives a layer without a bias the outputs' mean; with one it would be worth nothing."""
+        torch.manual_seed(0)
+        dense, layer = nn.Linear(3, 4, bias=False, dtype=F64), EUGen(3, 4, 2, norm=False, bias=False, dtype=F64)
+        x = torch.cat([torch.rand(300, 2), torch.ones(300, 1)], dim=1).double()
+        with torch.no_grad():
+            rows = [[1.0, 0.0, -0.5], [0.0, 1.0, -0.5], [1.0, 1.0, -0.9], [1e-4, 0.0, 2.0]]
+            dense.weight.copy_(torch.tensor(rows))
+        y = torch.relu(dense(x)) + 5
+        explained = fit_layer(layer, dense, [(x, y)], TransferOptions(ridge=1e-12))
+        every = []
+        for pair in itertools.combinations(range(4), 2):
+            features = torch.relu(dense(x))[:, pair]
+            solution = torch.linalg.lstsq(features, y).solution
+            every.append(1 - (features @ solution - y).square().sum().item() / y.square().sum().item())
+        assert explained == pytest.approx(max(every), abs=1e-9)
+        assert sorted(every)[-2] < max(every) - 1e-6
+        chosen = {tuple(row) for row in layer.projections[0].tolist()}
+        assert tuple(dense.weight[3].tolist()) in chosen
 
 
 def test_networks_are_looked_at_in_evaluation_mode() -> None:
@@ -304,7 +324,7 @@ class TestRefusals:
             transfer_network(teacher(6, 20, 3), teacher(6, 20, 20, 3), batches(normal(9, 6)), TransferOptions())
 
     def test_a_network_of_unknown_layers(self) -> None:
-        with pytest.raises(ValueError, match="Bilinear is no network whose layers are known"):
+        with pytest.raises(ValueError, match="Bilinear is not supported; the network must be"):
             units(nn.Bilinear(2, 2, 2))
 
     def test_the_kernel_form(self) -> None:
@@ -326,7 +346,7 @@ class TestRefusals:
             {"ridge": -1.0},
             {"ridge": torch.nan},
             {"steps": 0},
-            {"rate": 0.0},
+            {"learning_rate": 0.0},
             {"solver": "newton"},
             {"rows": "teachers"},
             {"selection": "all"},

@@ -1,4 +1,4 @@
-"""What the tests of CUDA kernels, emulated and on a GPU, compare with: float64 references, and chains to try."""
+"""References in float64 and test chains for the tests of CUDA kernels, in the emulator and on a GPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 
 
 def kind(name: str, *widths: int, **options: Any) -> Callable[[], nn.Sequential]:
-    """in, hidden, hidden layers, out, features of a network as methods configure them."""
+    """Networks as the methods configure them: in, hidden, hidden layers, out, features."""
     return lambda: build_network(name, *widths, **options)
 
 
@@ -43,14 +43,14 @@ def eugen_pair(**options: Any) -> Callable[[], nn.Sequential]:
 
 
 def offsets_and_norm() -> MergedChain:
-    """A stage with all that a stage may have; 1132 parameters, so that they end where a 16-byte block does."""
+    """A stage with all optional parts; its 1132 parameters end at a 16-byte boundary."""
     chain = merge_chain(eugen_pair_of_order_2())
     first = dataclasses.replace(chain.stages[0], offsets=torch.randn(33))
     return dataclasses.replace(chain, stages=(first, *chain.stages[1:]))
 
 
 def inner_norm() -> nn.Sequential:
-    """The norm of what a matrix and a bias make of the features: of 19 numbers, more than fit into a tile."""
+    """A norm of 19 affine functions of the features, more than fit into a tile."""
     layers = nn.Sequential(EUGen(7, 30, 18), EUGen(30, 9, 20), nn.Linear(9, 3))
     nn.init.normal_(layers[0].bias)
     return layers
@@ -97,12 +97,12 @@ CHAINS: dict[str, Callable[[], nn.Sequential | MergedChain]] = {
 
 def chain_of(name: str) -> MergedChain:
     torch.manual_seed(0)
-    made = CHAINS[name]()  # merged as in training, where no norm has a constant
+    made = CHAINS[name]()  # merged with gradients, as in training, so no norm has a constant
     return convert(made if isinstance(made, MergedChain) else merge_chain(made), lambda _, t: t.detach())
 
 
 def convert(chain: MergedChain, change: Callable[[str, Tensor], Tensor]) -> MergedChain:
-    """The chain with every tensor replaced; ``change`` gets its name too."""
+    """The chain with every tensor replaced; ``change`` also receives the tensor's name."""
 
     def replace(part: Any) -> Any:
         values = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
@@ -112,13 +112,13 @@ def convert(chain: MergedChain, change: Callable[[str, Tensor], Tensor]) -> Merg
 
 
 def rounded(value: Tensor, half: torch.dtype) -> Tensor:
-    """``value`` rounded to halves; gradients pass as if it were not."""
+    """``value`` rounded to halves; gradients pass through unchanged."""
     return value + (value.to(half).to(value.dtype) - value).detach()
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkCase:
-    """A chain, inputs, gradient of the outputs, and what should come out."""
+    """A chain, its inputs, the gradient of its outputs, and the expected results."""
 
     parameters: Tensor  # packed, float32
     spec: tuple[int, ...]
@@ -131,8 +131,10 @@ class NetworkCase:
 
 
 def network_case(name: str, n: int, half: torch.dtype, grad_size: float = 1.0) -> NetworkCase:
-    """Outputs are those of the exact chain. Gradients are those at activations rounded to halves, where each ReLU lets
-    through what the kernel's lets through: near zero a rounding decides, and a whole unit's gradient hangs on it."""
+    """Expected outputs are those of the exact chain. Expected gradients are evaluated at activations rounded to halves.
+
+    So each ReLU passes the same units as in the kernel. Near zero, rounding decides whether a unit's gradient passes.
+    """
     chain = chain_of(name)
     packed = pack_chain(chain)
     generator = torch.Generator().manual_seed(n)
@@ -158,10 +160,10 @@ def network_case(name: str, n: int, half: torch.dtype, grad_size: float = 1.0) -
 
 
 def check_numbers_beyond_halves(evaluate: Callable[[NetworkCase, Tensor], Tensor]) -> None:
-    """Too large is bounded, not infinite; what is not a number stays visible, in its own row alone.
+    """Too large values are bounded, not infinite. NaN stays NaN, but only in its own row.
 
     Args:
-        evaluate: a case's network on other inputs, to results on the CPU.
+        evaluate: evaluates a case's network on other inputs; returns results on the CPU.
     """
     case = network_case("density", 20, torch.float16)
     x = case.x.clone()

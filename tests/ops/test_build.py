@@ -1,4 +1,4 @@
-"""Compiling the native code: cache, concurrent starts, and what happens where it cannot be compiled."""
+"""Compilation of the native code: cache, concurrent starts, and the behavior if compilation fails."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def finish(process: subprocess.Popen[str], seconds: float = 240) -> tuple[str, s
 
 @needs_compiler
 def test_concurrent_first_uses_leave_one_library_and_the_next_use_compiles_nothing(tmp_path: Path) -> None:
-    # A low optimisation level, last on the command line, keeps this quick.
+    # A low optimization level, last on the command line, makes this fast.
     fast = {"EUGEN_CXXFLAGS": "-O0"}
     results = [finish(process) for process in [start(tmp_path, **fast) for _ in range(2)]]
     files = list(tmp_path.iterdir())
@@ -97,12 +97,12 @@ def test_only_whole_libraries_are_given_to_the_loader(monkeypatch: pytest.Monkey
 def check_fallback(process: subprocess.Popen[str], reason: str) -> None:
     out, err = finish(process)
     assert out == "eager"
-    assert err.count("RuntimeWarning: eugen-nerf runs on eager PyTorch") == 1  # once, for two uses
+    assert err.count("RuntimeWarning: eugen-nerf runs on eager PyTorch") == 1  # one warning for two uses
     assert reason in err
 
 
 def test_without_a_compiler_everything_runs_eagerly_with_one_warning(tmp_path: Path) -> None:
-    # zig, if it is there, is not found either.
+    # zig, if installed, is not found either.
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['ziglang'] = None\n")
     process = start(tmp_path, PATH=str(tmp_path), CXX="nothing-of-this-name", PYTHONPATH=str(tmp_path))
     check_fallback(process, "no C++ compiler was found")
@@ -145,7 +145,7 @@ def test_name_depends_on_flags_and_compiler() -> None:
 
 @needs_compiler
 def test_name_depends_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache in a home folder serves several machines, and code for one may be illegal on another."""
+    """Machines can share a cache in a home folder, and code for one may contain illegal instructions for another."""
     compiler, paths = build.find_compiler(), set()
     for processor in ("one", "another"):
         monkeypatch.setattr(build, "_processor", lambda name=processor: name)
@@ -179,7 +179,7 @@ def test_zig_is_taken_where_there_is_no_other_compiler(monkeypatch: pytest.Monke
 
 @pytest.mark.skipif(not importlib.util.find_spec("ziglang"), reason="needs a C++ compiler: pip install ziglang")
 def test_zig_compiles_what_the_others_do(tmp_path: Path) -> None:
-    """Takes two minutes at first."""
+    """Takes two minutes the first time."""
     out, err = finish(start(tmp_path, PATH=str(tmp_path), CXX=""), seconds=600)
     assert Path(out).parent == tmp_path
     assert "compiles its native code with zig" in err
@@ -194,6 +194,9 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert build.cache_folder() == tmp_path / "b" / "eugen_nerf"
     monkeypatch.setenv("EUGEN_CACHE", "")
     assert build.cache_folder() == tmp_path / "b" / "eugen_nerf"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which the XDG specification has ignored
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert build.cache_folder() == tmp_path / ".cache" / "eugen_nerf"
     monkeypatch.chdir(tmp_path)
     for named in (".", "~"):  # a library without a folder in its name would be looked for in the system's
         monkeypatch.setenv("HOME", str(tmp_path))

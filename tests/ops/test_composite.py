@@ -1,4 +1,4 @@
-"""composite against the quadrature written as a loop, in float64."""
+"""composite against the quadrature formula written as a loop, in float64."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_composite_gradients() -> None:
 
 @pytest.mark.parametrize("dense", [1e5, 1e30, math.inf])
 def test_composite_a_dense_ray_does_not_disturb_the_next(dense: float) -> None:
-    """In single precision one running sum over all rays must not eat the precision of later rays."""
+    """In single precision, one running sum over all rays must not reduce the precision of later rays."""
     generator = torch.Generator().manual_seed(0)
     samples = packed([1024, 4], generator, torch.float32)
     sigma = torch.cat([torch.full((1024,), dense), torch.tensor([0.1, 0.2, 0.3, 0.4])])

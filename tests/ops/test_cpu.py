@@ -1,4 +1,4 @@
-"""Native CPU runners against the float64 reference, forward and gradient, and against inputs that could crash C."""
+"""Native CPU runners: results and gradients against the float64 reference, and inputs that could crash C code."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from eugen_nerf.layers import EUGen, LowRank, build_network, merge_chain
 from eugen_nerf.layers.merge import MergedChain
@@ -35,7 +36,7 @@ from eugen_nerf.ops.build import BuildError, cpu_library
 from eugen_nerf.ops.checks import why_not_grid
 from eugen_nerf.ops.packing import why_not_native
 
-FORWARD, GRADIENT = 1e-5, 1e-4  # relative errors that single precision must keep
+FORWARD, GRADIENT = 1e-5, 1e-4  # tolerated relative errors in single precision
 
 BOUNDED = Space(((-1.0, -1.5, -1.0), (1.0, 1.5, 2.0)))
 UNBOUNDED = Space(((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0)), contracted=True)
@@ -57,7 +58,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def native_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An op that silently fell back to the reference would prove nothing here."""
+    """Force the native backend, since a silent fallback to the reference would make the tests meaningless."""
     monkeypatch.setenv("EUGEN_BACKEND", "cpu")
 
 
@@ -83,7 +84,7 @@ def double(chain: MergedChain) -> MergedChain:
 
 
 def single(chain: MergedChain) -> MergedChain:
-    """The same numbers in float32, as leaves of their own."""
+    """The same values in float32, as new leaf tensors."""
 
     def convert(value: object) -> object:
         return value.detach().float().requires_grad_() if isinstance(value, Tensor) else value
@@ -143,7 +144,7 @@ def test_network_eugen_variants(phi: str, order: int, shared: bool, norm: bool) 
 def test_network_without_hidden_layers_and_norm_after_a_dense_layer() -> None:
     torch.manual_seed(2)
     check_network(nn.Sequential(nn.Linear(5, 33, bias=False)), 50)
-    # The norm of a stage's own input, of a width that fills whole vectors and of one that does not.
+    # The norm of a stage's own input, with a width that fills whole vectors and one that does not.
     for width in (16, 17):
         check_network(nn.Sequential(nn.Linear(5, width), nn.ReLU(), EUGen(width, 8, 6), nn.Linear(8, 2)), 50)
     check_network(nn.Sequential(LowRank(6, 40, 3), nn.Linear(40, 2)), 50)
@@ -160,7 +161,7 @@ def test_network_with_norms_inside(width: int, bias: bool, order: int, shared: b
 
 
 def test_network_with_a_constant_in_its_norm() -> None:
-    """As merging leaves it where no gradients are needed; here large enough to matter."""
+    """A norm constant as merging without gradients produces it, here large enough to matter."""
     torch.manual_seed(1)
     with torch.no_grad():
         chain = merge_chain(nn.Sequential(EUGen(7, 40, 12), EUGen(40, 9, 15), nn.Linear(9, 3)))
@@ -171,7 +172,7 @@ def test_network_with_a_constant_in_its_norm() -> None:
         assert relative_error(network(x, chain), reference.network(x.double(), double(chain))) <= FORWARD
 
 
-@pytest.mark.parametrize("input_gradient", [True, False])  # the map before the norm needs one in any case
+@pytest.mark.parametrize("input_gradient", [True, False])  # the map before the norm needs a gradient in any case
 def test_network_with_the_norm_of_an_affine_map_of_its_input(input_gradient: bool) -> None:
     torch.manual_seed(1)
     layers = nn.Sequential(nn.Linear(5, 17), EUGen(17, 8, 16), nn.Linear(8, 2))
@@ -198,7 +199,7 @@ def test_network_any_width(widths: list[int], n: int, order: int, seed: int, inn
 @pytest.mark.parametrize("phi", ["identity", "relu", "squared_relu", "softplus", "gelu", "sin"])
 @pytest.mark.parametrize("order", [1, 2])
 def test_a_network_that_diverged_does_not_look_healthy(phi: str, order: int) -> None:
-    """What is not a number goes through every nonlinearity, as in PyTorch; of one row, in that row alone."""
+    """NaN passes through every activation, as in PyTorch, and stays within its row."""
     torch.manual_seed(0)
     layers = nn.Sequential(
         EUGen(5, 24, 8, order=order, phi=phi, norm=False), EUGen(24, 24, 8, order=order, phi=phi, norm=False),
@@ -245,7 +246,7 @@ def test_gradients_of_gradients_are_for_the_reference(op: str, monkeypatch: pyte
         (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         gradient.square().sum().backward()
 
-    with pytest.raises(NotImplementedError, match=r'first order alone.*backend="reference"'):
+    with pytest.raises(NotImplementedError, match=r'first-order gradients only.*backend="reference"'):
         run()
     monkeypatch.setenv("EUGEN_BACKEND", "reference")
     run()
@@ -285,7 +286,7 @@ def test_hash_encode(layout: tuple[int, int, int, int, int], n: int) -> None:
 
 
 def test_hash_encode_just_below_the_vertices_of_a_fine_level() -> None:
-    """In single precision, position times resolution may be rounded up to the vertex."""
+    """In single precision, position times resolution may be rounded up to the next vertex."""
     resolution, entries = 500, 2**14
     grid = HashGridLayout((resolution,), (0, entries), 2, 14)
     below = torch.nextafter((torch.arange(1, resolution).double() / resolution).float(), torch.tensor(0.0))
@@ -320,7 +321,7 @@ def test_hash_encode_of_what_is_no_position() -> None:
     bad = torch.tensor([[math.nan, 0.5, 0.5], [math.inf, -math.inf, 0.2], [1e30, -1e30, 0.5]]).requires_grad_()
     out = hash_encode(bad, table, grid)
     out.sum().backward()
-    # Clamped onto the cube; what is not a number counts as zero.
+    # Positions are clamped onto the cube; NaN counts as zero.
     expected = hash_encode(torch.tensor([[0.0, 0.5, 0.5], [1.0, 0.0, 0.2], [1.0, 0.0, 0.5]]), table, grid)
     assert torch.equal(out, expected)
 
@@ -374,7 +375,7 @@ def test_march(space: Space, rule: StepRule, share: float) -> None:
     got = march(*rays[:4], bits, 16, space, rule, rays[4])
     exact = [t.double() for t in rays]
     expected = reference.march(*exact[:4], bits, 16, space, rule, exact[4])
-    # A sample whose middle lies on a cell's face, to within rounding, may fall to either side of it.
+    # A sample whose midpoint lies on a cell's face, up to round-off, may be assigned to either side.
     differing = (got.counts() - expected.counts()).abs().sum().item()
     assert differing <= 2e-3 * expected.num_samples
     same = got.counts() == expected.counts()
@@ -387,7 +388,7 @@ def test_march(space: Space, rule: StepRule, share: float) -> None:
 
 @pytest.mark.parametrize("resolution", [6, 10, 14, 18])
 def test_march_where_rows_of_cells_do_not_fill_bytes(resolution: int) -> None:
-    """A block of cells may then lie in two bytes; few are occupied, so that one overlooked takes its block with it."""
+    """A block of cells may then span two bytes. Few cells are occupied, so one missed cell loses its whole block."""
     space, rule = Space(((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))), StepRule(0.01)
     origins = 1.6 * torch.rand(300, 3, generator=torch.Generator().manual_seed(resolution)) - 0.8
     origins[:, 0] = -3
@@ -429,7 +430,7 @@ def test_march_edge_cases() -> None:
     directions = torch.tensor([[0.0, 0, 1], [0, 0, 1], [math.nan, 0, 1], [0, 0, 1]])
     samples = march(bad, directions, torch.zeros(4), torch.full((4,), 9.0), bits, 2, BOUNDED, StepRule(0.1))
     assert samples.num_samples == 0
-    for space in (BOUNDED, UNBOUNDED):  # limits that are no numbers
+    for space in (BOUNDED, UNBOUNDED):  # NaN limits
         for near, far in ((math.nan, 9.0), (0.0, math.nan)):
             limits = torch.tensor([near]), torch.tensor([far])
             assert march(none.new_zeros(1, 3), directions[:1], *limits, bits, 2, space, StepRule(0.1)).num_samples == 0
@@ -489,13 +490,13 @@ def test_render(space: Space, rule: StepRule, kind: str, n: int, monkeypatch: py
     got = render(*rays, bits, 16, space, rule, small_field(kind))
     monkeypatch.setenv("EUGEN_BACKEND", "reference")
     expected = reference.render(*rays, bits, 16, space, rule, small_field(kind))
-    # Where a sample fell to the other side of a cell's face, a ray may differ: few do, and by little.
+    # A ray may differ if round-off moved a sample across a cell's face. Few do, and only slightly.
     for mine, theirs in zip(got[:3], expected[:3], strict=True):
         difference = (mine - theirs).abs().flatten()
         assert mine.shape == theirs.shape
         assert (difference > 1e-3 * (1 + theirs.abs().flatten())).float().mean() <= 0.01 or n == 0
     if n:
-        assert n == 1 or expected[1].max() > 0.5  # the scene is not vacuous
+        assert n == 1 or expected[1].max() > 0.5  # the scene is not trivial
         assert (got[3] - expected[3]).abs().sum() <= 0.01 * expected[3].sum() + 1
 
 
@@ -591,9 +592,50 @@ def test_operators_pass_torchs_own_check(op: str) -> None:
         t = torch.rand(6).cumsum(0)
         arguments = (torch.rand(6, requires_grad=True), x, t, t + 0.1, torch.tensor([0, 4, 4, 6]))  # type: ignore[assignment]
         function = operators.composite
-    # Gradients are compared with the float64 reference above; finite differences in float32 would say less.
+    # Gradients are compared with the float64 reference above; finite differences in float32 would be less accurate.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(function, arguments, test_utils=tests)
+
+
+def test_gradients_of_strided_inputs_have_the_layout_that_the_compiler_is_promised() -> None:
+    """torch.compile plans memory by the strides of the fake kernels."""
+    from eugen_nerf.ops import operators
+
+    torch.manual_seed(0)
+    x = torch.randn(3, 6).T
+    network_case = (x, torch.randn(8), torch.randn(6, 2), [0, 2, 1, 3], [], True)
+    t = torch.rand(6).cumsum(0)
+    rays = torch.tensor([0, 4, 4, 6])
+    rgb = torch.rand(3, 6).T
+    composite_case = (torch.rand(12)[::2], rgb, t, t + 0.1, rays, torch.randn(3, 5))
+    for function, arguments in (
+        (operators.network_backward, network_case),
+        (operators.composite_backward, composite_case),
+    ):
+        torch.library.opcheck(function, arguments, test_utils=("test_schema", "test_faketensor"))
+        with FakeTensorMode() as mode:
+            promised = function(*(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments))
+        for got, fake in zip(function(*arguments), promised, strict=True):
+            assert (got.shape, got.stride(), got.dtype) == (fake.shape, fake.stride(), fake.dtype)
+
+
+@pytest.mark.parametrize(
+    ("resolutions", "offsets", "log2"),
+    [
+        ((16,), (0, 4096), 13),  # 17^3 vertices do not fit
+        ((2, 4), (0, 26, 151), 10),
+        ((2,), (1, 28), 10),
+        ((0,), (0, 8), 10),
+        ((2,), (0, 27), 0),
+        ((2,), (0, 27), 32),
+    ],
+)
+def test_grids_whose_levels_are_too_short_are_refused(
+    resolutions: tuple[int, ...], offsets: tuple[int, ...], log2: int
+) -> None:
+    grid = HashGridLayout(resolutions, offsets, 2, log2)
+    with pytest.raises(ValueError, match="offsets must begin at 0 and leave each level"):
+        hash_encode(torch.rand(4, 3), torch.zeros(offsets[-1], 2), grid)
 
 
 def test_field_under_torch_compile() -> None:

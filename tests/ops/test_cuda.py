@@ -1,4 +1,4 @@
-"""The CUDA kernels on a GPU, through the ops as the rest of the package calls them. `pytest -m gpu` runs them."""
+"""The CUDA kernels on a GPU, called through the public ops. Run with `pytest -m gpu`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ RESOLUTION = 16
 
 @pytest.fixture(autouse=True)
 def cuda_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An op that silently fell back to the reference would prove nothing here."""
+    """Force the native backend, since a silent fallback to the reference would make the tests meaningless."""
     monkeypatch.setenv("EUGEN_BACKEND", "cuda")
 
 
@@ -211,7 +211,7 @@ def small_field(kind: str) -> RadianceField:
 
 
 def check_pictures(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
-    """Nearly all rays agree; those along a cell's face may have a sample more or less."""
+    """Nearly all rays agree; rays along a cell's face may have one sample more or less."""
     for mine, theirs in zip(got[:3], expected[:3], strict=True):
         difference = (mine - theirs).abs().flatten()
         assert (difference > 5e-3 * (1 + theirs.abs().flatten())).float().mean() <= 0.01
@@ -239,12 +239,12 @@ def test_render(space: object, rule: object, kind: str, n: int, monkeypatch: pyt
 
 
 def test_the_check_before_the_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("EUGEN_BACKEND")  # it would go before the reference, too
+    monkeypatch.delenv("EUGEN_BACKEND")  # it would also override the reference
     assert check_ops(torch.device("cuda", torch.cuda.current_device()), "cuda") == []
 
 
 def test_weights_that_do_not_stay_in_shared_memory() -> None:
-    """As on a GPU that has little of it: those of wide networks are brought in parts."""
+    """As on a GPU with little shared memory: the weights of wide networks are streamed in parts."""
     device = Gpu(torch.cuda.current_device())
     device.shared_memory = 1 << 16
     case = network_case("width-256", 333, torch.float16)
@@ -259,7 +259,7 @@ def test_weights_that_do_not_stay_in_shared_memory() -> None:
 
 
 def test_code_that_the_driver_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As GPUs get it that are newer than the compiler."""
+    """As on GPUs that are newer than the compiler."""
     oldest = max(OLDEST_ARCHITECTURE, min(find_nvrtc().architectures()))
     monkeypatch.setattr(find_nvrtc(), "target", lambda architecture: (oldest, True))
     case, device = network_case("color", 333, torch.float16), Gpu(torch.cuda.current_device())
@@ -318,11 +318,11 @@ def test_a_training_step_from_rays_to_gradients(space: Space, rule: StepRule, mo
         results.append([out.rgb, out.depth, *(p.grad.clone() for p in field.parameters() if p.grad is not None)])
     assert len(results[0]) == 2 + len(list(field.parameters()))
     for mine, theirs in zip(*results, strict=True):
-        assert relative_error(mine, theirs) <= 0.05  # halves, and ReLUs that let a unit through in one alone
+        assert relative_error(mine, theirs) <= 0.05  # half precision, and ReLUs that pass a unit in only one of the two
 
 
 def test_mixed_precision_training_step() -> None:
-    """As ns-train --mixed-precision True does it."""
+    """As with ns-train --mixed-precision True."""
     torch.manual_seed(0)
     field = EugenField(FieldConfig(num_levels=4, log2_hashmap_size=10, max_resolution=64)).cuda()
     optimizer, scaler = SparseAdam(field.parameters(), lr=1e-3), torch.amp.GradScaler("cuda")
@@ -352,7 +352,7 @@ def test_occupancy_is_updated_on_the_device() -> None:
 
 
 def test_two_threads_on_streams_of_their_own() -> None:
-    """nerfstudio's viewer renders while training goes on."""
+    """nerfstudio's viewer renders during training."""
     case = network_case("color", 333, torch.float16)
     spec, eps = list(case.spec), list(case.eps)
     errors: list[float] = []
@@ -396,7 +396,7 @@ def test_kernels_follow_torchs_current_stream() -> None:
     x, parameters = case.x.cuda(), case.parameters.cuda()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)  # what is launched elsewhere would not wait for the next line
+        torch.cuda._sleep(50_000_000)  # work on another stream would not wait for the next line
         x = 2 * x
         y = operators.network(0.5 * x, parameters, list(case.spec), list(case.eps))
     stream.synchronize()
@@ -404,7 +404,7 @@ def test_kernels_follow_torchs_current_stream() -> None:
 
 
 def test_training_step_in_a_cuda_graph() -> None:
-    """Captured once, replayed on other numbers."""
+    """Captured once, replayed on other values."""
     case = network_case("density", 333, torch.float16)
     layout = HashGridLayout.build(16, 2, 12, 4, 128)
     spec, eps = list(case.spec), list(case.eps)
@@ -443,7 +443,7 @@ def test_every_gpu_has_its_own_module() -> None:
 @pytest.mark.skipif(not shutil.which("compute-sanitizer"), reason="no compute-sanitizer")
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
 def test_compute_sanitizer(tool: str) -> None:
-    """The tests of small batches once more, our kernels watched by NVIDIA's tool."""
+    """Repeat the tests with small batches under NVIDIA's compute-sanitizer."""
     chains = ("density", "color", "order-2-twice", "offsets-and-norm", "width-256")
     others = ("hash_encode", "march", "render")
     tests = [f"test_network and {name}-333" for name in chains] + [f"test_{name} and 333" for name in others]
@@ -452,9 +452,9 @@ def test_compute_sanitizer(tool: str) -> None:
     command = ["compute-sanitizer", "--tool", tool, "--report-api-errors", "no", "--kernel-regex", ours,
                "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", "-x", "-k", " or ".join(tests),
                str(Path(__file__))]  # fmt: skip
-    # Out of PyTorch's pool an access beyond an array would meet another array, and pass.
+    # With PyTorch's memory pool, an access beyond an array could hit another array and go unnoticed.
     settings = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "EUGEN_CUDA_CHECK": "0"}
-    # With a session of its own: the tool's child would keep the GPU where the tool alone is stopped.
+    # In a new session, because the tool's child would keep the GPU if only the tool were stopped.
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=settings, start_new_session=True
     )

@@ -1,4 +1,4 @@
-"""Loading and launching through the CUDA driver's interface, with a driver that only notes what it is asked for."""
+"""Loading and launching through the CUDA driver's interface, with a fake driver that records its calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STREAM = 0x5EED
 
 
 class FakeDriver:
-    """Writes plausible answers, keeps calls by name, and fails where told to."""
+    """Writes plausible answers, records the names of calls, and fails where told to."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -32,11 +32,13 @@ class FakeDriver:
         self.blocks = 3
         self.launches: list[tuple[Any, ...]] = []
         self.images: list[bytes] = []
+        self.capturing = False
+        self.frees = False  # whether a call that fails for want of memory succeeds after the cache was emptied
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any) -> int:
             self.calls.append(name)
-            if name == self.fails:
+            if name == self.fails and not (self.frees and "empty_cache" in self.calls):
                 return self.status
             if name == "cuDeviceGetAttribute":
                 arguments[0]._obj.value = ATTRIBUTES[arguments[1]]
@@ -79,7 +81,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
 
     def compile_cached(source: str, architecture: int, constants: tuple[str, ...], portable: bool) -> Compiled:
         programs.append((source, architecture, constants))
-        time.sleep(0.01)  # other threads come by
+        time.sleep(0.01)  # lets other threads run
         return Compiled(b"PTX" if portable else b"cubin", "")
 
     fake.programs = programs  # type: ignore[attr-defined]
@@ -89,6 +91,8 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: fake.capturing)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: fake.calls.append("empty_cache"))
     gpu.cache_clear()
     yield fake
     gpu.cache_clear()
@@ -124,7 +128,7 @@ def test_launch(driver: FakeDriver) -> None:
 
 
 def test_threads_load_a_program_once(driver: FakeDriver) -> None:
-    """nerfstudio's viewer renders while training goes on."""
+    """nerfstudio's viewer renders during training."""
     device = gpu(0)
     threads = [threading.Thread(target=launch, args=(device, torch.zeros(4))) for _ in range(8)]
     for thread in threads:
@@ -132,7 +136,7 @@ def test_threads_load_a_program_once(driver: FakeDriver) -> None:
     for thread in threads:
         thread.join()
     assert len(driver.launches) == 8
-    assert driver.calls.count("cuCtxSetCurrent") == 8  # each thread has a current context of its own
+    assert driver.calls.count("cuCtxSetCurrent") == 8  # each thread has its own current context
     assert driver.calls.count("cuModuleLoadData") == len(driver.programs) == 1  # type: ignore[attr-defined]
 
 
@@ -180,6 +184,25 @@ def test_a_full_gpu_is_no_reason_to_do_without_kernels_for_good(driver: FakeDriv
         launch(device, torch.zeros(4))
     driver.fails = ""
     launch(device, torch.zeros(4))
+
+
+@pytest.mark.parametrize("call", ["cuModuleLoadData", "cuModuleGetFunction", "cuLaunchKernel"])
+def test_memory_that_pytorch_only_caches_is_released(call: str, driver: FakeDriver) -> None:
+    device = gpu(0)
+    driver.fails, driver.status, driver.frees = call, 2, True
+    launch(device, torch.zeros(4))
+    assert driver.calls.count("empty_cache") == 1
+    assert driver.calls.count(call) == 2
+    assert len(driver.launches) == 1
+
+
+def test_no_memory_is_released_while_a_graph_is_captured(driver: FakeDriver) -> None:
+    device = gpu(0)
+    launch(device, torch.zeros(4))
+    driver.fails, driver.status, driver.capturing = "cuLaunchKernel", 2, True
+    with pytest.raises(torch.OutOfMemoryError, match="launching kernel"):
+        launch(device, torch.zeros(4))
+    assert "empty_cache" not in driver.calls
 
 
 def test_a_forked_process_starts_anew(driver: FakeDriver) -> None:

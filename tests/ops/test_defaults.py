@@ -1,4 +1,4 @@
-"""Native ops under other defaults of PyTorch than float32 on a CPU: programs that set them still get float32 there."""
+"""Native ops when PyTorch's default dtype or device differs from float32 on a CPU: results stay float32."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def default(name: str) -> Iterator[None]:
 
 
 def everything(field: Field, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor) -> list[Tensor]:
-    """What each op returns, and the gradients of a picture."""
+    """The result of each op, and the gradients of a rendered image."""
     place = (origins, directions, near, far, BITS, RESOLUTION, *BOUNDED)
     with torch.no_grad():
         merged = field.merged()

@@ -1,4 +1,4 @@
-"""Rendering with gradients in one piece, against march, field and composite one after the other in float64."""
+"""Rendering with gradients in one piece, against march, field and composite in sequence in float64."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NETWORKS = {
 
 
 class Field(nn.Module):
-    """A hash grid and two networks; dense enough that rays end inside of it."""
+    """A hash grid and two networks, dense enough that rays end inside."""
 
     def __init__(self, kind: str = "eugen") -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Field(nn.Module):
 
 
 def rays(n: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Origins, directions, near, far, jitter; some rays meet nothing."""
+    """Origins, directions, near, far, jitter; some rays hit nothing."""
     generator = torch.Generator().manual_seed(n)
     origins = 3 * nn.functional.normalize(torch.randn(n, 3, generator=generator), dim=-1)
     directions = nn.functional.normalize(0.7 * torch.randn(n, 3, generator=generator) - origins, dim=-1)
@@ -69,13 +69,13 @@ def render(
 
 
 def loss(colors: Tensor, alphas: Tensor, depths: Tensor) -> Tensor:
-    """Each ray's outputs with weights of their own."""
+    """A loss that gives each ray's outputs different weights."""
     out = torch.cat([colors, alphas[:, None], depths[:, None]], dim=1)
     return (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out.dtype)).sum()
 
 
 def definition(field: Field, n: int, samples: PackedSamples, space: Space) -> tuple[Tensor, Tensor, Tensor]:
-    """What these samples give in eager PyTorch and float64."""
+    """The expected results for these samples, in eager PyTorch and float64."""
     origins, directions, *_ = (t.double() for t in rays(n))
     exact = PackedSamples(samples.ray_offsets, samples.t_starts.double(), samples.t_ends.double())
     unit, views = reference.sample_points(origins, directions, exact, space)
@@ -121,7 +121,7 @@ def test_the_samples_are_those_that_light_reaches(where: tuple[Space, StepRule])
     visible = reference.transmittance(sigma.detach(), everything) >= reference.MIN_TRANSMITTANCE
     wanted = everything.select(visible.nonzero()[:, 0])
     assert 0.1 < wanted.num_samples / everything.num_samples < 0.9
-    assert (got.counts() - wanted.counts()).abs().sum() <= 2  # rounding may lift one over the threshold
+    assert (got.counts() - wanted.counts()).abs().sum() <= 2  # round-off may lift one over the threshold
 
 
 def unfused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_jitter_is_in_the_middle_of_steps_by_default() -> None:
 
 
 class Subclass(Tensor):
-    """Any subclass of Tensor may give operators a meaning of its own."""
+    """A subclass of Tensor may override operators."""
 
 
 def compiling(monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, ...]:
@@ -206,7 +206,7 @@ def test_operators_are_there_for_those_who_watch_them(
 
 @pytest.mark.parametrize("which", [0, 1], ids=["origins", "directions"])
 def test_cameras_have_gradients(which: int) -> None:
-    """Native code has none for them."""
+    """Native code has no gradients of rays."""
     limits = list(rays(30)[:4])
     limits[which].requires_grad_()
     field = Field()

@@ -1,4 +1,4 @@
-"""Which runner an op takes."""
+"""Which runner an op uses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GRID_OF_3 = HashGridLayout.build(2, 3, 8, 4, 8)
 
 
 def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Pretend that the native code is there, and note its calls."""
+    """Pretend that native code is available, and record its calls."""
     calls: list[str] = []
 
     def fake(x: torch.Tensor, parameters: torch.Tensor, spec: object, eps: object) -> torch.Tensor:
@@ -56,7 +56,7 @@ def test_native_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_layers_are_to_be_merged_first() -> None:
-    with pytest.raises(TypeError, match=r"takes a MergedChain, not Sequential; layers\.merge_chain makes one"):
+    with pytest.raises(TypeError, match=r"takes a MergedChain, not Sequential; layers\.merge_chain creates one"):
         network(torch.randn(5, 4), build_network("mlp", 4, 8, 1, 3, 6))  # type: ignore[arg-type]
 
 
@@ -170,14 +170,14 @@ def test_why_not_native_with_a_constant_that_needs_a_gradient() -> None:
 
 
 def cuda_tensors(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
-    """Tensors that say they are on a GPU and hold nothing; to be used within the mode they come from."""
+    """Fake tensors that report to be on a GPU; to be used within the mode that creates them."""
     return [torch.empty(shape, device="cuda:0") for shape in shapes]
 
 
 def test_cuda_tensors_take_the_cuda_runner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EUGEN_BACKEND", raising=False)
     monkeypatch.setattr(dispatch, "_native_cuda_problem", lambda index: None)
-    monkeypatch.setattr(dispatch, "_cuda_network_problem", lambda spec, index: None)
+    monkeypatch.setattr(dispatch, "_cuda_network_problem", lambda *_: None)
     calls: list[str] = []
     monkeypatch.setattr(dispatch.operators, "network", lambda x, *_: calls.append(x.device.type) or x)
     layers = build_network("eugen", 4, 8, 1, 3, 6)
@@ -230,6 +230,7 @@ def test_without_cuda_kernels_the_reference_works_or_the_reason_is_told(monkeypa
 def test_networks_without_cuda_kernels_are_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
     class Small:
         shared_memory = 16_000
+        architecture = 75
 
         def resident_blocks(self, source: str, constants: tuple[str, ...], kernel: str, *_: int) -> int:
             if "EUGEN_SPEC=0,7,2,0,7" in constants[0]:
@@ -259,6 +260,13 @@ def test_networks_without_cuda_kernels_are_named_once(monkeypatch: pytest.Monkey
         dispatch.runs_network(wide, device, "cuda")
     assert dispatch.runs_network(wide, torch.device("cpu"), "auto")
     dispatch._cuda_network_problem.cache_clear()
+    monkeypatch.setenv("EUGEN_PRECISION", "bf16")
+    with pytest.warns(RuntimeWarning, match=r"EUGEN_PRECISION=bf16 needs compute capability 8\.0"):
+        assert not dispatch.runs_network(small, device, "auto")
+    monkeypatch.setattr(Small, "architecture", 80)
+    dispatch._cuda_network_problem.cache_clear()
+    assert dispatch.runs_network(small, device, "auto")
+    dispatch._cuda_network_problem.cache_clear()
 
 
 def test_a_gpu_that_is_too_old_or_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +281,7 @@ def test_a_gpu_that_is_too_old_or_without_a_driver(monkeypatch: pytest.MonkeyPat
         dispatch._native_cuda_problem.cache_clear()
         with pytest.warns(RuntimeWarning, match=reason):
             assert dispatch._native_cuda_problem(0)
-        dispatch._native_cuda_problem(0)  # says it once
+        dispatch._native_cuda_problem(0)  # warns only once
     dispatch._native_cuda_problem.cache_clear()
 
 

@@ -1,4 +1,4 @@
-"""hash_encode against an interpolation written out vertex by vertex."""
+"""hash_encode against an interpolation written vertex by vertex."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""march against a loop over rays and steps; the maps and rules that it stands on."""
+"""march against a loop over rays and steps, and the maps and step rules it uses."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_march(space: Space, rule: StepRule, jittered: bool) -> None:
     )
     near = torch.rand(n, generator=generator, dtype=torch.float64)
     far = near + 12 * torch.rand(n, generator=generator, dtype=torch.float64)
-    far[3] = near[3] / 2  # nothing between the limits
+    far[3] = near[3] / 2  # an empty range
     mask = torch.rand(resolution, resolution, resolution, generator=generator) < 0.4
     jitter = torch.rand(n, generator=generator, dtype=torch.float64)
     if not jittered:
@@ -97,7 +97,7 @@ def test_march(space: Space, rule: StepRule, jittered: bool) -> None:
     bits = pack_bits(mask.flatten())
     got = march(origins, directions, near, far, bits, resolution, space, rule, jitter if jittered else None)
     assert got.counts().tolist() == [len(samples) for samples in expected]
-    assert got.num_samples > 100  # the scene is not vacuous
+    assert got.num_samples > 100  # the scene is not trivial
     flat = torch.tensor([sample for samples in expected for sample in samples], dtype=torch.float64)
     torch.testing.assert_close(torch.stack([got.t_starts, got.t_ends], dim=1), flat)
 
@@ -108,7 +108,7 @@ def test_march_rays_that_miss_or_start_behind() -> None:
     directions = torch.tensor([[-1.0, 0, 0], [1.0, 0, 0], [0, 0, 1.0], [1.0, 0, 0]])
     near, far = torch.zeros(4), torch.full((4,), 100.0)
     samples = march(origins, directions, near, far, bits, 2, BOUNDED, StepRule(0.5))
-    # Through the box (2 long), away from it, from its middle to the face at z = 2, past it along a face's plane.
+    # Through the box (length 2), away from it, from its center to the face at z = 2, past it in the plane of a face.
     assert samples.counts().tolist() == [4, 0, 4, 0]
     assert samples.t_starts[0] == 4
     assert samples.t_ends[-1] == 2
@@ -136,8 +136,8 @@ def test_occupied_reads_the_documented_bit() -> None:
         index = (k * resolution + j) * resolution + i
         bits = torch.zeros(resolution**3 // 8, dtype=torch.uint8)
         bits[index // 8] = 1 << (index % 8)
-        centres = (torch.stack(torch.meshgrid(*[torch.arange(resolution)] * 3, indexing="ij"), -1) + 0.5) / resolution
-        found = occupied(centres.view(-1, 3), bits, resolution).view(resolution, resolution, resolution)
+        centers = (torch.stack(torch.meshgrid(*[torch.arange(resolution)] * 3, indexing="ij"), -1) + 0.5) / resolution
+        found = occupied(centers.view(-1, 3), bits, resolution).view(resolution, resolution, resolution)
         assert found.nonzero().tolist() == [[i, j, k]]
 
 

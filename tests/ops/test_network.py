@@ -1,4 +1,4 @@
-"""network on a merged chain: its definition written as loops, and training that is exactly the factored one."""
+"""network on a merged chain: its definition written as loops, and training that equals factored training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def normal(*shape: int, seed: int, dtype: torch.dtype = F64) -> Tensor:
 
 
 def factored(kind: str, options: dict[str, object]) -> nn.Sequential:
-    """Two hidden layers wider than their features, with every tensor random, biases included."""
+    """Two hidden layers wider than their number of features, with every tensor random, including biases."""
     layers = build_network(kind, 5, 24, 2, 4, 6, **options).double()  # type: ignore[arg-type]
     with torch.no_grad():
         for index, tensor in enumerate(layers.state_dict().values()):
@@ -76,7 +76,7 @@ def test_training_the_merged_chain_is_training_the_factored_layers(kind: str, op
         losses.append(loss.item())
     torch.testing.assert_close(merged.state_dict(), plain.state_dict(), rtol=1e-9, atol=1e-11)
     before = squared_error(factored(kind, options)(x), target).item()
-    assert losses[0] < 0.9 * before  # the steps were no trifle
+    assert losses[0] < 0.9 * before  # the steps were significant
 
 
 @pytest.mark.parametrize(("kind", "options"), KINDS)
@@ -92,7 +92,7 @@ def test_network_in_single_precision(kind: str, options: dict, n: int) -> None:
 
 
 def by_loops(x: list[float], chain: MergedChain) -> list[float]:
-    """One input, one number at a time, from the formulas in the docstring of `FeatureStage`."""
+    """Evaluate one input value by value, from the formulas in the docstring of `FeatureStage`."""
 
     def affine(matrix: Tensor, offset: Tensor | None, vector: list[float]) -> list[float]:
         products = [sum(a * v for a, v in zip(row, vector, strict=True)) for row in matrix.tolist()]

@@ -1,4 +1,4 @@
-"""Compiling CUDA kernels without a GPU: for every architecture, without spills, cached, with messages that help."""
+"""Compilation of CUDA kernels without a GPU: every architecture, no spills, caching and error messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_default_kernels_compile_for_every_architecture_without_spills() -> None
         assert resources
         for kernel, (registers, spilled) in resources.items():
             assert 0 < registers <= 255
-            # On Turing ptxas keeps some kernels of MLPs to 128 registers, a few too few.
+            # On Turing, ptxas limits some kernels of MLPs to 128 registers, a few less than they need.
             most = 0 if program.architecture >= 80 else 32
             assert spilled <= most, f"{program.label}, sm_{program.architecture}, {kernel}"
         for kernel, shared in program.shared:
@@ -172,7 +172,7 @@ def test_a_gpu_between_two_architectures_runs_the_older_ones_code(monkeypatch: p
     monkeypatch.setattr(compiler, "architectures", lambda: [75, 80, 86, 90])
     assert [compiler.target(gpu) for gpu in (75, 80, 86, 89, 90)] == [(n, False) for n in (75, 80, 86, 86, 90)]
     assert compiler.target(120) == (90, True)
-    monkeypatch.setattr(compiler, "architectures", lambda: [75, 80, 86, 87, 90, 100, 101, 120])  # with two of Tegra
+    monkeypatch.setattr(compiler, "architectures", lambda: [75, 80, 86, 87, 90, 100, 101, 120])  # two of Tegra
     assert [compiler.target(gpu) for gpu in (87, 88, 89, 101, 103)] == [(n, False) for n in (87, 86, 86, 101, 100)]
     monkeypatch.setattr(compiler, "architectures", lambda: [75, 80, 86, 90])
     with pytest.raises(BuildError, match=r"does not know compute capability 7\.0"):
@@ -184,12 +184,12 @@ def test_ptx_for_gpus_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("EUGEN_CACHE", str(tmp_path))
     compiled = nvrtc.compile_cached("rays.cu", 90, portable=True)
     assert b".target sm_90" in compiled.image
-    assert compiled.image.endswith(b"\0")  # the driver takes a string
+    assert compiled.image.endswith(b"\0")  # the driver expects a null-terminated string
     assert nvrtc.compile_cached("rays.cu", 90, portable=True) == compiled
 
 
 def test_torchs_own_cuda_version_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment may have the compilers of several versions, and the driver may be as old as torch's."""
+    """An environment may contain several compiler versions, and the driver may only support PyTorch's."""
     for folder, version in (("cu13/lib", 13), ("cuda_nvrtc/lib", 12), ("cuda_nvrtc/lib", 11.2)):
         (tmp_path / "nvidia" / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / "nvidia" / folder / f"libnvrtc.so.{version}").touch()

@@ -1,4 +1,4 @@
-"""render against march, field and composite one after the other, and the promises of early termination."""
+"""render against march, field and composite in sequence, and the guarantees of early termination."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RESOLUTION = 8
 
 
 def field(unit: Tensor, directions: Tensor, density: float = 4.0) -> tuple[Tensor, Tensor]:
-    """Smooth stand-in for a radiance field."""
+    """A smooth function in place of a radiance field."""
     sigma = density * (1 + torch.sin(7 * unit).prod(dim=-1))
     return sigma, torch.sigmoid(3 * torch.cos(5 * unit) + directions)
 
@@ -35,7 +35,7 @@ def rays(n: int = 60) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
     near = torch.rand(n, generator=generator, dtype=torch.float64)
     far = near + 8
-    far[3:4] = near[3:4] / 2  # nothing between the limits
+    far[3:4] = near[3:4] / 2  # an empty range
     return origins, directions, near, far
 
 
@@ -58,7 +58,7 @@ def test_render_without_termination_is_march_field_composite(space: Space, rule:
     reference = expected(space, rule)
     for name, actual, wanted in zip(("rgb", "alpha", "depth", "count"), got, reference, strict=True):
         torch.testing.assert_close(actual, wanted, msg=lambda m, n=name: f"{n}: {m}")
-    assert reference[3].max() > 20  # the scene is not vacuous
+    assert reference[3].max() > 20  # the scene is not trivial
     assert reference[3][3] == 0
 
 
@@ -90,7 +90,7 @@ def test_early_termination_leaves_out_less_than_the_light_that_still_passes(spac
 
 
 def test_the_samples_counted_are_those_before_the_stop() -> None:
-    """Equal steps of transmittance 1/10 each: after four of them less than 1e-4 is left only by round-off."""
+    """Equal steps of transmittance 1/10 each: after four of them, only round-off takes it below 1e-4."""
     space, rule = Space(((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))), StepRule(1 / 16)
 
     def constant(unit: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +118,7 @@ def test_render_without_rays_and_of_rays_that_miss() -> None:
 
     origins = torch.tensor([[5.0, 0, 0], [0, 0, 0]])
     directions = torch.tensor([[0.0, 1, 0], [1, 0, 0]])
-    # The first ray passes the box by, the second one's limits leave nothing of it.
+    # The first ray misses the box; the limits of the second one exclude it.
     near, far = torch.tensor([0.0, 3.0]), torch.tensor([10.0, 2.0])
     rgb, alpha, depth, evaluated = render(origins, directions, near, far, bits(), RESOLUTION, space, rule, unreachable)
     assert not torch.cat([rgb.flatten(), alpha, depth, evaluated]).any()
@@ -136,7 +136,7 @@ def test_the_threshold_is_passed_on(threshold: float) -> None:
 
 
 def test_without_native_code_rays_are_rendered_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole picture's samples at once would not fit into a GPU's memory."""
+    """The samples of a whole image would not fit into a GPU's memory at once."""
     whole = ops.render(*rays(), bits(), RESOLUTION, *BOUNDED, field)
     sizes: list[int] = []
 

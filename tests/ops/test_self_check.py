@@ -1,5 +1,7 @@
-"""The check that comes before the first use of CUDA kernels: what it compares, keeps, and says. The CPU's runners
-stand in for those of a GPU."""
+"""The check before the first use of CUDA kernels: its comparisons, cache and messages.
+
+The CPU's runners are used in place of a GPU's.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ import torch
 
 from eugen_nerf.ops import dispatch, operators, self_check
 from eugen_nerf.ops.build import BuildError, cpu_library
+from eugen_nerf.ops.packing import pack_chain
 from eugen_nerf.ops.self_check import NotChecked, Verdict, check_ops
 
 CPU = torch.device("cpu")
@@ -47,8 +50,38 @@ def test_runners_that_agree() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_defaults_of_the_caller_do_not_reach_the_check() -> None:
+    torch.set_default_dtype(torch.float64)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert check_ops(CPU, "cpu") == []
+        assert torch.get_default_dtype() == torch.float64
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_network_without_kernels_is_told_and_not_held_against_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU PyTorch evaluates it; asked for by name it would be an error."""
+    network = dispatch.network
+
+    def refusing(x: torch.Tensor, chain: Any, *, backend: Any) -> torch.Tensor:
+        assert backend == "reference" or pack_chain(chain).spec[0] == 1
+        return network(x, chain, backend=backend)
+
+    monkeypatch.setattr(dispatch, "runs_network", lambda packed, device, backend: packed.spec[0] == 1)
+    monkeypatch.setattr(dispatch, "network", refusing)
+    told: list[str] = []
+    assert check_ops(CPU, "cpu", told.append) == []
+    without = [line.partition(":")[0] for line in told if "no kernels" in line]
+    assert "network (dense)" in without
+    assert "render" in without
+    assert any(line.startswith("network (order 2)") and "tolerance" in line for line in told)
+
+
 def wrong(value: Any) -> Any:
-    """One number of what a runner returns, changed."""
+    """Change one value of a runner's result."""
     first = (value if isinstance(value, torch.Tensor) else value[-1]).view(-1)
     first[len(first) // 2 :] *= 1.5
     return value
@@ -76,7 +109,7 @@ def test_in_a_process_of_its_own() -> None:
     arrived, failed = result.stdout.splitlines()
     assert arrived == self_check.ARRIVED
     assert json.loads(failed) == []
-    assert re.search(r"^spherical_harmonics: \d\.\de-\d\d, at most 1e-0\d may be$", result.stderr, re.MULTILINE)
+    assert re.search(r"^spherical_harmonics: \d\.\de-\d\d, tolerance 1e-0\d$", result.stderr, re.MULTILINE)
 
 
 def test_the_process_of_the_first_use_leaves_stderr_to_errors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +126,7 @@ def test_the_process_of_the_first_use_leaves_stderr_to_errors(monkeypatch: pytes
     root = Path(self_check.__file__).parents[2]
     result = subprocess.run(on_cpu, capture_output=True, text=True, check=True, cwd=root)
     assert json.loads(result.stdout.splitlines()[-1]) == []
-    assert "may be" not in result.stderr
+    assert "tolerance" not in result.stderr
 
 
 def test_a_process_that_finds_something_ends_with_status_1(
@@ -135,7 +168,7 @@ FULL = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.
 def test_what_the_other_process_says(
     stdout: str, stderr: str, status: int, expected: Verdict | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A verdict where it reached the kernels; else, as text, why there is none."""
+    """A verdict if the process reached the kernels, otherwise the reason as text."""
     done = subprocess.CompletedProcess([], status, stdout, stderr)
     monkeypatch.setattr(self_check.subprocess, "run", lambda *_, **__: done)
     if isinstance(expected, Verdict):
@@ -147,7 +180,7 @@ def test_what_the_other_process_says(
 
 
 def test_a_process_without_a_gpu_gives_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no such GPU."""
+    """The GPU does not exist."""
     with pytest.raises(NotChecked, match=r"^\w.*"):
         self_check.in_another_process(99)
     monkeypatch.setattr(self_check.sys, "executable", "/nowhere/python")
@@ -164,7 +197,7 @@ class FakeGpu:
 
 @pytest.fixture
 def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A cache of its own, and circumstances that need no GPU."""
+    """A separate cache, and circumstances that need no GPU."""
     monkeypatch.setenv("EUGEN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(self_check, "_circumstances", lambda index: f"gpu-{index}")
     return []
@@ -182,7 +215,7 @@ def test_the_answer_is_kept(found: Verdict, answers: list[int]) -> None:
         problem = answer.problem()
         assert problem is None or f"delete {answer.kept_in} to have them checked again" in problem
     assert answers == [0, 1]
-    Path(answer.kept_in).unlink()  # the last one's
+    Path(answer.kept_in).unlink()  # of the last check
     self_check.verdict(0, run)
     assert answers == [0, 1, 0]
 
@@ -232,13 +265,13 @@ def test_no_answer_is_no_answer_to_keep(answers: list[int], tmp_path: Path, monk
 def test_without_another_process_this_one_asks_itself(
     answers: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A GPU in exclusive mode, or full: true today, perhaps not tomorrow, and no reason to do without kernels."""
+    """A GPU in exclusive mode or with full memory: this may change, and is no reason to avoid kernels."""
 
     def busy(index: int) -> Verdict:
         raise NotChecked("busy")
 
     def check(device: torch.device, backend: str) -> list[str]:
-        assert dispatch._native_cuda_problem(1) is None  # the kernels are there to be checked
+        assert dispatch._native_cuda_problem(1) is None  # the kernels are available for the check
         assert dispatch.requested_backend("reference") == "reference"
         return [f"march on {device}"]
 

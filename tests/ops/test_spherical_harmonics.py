@@ -31,7 +31,7 @@ def test_spherical_harmonics_are_orthonormal() -> None:
 
 
 def test_spherical_harmonics_are_sorted_by_degree() -> None:
-    """Degree l turns its sign by (-1)^l when the direction is reversed; l has 2 l + 1 functions."""
+    """Reversing the direction multiplies degree l by (-1)^l; degree l has 2 l + 1 functions."""
     directions = torch.nn.functional.normalize(
         torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=-1
     )

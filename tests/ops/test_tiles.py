@@ -1,4 +1,4 @@
-"""Tiles of networks: what fits into which GPU."""
+"""Tile configurations of networks, and which networks fit into which GPU."""
 
 from __future__ import annotations
 

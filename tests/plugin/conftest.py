@@ -1,4 +1,4 @@
-"""What the plugin's tests share: options under which training takes seconds, and a run trained with them."""
+"""Shared fixtures of the plugin's tests: options that make training take seconds, and a run trained with them."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Parse = Callable[..., EugenTrainerConfig]
 
 @pytest.fixture(scope="session")
 def small_options() -> list[str]:
-    """Options of ns-train, to follow the method's name."""
+    """Options of ns-train, to be placed after the method's name."""
     return SMALL
 
 
 @pytest.fixture(scope="session")
 def parse() -> Parse:
-    """Configuration for what would stand on ns-train's command line, after the small options."""
+    """The configuration for an ns-train command line, appended to the small options."""
 
     def parse_arguments(*arguments: str | Path, method: str = "eugen-nerf") -> EugenTrainerConfig:
         words = [method, *SMALL, *map(str, arguments)]

@@ -1,4 +1,4 @@
-"""Averages over pictures of different sizes, some too small for a metric."""
+"""Averages over images of different sizes, some too small for a metric."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pipeline(ball_scene: Path, parse: Any) -> Any:
 
 
 def views(pipeline: Any, *sizes: int) -> list[tuple[Any, dict[str, torch.Tensor]]]:
-    """Of one camera, in black, so that colours are right to a known degree."""
+    """Renders black images, so that the error of the colors is known."""
     found = []
     for size in sizes:
         camera = copy.deepcopy(pipeline.datamanager.eval_dataset.cameras[0:1])

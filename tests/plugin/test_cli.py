@@ -1,4 +1,4 @@
-"""nerfstudio's commands on our method: training, resuming, evaluating, rendering, exporting, viewing, and refusing."""
+"""nerfstudio's commands on this package's methods: train, resume, evaluate, render, export, view, and refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MODULES = {"ns-train": "nerfstudio.scripts.train", "ns-viewer": "nerfstudio.scri
 
 
 def start(command: str, *arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
+    """Run the command in a separate process."""
     return subprocess.Popen(
         [sys.executable, "-m", MODULES[command], *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -48,7 +48,7 @@ def start(command: str, *arguments: str | Path, cwd: Path) -> subprocess.Popen[s
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Runs the entry point of a nerfstudio script in this process, which saves the seconds of its imports."""
+    """Run the entry point of a nerfstudio script in this process, which avoids seconds of imports."""
 
     def run(module: Any, *arguments: str | Path) -> None:
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
@@ -70,7 +70,7 @@ def frames(video: Path) -> np.ndarray:
 
 
 def shows_something(image: np.ndarray) -> bool:
-    """A white background and a ball of many colours in front of it."""
+    """A white background and a ball of many colors in front of it."""
     return bool(image.max() > 240 and image.std() > 10)
 
 
@@ -124,10 +124,10 @@ class TestTraining:
         saved = run("whole", 40)
         first = rates["whole"][0]
         assert rates["whole"][39] == pytest.approx(first * (1 - 29 / 30 * 39 / 40))
-        # An interrupted run with the steps that are missing: as if nothing had happened.
+        # An interrupted run with the missing steps gives the same result as an uninterrupted one.
         run("interrupted", 23, "--load-dir", saved, "--load-step=16")
         assert rates["interrupted"] == pytest.approx({step: rates["whole"][step] for step in range(17, 40)})
-        # A finished one with as many steps again: as if all had been planned from the start.
+        # A finished run with as many steps again gives the same result as if all had been planned from the start.
         run("longer", 40, "--load-dir", saved)
         assert list(rates["longer"]) == list(range(40, 80))
         for step in range(41, 80):
@@ -204,8 +204,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("backend", "device", "message"),
         [
-            ("auto", "cuda", "PyTorch sees no NVIDIA GPU; train with --machine.device-type cpu"),
-            ("cuda", "cpu", "EUGEN_BACKEND asks for cuda, but this training is for cpu"),
+            ("auto", "cuda", "PyTorch finds no NVIDIA GPU; train with --machine.device-type cpu"),
+            ("cuda", "cpu", "EUGEN_BACKEND requests cuda, but this training runs on cpu"),
             ("quick", "cpu", "EUGEN_BACKEND is 'quick', but the backends are auto"),
         ],
     )
@@ -236,8 +236,8 @@ def test_evaluation(command: Command, config: Path, tmp_path: Path) -> None:
     assert written["checkpoint"].endswith("step-000000299.ckpt")
     assert 17 < written["results"]["psnr"] < 60
     assert 0.6 < written["results"]["ssim"] <= 1
-    assert "lpips" not in written["results"]  # the pictures are too small for it
-    # Truth and rendering beside each other, of both test views.
+    assert "lpips" not in written["results"]  # the images are too small for it
+    # Truth and rendering side by side, for both test views.
     assert Image.open(pictures / "eval_img_0001.png").size == (32, 16)
 
 
@@ -330,7 +330,7 @@ def test_point_cloud(command: Command, config: Path, tmp_path: Path) -> None:
     assert len(points) > 200
     radius = np.linalg.norm(points, axis=1)
     assert abs(np.median(radius) - 0.8) < 0.15
-    # The ball's colour is its normal, half of it more than a half.
+    # The ball's color is its normal, of which half is above 0.5.
     normal = points / radius[:, None]
     assert np.abs(np.asarray(cloud.colors) - (0.5 + 0.5 * normal)).mean() < 0.15
 
@@ -351,7 +351,7 @@ def test_viewer_serves_the_run(config: Path, tmp_path: Path) -> None:
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.2)
         assert "<html" in page, process.communicate() if process.poll() is not None else "no answer"
-        assert process.poll() is None  # and goes on serving
+        assert process.poll() is None  # it keeps serving
     finally:
         process.terminate()
         _, errors = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""What nerfstudio needs from us on today's torch and on a bare system."""
+"""Compatibility fixes that nerfstudio needs on current PyTorch versions and on minimal systems."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TestCheckpoints:
         assert loaded["lrs"] == [0.125]
 
     def test_it_is_our_doing(self, tmp_path: Path) -> None:
-        """Without it such a file is refused, so the test above tests something."""
+        """Without the fix such a file is refused, so the test above is meaningful."""
         torch.save({"lr": np.float64(0.25)}, tmp_path / "a.ckpt")
         done = run_python(f"""
 import torch
@@ -108,7 +108,7 @@ class TestFfmpeg:
         assert program is not None
         answer = subprocess.run([program, "-version"], capture_output=True, text=True, check=True)
         assert answer.stdout.startswith("ffmpeg version")
-        compat.provide_ffmpeg()  # a second call finds the first one's
+        compat.provide_ffmpeg()  # a second call finds the link of the first
         assert shutil.which("ffmpeg") == program
 
     def test_a_link_that_leads_nowhere_is_renewed(self, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ class TestFfmpeg:
         assert os.environ["PATH"] == before
 
     def test_another_users_folder_is_not_put_on_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Its name is known beforehand, so anybody could have made it, with a program of theirs."""
+        """The folder's name is predictable, so another user could have created it with their own program."""
         owner = os.getuid()
         monkeypatch.setattr(os, "getuid", lambda: owner + 1)
         before = os.environ["PATH"]
@@ -157,7 +157,7 @@ def test_remarks_on_nerfstudios_own_code_are_hidden_unless_asked_for(
 
 
 class TestMethodsToInstall:
-    """nerfstudio tells by the stack whether its list of them is being made, or one was chosen."""
+    """nerfstudio inspects the stack to tell whether it lists the methods or one was chosen."""
 
     def test_all_are_listed(self, capsys: pytest.CaptureFixture[str]) -> None:
         compat.start_sooner()

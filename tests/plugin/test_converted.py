@@ -1,4 +1,4 @@
-"""nerfstudio's own models with EUGen layers: what is replaced, training, evaluation without a network, refusals."""
+"""nerfstudio's own models with EUGen layers: replacement, training, evaluation without internet, refusals."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_trains_and_is_evaluated(
     state = torch.load(run / "nerfstudio_models" / f"step-{STEPS - 1:09d}.ckpt")["pipeline"]
     for path in METHODS[method][3]:
         assert f"_model.{path}.projections" in state
-    # ns-eval, on a machine that has never seen the weights of AlexNet.
+    # ns-eval, on a machine without the weights of AlexNet.
     result = tmp_path / "result.json"
     arguments = ["ns-eval", f"--load-config={run / 'config.yml'}", f"--output-path={result}"]
     monkeypatch.setattr(sys, "argv", arguments)
@@ -160,7 +160,7 @@ def test_a_converted_field_computes_merged() -> None:
 
 
 def test_a_converted_field_runs_on_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two calls of an op: up to the skip connection, and from there on."""
+    """Two calls of the op: up to the skip connection, and after it."""
     box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
     torch.manual_seed(0)
     model: Any = METHODS["eugen-vanilla-nerf"][1].pipeline.model.setup(scene_box=box, num_train_data=1)
@@ -224,7 +224,7 @@ class TestRefusals:
         file = scene / split / "r_1.png"
         content = bytearray(file.read_bytes())
         start = content.index(b"IDAT") + 4
-        content[start : start + 40] = bytes(40)  # the file stays whole from header to end
+        content[start : start + 40] = bytes(40)  # the file keeps its header and its end
         file.write_bytes(content)
         with pytest.raises(UserError, match=rf"{split}/r_1\.png: the image cannot be decoded"):
             main(parse("eugen-nerfacto", scene, tmp_path / "out"))
@@ -239,21 +239,21 @@ class TestRefusals:
             ),
             (
                 lambda folder: [Image.open(f).convert("P").save(f) for f in folder.iterdir()],
-                r"is of Pillow's mode P, and this method reads pictures as nerfstudio does",
+                r"has Pillow mode P, and this method reads images through nerfstudio",
             ),
             (lambda folder: edit(folder, 0, mask="L"), r"r_1\.png: has no mask while others have one"),
-            (lambda folder: [edit(folder, i, mask="RGB") for i in range(16)], r"m\.png: is of Pillow's mode RGB"),
+            (lambda folder: [edit(folder, i, mask="RGB") for i in range(16)], r"m\.png: has Pillow mode RGB"),
             (
                 lambda folder: [edit(folder, i, dark=60) for i in range(16)],
-                r"m\.png: has greys between black and white",
+                r"m\.png: has gray values between black and white",
             ),
         ],
-        ids=["alpha in some", "palette", "masks for some", "masks in colour", "masks in grey"],
+        ids=["alpha in some", "palette", "masks for some", "masks in color", "masks in gray"],
     )
     def test_pictures_that_nerfstudio_would_misread(
         self, damage: Any, message: str, ball_scene: Path, tmp_path: Path
     ) -> None:
-        """The first would keep its training waiting for ever, palettes would be taken for grey, masks be dropped."""
+        """The first would block training forever, palettes would be read as gray, and masks would be dropped."""
         scene = tmp_path / "scene"
         shutil.copytree(ball_scene, scene)
         damage(scene / "train")
@@ -263,7 +263,7 @@ class TestRefusals:
 
 
 def edit(folder: Path, index: int, mask: str = "L", dark: int | None = None) -> None:
-    """Give a training photo a mask of one of Pillow's modes, white but for a corner that may be dark."""
+    """Give a training photo a mask in one of Pillow's modes, white except for a corner that may be dark."""
     image = Image.new(mask, (16, 16), "white")
     if dark is not None:
         image.paste(dark, (0, 0, 4, 4))

@@ -1,4 +1,4 @@
-"""SceneDataManager: pixels through our loaders, alpha for training alone, masks, and nerfstudio's own parsers."""
+"""SceneDataManager: pixels from the package's loaders, alpha only for training, masks, nerfstudio's own parsers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from PIL import Image
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.plugin.datamanager import SceneDataManager
+from eugen_nerf.plugin.recording import usable_pixels
 from tests.pretended_gpu import WAITS, OnGpu, pretended_gpu
 
 
@@ -32,15 +33,15 @@ def pixels(path: Path) -> torch.Tensor:
 
 @pytest.fixture
 def capture(ball_scene: Path, tmp_path: Path) -> Path:
-    """The ball's training images as a capture in one transforms.json, on grey, with masks for the first two."""
+    """The ball's training images as a capture in one transforms.json, on gray, with masks for the first two."""
     listing = json.loads((ball_scene / "transforms_train.json").read_text())
     frames = []
     for index, frame in enumerate(listing["frames"]):
         name = f"images/{index:02d}.png"
         (tmp_path / "images").mkdir(exist_ok=True)
         rgba = Image.open(ball_scene / f"{frame['file_path']}.png")
-        grey = Image.new("RGBA", rgba.size, (128, 128, 128, 255))
-        Image.alpha_composite(grey, rgba).convert("RGB").save(tmp_path / name)
+        gray = Image.new("RGBA", rgba.size, (128, 128, 128, 255))
+        Image.alpha_composite(gray, rgba).convert("RGB").save(tmp_path / name)
         frames.append({"file_path": name, "transform_matrix": frame["transform_matrix"]})
         if index < 2:
             mask = np.full((16, 16), 255, dtype=np.uint8)
@@ -68,7 +69,10 @@ class TestAlpha:
         manager = build(parse, "--data", ball_scene, f"--pipeline.datamanager.eval-background={name}")
         _, batch = manager.next_train(0)
         assert batch["image"].shape == (manager.get_train_rays_per_batch(), 4)
-        assert torch.equal(manager.train_dataset[3]["image"], pixels(ball_scene / "train" / "r_3.png"))
+        shown = pixels(ball_scene / "train" / "r_3.png")
+        blended = shown[..., :3] * shown[..., 3:] + value * (1 - shown[..., 3:])
+        # The viewer shows these images; raw colors under transparent pixels would be visible there.
+        torch.testing.assert_close(manager.train_dataset[3]["image"], blended)
         _, batch = manager.next_eval(0)
         assert batch["image"].shape[1] == 3
         rgba = pixels(ball_scene / "val" / "r_1.png")
@@ -77,7 +81,7 @@ class TestAlpha:
         assert manager.train_dataset.metadata["eval_background"] == name
 
     def test_rendering_gets_a_background_for_the_training_images_too(self, parse: Any, ball_scene: Path) -> None:
-        """ns-render sets up no training; the truth it shows must be a picture."""
+        """ns-render sets up no training; the truth it shows must be an image."""
         manager = build(parse, "--data", ball_scene, test_mode="inference")
         image = manager.train_dataset[0]["image"]
         assert image.shape == (16, 16, 3)
@@ -102,16 +106,17 @@ class TestSize:
     def test_images_are_reduced_with_their_cameras(self, parse: Any, ball_scene: Path) -> None:
         manager = build(parse, "--data", ball_scene, "eugen-scene", "--downscale-factor=2")
         item = manager.train_dataset[0]
-        assert item["image"].shape == (8, 8, 4)
+        assert item["image"].shape == (8, 8, 3)
         camera = manager.train_dataset.cameras[0]
         assert (int(camera.width), int(camera.height)) == (8, 8)
         rgba = pixels(ball_scene / "train" / "r_0.png").double()
         alpha = rgba[..., 3].view(8, 2, 8, 2).mean(dim=(1, 3))
-        torch.testing.assert_close(item["image"][..., 3].double(), alpha, rtol=0, atol=0.6 / 255)
+        read = manager.train_dataset.get_numpy_image(0)
+        torch.testing.assert_close(torch.from_numpy(read[..., 3]) / 255.0, alpha.float(), rtol=0, atol=0.6 / 255)
 
     def test_nerfstudios_own_scale_factor_works_as_well(self, parse: Any, ball_scene: Path) -> None:
         manager = build(parse, "--data", ball_scene, "--pipeline.datamanager.camera-res-scale-factor=0.5")
-        assert manager.train_dataset[0]["image"].shape == (8, 8, 4)
+        assert manager.train_dataset[0]["image"].shape == (8, 8, 3)
         assert int(manager.train_dataset.cameras[0].width) == 8
 
 
@@ -126,6 +131,7 @@ class TestMasks:
             assert mask.shape == (16, 16, 1)
             assert mask[:, :6].any() == (index != masked)
             assert mask[:, 6:].all()
+            assert torch.equal((usable_pixels(manager.train_dataset) or [])[index], mask[..., 0])
         for step in range(30):
             _, batch = manager.next_train(step)
             image, _, column = batch["indices"].unbind(-1)
@@ -149,7 +155,7 @@ class TestMasks:
         manager = build(parse, "--data", capture, "--pipeline.datamanager.camera-res-scale-factor=0.25")
         names = [file.name for file in manager.train_dataset.image_filenames]
         mask = manager.train_dataset[names.index("01.png")]["mask"]
-        # Columns of four pixels; the second one is half masked, so it is masked.
+        # Columns of four pixels; the second one is half masked, so it counts as masked.
         assert mask[..., 0].tolist() == [[False, False, True, True]] * 4
 
     def test_a_scene_without_any_has_none(self, parse: Any, capture: Path) -> None:
@@ -160,20 +166,20 @@ class TestMasks:
 class TestSizesThatDiffer:
     @staticmethod
     def shrink(capture: Path, small: int) -> Path:
-        """Every pixel of every photo gets a colour of its own, and one photo half the height."""
+        """Give every pixel of every photo a unique color, and one photo half the height."""
         listing = json.loads((capture / "transforms.json").read_text())
         for index, frame in enumerate(listing["frames"]):
             height = 8 if index == small else 16
             row, column = np.mgrid[:height, :16]
-            colours = np.stack([np.full_like(row, 10 * index), 10 * row, 10 * column], axis=-1)
-            Image.fromarray(colours.astype(np.uint8)).save(capture / frame["file_path"])
+            colors = np.stack([np.full_like(row, 10 * index), 10 * row, 10 * column], axis=-1)
+            Image.fromarray(colors.astype(np.uint8)).save(capture / frame["file_path"])
             frame.update(w=16, h=height, cx=8.0, cy=height / 2)
         (capture / "transforms.json").write_text(json.dumps(listing))
         return capture
 
     @pytest.fixture
     def mixed(self, capture: Path) -> Path:
-        """Of the photos to train on the last one is smaller."""
+        """Make the last training photo smaller."""
         return self.shrink(capture, 15)
 
     @pytest.mark.parametrize("masks", [False, True])
@@ -199,7 +205,7 @@ class TestSizesThatDiffer:
         if masks:
             usable[names.index(1), :, :6] = False
         assert not counts[~usable].any()
-        # Poisson's spread of each count about the mean, and of each photo's share of the rays.
+        # The Poisson spread of each count about the mean, and of each photo's share of the rays.
         mean = counts.sum() / usable.sum()
         assert (counts[usable] <= mean + 8 * mean.sqrt()).all()
         shares, areas = counts.sum(dim=(1, 2)), usable.sum(dim=(1, 2))

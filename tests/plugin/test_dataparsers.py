@@ -1,4 +1,4 @@
-"""SceneDataParser: what nerfstudio gets is the loaded scene."""
+"""SceneDataParser: nerfstudio receives the loaded scene unchanged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DEMO = Path(__file__).parents[2] / "data" / "demo"
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, scene: Scene, **changes: object) -> None:
-    """Let the parser load this scene, with all of its frames changed."""
+    """Let the parser load this scene, with a change applied to every frame."""
     options = {key: changes.pop(key) for key in ("warnings",) if key in changes}
     frames = tuple(dataclasses.replace(frame, **changes) for frame in scene.frames)
     changed = dataclasses.replace(scene, frames=frames, **options)
@@ -69,7 +69,7 @@ def test_outputs_are_those_of_the_scene(ball_scene: Path, split: str) -> None:
 
 @pytest.mark.parametrize("factor", [0.4, 1.0, 3.0])
 def test_a_bounded_scene_is_whole_from_near_and_far(ball_scene: Path, factor: float) -> None:
-    """Through a mist that fills the ball, from a part and a multiple of the distance of the photos' cameras."""
+    """Through a mist that fills the ball, from a fraction and a multiple of the cameras' distance."""
     outputs = SceneDataParserConfig(data=ball_scene).setup().get_dataparser_outputs("train")
     low, high = (tuple(corner.tolist()) for corner in outputs.scene_box.aabb)
     space = Space((low, high), contracted=False)
@@ -88,7 +88,7 @@ def test_a_bounded_scene_is_whole_from_near_and_far(ball_scene: Path, factor: fl
 def test_limits_leave_the_samples_of_the_photos_as_the_box_places_them(
     name: str, published_scene: Callable[[str], Path]
 ) -> None:
-    """Tighter limits, at the nearest and the farthest point of the box from any camera, give the same to the bit."""
+    """Tighter limits, at the box's nearest and farthest point from any camera, give bit-identical results."""
     folder = DEMO if name == "demo" else published_scene(name)
     outputs = SceneDataParserConfig(data=folder).setup().get_dataparser_outputs("train")
     low, high = (tuple(corner.tolist()) for corner in outputs.scene_box.aabb)
@@ -115,7 +115,7 @@ def test_limits_leave_the_samples_of_the_photos_as_the_box_places_them(
 
 
 def test_rays_point_at_what_the_images_show(ball_scene: Path) -> None:
-    """The nearest point to the ball's middle on the ray of a pixel tells whether the pixel shows the ball."""
+    """A pixel shows the ball if its ray passes close enough to the ball's center."""
     outputs = SceneDataParserConfig(data=ball_scene).setup().get_dataparser_outputs("train")
     for index, file in enumerate(outputs.image_filenames):
         rays = outputs.cameras.generate_rays(camera_indices=index)
@@ -127,7 +127,7 @@ def test_rays_point_at_what_the_images_show(ball_scene: Path) -> None:
 
 def test_poses_return_to_the_files_world(ball_scene: Path) -> None:
     """nerfstudio inverts our transform when it exports in the world of the dataset."""
-    scene = load_scene(ball_scene, "train", bounded=False)  # this recentres and rescales the cameras
+    scene = load_scene(ball_scene, "train", bounded=False)  # this recenters and rescales the cameras
     outputs = SceneDataParserConfig(data=ball_scene, bounded=False).setup().get_dataparser_outputs("train")
     assert scene.world_scale != 1
     back = outputs.transform_poses_to_original_space(outputs.cameras.camera_to_worlds, camera_convention="opengl")
@@ -136,12 +136,12 @@ def test_poses_return_to_the_files_world(ball_scene: Path) -> None:
 
 
 def test_points_are_handed_on_in_the_world_of_the_cameras(tmp_path: Path) -> None:
-    """Under the names that nerfstudio's pipeline looks for, positions as float32 and colours as bytes."""
+    """Under the names that nerfstudio's pipeline expects, positions as float32 and colors as bytes."""
     builders.make_colmap_binary(tmp_path)
     outputs = SceneDataParserConfig(data=tmp_path).setup().get_dataparser_outputs("train")
-    positions, colours = outputs.metadata["points3D_xyz"], outputs.metadata["points3D_rgb"]
-    assert (positions.dtype, colours.dtype) == (torch.float32, torch.uint8)
-    assert colours.tolist() == [[255, 128, 7], [1, 2, 3]]
+    positions, colors = outputs.metadata["points3D_xyz"], outputs.metadata["points3D_rgb"]
+    assert (positions.dtype, colors.dtype) == (torch.float32, torch.uint8)
+    assert colors.tolist() == [[255, 128, 7], [1, 2, 3]]
     marker = builders.marker_in(load_scene(tmp_path, "train"))
     np.testing.assert_allclose(positions[0].numpy(), marker, atol=1e-6)
     assert not {"points3D_xyz", "points3D_rgb"} & set(SceneDataset(outputs).metadata)
@@ -181,15 +181,15 @@ def test_options_of_ns_train_reach_the_loader(tmp_path: Path, parse: Parse) -> N
     assert not np.allclose(found[:, :3], np.eye(3))
     np.testing.assert_array_equal(loaded("--orientation", "none").world_transform[:, :3], np.eye(3))
     np.testing.assert_array_equal(loaded("--orientation", "up").world_transform, found)
-    np.testing.assert_array_equal(loaded("--centre", "none").world_transform[:, 3], np.zeros(3))
-    assert not np.allclose(loaded("--centre", "poses").world_transform[:, 3], found[:, 3])
+    np.testing.assert_array_equal(loaded("--center", "none").world_transform[:, 3], np.zeros(3))
+    assert not np.allclose(loaded("--center", "poses").world_transform[:, 3], found[:, 3])
     assert len(loaded("--eval-interval", "0").frames) == 9
 
 
 def test_who_opens_the_files_is_not_told_of_pictures_that_are_smaller(ball_scene: Path, tmp_path: Path) -> None:
-    """nerfstudio's own data managers would wait for them forever."""
+    """nerfstudio's own data managers would wait forever for them."""
     config = SceneDataParserConfig(data=ball_scene, downscale_factor=2)
-    with pytest.raises(SceneError, match=r"r_0\.png: there is no copy .* 2 times, .*scale-factor 0\.5\."):
+    with pytest.raises(SceneError, match=r"r_0\.png: there is no copy .* by 2, .*scale-factor 0\.5\."):
         config.setup().get_dataparser_outputs("train")
     builders.make_transforms(tmp_path)
     (tmp_path / "images_2").mkdir()
@@ -247,7 +247,7 @@ def test_masks_are_handed_on_if_every_frame_has_one(monkeypatch: pytest.MonkeyPa
 def test_warnings_are_printed_once_and_as_they_are(
     monkeypatch: pytest.MonkeyPatch, ball_scene: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Brackets in file names are no markup."""
+    """Brackets in file names are not markup."""
     stand_in(monkeypatch, load_scene(ball_scene, "train"), warnings=("a[/b]/c[red].png is odd",))
     parser = SceneDataParserConfig(data=ball_scene).setup()
     for split in ("train", "val"):
@@ -263,7 +263,7 @@ def test_a_missing_scene_is_a_message_for_the_user(tmp_path: Path) -> None:
 def test_large_photos_are_reduced_by_themselves_for_who_can(
     ball_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """nerfstudio's own data managers, which could not in every scene, get the photos as they are."""
+    """nerfstudio's own data managers, which do not support every scene, receive the photos unchanged."""
     monkeypatch.setattr(resolution, "LONGEST_SIDE", 48)
 
     def width_and_folder(scene: Path) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""A part of the plugin that cannot be imported must not take nerfstudio's other methods with it."""
+"""A part of the plugin that cannot be imported must not disable nerfstudio's other methods."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_other_attributes_do_not_exist(name: str) -> None:
 
 
 def test_nerfstudio_goes_on_without_a_broken_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process of its own, where importing the model fails as it would with another version of nerfstudio."""
+    """In a separate process, in which importing the model fails as with an incompatible version of nerfstudio."""
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['eugen_nerf.plugin.model'] = None\n")
     program = """
 from nerfstudio.configs.method_configs import all_methods

@@ -1,4 +1,4 @@
-"""Test views: their choice, their truth, their metrics."""
+"""Held-out views: their selection, ground truth and metrics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_beginnings_of_the_order_are_spread(count: int) -> None:
 
 
 class Images:
-    """Two photos of 8 x 8 pixels, half transparent black; a dataset as nerfstudio's."""
+    """A dataset like nerfstudio's with two photos of 8 x 8 pixels, half-transparent black."""
 
     def __init__(self, size: int = 8) -> None:
         pose = torch.eye(4)[:3].repeat(2, 1, 1)
@@ -48,7 +48,7 @@ class Images:
 
 
 class Gray(torch.nn.Module):
-    """Renders one gray, and draws random numbers on the way."""
+    """Renders a constant gray, and draws random numbers while doing so."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def pipeline(value: float, size: int = 8) -> Any:
 
 
 def test_transparent_photos_are_compared_on_white() -> None:
-    """Black at half opacity on white is a middle gray, which rounds to 128; 127.5 of 255 does so too."""
+    """Black at half opacity on white is a medium gray, which rounds to 128, as 127.5 of 255 does."""
     (row,) = evaluate(pipeline(0.5), [1])
     assert row["view"] == 1
     assert row["psnr"] == evaluation.PSNR_OF_EQUAL_IMAGES
@@ -79,7 +79,7 @@ def test_transparent_photos_are_compared_on_white() -> None:
 
 @pytest.mark.parametrize("background", ["last_sample", "random", "black"])
 def test_methods_that_show_black_are_refused_beside_others(background: str) -> None:
-    """Left to itself, nerfstudio's nerfacto trains what is transparent to be black."""
+    """By default, nerfstudio's nerfacto trains transparent pixels to be black."""
     ours = pipeline(0.0)
     evaluation.check_background(ours)
     ours.model.config = SimpleNamespace(background_color=background)
@@ -92,10 +92,10 @@ def test_methods_that_show_black_are_refused_beside_others(background: str) -> N
 
 def test_a_model_that_has_diverged_is_no_black_one() -> None:
     ours = pipeline(np.nan)
-    with pytest.raises(UserError, match=r"prediction.* values that are no numbers, in 64 of 64 pixels"):
+    with pytest.raises(UserError, match=r"prediction.* contains NaN in 64 of 64 pixels"):
         evaluate(ours, [0])
     ours.model.get_outputs_for_camera_ray_bundle = lambda rays: {"rgb": torch.full((*rays.shape, 3), np.nan)}
-    with pytest.raises(UserError, match="values that are no numbers, in 16 of 16"):
+    with pytest.raises(UserError, match="contains NaN in 16 of 16"):
         evaluation.quick_psnr(ours, [0, 1], 16)
 
 
@@ -119,8 +119,18 @@ def test_evaluation_leaves_mode_and_random_numbers_alone() -> None:
     assert ours.training
 
 
+def test_an_evaluation_that_is_interrupted_leaves_the_mode_alone() -> None:
+    ours = pipeline(0.5)
+    ours.train()
+    context = evaluation.evaluating(ours)
+    context.__enter__()
+    assert not ours.training
+    assert not context.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert ours.training
+
+
 class Directions(torch.nn.Module):
-    """Shows the direction of every ray as a colour."""
+    """Renders the direction of every ray as a color."""
 
     def get_outputs_for_camera_ray_bundle(self, rays: RayBundle) -> dict[str, Tensor]:
         assert rays.directions.dim() == 3
@@ -137,14 +147,14 @@ def test_some_pixels_are_those_of_the_whole_picture() -> None:
     places = torch.tensor([63, 0, 17])
     whole = evaluation.render_view(ours, camera).reshape(64, 3)
     assert torch.equal(evaluation.render_pixels(ours, camera, places), whole[places])
-    # All pixels, in whatever order, have the PSNR of the picture.
+    # All pixels, in any order, have the PSNR of the image.
     expected = mean(evaluate(ours, [0, 1]), "psnr")
     assert evaluation.quick_psnr(ours, [0, 1], 64) == pytest.approx(expected)
     assert evaluation.quick_psnr(ours, [0, 1]) == expected
     some = evaluation.quick_psnr(ours, [0, 1], 8)
     assert some != expected
     torch.rand(1)
-    assert evaluation.quick_psnr(ours, [0, 1], 8) == some  # the same ones again
+    assert evaluation.quick_psnr(ours, [0, 1], 8) == some  # the same pixels again
 
 
 def test_pictures_of_the_first_views_are_kept(tmp_path: Path) -> None:
@@ -157,7 +167,7 @@ def test_pictures_of_the_first_views_are_kept(tmp_path: Path) -> None:
 
 
 def test_photos_of_another_size_than_the_camera_are_refused() -> None:
-    with pytest.raises(UserError, match=r"a.png: is read in 16x16, but its camera is 8x8.*downscaling"):
+    with pytest.raises(UserError, match=r"a.png: is read at 16x16, but its camera has 8x8.*downscaling"):
         evaluate(pipeline(0.5, size=16), [0])
 
 

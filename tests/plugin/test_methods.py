@@ -30,7 +30,7 @@ METHODS = {
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Every option of a configuration by its path."""
+    """Every option of a configuration, by its path."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         items = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     elif isinstance(value, dict):
@@ -47,7 +47,7 @@ def test_methods_differ_in_their_networks_alone(network: Any, device: Any) -> No
     second = flat(method_config(f"eugen-nerf-{network}", network, device))
     assert set(first) == set(second)
     different = {name for name in first if first[name] != second[name]}
-    # Each kind of network trains at a rate of its own, which decays by the same factor.
+    # Each kind of network has its own learning rate, which decays by the same factor.
     assert different - {"optimizers.networks.optimizer.lr"} == {"method_name", "pipeline.model.field.network"}
     assert second["pipeline.model.field.network"] == network
     for options in (first, second):
@@ -65,7 +65,7 @@ def test_order_2_is_the_same_method_with_other_layers_of_the_same_cost(device: A
     small = {"log2_hashmap_size": 4, "candidate_features": 0}
     models: list[Any] = [config.pipeline.model for config in configs]
     fields = [EugenField(dataclasses.replace(model.field, **small)) for model in models]
-    products = 3 * 16  # in one layer of the density and two of the colour network
+    products = 3 * 16  # in one layer of the density network and two of the color network
     assert fields[1].multiply_adds() == fields[0].multiply_adds() + products
 
 
@@ -103,7 +103,7 @@ def test_defaults_follow_the_device() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_optimizer_averages_and_divides_alike(device: Any) -> None:
-    """Gradients of a hash grid are tiny: an eps as large as Adam's usual one would take its step."""
+    """Gradients of a hash grid are tiny, so Adam's usual eps would suppress the steps."""
     configs = [method_config("m", network, device) for _, network in METHODS.values()]  # type: ignore[arg-type]
     for config in (*configs, order_2_method_config("m", device)):
         groups = config.optimizers
@@ -121,16 +121,16 @@ def test_the_device_is_chosen_by_what_there_is(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_training_ends_by_itself() -> None:
-    """With a viewer, nerfstudio goes on serving the scene after the last step."""
+    """With a viewer, nerfstudio keeps serving the scene after the last step."""
     for specification in (methods.eugen_nerf_order2, *(specification for specification, _ in METHODS.values())):
         assert not specification.config.is_viewer_enabled()
         assert not specification.config.is_viewer_legacy_enabled()
-        # Nothing but a viewer keeps nerfstudio from evaluating while it trains.
+        # Only a viewer keeps nerfstudio from evaluating during training.
         assert specification.config.steps_per_eval_image < specification.config.max_num_iterations
 
 
 class TestSaveConfig:
-    """What ns-train does before anything else."""
+    """The first thing that ns-train does."""
 
     def config(self, parse: Any, scene: Path, output: Path, *options: str) -> EugenTrainerConfig:
         config = parse("--output-dir", output, "--timestamp=now", *options)
@@ -145,7 +145,7 @@ class TestSaveConfig:
         config.save_config()
         assert (config.get_base_dir() / "config.yml").is_file()
         told = " ".join(capsys.readouterr().out.split())
-        assert "Warning: ns-eval will refuse: " in told
+        assert "Warning: ns-eval, ns-viewer, ns-render and ns-export will fail on this run: " in told
         assert "none of the 2 images it lists exists" in told
 
     def test_writes_a_configuration_that_finds_the_scene_from_anywhere(
@@ -182,7 +182,7 @@ class TestSaveConfig:
     ) -> None:
         self.config(parse, ball_scene, tmp_path).save_config()
         text = " ".join(capsys.readouterr().out.split())
-        assert "Training eugen on cpu: hash grid 4 x 4 features, up to 2^11 entries a level" in text
+        assert "Training eugen on cpu: hash grid 4 x 4 features, up to 2^11 entries per level" in text
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -200,10 +200,22 @@ class TestSaveConfig:
             ),
             (["--optimizers.networks.optimizer.lr=-1"], r"optimizers\.networks\.optimizer\.lr must be 0 or .*, not -1"),
             (["--optimizers.encoding.optimizer.betas", "1.0", "1.0"], r"encoding\.optimizer\.betas must be .* below 1"),
+            (
+                ["--optimizers.encoding.optimizer.eps=-1"],
+                r"encoding\.optimizer\.eps must be 0 or a positive .*, not -1",
+            ),
+            (
+                ["--fit-schedules=False", "--optimizers.networks.scheduler.max-steps=0"],
+                r"networks\.scheduler\.max_steps must be at least 1, not 0",
+            ),
+            (
+                ["--optimizers.networks.scheduler.final-share=-0.5"],
+                r"networks\.scheduler\.final_share must be from 0 to 1, not -0\.5",
+            ),
             (["--pipeline.datamanager.camera-res-scale-factor=0"], "camera_res_scale_factor must be a positive number"),
             (
                 ["--pipeline.datamanager.train-num-images-to-sample-from=0"],
-                "train_num_images_to_sample_from must be -1, for all of them, or at least 1, not 0",
+                r"train_num_images_to_sample_from must be -1 \(all images\) or at least 1, not 0",
             ),
             (["--load-dir=/nowhere"], r"/nowhere: holds no checkpoint .* nerfstudio_models"),
             (["--load-checkpoint=/nowhere.ckpt"], r"/nowhere\.ckpt: does not exist"),
@@ -261,7 +273,7 @@ class TestSaveConfig:
 
 
 class TestCheckpoint:
-    """What ns-train is told to go on from."""
+    """The checkpoints that ns-train can resume from."""
 
     def config(self, parse: Any, scene: Path, output: Path, *options: Any, method: str = "eugen-nerf") -> Any:
         words = ["--data", scene, "--output-dir", output, "--timestamp=now", "--max-num-iterations=100"]
@@ -286,7 +298,7 @@ class TestCheckpoint:
             config = self.config(parse, ball_scene, tmp_path / str(number), *options)
             config.save_config()
             assert self.max_steps(config) == {400}
-            # By one name, without a step that ns-eval would look for in the new run.
+            # By a single name, without a step that ns-eval would expect in the new run.
             assert (config.load_checkpoint, config.load_dir, config.load_step) == (file, None, None)
 
     def test_the_decay_begins_anew_without_a_schedule_to_go_on_with(
@@ -301,6 +313,26 @@ class TestCheckpoint:
         config = self.config(parse, ball_scene, tmp_path, "--load-checkpoint", transferred)
         config.save_config()
         assert self.max_steps(config) == {100}
+
+    def test_options_of_optimizers_that_it_overrules_are_told(
+        self, parse: Any, ball_scene: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        load = ["--load-dir", trained_run / "nerfstudio_models"]
+        told = []
+        for number, options in enumerate(
+            (
+                [],
+                ["--optimizers.networks.optimizer.lr=0.001"],
+                ["--optimizers.networks.optimizer.lr=0.001", "--load-scheduler=False"],
+                ["--optimizers.encoding.optimizer.betas", "0.5", "0.5", "--load-scheduler=False"],
+            )
+        ):
+            self.config(parse, ball_scene, tmp_path / str(number), *load, *options).save_config()
+            told.append(" ".join(capsys.readouterr().out.split()))
+        assert ["optimizers." in text for text in told] == [False, True, False, True]
+        assert "optimizers.networks.optimizer.lr stays 0.004, as the checkpoint has it, and does not become" in told[1]
+        assert "--load-scheduler False begins" in told[1]
+        assert "optimizers.encoding.optimizer.betas stays (0.9, 0.99)" in told[3]
 
     def test_its_check_reads_the_scene_no_second_time(
         self, parse: Any, ball_scene: Path, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -381,7 +413,7 @@ class TestBusyMachine:
 
     def test_nothing_to_tell(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert methods.busy_machine_hint(0.1, 2) is None
-        assert methods.busy_machine_hint(1.5, 4) is None  # the other work has cores of its own
+        assert methods.busy_machine_hint(1.5, 4) is None  # the other work uses other cores
         monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
         assert methods.busy_machine_hint(1.5, 2) is None
         monkeypatch.delenv("OMP_WAIT_POLICY")

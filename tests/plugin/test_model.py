@@ -31,7 +31,7 @@ BOUNDED = {"bounded": True, "near": 0.1, "far": 10.0}
 
 
 def build(metadata: dict[str, Any] | None = None, parse: Any = None, **options: Any) -> EugenModel:
-    """A model without a dataset, with small options and a field that is somewhat opaque."""
+    """A model without a dataset, with small options and a partly opaque field."""
     config: EugenModelConfig = parse().pipeline.model
     for name, value in options.items():
         setattr(config, name, value)
@@ -43,7 +43,7 @@ def build(metadata: dict[str, Any] | None = None, parse: Any = None, **options: 
 
 
 def bundle(n: int = 64) -> RayBundle:
-    """Rays from around towards the middle."""
+    """Rays from around the scene toward its center."""
     generator = torch.Generator().manual_seed(0)
     origins = 3 * torch.nn.functional.normalize(torch.randn(n, 3, generator=generator), dim=-1)
     directions = torch.nn.functional.normalize(0.5 * torch.randn(n, 3, generator=generator) - origins, dim=-1)
@@ -51,7 +51,7 @@ def bundle(n: int = 64) -> RayBundle:
 
 
 def empty(model: EugenModel) -> EugenModel:
-    """The model with a density of zero everywhere."""
+    """The model with zero density everywhere."""
     model.occupancy.bits.zero_()
     return model
 
@@ -73,7 +73,7 @@ def test_samples_are_counted(parse: Any, skip_hidden: bool) -> None:
         model.to(gpu)
         rays = bundle().to(gpu)
         count = model.train().get_metrics_dict(model(rays), {})["num_samples_per_batch"]
-        assert not isinstance(count, OnGpu)  # the pipeline reads it in every step, and would wait for the GPU
+        assert not isinstance(count, OnGpu)  # the pipeline reads it in every step, which would synchronize
 
 
 def test_training_shifts_the_samples_of_each_ray(parse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_training_shifts_the_samples_of_each_ray(parse: Any, monkeypatch: pytest
     model(bundle())
     for jitter in shifts:
         assert ((jitter >= 0) & (jitter < 1)).all()
-    assert len(torch.cat(shifts).unique()) == 2 * 64  # anew in each step
+    assert len(torch.cat(shifts).unique()) == 2 * 64  # drawn anew in each step
     model.eval()
     first, second = model(bundle()), model(bundle())
     assert len(shifts) == 2
@@ -111,11 +111,11 @@ class TestBackgrounds:
         assert not outputs["rgb"].any()
         assert not outputs["accumulation"].any()
         transparent = {"image": torch.zeros(64, 4)}
-        # Truth and prediction lie on the same background, whatever it is.
+        # Truth and prediction have the same background, whatever it is.
         assert model.get_loss_dict(outputs, transparent)["rgb_loss"] == 0
         opaque = {"image": torch.cat([torch.full((64, 3), 0.5), torch.ones(64, 1)], dim=-1)}
         losses = {model.get_loss_dict(outputs, opaque)["rgb_loss"].item() for _ in range(3)}
-        assert len(losses) == 3  # the colours are drawn anew
+        assert len(losses) == 3  # the colors are drawn anew
         assert all(loss == pytest.approx(1 / 12, rel=0.3) for loss in losses)  # variance of a uniform number
 
     @pytest.mark.parametrize(("name", "value"), [("white", 1.0), ("black", 0.0)])
@@ -155,7 +155,7 @@ class TestBackgrounds:
 
     @pytest.mark.parametrize(("name", "value"), [("white", 1.0), ("black", 0.0)])
     def test_the_loss_on_test_views_is_that_of_pictures(self, parse: Any, name: str, value: float) -> None:
-        """Which are on the dataset's background already."""
+        """These already have the dataset's background."""
         model = empty(build({**BOUNDED, "eval_background": name}, parse=parse)).eval()
         alpha = torch.rand(64, 1, generator=torch.Generator().manual_seed(0))
         truth = torch.cat([torch.full((64, 3), 0.3), alpha], dim=-1)
@@ -189,7 +189,7 @@ class TestSpace:
     ) -> None:
         model = build(metadata, parse=parse)
         with torch.no_grad():
-            model.field.get_parameter("encoding.table").mul_(1e-4)  # as it is before training
+            model.field.get_parameter("encoding.table").mul_(1e-4)  # as before training
             sigma, _ = model.field.density_at(torch.rand(100, 3))
         torch.testing.assert_close(sigma, torch.full((100,), density), rtol=0.01, atol=0)
 
@@ -207,9 +207,9 @@ class TestSpace:
             ({"steps_per_diagonal": 0}, "steps_per_diagonal must be at least 1, not 0"),
             ({"occupancy_resolution": 7}, "occupancy_resolution must be even and positive, at most 1024, not 7"),
             ({"occupancy_resolution": 4096}, "occupancy_resolution must be even and positive, at most 1024, not 4096"),
-            ({"cone_angle": -0.1}, "cone_angle must be a number that is not negative, but is -0.1"),
-            ({"cone_angle": math.nan}, "cone_angle must be a number that is not negative, but is nan"),
-            ({"occupancy_threshold": math.nan}, "occupancy_threshold must be a number"),
+            ({"cone_angle": -0.1}, "cone_angle must be a finite number, 0 or more, not -0.1"),
+            ({"cone_angle": math.nan}, "cone_angle must be a finite number, 0 or more, not nan"),
+            ({"occupancy_threshold": math.nan}, "occupancy_threshold must be a finite number"),
             ({"eval_num_rays_per_chunk": 0}, "eval_num_rays_per_chunk must be at least 1, not 0"),
             ({"enable_collider": True}, "enable_collider must stay False"),
         ],
@@ -228,6 +228,41 @@ class TestSpace:
         for name, values in expected.items():
             assert got[name].shape == values.shape
             assert (got[name] - values).abs().mean() < 1e-4
+
+    def test_limits_may_be_integers(self, pipeline: SampleBudgetPipeline) -> None:
+        """ns-render --render-nearest-camera True asks so whether something hides a camera."""
+        camera = pipeline.datamanager.eval_dataset.cameras[0:1]
+        rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
+        expected = pipeline.model.get_outputs(rays)["depth"]
+        rays.nears, rays.fars = (torch.full((len(rays), 1), limit) for limit in (0, 100))
+        torch.testing.assert_close(pipeline.model.get_outputs(rays)["depth"], expected)
+
+    def test_what_nothing_was_hit_in_lies_behind_everything(self, pipeline: SampleBudgetPipeline) -> None:
+        """The viewer and ns-render hide what is farther than the depth, as the frustums of other cameras."""
+        model = pipeline.model
+        camera = pipeline.datamanager.eval_dataset.cameras[0:1]
+        outputs = model.get_outputs_for_camera(camera)
+        missed = outputs["accumulation"] < 1e-4
+        assert 0 < missed.sum() < missed.numel()
+        box = torch.tensor(model.renderer.space.box)
+        corners = torch.cartesian_prod(*box.T)
+        here = camera.camera_to_worlds[0, :, 3]
+        assert outputs["depth"][missed].min() >= (corners - here).norm(dim=-1).max() - 1e-3
+        assert outputs["depth"][missed].max() < 20  # depth images keep their contrast
+        assert outputs["depth"][~missed].max() < outputs["depth"][missed].min()
+        rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
+        with torch.random.fork_rng():
+            assert not model.train().get_outputs(rays)["depth"][missed.flatten()].any()  # no part of training
+        model.eval()
+
+    def test_contracted_scenes_put_it_at_seven_eighths_of_their_space(self, parse: Any) -> None:
+        model = empty(build({"bounded": False, "near": 0.1, "far": 1e3}, parse)).eval()
+        rays = bundle(5)
+        assert model.renderer.space.contracted
+        expected = 3 + 2 * model.renderer.space.diagonal
+        torch.testing.assert_close(model(rays)["depth"], torch.full((5, 1), expected))
+        near = empty(build({"bounded": False, "near": 0.1, "far": 4.0}, parse)).eval()
+        assert (near(rays)["depth"] == 4).all()
 
     def test_a_crop_box_is_respected(self, pipeline: SampleBudgetPipeline) -> None:
         camera = pipeline.datamanager.eval_dataset.cameras[0:1]
@@ -268,7 +303,7 @@ class TestTraining:
             assert metrics["psnr"].item() == pytest.approx(-10 * torch.tensor(losses[-1]).log10().item(), rel=1e-4)
         assert sum(losses[-10:]) < 0.1 * sum(losses[:10])
         assert pipeline.model.occupancy.occupied_fraction < 0.5
-        # The budget of samples stays the same, so emptier space means more rays.
+        # The sample budget stays the same, so emptier space means more rays.
         assert max(rays[-10:]) > 2 * rays[0]
 
     def test_the_trained_run_shows_the_ball(self, pipeline: SampleBudgetPipeline) -> None:
@@ -279,7 +314,7 @@ class TestTraining:
     def test_the_number_of_rays_keeps_within_its_limits(self, pipeline: SampleBudgetPipeline) -> None:
         config = pipeline.config
         for rays, samples, expected in [
-            (1000, 0, 2000),  # nothing but background: at most doubled
+            (1000, 0, 2000),  # only background: at most doubled
             (1000, config.target_num_samples, 1000),
             (1000, 2 * config.target_num_samples, 500),
             (1000, 10**9, 64),
@@ -304,7 +339,7 @@ def test_an_option_without_effect_is_refused(parse: Any, ball_scene: Path) -> No
 
 
 class TestSelection:
-    """When features are selected; 24 candidates, of which 16 stay."""
+    """The time of feature selection, with 24 candidates of which 16 are kept."""
 
     @pytest.fixture
     def candidates(self, parse: Any, ball_scene: Path) -> SampleBudgetPipeline:
@@ -315,7 +350,7 @@ class TestSelection:
         return pipeline
 
     def trainer(self, pipeline: SampleBudgetPipeline, start: int = 0, steps: int = 100) -> Callable[..., bool]:
-        """Calls what a trainer calls before a step, or at the end; tells whether candidates are left."""
+        """Run a trainer's callbacks before a step, or at the end; return whether candidates are left."""
         optimizers = SimpleNamespace(optimizers={"networks": torch.optim.Adam(pipeline.model.field.parameters())})
         trainer = SimpleNamespace(_start_step=start, config=SimpleNamespace(max_num_iterations=steps))
         callbacks = pipeline.get_training_callbacks(
@@ -371,7 +406,7 @@ class TestSelection:
         candidates.model.occupancy.bits.zero_()
         for step in (49, 50, 51, 59):
             assert before(step)
-        assert capsys.readouterr().out.count("All features stay for now") == 1
+        assert capsys.readouterr().out.count("All features are kept for now") == 1
         candidates.model.occupancy.bits.fill_(255)
         assert not before(60)
         assert not before(99, TrainingCallbackLocation.AFTER_TRAIN)
@@ -384,7 +419,7 @@ class TestSelection:
         candidates.model.occupancy.bits.zero_()
         for step in range(90, 99):
             before(step)
-        assert capsys.readouterr().out.count("All features stay for now") == 1
+        assert capsys.readouterr().out.count("All features are kept for now") == 1
 
     def test_the_end_says_that_all_stayed(
         self, candidates: SampleBudgetPipeline, capsys: pytest.CaptureFixture[str]
@@ -395,7 +430,7 @@ class TestSelection:
             call(step)
         call(2, TrainingCallbackLocation.AFTER_TRAIN)
         text = " ".join(capsys.readouterr().out.split())
-        assert text.count("All 24 features stayed in each EUGen layer") == 1
+        assert text.count("All 24 features of each EUGen layer were kept") == 1
 
     def test_a_field_that_is_not_finite_stays_as_it_is(
         self, candidates: SampleBudgetPipeline, capsys: pytest.CaptureFixture[str]
@@ -404,7 +439,7 @@ class TestSelection:
         with torch.no_grad():
             candidates.model.field.color_network.layers[-1].bias.fill_(torch.nan)
         assert before(50)
-        assert "All features stay for now. Features cannot be compared" in " ".join(capsys.readouterr().out.split())
+        assert "All features are kept for now. Features cannot be compared" in " ".join(capsys.readouterr().out.split())
         layers = [m for m in candidates.model.field.modules() if isinstance(m, EUGen)]
         assert [layer.num_features for layer in layers] == [24] * 3
 
@@ -430,7 +465,7 @@ class TestCheckpoints:
 
 
 class FakeViser:
-    """Notes the texts added to the panel, and offers the handle that viser would."""
+    """Records the texts added to the panel, and returns a handle like viser's."""
 
     def __init__(self) -> None:
         self.gui = self
@@ -460,7 +495,7 @@ class TestPanel:
         outputs = pipeline.model.get_outputs_for_camera(pipeline.datamanager.eval_dataset.cameras[0:1])
         assert server.handles["Frame time"].value.endswith(" ms")
         assert 0 < float(server.handles["Samples per ray"].value) < 128
-        # What the viewer offers for display, and nothing else.
+        # Exactly the outputs that the viewer offers for display.
         assert set(outputs) == {"rgb", "accumulation", "depth"}
 
     def test_writing_to_it_does_not_make_the_viewer_render_again(self, server: FakeViser) -> None:

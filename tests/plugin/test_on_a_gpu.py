@@ -1,4 +1,4 @@
-"""The plugin with its tensors on a GPU: nothing meets a tensor that was left on the CPU."""
+"""The plugin with tensors on a GPU: no operation mixes them with tensors on the CPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_two_devices_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is what the tests below rely on."""
+    """The tests below rely on this."""
     with pretended_gpu(monkeypatch) as gpu:
         there, here = torch.arange(3, device=gpu), torch.arange(3)
         for mixed in (
@@ -44,7 +44,7 @@ def test_two_devices_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("method", ["eugen-nerf", "eugen-nerf-order2", "eugen-nerf-mlp", "eugen-nerf-snnk"])
 def test_training(method: str, ball_scene: Path, parse: Parse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps, the selection of features, evaluations and a checkpoint."""
+    """Training steps, feature selection, evaluations and a checkpoint."""
     config = parse(
         "--machine.device-type=cuda", "--data", ball_scene, "--output-dir", tmp_path, "--timestamp=now",
         "--max-num-iterations=20", "--steps-per-eval-batch=4", "--steps-per-eval-image=5",
@@ -56,7 +56,7 @@ def test_training(method: str, ball_scene: Path, parse: Parse, tmp_path: Path, m
 
 
 def test_a_finished_run(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its pictures, evaluation by nerfstudio and export."""
+    """Rendered images, evaluation by nerfstudio and export."""
     run = trained_run / "config.yml"
     with pretended_gpu(monkeypatch):
         pipeline = load_run(run)

@@ -1,4 +1,4 @@
-"""Rays of pixels and of pictures against nerfstudio's own."""
+"""Rays of pixels and of whole images against nerfstudio's own."""
 
 from __future__ import annotations
 
@@ -56,6 +56,29 @@ def test_equals_nerfstudios_rays(distorted: bool, fisheye: bool) -> None:
     assert len(rays.table) == 12 * 16 + 10 * 20 + 14 * 12  # cameras with equal intrinsics share theirs
 
 
+@pytest.mark.parametrize("kind", [CameraType.ORTHOPHOTO, CameraType.OMNIDIRECTIONALSTEREO_L, CameraType.VR180_R])
+def test_refuses_rays_that_do_not_start_at_one_point(kind: CameraType) -> None:
+    mixed = cameras(False)
+    mixed.camera_type[3] = kind.value
+    with pytest.raises(ValueError, match="do not start at one point"):
+        TabulatedRays(mixed)
+
+
+def test_a_fisheye_lens_looks_straight_ahead_in_its_middle() -> None:
+    """nerfstudio divides 0 by 0 in the pixel whose center is the principal point."""
+    camera = cameras(False, True)[0:1]
+    camera.cx[:], camera.cy[:] = 8.5, 6.5
+    expected = -camera.camera_to_worlds[0, :, 2]
+    ray = TabulatedRays(camera)(torch.tensor([[0, 6, 8]]))
+    torch.testing.assert_close(ray.directions[0], expected)
+    picture = drawn(PictureRayGenerator(), camera)
+    whole = picture.in_place(picture.rays.directions)
+    assert whole.isfinite().all()
+    assert picture.rays.pixel_area is not None
+    assert picture.rays.pixel_area.isfinite().all()
+    torch.testing.assert_close(whole[6, 8], expected)
+
+
 def test_leaves_the_cameras_alone() -> None:
     all_cameras = cameras(False)
     before = all_cameras.camera_to_worlds.clone()
@@ -79,7 +102,7 @@ class TestPictures:
     @LENSES
     def test_equal_nerfstudios_whatever_was_drawn_before(self, distorted: bool, fisheye: bool) -> None:
         generator = PictureRayGenerator()
-        for index in (0, 2, 1, 3, 4):  # the same lens, others, and back
+        for index in (0, 2, 1, 3, 4):  # the same intrinsics, others, and back again
             camera = cameras(distorted, fisheye)[index : index + 1]
             expected = camera.generate_rays(camera_indices=0, keep_shape=True)
             picture = drawn(generator, camera)
@@ -137,11 +160,11 @@ class TestPictures:
         assert torch.equal(got.rays.directions, expected.rays.directions)
 
 
-def test_z_order_keeps_neighbours_together() -> None:
+def test_z_order_keeps_neighbors_together() -> None:
     assert z_order(2, 4).tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
     order = z_order(11, 21)
     assert sorted(order.tolist()) == list(range(11 * 21))
-    # A warp's 32 pixels are a block of 4 rows and 8 columns, as long as such blocks are whole.
+    # A warp's 32 pixels form a block of 4 rows and 8 columns, as long as such blocks are complete.
     rows, columns = z_order(16, 32).view(-1, 32) // 32, z_order(16, 32).view(-1, 32) % 32
     for values, side in ((rows, 4), (columns, 8)):
         assert torch.equal(values.amax(1) - values.amin(1), torch.full((16,), side - 1))

@@ -1,4 +1,4 @@
-"""Finished runs, found again: where they were trained, after they were copied, and what is said about damaged ones."""
+"""Finding finished runs: in place, after copying, and the messages about damaged ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BIAS = "_model.field.density_network.layers.1.bias"
 
 @pytest.fixture
 def copied(trained_run: Path, tmp_path: Path) -> Path:
-    """A copy of a run whose weights differ from those of the original in one place."""
+    """A copy of a run with one weight changed."""
     run = tmp_path / "copied"
     shutil.copytree(trained_run, run)
     change(run, lambda state: state[BIAS].fill_(7.0))
@@ -48,7 +48,7 @@ class TestFound:
 
     def test_from_any_folder(self, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         config = read_config(copied / "config.yml")
-        config.output_dir = Path("outputs")  # as runs of earlier versions and of nerfstudio's methods have it
+        config.output_dir = Path("outputs")  # as in runs of earlier versions and of nerfstudio's methods
         (copied / "config.yml").write_text(yaml.dump(config))
         for folder, path in ((copied.parent, "copied/config.yml"), (copied, "config.yml")):
             monkeypatch.chdir(folder)
@@ -104,10 +104,10 @@ class TestRefusals:
     )
     def test_another_file(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "config.yml").write_text(text)
-        self.refused(tmp_path / "config.yml", r"config\.yml: is no configuration that ns-train wrote")
+        self.refused(tmp_path / "config.yml", r"config\.yml: is not a configuration written by ns-train")
 
     def test_another_file_of_the_run(self, trained_run: Path) -> None:
-        self.refused(trained_run / "dataparser_transforms.json", "is no configuration that ns-train wrote")
+        self.refused(trained_run / "dataparser_transforms.json", "is not a configuration written by ns-train")
 
     def test_a_method_that_is_not_there(self, copied: Path) -> None:
         config = read_config(copied / "config.yml")
@@ -135,7 +135,7 @@ class TestRefusals:
     @pytest.mark.parametrize("content", [[], {"step": 3}, {"pipeline": {}}, {"pipeline": 3, "step": 3}])
     def test_a_checkpoint_of_something_else(self, tmp_path: Path, content: Any) -> None:
         torch.save(content, tmp_path / "step-000000299.ckpt")
-        with pytest.raises(UserError, match=r"step-000000299\.ckpt: is no checkpoint of nerfstudio"):
+        with pytest.raises(UserError, match=r"step-000000299\.ckpt: is not a nerfstudio checkpoint"):
             read_checkpoint(tmp_path / "step-000000299.ckpt")
 
     def test_a_checkpoint_of_other_layers(self, copied: Path) -> None:

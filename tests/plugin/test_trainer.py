@@ -1,4 +1,4 @@
-"""EugenTrainer: checkpoints are whole or not there."""
+"""EugenTrainer: checkpoints are either complete or absent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from eugen_nerf.plugin.trainer import EugenTrainer
 
 
 def trainer(folder: Path, only_latest: bool) -> EugenTrainer:
-    """One that holds nothing but what it saves."""
+    """A trainer that contains only what it saves."""
     made: Any = EugenTrainer.__new__(EugenTrainer)
     made.checkpoint_dir = folder
     made.pipeline = nn.Linear(200, 200)
@@ -45,7 +45,7 @@ def test_keeps_what_it_is_asked_to_keep(only_latest: bool, tmp_path: Path) -> No
 def test_only_checkpoints_lie_among_checkpoints_while_one_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """nerfstudio's commands read a step from every name in the folder, while the training goes on."""
+    """nerfstudio's commands parse a step from every file name in the folder, even during training."""
     saving = trainer(tmp_path / "models", only_latest=False)
     saving.save_checkpoint(10)
     seen: list[str] = []
@@ -74,7 +74,7 @@ def test_a_checkpoint_that_ends_half_way_leaves_the_one_before(
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # files end here, as on a full disk
     try:
-        with pytest.raises(UserError, match=r"checkpoint of step 20 cannot be written.*Earlier ones are as") as told:
+        with pytest.raises(UserError, match=r"checkpoint of step 20 cannot be written.*Earlier .* unchanged") as told:
             saving.save_checkpoint(20)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -100,5 +100,20 @@ def test_progress_counts_the_steps_that_led_to_a_checkpoint(monkeypatch: pytest.
     monkeypatch.setattr(Trainer, "setup", lambda self, test_mode: setattr(self, "_start_step", 100))
     made: Any = EugenTrainer.__new__(EugenTrainer)
     made.config = SimpleNamespace(max_num_iterations=30)
+    made.grad_scaler = torch.amp.GradScaler("cpu", enabled=False)
     made.setup("val")
     assert writer.GLOBAL_BUFFER["max_iter"] == 130
+
+
+def test_mixed_precision_may_begin_at_a_checkpoint_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a checkpoint holds no state of a gradient scaler, which torch's refuses."""
+    monkeypatch.setitem(writer.GLOBAL_BUFFER, "max_iter", 30)
+    monkeypatch.setattr(Trainer, "setup", lambda self, test_mode: setattr(self, "_start_step", 100))
+    made: Any = EugenTrainer.__new__(EugenTrainer)
+    made.config = SimpleNamespace(max_num_iterations=30)
+    made.grad_scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    made.setup("val")
+    made.grad_scaler.load_state_dict(torch.amp.GradScaler("cpu", enabled=False).state_dict())
+    assert made.grad_scaler.get_scale() == 8
+    made.grad_scaler.load_state_dict(torch.amp.GradScaler("cpu", init_scale=2.0).state_dict())
+    assert made.grad_scaler.get_scale() == 2

@@ -36,13 +36,13 @@ def arc_poses(count: int = 9, radius: float = 4.0, spread: float = 2.4) -> np.nd
 
 
 def project(pose: np.ndarray, fx: float, fy: float, cx: float, cy: float, point: np.ndarray) -> np.ndarray:
-    """[2] pixel coordinates of a point seen by a pinhole camera in OpenGL axes; pixel centres at .5."""
+    """[2] pixel coordinates of a point seen by a pinhole camera in OpenGL axes; pixel centers are at .5."""
     x, y, z = pose[:, :3].T @ (point - pose[:, 3])
     return np.array([cx - fx * x / z, cy + fy * y / z])
 
 
 def draw(pose: np.ndarray, path: Path, camera: tuple[float, ...] = (FX, FY, CX, CY), factor: int = 1) -> None:
-    """Writes the image of the marker, 1/`factor` in size: a white 5 x 5 square on a dark gradient."""
+    """Write the image of the marker, reduced by `factor`: a white 5 x 5 square on a dark gradient."""
     width, height = WIDTH // factor, HEIGHT // factor
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
     pixels[..., 0] = np.linspace(0, 60, width)[None]
@@ -115,19 +115,19 @@ def draw_all(folder: Path, poses: np.ndarray, **options: Any) -> None:
 
 
 def edit_json(path: Path, **changes: object) -> None:
-    """Sets keys of a JSON file's top level."""
+    """Set keys of a JSON file's top level."""
     write_json(path, json.loads(path.read_text()) | changes)
 
 
 def edit_frame(path: Path, index: int, **changes: object) -> None:
-    """Sets keys of one frame of a transforms file."""
+    """Set keys of one frame of a transforms file."""
     meta = json.loads(path.read_text())
     meta["frames"][index].update(changes)
     write_json(path, meta)
 
 
 def make_llff(root: Path, count: int = 9, poses: np.ndarray | None = None) -> Path:
-    """poses_bounds.npy with images/; LLFF knows one focal length, and the principal point is the centre."""
+    """poses_bounds.npy with images/. LLFF has one focal length, and the principal point is the center."""
     poses = arc_poses(count) if poses is None else poses
     draw_all(root / "images", poses, camera=(FX, FX, WIDTH / 2, HEIGHT / 2))
     right, up, back, position = (poses[:, :, i] for i in range(4))
@@ -140,7 +140,7 @@ def make_llff(root: Path, count: int = 9, poses: np.ndarray | None = None) -> Pa
 
 
 def quaternion(rotation: np.ndarray) -> np.ndarray:
-    """(w, x, y, z) of a rotation: the eigenvector to eigenvalue 1 of the matrix that represents it."""
+    """(w, x, y, z) of a rotation: the eigenvector to eigenvalue 1 of a matrix derived from it."""
     r = rotation
     matrix = np.array(
         [
@@ -195,8 +195,8 @@ def image_record(identifier: int, pose: np.ndarray, camera: int, name: str, obse
     return head + struct.pack("<Q", observations) + observations * struct.pack("<2dq", 1.0, 2.0, 1)
 
 
-def point_record(identifier: int, position: np.ndarray, colour: tuple[int, int, int], track: int = 2) -> bytes:
-    return struct.pack("<Q3d3BdQ", identifier, *position, *colour, 0.5, track) + track * struct.pack("<2I", 1, 0)
+def point_record(identifier: int, position: np.ndarray, color: tuple[int, int, int], track: int = 2) -> bytes:
+    return struct.pack("<Q3d3BdQ", identifier, *position, *color, 0.5, track) + track * struct.pack("<2I", 1, 0)
 
 
 def counted(records: list[bytes]) -> bytes:
@@ -218,10 +218,10 @@ def make_colmap_binary(root: Path, count: int = 9) -> Path:
 
 
 def marker_in(scene: Scene) -> np.ndarray:
-    """The marker in the world that the scene was returned in."""
+    """The marker's position in the returned scene's world."""
     return scene.world_scale * (scene.world_transform[:, :3] @ MARKER + scene.world_transform[:, 3])
 
 
 def marker_pixel(scene: Scene, frame: Frame) -> np.ndarray:
-    """Where a loaded camera sees the marker."""
+    """Pixel coordinates of the marker in a loaded camera."""
     return project(frame.camera_to_world, frame.fx, frame.fy, frame.cx, frame.cy, marker_in(scene))

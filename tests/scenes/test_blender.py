@@ -37,7 +37,7 @@ def test_frames_keep_the_order_of_the_file(tmp_path):
 
 @pytest.mark.parametrize("half_side", [0.01, 1.5, 10.0])
 def test_range_leaves_the_box_whole_from_anywhere(tmp_path, half_side):
-    """Whichever cameras the photos have, which are 4.3 from the origin: outside of the box or inside."""
+    """Independent of the cameras, which are 4.3 from the origin, either outside of the box or inside."""
     scene = load_scene(builders.make_blender(tmp_path), scene_scale=half_side)
     np.testing.assert_array_equal(scene.scene_box, [[-half_side] * 3, [half_side] * 3])
     assert 0 < scene.near <= min(0.05, 0.05 * half_side)
@@ -49,6 +49,16 @@ def test_splits_of_the_files_hold_whatever_the_interval(tmp_path):
     for split, count in (("train", 4), ("val", 2), ("test", 3)):
         scene = load_scene(tmp_path, split, eval_interval=0)
         assert (len(scene.frames), scene.warnings) == (count, ())
+
+
+def test_photos_that_are_held_out_and_trained_on_are_told(tmp_path):
+    """An image listed in both splits, the second time through a link."""
+    builders.make_blender(tmp_path)
+    (tmp_path / "test" / "r_0.png").unlink()
+    (tmp_path / "test" / "r_0.png").symlink_to(tmp_path / "train" / "r_1.png")
+    (warning,) = load_scene(tmp_path, "test").warnings
+    assert "transforms_test.json: 1 of its 3 photos are trained on as well" in warning
+    assert load_scene(tmp_path, "val").warnings == ()
 
 
 @pytest.mark.parametrize(("asked", "present"), [("val", "test"), ("test", "val")])
@@ -83,7 +93,9 @@ def test_a_mixture_is_read_as_transparent_with_a_remark(tmp_path):
     builders.make_blender(tmp_path)
     Image.new("RGB", (64, 64), (9, 8, 7)).save(tmp_path / "train" / "r_1.png")
     scene = load_scene(tmp_path)
-    assert scene.warnings == ("3 of 4 images of the train split have an alpha channel; the others are taken as opaque",)
+    assert scene.warnings == (
+        "3 of 4 images of the train split have an alpha channel; the others are treated as opaque",
+    )
     np.testing.assert_array_equal(read_image(scene.frames[1])[0, 0], [9, 8, 7, 255])
 
 

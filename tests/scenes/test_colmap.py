@@ -1,4 +1,4 @@
-"""COLMAP models, binary and text: equal results, and damage is located by byte offset or line."""
+"""COLMAP models, binary and text: equal results, and errors are located by byte offset or line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def assert_scenes_equal(a, b):
         np.testing.assert_allclose(x.camera_to_world, y.camera_to_world, atol=1e-9)
         assert (x.fx, x.fy, x.cx, x.cy, x.distortion) == (y.fx, y.fy, y.cx, y.cy, y.distortion)
     np.testing.assert_allclose(a.points, b.points, atol=1e-9)
-    np.testing.assert_array_equal(a.colours, b.colours)
+    np.testing.assert_array_equal(a.colors, b.colors)
 
 
 def test_text_and_binary_models_agree(tmp_path):
@@ -50,11 +50,11 @@ def test_points_are_returned_in_the_scenes_world(binary):
     np.testing.assert_allclose(scene.points[0], builders.marker_in(scene), atol=1e-12)
     origin = scene.world_scale * scene.world_transform[:, 3]
     np.testing.assert_allclose(scene.points[1], origin, atol=1e-12)
-    np.testing.assert_array_equal(scene.colours, [[255, 128, 7], [1, 2, 3]])
+    np.testing.assert_array_equal(scene.colors, [[255, 128, 7], [1, 2, 3]])
 
 
 def test_masks_beside_the_photos(text):
-    """Named as COLMAP's feature extraction wants them, or as the photos are."""
+    """Named as COLMAP's feature extraction requires, or like the photos."""
     for name in ("001.png.png", "002.png", "009.png"):
         (text / "masks").mkdir(exist_ok=True)
         Image.fromarray(np.full((builders.HEIGHT, builders.WIDTH), 255, dtype=np.uint8)).save(text / "masks" / name)
@@ -74,7 +74,7 @@ def test_points_are_optional(tmp_path, name):
     model_file(make(tmp_path), name).unlink()
     scene = load_scene(tmp_path)
     assert scene.points is None
-    assert scene.colours is None
+    assert scene.colors is None
 
 
 def test_an_empty_point_cloud_is_fine(text):
@@ -171,7 +171,7 @@ def test_missing_photos_are_left_out_with_a_remark(binary):
 
 def test_no_photos_at_all(binary):
     (binary / "images").rename(binary / "photos")
-    with pytest.raises(SceneError, match="the COLMAP model has no photos beside it; expected them in"):
+    with pytest.raises(SceneError, match="the COLMAP model has no photos next to it; expected them in"):
         load_scene(binary)
 
 
@@ -249,7 +249,7 @@ BAD_BINARY = {
         builders.counted([image(camera=5)]),
         r"byte 8 \(000\.png\): refers to camera 5, which",
     ),
-    "no-images": ("images.bin", builders.counted([]), "lists no image; the reconstruction registered none"),
+    "no-images": ("images.bin", builders.counted([]), "lists no images; the reconstruction registered none"),
     "zero-quaternion": (
         "images.bin",
         builders.counted([with_quaternion(0)]),
@@ -276,7 +276,7 @@ BAD_BINARY = {
         builders.counted([camera(params=(-90, 48, 36))]),
         r"byte 8 \(camera 1, SIMPLE_PINHOLE\): focal length: must be positive, found -90",
     ),
-    "nan-centre": (
+    "nan-center": (
         "cameras.bin",
         builders.counted([camera(params=(90, float("nan"), 36))]),
         "cx: expected a finite number, found nan",
@@ -326,7 +326,7 @@ def test_damaged_binary_files_are_located(binary, name, data, message):
 def test_truncation_of_a_binary_file_is_noticed(binary, name):
     path = model_file(binary, name)
     data = path.read_bytes()
-    # Every length of a short file, and a thinner choice of a longer one.
+    # Every length of a short file, and a sample of the lengths of a longer one.
     for length in range(0, len(data), 1 + len(data) // 150):
         path.write_bytes(data[:length])
         with pytest.raises(SceneError, match=rf"{name}: byte \d+"):
@@ -400,15 +400,15 @@ BAD_TEXT = {
         IMAGE_LINE.replace("1 1 0", "1 3 0"),
         r"\(000\.png\): .* has length 3, not 1",
     ),
-    "far-away": ("images.txt", "1 1 0 0 0 1e12 0 0 1 000.png", "absurdly large"),
-    "no-images": ("images.txt", "# nothing\n", "lists no image"),
+    "far-away": ("images.txt", "1 1 0 0 0 1e12 0 0 1 000.png", "implausibly large"),
+    "no-images": ("images.txt", "# nothing\n", "lists no images"),
     "short-point": ("points3D.txt", "1 2 3 4 5 6\n", "line 1: expected POINT3D_ID X Y Z R G B ERROR TRACK"),
     "half-a-track-point": (
         "points3D.txt",
         "1 0 0 0 5 0 0 1 2\n",
         "line 1: expected POINT3D_ID X Y Z R G B ERROR TRACK",
     ),
-    "bright-point": ("points3D.txt", "1 0 0 0 256 0 0 1\n", "line 1: not a position and an 8-bit colour"),
+    "bright-point": ("points3D.txt", "1 0 0 0 256 0 0 1\n", "line 1: not a position and an 8-bit color"),
     "nan-point": ("points3D.txt", "1 0 nan 0 25 0 0 1\n", "line 1: not a position"),
     "word-point": ("points3D.txt", "1 0 x 0 25 0 0 1\n", "line 1: X Y Z must be numbers"),
     "duplicate-point": (
@@ -430,7 +430,7 @@ def test_damaged_text_files_are_located(text, name, content, message):
 
 
 def test_cameras_side_by_side_see_their_nearest_point_at_distance_one(binary):
-    # Parallel cameras look at no common point; their short baseline must not become the unit of length.
+    # Parallel cameras have no common focus; their short baseline must not become the unit of length.
     base = poses9()[0]
     poses = [np.c_[base[:, :3], base[:, 3] + 0.01 * i * base[:, 0]] for i in range(9)]
     records = [builders.image_record(i + 1, pose, 1, builders.image_name(i)) for i, pose in enumerate(poses)]
@@ -442,7 +442,7 @@ def test_cameras_side_by_side_see_their_nearest_point_at_distance_one(binary):
 
 def test_models_written_by_colmap_itself(text, tmp_path):
     pycolmap = pytest.importorskip("pycolmap")
-    # COLMAP insists that every observation refers to a point that lists it.
+    # COLMAP requires that every observation refers to a point that lists it.
     path = model_file(text, "images.txt")
     path.write_text(path.read_text().replace("10.0 20.0 1", ""))
     model_file(text, "points3D.txt").write_text("")

@@ -23,7 +23,7 @@ from tests.scenes import builders
     ],
     ids=["blender", "transforms", "colmap-binary", "colmap-text", "llff"],
 )
-def test_each_layout_is_recognised(tmp_path, make, layout):
+def test_each_layout_is_recognized(tmp_path, make, layout):
     assert detect_layout(make(tmp_path)) == layout
 
 
@@ -109,7 +109,7 @@ def test_a_scene_one_folder_down_is_suggested(tmp_path):
     [
         ("transforms", r"transforms\.json: does not exist. The folder holds images/, poses_bounds\.npy"),
         ("colmap", "no COLMAP model; looked for cameras and images as .bin or .txt in sparse/0"),
-        ("blender", "none of transforms_train.json, transforms_val.json, transforms_test.json is there"),
+        ("blender", "none of transforms_train.json, transforms_val.json, transforms_test.json exists"),
     ],
 )
 def test_an_explicit_layout_names_what_is_missing(tmp_path, layout, message):

@@ -1,4 +1,4 @@
-"""Which files serve a requested reduction, and what the cameras become."""
+"""Which files are used for a requested reduction, and how the cameras change."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_copies_of_the_wrong_size_are_not_used(capture):
     assert scene.frames[0].downscale == 4
     (warning,) = scene.warnings
     assert "images_4" in warning
-    assert "is 30 x 18 pixels, not 1/4 of 96 x 72; the full-size images are reduced instead" in warning
+    assert "is 30 x 18 pixels, not 1/4 of 96 x 72; the full-size images are downscaled instead" in warning
 
 
 @pytest.mark.parametrize("make", [builders.make_transforms, builders.make_colmap_text])
@@ -107,7 +107,9 @@ def test_an_incomplete_folder_is_not_used(tmp_path, make):
     (tmp_path / "images_4" / "003.png").unlink()
     scene = load_scene(tmp_path, downscale=4)
     assert scene.frames[0].downscale == 4
-    assert scene.warnings == (f"{tmp_path / 'images_4'} lacks 1 of 7 images; the full-size images are reduced instead",)
+    assert scene.warnings == (
+        f"{tmp_path / 'images_4'} lacks 1 of 7 images; the full-size images are downscaled instead",
+    )
 
 
 def test_copies_rounded_to_whole_pixels_are_used(tmp_path):
@@ -115,7 +117,7 @@ def test_copies_rounded_to_whole_pixels_are_used(tmp_path):
     reduce_images(tmp_path, 5, size=(20, 14))
     frame = load_scene(tmp_path, downscale=5).frames[0]
     assert (frame.width, frame.height, frame.downscale) == (20, 14, 1)
-    # Rounding 19.2 x 14.4 to 20 x 14 stretches the pixels, and the camera with them.
+    # Rounding 19.2 x 14.4 to 20 x 14 stretches the pixels, and the camera has to follow.
     assert frame.fx == pytest.approx(builders.FX * 20 / 96)
     assert frame.fy == pytest.approx(builders.FY * 14 / 72)
 
@@ -189,7 +191,7 @@ class TestMasks:
         mask = read_mask(frame)
         assert mask.dtype == bool
         assert mask.shape == (frame.height, frame.width)
-        # A pixel is usable if all that falls into it is: the 48 usable columns hold 48 // downscale of them.
+        # A pixel is usable if all original pixels in it are: the 48 usable columns give 48 // downscale of them.
         assert mask.all(axis=0).tolist() == [x < 48 // downscale for x in range(frame.width)]
         assert mask.any(axis=0).tolist() == mask.all(axis=0).tolist()
 

@@ -1,4 +1,4 @@
-"""Whatever bytes a scene's files hold, `load_scene` returns a scene or raises a SceneError of one line."""
+"""For any content of a scene's files, `load_scene` returns a scene or raises a SceneError of one line."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SPECIAL_WORDS = (
 
 @st.composite
 def damages(draw):
-    """A function from bytes to damaged bytes."""
+    """A strategy for functions that damage bytes."""
     position = draw(st.floats(0, 1, exclude_max=True))
     kind = draw(st.sampled_from(["cut", "flip", "replace", "insert", "delete", "number", "word"]))
     value = draw(st.integers(0, 255))
@@ -69,7 +69,7 @@ def damages(draw):
             return data[:at] + data[at + length :]
         if kind == "number":
             return data[:at] + struct.pack("<d", number) + data[at + 8 :]
-        # Text files are made of words; swap one for another kind of value.
+        # Replace a word of a text file by another kind of value.
         separators = b" ,:[]{}\n"
         start, end = at, at
         while start and data[start - 1] not in separators:
@@ -109,7 +109,7 @@ def test_damaged_scenes_load_or_are_refused(scene_folder, tmp_path, which, damag
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(scene_folder, folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    # The few files with cameras matter more than the many with pixels.
+    # The few files with cameras matter more than the many image files.
     files = [path for path in files if path.suffix != ".png"] * 3 + [path for path in files if path.suffix == ".png"]
     path = files[which % len(files)]
     data = path.read_bytes()

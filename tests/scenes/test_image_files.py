@@ -23,7 +23,7 @@ def encoded(kind, pixels=PIXELS, **options):
 
 
 def with_thumbnail():
-    """A JPEG whose EXIF block holds a complete JPEG of its own, as cameras write it."""
+    """A JPEG whose EXIF block contains another complete JPEG, as cameras write it."""
     thumbnail = encoded("JPEG", PIXELS[:8, :8])
     data = encoded("JPEG")
     segment = b"Exif\0\0" + thumbnail
@@ -103,7 +103,7 @@ def test_transparency_is_read_from_the_header(inspect, mode, alpha):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_rotation_in_the_exif_data_is_reported(inspect, orientation):
-    """Of the eight orientations, the last four exchange width and height."""
+    """The last four of the eight orientations exchange width and height."""
     exif = Image.Exif()
     exif[274] = orientation
     assert inspect(encoded("JPEG", exif=exif)).rotated_by_exif is (orientation > 4)

@@ -1,4 +1,4 @@
-"""Every layout leads to the same cameras: each projects the marker onto the white square of its image."""
+"""Every layout gives the same cameras: each projects the marker onto the white square of its image."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def capture(request, tmp_path):
     return CAPTURES[request.param](tmp_path)
 
 
-def square_centre(frame):
-    """Centre of the white square, in pixels."""
+def square_center(frame):
+    """Center of the white square, in pixels."""
     rows, columns = np.nonzero(read_image(frame)[..., 2] > 128)
     return np.array([columns.mean() + 0.5, rows.mean() + 0.5])
 
@@ -33,7 +33,7 @@ def square_centre(frame):
 def test_cameras_project_the_marker_onto_its_image(capture, split, downscale):
     scene = load_scene(capture, split, downscale=downscale)
     for frame in scene.frames:
-        np.testing.assert_allclose(builders.marker_pixel(scene, frame), square_centre(frame), atol=0.75)
+        np.testing.assert_allclose(builders.marker_pixel(scene, frame), square_center(frame), atol=0.75)
 
 
 def test_every_eighth_frame_by_name_is_held_out(capture):
@@ -43,12 +43,23 @@ def test_every_eighth_frame_by_name_is_held_out(capture):
     assert [frame.image_path.name for frame in train.frames] == [f"{i:03d}.png" for i in range(1, 8)]
 
 
+def test_photos_are_held_out_in_the_order_of_their_whole_names(tmp_path):
+    """As in published evaluations: "a (1).png" comes before "a.png", though "a" comes before "a (1)"."""
+    builders.make_transforms(tmp_path, count=3)
+    names = ["a.png", "a (1).png", "b.png"]
+    for index, name in enumerate(names):
+        (tmp_path / "images" / f"{index:03d}.png").rename(tmp_path / "images" / name)
+        builders.edit_frame(tmp_path / "transforms.json", index, file_path=f"images/{name}")
+    (held_out,) = load_scene(tmp_path, "test").frames
+    assert held_out.image_path.name == "a (1).png"
+
+
 def test_an_interval_of_zero_trains_on_every_photo(capture):
     train, val, test = (load_scene(capture, split, eval_interval=0) for split in ("train", "val", "test"))
     assert [frame.image_path.name for frame in train.frames] == [f"{i:03d}.png" for i in range(9)]
     for shown in (val, test):
         assert [frame.image_path.name for frame in shown.frames] == ["000.png", "008.png"]
-    (warning,) = {*train.warnings, *val.warnings, *test.warnings}  # so that it is printed once
+    (warning,) = {*train.warnings, *val.warnings, *test.warnings}  # one object, so that it is printed once
     assert "holds out no photo: all 9 are trained on, and metrics are of every 8th of them" in warning
     np.testing.assert_array_equal(train.world_transform, load_scene(capture).world_transform)
 
@@ -68,7 +79,7 @@ def test_captures_are_unbounded_upright_and_fit_the_unit_box(capture):
     assert 0 < scene.near < scene.far
     # The builder's cameras are level with z up.
     np.testing.assert_allclose(scene.world_transform[2, :3], [0, 0, 1], atol=1e-6)
-    # They look past the marker by at most 0.1 of their distance.
+    # Their viewing directions miss the marker by at most 0.1 of their distance.
     assert np.linalg.norm(builders.marker_in(scene)) < 0.15
 
 
@@ -115,7 +126,7 @@ def test_an_explicit_layout_is_obeyed(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"downscale": 0}, "downscale must be a whole number from 1 on, not 0"),
+        ({"downscale": 0}, "downscale must be a whole number, at least 1, not 0"),
         ({"eval_interval": 1}, "eval interval 1 leaves no frame to train on"),
         ({"eval_interval": -8}, "eval interval -8 .* at least 2, or 0 to hold out none"),
         ({"scene_scale": -1.0}, "scene scale"),
@@ -128,7 +139,7 @@ def test_options_out_of_range_are_scene_errors(tmp_path, options, message):
         load_scene(builders.make_transforms(tmp_path), **options)
 
 
-@pytest.mark.parametrize("options", [{"split": "all"}, {"layout": "nerf"}, {"orientation": "x"}, {"centre": "x"}])
+@pytest.mark.parametrize("options", [{"split": "all"}, {"layout": "nerf"}, {"orientation": "x"}, {"center": "x"}])
 def test_unknown_words_are_value_errors(tmp_path, options):
     with pytest.raises(ValueError, match="must be one of"):
         load_scene(builders.make_transforms(tmp_path), **options)

@@ -12,7 +12,7 @@ from tests.scenes import builders
 
 
 def forward_poses(count=12):
-    """Cameras on a small grid, all looking along one direction."""
+    """Cameras on a small grid that all look in the same direction."""
     x, y = np.meshgrid(np.linspace(-0.4, 0.4, count // 3), np.linspace(-0.3, 0.3, 3))
     base = builders.arc_poses(1)[0]
     poses = np.repeat(base[None], x.size, axis=0)
@@ -54,18 +54,18 @@ def test_range_covers_the_bounds_in_the_corners_too(tmp_path):
     assert far * scene.world_scale * corner <= scene.far < 1.5 * far * scene.world_scale * corner
 
 
-def test_inward_facing_scenes_are_centred_on_what_they_circle(tmp_path):
+def test_inward_facing_scenes_are_centered_on_what_they_circle(tmp_path):
     scene = load_scene(builders.make_llff(tmp_path))
     assert np.linalg.norm(builders.marker_in(scene)) < 0.1
     assert scene.near == pytest.approx(0.9 * rows_of(tmp_path)[:, 15].min() * scene.world_scale)
 
 
-def test_centre_can_be_chosen(tmp_path):
+def test_center_can_be_chosen(tmp_path):
     builders.make_llff(tmp_path)
-    scene = load_scene(tmp_path, centre="poses", orientation="none", eval_interval=100)
+    scene = load_scene(tmp_path, center="poses", orientation="none", eval_interval=100)
     mean = builders.arc_poses(9)[:, :, 3].mean(axis=0)
     np.testing.assert_allclose(scene.world_transform, np.c_[np.eye(3), -mean], atol=1e-12)
-    scene = load_scene(tmp_path, centre="none", orientation="none")
+    scene = load_scene(tmp_path, center="none", orientation="none")
     np.testing.assert_allclose(scene.world_transform, np.eye(3, 4), atol=1e-12)
 
 
@@ -88,12 +88,12 @@ def test_only_a_reduced_folder_was_shipped(tmp_path):
     assert asked.warnings == ()
     assert (asked.frames[0].width, asked.frames[0].downscale) == (frame.width, 1)
     assert load_scene(tmp_path, downscale=8).frames[0].downscale == 2
-    with pytest.raises(SceneError, match="already 4 times smaller than stated; ask for a multiple of 4"):
+    with pytest.raises(SceneError, match="already 4 times smaller than stated; choose a multiple of 4"):
         load_scene(tmp_path, downscale=6)
 
 
 def test_reduced_copies_are_paired_by_order(tmp_path):
-    # The published scenes call the reduced copy of IMG_4026.JPG image000.png.
+    # In the published scenes, the reduced copy of IMG_4026.JPG is named image000.png.
     builders.make_llff(tmp_path)
     builders.draw_all(tmp_path / "images_4", builders.arc_poses(9), factor=4)
     for path in (tmp_path / "images_4").iterdir():
@@ -131,7 +131,7 @@ def test_any_numeric_array_will_do(tmp_path, dtype, order):
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        (3, np.nan, r"row 5 \(images/005\.png\): the pose holds NaN or infinity"),
+        (3, np.nan, r"row 5 \(images/005\.png\): the pose contains NaN or infinity"),
         (0, 3.0, r"row 5 \(images/005\.png\): the pose is not rigid"),
         (4, -1.0, r"row 5 .*height: must be a whole number of pixels"),
         (9, 96.5, r"row 5 .*width: must be a whole number of pixels"),
@@ -164,7 +164,7 @@ def npy(array, **options):
 
 
 def claiming(rows):
-    """A header that claims `rows` rows, with one row behind it."""
+    """A header that declares `rows` rows, followed by a single row."""
     stream = io.BytesIO()
     header = {"descr": "<f8", "fortran_order": False, "shape": (rows, 17)}
     np.lib.format.write_array_header_1_0(stream, header)

@@ -15,7 +15,7 @@ from tests.scenes import builders
 
 @pytest.fixture
 def frame(tmp_path):
-    """One frame of 8 x 6 pixels whose image the tests replace."""
+    """One frame of 8 x 6 pixels, whose image the tests replace."""
     builders.make_transforms(tmp_path)
     loaded = load_scene(tmp_path).frames[0]
     return replace(loaded, width=8, height=6, image_path=tmp_path / "image.png")
@@ -44,16 +44,23 @@ def test_opaque_images_of_a_transparent_scene_get_full_alpha(frame):
     assert (read[..., 3] == 255).all()
 
 
-def test_greyscale_becomes_colour(frame):
-    grey = random_pixels(1)[..., 0]
-    save(frame, grey)
-    np.testing.assert_array_equal(read_image(frame), np.repeat(grey[..., None], 3, axis=2))
+def test_grayscale_becomes_color(frame):
+    gray = random_pixels(1)[..., 0]
+    save(frame, gray)
+    np.testing.assert_array_equal(read_image(frame), np.repeat(gray[..., None], 3, axis=2))
 
 
-def test_sixteen_bit_greyscale_is_scaled_not_clipped(frame):
-    grey = random_pixels(1)[..., 0]
-    save(frame, grey.astype(np.uint16) * 257)
-    np.testing.assert_array_equal(read_image(frame)[..., 0], grey)
+def test_sixteen_bit_grayscale_is_scaled_not_clipped(frame):
+    gray = random_pixels(1)[..., 0]
+    save(frame, gray.astype(np.uint16) * 257)
+    np.testing.assert_array_equal(read_image(frame)[..., 0], gray)
+
+
+@pytest.mark.parametrize("white", [1, 255, 65535])
+def test_masks_of_sixteen_bits(frame, tmp_path, white):
+    expected = random_pixels(1)[..., 0] > 127
+    Image.fromarray((expected * white).astype(np.uint16)).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_mask(replace(frame, mask_path=tmp_path / "mask.png")), expected)
 
 
 def test_palettes_with_transparency(frame):
@@ -69,7 +76,7 @@ def test_palettes_with_transparency(frame):
 @given(st.integers(2, 4), st.integers(0, 3), st.integers(0, 3), st.sampled_from([3, 4]), st.integers(0, 2**31))
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_box_filter(tmp_path_factory, factor, extra_x, extra_y, channels, seed):
-    # The extra columns and rows do not fill a block and must not matter.
+    # The extra columns and rows do not fill a block and must not affect the result.
     height, width = 3 * factor + extra_y % factor, 4 * factor + extra_x % factor
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
     folder = tmp_path_factory.mktemp("box")
@@ -89,13 +96,13 @@ def test_box_filter(tmp_path_factory, factor, extra_x, extra_y, channels, seed):
         for x in range(4):
             block = pixels[y * factor : (y + 1) * factor, x * factor : (x + 1) * factor].reshape(-1, channels)
             weights = block[:, 3].astype(float) if channels == 4 else np.ones(len(block))
-            colour = (block[:, :3] * weights[:, None]).sum(axis=0) / max(weights.sum(), 1.0)
-            np.testing.assert_allclose(result[y, x, :3], colour, atol=0.5 + 1e-9)
+            color = (block[:, :3] * weights[:, None]).sum(axis=0) / max(weights.sum(), 1.0)
+            np.testing.assert_allclose(result[y, x, :3], color, atol=0.5 + 1e-9)
             if channels == 4:
                 assert abs(result[y, x, 3] - block[:, 3].mean()) <= 0.5 + 1e-9
 
 
-def test_transparent_pixels_do_not_bleed_into_colours(frame):
+def test_transparent_pixels_do_not_bleed_into_colors(frame):
     pixels = np.zeros((12, 16, 4), dtype=np.uint8)
     pixels[::2, ::2] = [200, 100, 50, 255]
     pixels[1::2] = [0, 255, 0, 0]
@@ -104,7 +111,7 @@ def test_transparent_pixels_do_not_bleed_into_colours(frame):
     np.testing.assert_array_equal(result[0, 0], [200, 100, 50, 64])
 
 
-def test_masks_end_at_half_grey(frame):
+def test_masks_end_at_half_gray(frame):
     save(frame, np.array([[0, 127, 128, 255]], dtype=np.uint8))
     mask = read_mask(replace(frame, width=4, height=1, mask_path=frame.image_path))
     np.testing.assert_array_equal(mask, [[False, False, True, True]])
@@ -112,18 +119,18 @@ def test_masks_end_at_half_grey(frame):
 
 @pytest.mark.parametrize(("values", "usable"), [([0, 1, 1, 0], [0, 1, 1, 0]), ([0, 0, 0, 0], [0, 0, 0, 0])])
 def test_a_mask_of_zeros_and_ones(frame, values, usable):
-    """As tools for labelling write it; nerfstudio takes every value but 0 for usable."""
+    """As labeling tools write it; nerfstudio treats every value except 0 as usable."""
     save(frame, np.array([values], dtype=np.uint8))
     mask = read_mask(replace(frame, width=4, height=1, mask_path=frame.image_path))
     np.testing.assert_array_equal(mask, np.array([usable], dtype=bool))
 
 
 def test_masks_in_the_alpha_channel(frame):
-    """White or black all over, as editors store a selection; a picture with both is taken for what it shows."""
+    """Uniformly white or black, as image editors store a selection. An image with both is used as it is."""
     alpha = np.array([[0, 255, 200, 10]], dtype=np.uint8)
     masked = replace(frame, width=4, height=1, mask_path=frame.image_path)
-    for colour in (0, 255):
-        save(frame, np.dstack([np.full_like(alpha, colour)] * 3 + [alpha]))
+    for color in (0, 255):
+        save(frame, np.dstack([np.full_like(alpha, color)] * 3 + [alpha]))
         np.testing.assert_array_equal(read_mask(masked), [[False, True, True, False]])
     bright = np.array([[255, 0, 255, 0]], dtype=np.uint8)
     for channel in (alpha, np.full_like(alpha, 255)):

@@ -1,4 +1,4 @@
-"""Published captures, where a folder of them is at hand."""
+"""Published captures, if a folder with them is available."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_cup_prefers_colmap(published_scene):
     path = published_scene("colmap_cup")
     scene = load_scene(path)
     assert scene.layout == "colmap"
-    # The table top, which most of the points lie on, is level although the photos are stored on their side.
+    # The table top, which contains most of the points, is level although the photos are stored rotated.
     near = scene.points[np.linalg.norm(scene.points, axis=1) < 0.5]
     heights = near[:, 2]
     table = np.median(heights)
@@ -74,7 +74,7 @@ def test_cup_observations_project_onto_their_pixels(published_scene):
         x, y, z = frame.camera_to_world[:, :3].T @ (moved - frame.camera_to_world[:, 3]).T
         pixels = np.stack([frame.cx - frame.fx * x / z, frame.cy + frame.fy * y / z], axis=1)
         errors.append(np.linalg.norm(pixels - [point.xy for point in seen], axis=1))
-    # The reconstruction itself has a mean reprojection error of 0.6 pixels.
+    # The reconstruction has a mean reprojection error of 0.6 pixels.
     assert np.concatenate(errors).mean() < 1.0
 
 

@@ -22,7 +22,7 @@ def edit_frame(root, index, **changes):
 
 
 def only_frame(root, name):
-    """The loaded frame with that image, whichever split it is in."""
+    """The loaded frame with the given image, in any split."""
     frames = load_scene(root, "train").frames + load_scene(root, "test").frames
     return next(frame for frame in frames if frame.image_path.name == name)
 
@@ -113,6 +113,15 @@ class TestIntrinsics:
         frame = only_frame(tmp_path, "003.png")
         assert (frame.fx, frame.distortion[0]) == (builders.FX, 0.2)
 
+    def test_keys_of_a_frame_win_over_other_keys_for_the_same(self, tmp_path):
+        builders.make_transforms(tmp_path, distortion_params=[1, 2, 3, 4, 5, 6], is_fisheye=True)
+        edit_frame(tmp_path, 3, k1=0.2)
+        edit_frame(tmp_path, 5, camera_model="OPENCV")
+        frame = only_frame(tmp_path, "003.png")
+        assert (frame.distortion, frame.camera_model) == ((0.2, 0, 0, 0, 0, 0), "opencv_fisheye")
+        frame = only_frame(tmp_path, "005.png")
+        assert (frame.distortion, frame.camera_model) == ((1, 2, 3, 4, 5, 6), "opencv")
+
     def test_is_fisheye_is_true_or_false(self, tmp_path):
         for value in ("true", 1):
             builders.make_transforms(tmp_path, is_fisheye=value)
@@ -148,14 +157,14 @@ class TestPoints:
         scene = self.load(tmp_path, self.text(f"{marker} 255 128 7", "0 0 0 1 2 3", "0 nan 0 9 9 9"))
         np.testing.assert_allclose(scene.points[0], builders.marker_in(scene), atol=1e-6)
         np.testing.assert_allclose(scene.points[1], scene.world_scale * scene.world_transform[:, 3], atol=1e-6)
-        np.testing.assert_array_equal(scene.colours, [[255, 128, 7], [1, 2, 3]])
+        np.testing.assert_array_equal(scene.colors, [[255, 128, 7], [1, 2, 3]])
         assert scene.warnings == ()
 
     def test_binary_files(self, tmp_path):
         header = self.HEADER.format(kind="binary_little_endian", count=1).encode()
         scene = self.load(tmp_path, header + struct.pack("<fffBBB", *builders.MARKER, 4, 5, 6))
         np.testing.assert_allclose(scene.points[0], builders.marker_in(scene), atol=1e-6)
-        np.testing.assert_array_equal(scene.colours, [[4, 5, 6]])
+        np.testing.assert_array_equal(scene.colors, [[4, 5, 6]])
 
     def test_meshes_are_their_vertices(self, tmp_path):
         header = self.HEADER.format(kind="ascii", count=3).replace(
@@ -164,7 +173,7 @@ class TestPoints:
         lines = ["0 0 0 10 20 30", "1 0 0 10 20 31", "0 1 0 10 20 32", "3 0 1 2"]
         scene = self.load(tmp_path, (header + "\n".join(lines) + "\n").encode())
         assert len(scene.points) == 3
-        np.testing.assert_array_equal(scene.colours, [[10, 20, 30], [10, 20, 31], [10, 20, 32]])
+        np.testing.assert_array_equal(scene.colors, [[10, 20, 30], [10, 20, 31], [10, 20, 32]])
 
     def test_points_of_a_blender_scene(self, tmp_path):
         root = builders.make_blender(tmp_path)
@@ -173,12 +182,12 @@ class TestPoints:
         for split in ("train", "test"):
             scene = load_scene(root, split)
             np.testing.assert_array_equal(scene.points, [[1, 2, 3]])
-            np.testing.assert_array_equal(scene.colours, [[4, 5, 6]])
+            np.testing.assert_array_equal(scene.colors, [[4, 5, 6]])
 
-    def test_without_colours_they_are_grey(self, tmp_path):
+    def test_without_colors_they_are_gray(self, tmp_path):
         lines = [line for line in self.text("0 0 1").decode().splitlines() if "uchar" not in line]
         scene = self.load(tmp_path, ("\n".join(lines) + "\n").encode())
-        np.testing.assert_array_equal(scene.colours, [[128, 128, 128]])
+        np.testing.assert_array_equal(scene.colors, [[128, 128, 128]])
 
     @pytest.mark.parametrize(("content", "remark"), [(None, "do not exist"), (b"none", "holds no points")])
     def test_a_scene_works_without_its_points(self, tmp_path, content, remark):
@@ -294,6 +303,12 @@ class TestSplits:
         edit(tmp_path, train_filenames=None, test_filenames=None)
         assert len(self.loaded(tmp_path, "train")) == 7
 
+    def test_photos_that_are_held_out_and_trained_on_are_told(self, tmp_path):
+        builders.make_transforms(tmp_path, train_filenames=self.names(1, 2, 3), test_filenames=self.names(3, 4))
+        (warning,) = load_scene(tmp_path, "test").warnings
+        assert "test_filenames: 1 of its 2 photos are trained on as well (the first is 'images/003.png')" in warning
+        assert load_scene(tmp_path, "train").warnings == ()
+
     def test_names_without_extension(self, tmp_path):
         builders.make_transforms(
             tmp_path, train_filenames=["images/001", "./images/002"], test_filenames=["images/003"]
@@ -391,7 +406,7 @@ BAD_POSES = {
     "sheared": (pose_with(sheared), "not rigid"),
     "mirrored": (pose_with(mirrored), "mirrored"),
     "projective": (pose_with(projective), r"last row .* must be 0 0 0 1, found \[0\.0, 0\.0, 1\.0, 1\.0\]"),
-    "far": (pose_with(far_away), "absurdly large"),
+    "far": (pose_with(far_away), "implausibly large"),
     "zero": (np.zeros((4, 4)).tolist(), "last row"),
 }
 

@@ -1,4 +1,4 @@
-"""A trained run of the MLP twin, for tests that turn it into EUGen layers."""
+"""A trained run of the MLP baseline, for tests that transfer it to EUGen layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def mlp_run(ball_scene: Path, parse: Parse, tmp_path_factory: pytest.TempPathFac
     """Folder of a run of eugen-nerf-mlp on the ball."""
     output = tmp_path_factory.mktemp("teachers")
     arguments = ["--data", ball_scene, "--output-dir", output, "--timestamp=mlp", "--max-num-iterations=200"]
-    # At the default rates the teacher is better, and loses more at half of its width.
+    # At the default learning rates the teacher is better, and loses more at half of its width.
     arguments += ["--optimizers.networks.optimizer.lr=0.003", "--optimizers.encoding.optimizer.lr=0.006"]
     config = parse(*arguments, "--steps-per-eval-image=1000", method="eugen-nerf-mlp")
     main(config)

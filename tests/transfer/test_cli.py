@@ -1,4 +1,4 @@
-"""eugen-transfer on our own field: quality, cost, the run it leaves, and what it refuses."""
+"""eugen-transfer on this package's own field: quality, cost, the resulting run and the refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """Every file below a folder with a hash of its contents."""
+    """Every file below a folder, with a hash of its content."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -53,7 +53,7 @@ def run_transfer(given: Transfer) -> tuple[Outcome, str]:
 
 @pytest.fixture(scope="module")
 def transferred(mlp_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, str, dict, dict]:
-    """A transfer at half the width: outcome, what was printed, and the teacher's files before and after."""
+    """A transfer at half the width: outcome, printed text, and the teacher's files before and after."""
     before = fingerprint(mlp_run)
     outcome, printed = run_transfer(options(mlp_run, tmp_path_factory.mktemp("students")))
     return outcome, printed, before, fingerprint(mlp_run)
@@ -91,7 +91,7 @@ class TestResult:
             "dataparser_transforms.json",
             "nerfstudio_models/step-000000199.ckpt",
         }
-        assert list(run.parent.iterdir()) == [run]  # nothing temporary is left
+        assert list(run.parent.iterdir()) == [run]  # no temporary files are left
         umask = os.umask(0)
         os.umask(umask)
         assert run.stat().st_mode & 0o777 == 0o777 & ~umask
@@ -180,10 +180,10 @@ class TestRefusals:
             ({"features": 0}, "--features must be at least 1, not 0"),
             ({"order": 0}, "--order must be at least 1, not 0"),
             ({"seed": 1 << 63}, r"--seed must be a number from 0 to 2\^63 - 1, not 9223372036854775808"),
-            ({"rate": float("inf")}, "rate must be positive, got .*, inf"),
+            ({"learning_rate": float("inf")}, "learning_rate must be positive, got .*, inf"),
             ({"order": 3, "features": 32}, r"32 features of 3 order\(s\) are more than"),
             ({"phi": "relux"}, "--phi must be one of"),
-            ({"ridge": -1.0}, "ridge must be a number that is not negative"),
+            ({"ridge": -1.0}, "ridge must be finite and not negative"),
             ({"pixels": 0.0}, "--pixels is a share above 0"),
             ({"views": 0}, "--views must be at least 1"),
             ({"layers": ("field.*",)}, "every hidden layer becomes an EUGen layer"),
@@ -207,7 +207,7 @@ class TestRefusals:
 
     def test_a_file_that_is_no_configuration(self, tmp_path: Path) -> None:
         (tmp_path / "config.yml").write_text("method_name: [eugen")
-        with pytest.raises(UserError, match="is no configuration that ns-train wrote"):
+        with pytest.raises(UserError, match="is not a configuration written by ns-train"):
             run_transfer(options(tmp_path, tmp_path / "out"))
 
     def test_a_run_that_is_there_already(self, mlp_run: Path, tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ class TestRefusals:
 
     @pytest.fixture
     def copied(self, mlp_run: Path, tmp_path: Path) -> Path:
-        """A copy of the teacher's run, to be damaged."""
+        """A copy of the teacher's run, for the tests to damage."""
         run = tmp_path / "copied"
         shutil.copytree(mlp_run, run)
         return run
@@ -277,6 +277,16 @@ class TestRefusals:
         self.damage(copied, lambda state: state.pop("_model.field.color_network.layers.1.weight"))
         self.refused(copied, tmp_path / "out", r"does not belong to .*missing: field\.color_network\.layers\.1\.weight")
 
+    def test_weights_that_several_gpus_trained_have_other_names(self, copied: Path, tmp_path: Path) -> None:
+        def renamed(state: dict) -> None:
+            names = [name for name in state if name.startswith("_model.")]
+            state.update({name.replace("_model.", "_model.module.", 1): state.pop(name) for name in names})
+            state["_model.module.lpips.net.weight"] = torch.zeros(1)  # as in nerfstudio's own models
+
+        self.damage(copied, renamed)
+        outcome, _ = run_transfer(options(copied, tmp_path / "out", views=1))
+        assert outcome.after["psnr"] > 12
+
     def test_networks_of_tiny_cuda_nn(self, copied: Path, tmp_path: Path) -> None:
         self.damage(copied, lambda state: state.update({"_model.field.mlp.tcnn_encoding.params": torch.zeros(3)}))
         self.refused(copied, tmp_path / "out", "trained by tiny-cuda-nn")
@@ -302,7 +312,7 @@ class TestRefusals:
 
     def test_nothing_to_see(self, copied: Path, tmp_path: Path) -> None:
         self.damage(copied, lambda state: state["_model.field.density_network.layers.1.bias"].fill_(-100))
-        self.refused(copied, tmp_path / "out", "No sample of .* adds anything to a pixel in field")
+        self.refused(copied, tmp_path / "out", "None of the samples of .* contributes to a pixel in field")
 
     def test_a_run_of_eugen_layers(self, transferred: tuple[Outcome, str, dict, dict], tmp_path: Path) -> None:
         self.refused(

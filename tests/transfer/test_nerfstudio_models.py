@@ -120,7 +120,7 @@ def test_a_run_becomes_one_with_eugen_layers(
     more: Any = tyro.cli(AnnotatedBaseConfigUnion, args=command[1:])  # type: ignore[call-overload]
     written = yaml.load((outcome.run / "config.yml").read_text(), Loader=yaml.Loader)
     assert more.pipeline.model == written.pipeline.model
-    # The scene in the same world.
+    # The scene has the same world coordinates.
     assert more.pipeline.datamanager.dataparser == dataclasses.replace(
         written.pipeline.datamanager.dataparser, data=more.pipeline.datamanager.dataparser.data
     )

@@ -1,4 +1,4 @@
-"""eugen-transfer with its tensors on a GPU: nothing meets a tensor that was left on the CPU."""
+"""eugen-transfer with tensors on a GPU: no operation mixes them with tensors on the CPU."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ FLAGS = (
 
 
 def find_chromium() -> str | None:
-    """The program, if there is one."""
+    """The path of the program, or None."""
     return next((found for name in NAMES if (found := shutil.which(name))), None)
 
 
@@ -42,13 +42,13 @@ class Page:
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
         self._last = 0
-        self.requests: list[str] = []  # addresses that the page asked for
+        self.requests: list[str] = []  # addresses requested by the page
         self.console: list[str] = []  # errors and warnings
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, timeout: float = 120, **params: Any) -> dict[str, Any]:
-        """Call a method of the protocol; what happens meanwhile is noted."""
+        """Call a method of the protocol, and record the events that arrive meanwhile."""
         self._last += 1
         self._socket.send(json.dumps({"id": self._last, "method": method, "params": params}))
         deadline = time.monotonic() + timeout
@@ -72,7 +72,7 @@ class Page:
             self.console.append(params["entry"]["text"])
 
     def evaluate(self, expression: str, timeout: float = 120) -> Any:
-        """The value of a JavaScript expression, awaited if it is a promise."""
+        """Evaluate a JavaScript expression, and await it if it is a promise."""
         answer = self.call(
             "Runtime.evaluate", timeout=timeout, expression=expression, awaitPromise=True, returnByValue=True
         )
@@ -82,7 +82,7 @@ class Page:
         return answer["result"].get("value")
 
     def wait(self, expression: str, timeout: float = 120) -> Any:
-        """Wait until an expression is true; its value."""
+        """Wait until an expression is true; return its value."""
         deadline = time.monotonic() + timeout
         while True:
             value = self.evaluate(expression)
@@ -92,7 +92,7 @@ class Page:
             time.sleep(0.05)
 
     def event(self, method: str, timeout: float = 120) -> None:
-        """Wait for the next event of a kind: the only way while the page goes elsewhere, when expressions may fail."""
+        """Wait for the next event of a kind. During a navigation this is the only way, because expressions may fail."""
         deadline = time.monotonic() + timeout
         while True:
             message = json.loads(self._socket.recv(timeout=max(deadline - time.monotonic(), 0.001)))
@@ -101,13 +101,13 @@ class Page:
                 return
 
     def open(self, address: str) -> None:
-        """Go to a page."""
-        self.call("Page.navigate", url="about:blank")  # so that an address that differs behind the # is loaded too
+        """Navigate to a page."""
+        self.call("Page.navigate", url="about:blank")  # so that an address that differs only after the # is loaded, too
         self.call("Page.navigate", url=address)
         self.wait(f"document.readyState === 'complete' && location.href.startsWith({json.dumps(address[:20])})")
 
     def size(self, width: int, height: int, phone: bool = False, scale: float = 1.0) -> None:
-        """The size of the window in CSS pixels, and how many of the device's go into one of these along a side."""
+        """Set the size of the window in CSS pixels, and the device's pixels per CSS pixel along a side."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -118,27 +118,27 @@ class Page:
         self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
 
     def colors(self, scheme: str) -> None:
-        """What the system prefers: light or dark."""
+        """Set the color scheme that the system prefers: light or dark."""
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def before_scripts(self, source: str) -> Callable[[], None]:
-        """Run JavaScript before that of each page to come, until the returned function is called."""
+        """Run JavaScript before the scripts of each later page, until the returned function is called."""
         identifier = self.call("Page.addScriptToEvaluateOnNewDocument", source=source)["identifier"]
         return lambda: void(self.call("Page.removeScriptToEvaluateOnNewDocument", identifier=identifier))
 
     def screenshot(self, path: Path | None = None) -> bytes:
-        """What is to be seen, as PNG."""
+        """A screenshot, as PNG."""
         data = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
         if path is not None:
             path.write_bytes(data)
         return data
 
     def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
-        """An event of the mouse: mousePressed, mouseMoved, mouseReleased, mouseWheel."""
+        """Send a mouse event: mousePressed, mouseMoved, mouseReleased, mouseWheel."""
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
 
     def drag(self, start: tuple[float, float], end: tuple[float, float], button: str = "left") -> None:
-        """Press, move in a few steps, release."""
+        """Press, move in a few steps, and release."""
         buttons = {"left": 1, "right": 2}[button]
         self.mouse("mousePressed", *start, button=button, buttons=buttons, clickCount=1)
         for step in range(1, 5):
@@ -147,18 +147,18 @@ class Page:
         self.mouse("mouseReleased", *end, button=button, clickCount=1)
 
     def touch(self, kind: str, *points: tuple[float, float]) -> None:
-        """An event of touching: touchStart, touchMove, touchEnd."""
+        """Send a touch event: touchStart, touchMove, touchEnd."""
         self.call("Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": x, "y": y} for x, y in points])
 
     def key(self, code: str, key: str, seconds: float = 0.0) -> None:
-        """Press a key, hold it, release it."""
+        """Press, hold and release a key."""
         self.call("Input.dispatchKeyEvent", type="keyDown", code=code, key=key)
         time.sleep(seconds)
         self.call("Input.dispatchKeyEvent", type="keyUp", code=code, key=key)
 
 
 def void(_: object) -> None:
-    """Forget a value."""
+    """Ignore a value."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Small runs on the demo scene, exported, and a browser to look at them with."""
+"""Small runs on the demo scene, their exports, and a browser to open them."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ Train = Callable[..., Path]
 
 
 class Tab(Protocol):
-    """Of any browser."""
+    """A tab of any browser."""
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression, awaited if it is a promise."""
+        """Evaluate a JavaScript expression, and await it if it is a promise."""
 
 
 @pytest.fixture(scope="session")
 def train_run(tmp_path_factory: pytest.TempPathFactory) -> Train:
-    """Trains a small model; returns the run's config.yml."""
+    """Train a small model; return the run's config.yml."""
 
     def run(scene: Path, steps: int, *options: str, method: str = "eugen-nerf") -> Path:
         words = [
@@ -58,7 +58,7 @@ def demo_run(train_run: Train) -> Path:
 
 @pytest.fixture(scope="session")
 def page_folder(demo_run: Path, train_run: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo scene exported with its photos and an MLP twin."""
+    """The demo scene, exported with its photos and an MLP baseline."""
     twin = train_run(ROOT / "data" / "demo", 20, "--pipeline.model.field.hidden-features=32", method="eugen-nerf-mlp")
     folder = tmp_path_factory.mktemp("pages") / "demo"
     export_web([demo_run, twin], folder, Options(with_images=True))
@@ -67,7 +67,7 @@ def page_folder(demo_run: Path, train_run: Train, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="session")
 def serve() -> Iterator[Callable[[Path], str]]:
-    """Serves a folder; returns its address."""
+    """Serve a folder; return its address."""
     servers = []
 
     def start(folder: Path) -> str:
@@ -94,7 +94,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 @pytest.fixture
 def page(browser: Page) -> Page:
-    """The tab with a small window, and nothing noted yet."""
+    """The tab with a small window and empty records."""
     browser.size(320, 240)
     browser.colors("light")
     browser.requests.clear()
@@ -103,7 +103,7 @@ def page(browser: Page) -> Page:
 
 
 def rendered(page: Tab, view: int, size: int, mode: str = "color", network: int = 0) -> np.ndarray:
-    """A view as the page renders it: [size, size, 4] uint8."""
+    """A view as rendered by the page: [size, size, 4] uint8."""
     data = page.evaluate(
         f"""eugenViewer.then(async viewer => {{
             const options = {{view: {view}, width: {size}, height: {size}, mode: "{mode}", network: {network}}};
@@ -116,7 +116,7 @@ def rendered(page: Tab, view: int, size: int, mode: str = "color", network: int 
 
 
 def expected(pipeline: Any, view: int, size: int) -> dict[str, np.ndarray]:
-    """The same view as Python renders it: rgb [size, size, 3] uint8, accumulation and depth [size, size, 1]."""
+    """The same view as rendered in Python: rgb [size, size, 3] uint8, accumulation and depth [size, size, 1]."""
     camera = pipeline.datamanager.eval_dataset.cameras[view]
     width, height = int(camera.width), int(camera.height)
     factor = size / max(width, height)
@@ -136,5 +136,5 @@ def expected(pipeline: Any, view: int, size: int) -> dict[str, np.ndarray]:
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:
-    """In dB, of uint8 pictures."""
+    """The PSNR of uint8 images, in dB."""
     return float(-10 * np.log10(np.mean((first.astype(float) / 255 - second.astype(float) / 255) ** 2) + 1e-12))

@@ -26,12 +26,12 @@ user_pref("network.connectivity-service.enabled", false);
 
 
 def find_firefox() -> str | None:
-    """The program, if there is one."""
+    """The path of the program, or None."""
     return next((found for name in NAMES if (found := shutil.which(name))), None)
 
 
 def has_display() -> bool:
-    """Whether there is a display, or a program that pretends one."""
+    """Whether there is a display, or Xvfb to simulate one."""
     return "DISPLAY" in os.environ or shutil.which("Xvfb") is not None
 
 
@@ -47,7 +47,7 @@ class FirefoxPage:
         self._tab: str = self.call("browsingContext.getTree")["contexts"][0]["context"]
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Call a method of the protocol; what happens meanwhile is noted."""
+        """Call a method of the protocol, and record the events that arrive meanwhile."""
         self._last += 1
         self._socket.send(json.dumps({"id": self._last, "method": method, "params": params}))
         while True:
@@ -60,13 +60,13 @@ class FirefoxPage:
                 self.console.append(str(message["params"]["text"]))
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression, awaited if it is a promise: a number, a string or a truth value."""
+        """Evaluate a JavaScript expression (awaited if a promise) to a number, a string or a boolean."""
         answer = self.call("script.evaluate", expression=expression, target={"context": self._tab}, awaitPromise=True)
         assert answer["type"] == "success", answer["exceptionDetails"]["text"]
         return answer["result"].get("value")
 
     def open(self, address: str) -> None:
-        """Go to a page."""
+        """Navigate to a page."""
         self.call("browsingContext.navigate", context=self._tab, url=address, wait="complete")
 
 
@@ -98,7 +98,7 @@ def running_firefox(profile: Path) -> Iterator[FirefoxPage]:
 
 @contextmanager
 def _display() -> Iterator[str]:
-    """The name of a display, of one of our own where there is none."""
+    """The name of the display, or of a new Xvfb display if there is none."""
     if "DISPLAY" in os.environ:
         yield os.environ["DISPLAY"]
         return

@@ -17,7 +17,7 @@ from nerfstudio.cameras.cameras import Cameras
 
 from eugen_nerf.export.folder import FORMAT
 from eugen_nerf.export.scene_file import VERSION, ExportedField
-from eugen_nerf.export.tables import half_precision, quantised
+from eugen_nerf.export.tables import half_precision, quantized
 from eugen_nerf.field import EugenField, FieldConfig
 from eugen_nerf.occupancy import pack_bits
 from eugen_nerf.ops import RadianceField, Space, StepRule, reference
@@ -28,7 +28,7 @@ SPACE = Space(((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0)))
 
 
 def small_field(name: str, generator: torch.Generator, **options: Any) -> ExportedField:
-    """A field with random parameters; the same for the same options."""
+    """A field with random parameters, which are equal for equal options."""
     sizes = {"num_levels": 3, "log2_hashmap_size": 7, "base_resolution": 4, "max_resolution": 12, "hidden_features": 16}
     config = FieldConfig(**{**sizes, **options})  # type: ignore[arg-type]
     module = EugenField(config)
@@ -37,7 +37,7 @@ def small_field(name: str, generator: torch.Generator, **options: Any) -> Export
             parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
     field = module.evaluator()
     assert isinstance(field, RadianceField)
-    store = quantised if name == "bytes" else half_precision
+    store = quantized if name == "bytes" else half_precision
     bits = pack_bits(torch.rand(16**3, generator=generator) < 0.5)
     return ExportedField(name, field, store(field.table, field.layout), SPACE, StepRule(0.02), 0.5, 6.0, bits, 16)
 
@@ -88,7 +88,8 @@ def write(folder: Path) -> None:
 
 
 def _evaluated(exported: ExportedField, positions: torch.Tensor, directions: torch.Tensor) -> dict[str, Any]:
-    # In double precision: processors differ in single precision's last digit, which rounding may carry into the file.
+    # In double precision, because the last digit in single precision differs between processors and could show in the
+    # file.
     positions, directions, table = positions.double(), directions.double(), exported.table.values().double()
     density, color = (
         convert(chain, lambda _, t: t.double()) for chain in (exported.field.density, exported.field.color)

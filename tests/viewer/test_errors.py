@@ -1,4 +1,4 @@
-"""What the page says when it cannot show the scene."""
+"""The page's messages if it cannot show the scene."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Serve = Callable[[Path], str]
 
 @pytest.fixture
 def copy(page_folder: Path, tmp_path: Path) -> Path:
-    """An exported folder to damage."""
+    """An exported folder, for the tests to damage."""
     folder = tmp_path / "page"
     shutil.copytree(page_folder, folder)
     return folder
 
 
 def message(page: Page, address: str) -> str:
-    """Open a page that cannot work; its message."""
+    """Open a page that cannot work; return its message."""
     page.open(address)
     page.wait("!document.getElementById('message').hidden")
     assert page.evaluate("document.getElementById('message').getAttribute('role')") == "alert"
@@ -50,15 +50,18 @@ def change(path: Path, key: str, value: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
 
 
-AGAIN = "Copy the exported folder again, whole, or write it anew with eugen-export."
+AGAIN = "Copy the whole exported folder again, or export the scene again with eugen-export."
 
 
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda scene: (scene / "scene.json").unlink(), ["scene/scene.json is not there (404)", "with its subfolders"]),
-        (lambda scene: (scene / "scene.safetensors").unlink(), ["scene/scene.safetensors is not there (404)"]),
-        (lambda scene: cut(scene / "scene.json", 0.5), ["scene/scene.json is damaged: it is no JSON", AGAIN]),
+        (
+            lambda scene: (scene / "scene.json").unlink(),
+            ["scene/scene.json was not found (404)", "with its subfolders"],
+        ),
+        (lambda scene: (scene / "scene.safetensors").unlink(), ["scene/scene.safetensors was not found (404)"]),
+        (lambda scene: cut(scene / "scene.json", 0.5), ["scene/scene.json is damaged: it is not valid JSON", AGAIN]),
         (lambda scene: cut(scene / "scene.safetensors", 0.7), ["scene.safetensors is damaged: it has", AGAIN]),
         (
             lambda scene: flip(scene / "scene.safetensors"),
@@ -82,22 +85,22 @@ def test_damaged_files(page: Page, copy: Path, serve: Serve, damage: Callable[[P
     [
         (
             "HTMLCanvasElement.prototype.getContext = () => null",
-            ["cannot draw with WebGL 2", "switch hardware acceleration on"],
+            ["cannot draw with WebGL 2", "enable hardware acceleration"],
         ),
         (
             "WebGL2RenderingContext.prototype.texStorage2D = new Proxy(WebGL2RenderingContext.prototype.texStorage2D, {"
             "apply: (f, gl, [t, l, kind, w, h]) => f.call(gl, t, l, kind === gl.RGBA16F ? 0 : kind, w, h)})",
-            ["cannot hold the scene's kind of numbers (half floats", "another device"],
+            ["do not support the scene's number formats (half floats", "another device"],
         ),
         (
             "WebGL2RenderingContext.prototype.texSubImage2D = () => undefined",
-            ["compute the scene wrongly", "another device"],
+            ["compute the scene incorrectly", "another device"],
         ),
         (
             "const get = WebGL2RenderingContext.prototype.getParameter;"
             "WebGL2RenderingContext.prototype.getParameter = function (p) {"
             "return p === this.MAX_TEXTURE_SIZE ? 64 : get.call(this, p) }",
-            ["manage 64", "--size-budget"],
+            ["at most 64", "--size-budget"],
         ),
         (
             "WebGL2RenderingContext.prototype.shaderSource = new Proxy(WebGL2RenderingContext.prototype.shaderSource, {"
@@ -120,7 +123,7 @@ def test_devices_that_cannot(page: Page, page_folder: Path, serve: Serve, script
 def test_a_connection_that_breaks(page: Page, page_folder: Path) -> None:
     class Breaking(http.server.SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path.endswith(".safetensors"):
+            if ".safetensors" in self.path:
                 self.send_response(200)
                 self.send_header("Content-Length", "1000000")
                 self.end_headers()
@@ -147,20 +150,49 @@ def test_a_photo_that_is_missing(page: Page, copy: Path, serve: Serve) -> None:
     photos = copy / "scene" / "photos"
     photos.rename(copy / "elsewhere")
     page.open(serve(copy))
-    page.wait("document.getElementById('status').textContent.includes('a picture of')")
+    page.wait("document.getElementById('status').textContent.includes('per image at')")
     page.key("KeyP", "p")
     page.wait("document.getElementById('photo-label').textContent === 'The photo cannot be loaded'")
     assert page.evaluate("document.getElementById('photo').hidden")
+    asked = [request for request in page.requests if "/photos/" in request]
+    for _ in range(2):  # images in between do not request it again
+        page.evaluate("document.getElementById('status').textContent = ''")
+        page.evaluate("document.getElementById('quality').dispatchEvent(new Event('input')), 0")
+        page.wait("document.getElementById('status').textContent.includes('per image at')")
+    assert [request for request in page.requests if "/photos/" in request] == asked
     (copy / "elsewhere").rename(photos)
-    for _ in range(2):  # away, and asked for again
+    for _ in range(2):  # away, and requested again
         page.key("KeyP", "p")
     page.wait("!document.getElementById('photo').hidden")
     assert page.evaluate("document.getElementById('photo-label').textContent") == "Photo"
 
 
+def test_a_mode_that_the_device_refuses_leaves_the_others(page: Page, page_folder: Path, serve: Serve) -> None:
+    """Surface normals have their own shader."""
+    undo = page.before_scripts(
+        "WebGL2RenderingContext.prototype.shaderSource = new Proxy(WebGL2RenderingContext.prototype.shaderSource, {"
+        "apply: (f, gl, [shader, source]) => f.call(gl, shader, source + (/normalAt/.test(source) ? 'nonsense' : ''))})"
+    )
+    try:
+        page.size(200, 150, scale=0.5)
+        page.open(serve(page_folder))
+        finished = "document.getElementById('status').textContent.includes('per image at')"
+        page.wait(finished)
+        page.evaluate("document.getElementById('status').textContent = ''")
+        page.key("Digit4", "4")
+        page.wait("!document.getElementById('message').hidden")
+        assert "driver refuses the shader" in page.evaluate("document.getElementById('message').innerText")
+        page.wait(finished)
+        assert page.evaluate("location.hash") == "#view=0"
+        page.evaluate("document.getElementById('dismiss').click()")
+        assert page.evaluate("document.getElementById('message').hidden")
+    finally:
+        undo()
+
+
 def test_a_page_on_disk(page: Page, page_folder: Path) -> None:
     text = message(page, (page_folder / "index.html").as_uri())
-    assert "does not let a page on disk read the files beside it" in text
+    assert "do not let a page on disk read the files next to it" in text
     assert "eugen-view" in text
 
 
@@ -174,6 +206,6 @@ def test_a_device_that_stops(page: Page, page_folder: Path, serve: Serve) -> Non
     )
     page.wait("!document.getElementById('message').hidden")
     assert "The graphics device stopped answering" in page.evaluate("document.getElementById('message').innerText")
-    # It gave up at the first picture and is not asked to try again.
+    # It gave up at the first image and does not try again.
     page.evaluate("device.restoreContext()")
     assert page.evaluate("new Promise(done => setTimeout(() => done(gl.isContextLost()), 300))")

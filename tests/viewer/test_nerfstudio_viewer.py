@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def middle(page: Page) -> np.ndarray:
-    """The part of the window that no panel covers, [H, W, 3] uint8."""
+    """The part of the window that is not covered by a panel, [H, W, 3] uint8."""
     picture = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
     return picture[100:-40, 40:420]
 
@@ -49,7 +49,7 @@ def test_shows_the_scene(page: Page, demo_run: Path, tmp_path: Path) -> None:
             time.sleep(0.2)
         page.size(800, 500)
         page.open(f"http://127.0.0.1:{port}/")
-        # Before the first rendering arrives there is one colour.
+        # Before the first rendered image arrives the window has a single color.
         deadline = time.monotonic() + 120
         while True:
             picture = middle(page)

@@ -1,4 +1,4 @@
-"""The page itself: moving, choosing, comparing, linking, on a desk and on a phone."""
+"""The page: navigation, selection, comparison and links, on a desktop and on a phone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.viewer.chromium import Page
 pytestmark = pytest.mark.slow
 
 COARSE = 0.5
-FINISHED = "document.getElementById('status').textContent.includes('a picture of')"
+FINISHED = "document.getElementById('status').textContent.includes('per image at')"
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,13 @@ def address(page_folder: Path, serve: Callable[[Path], str]) -> str:
 
 @pytest.fixture
 def opened(page: Page, address: str) -> Page:
-    """The page with its first picture complete, on a screen of few pixels, which a processor draws sooner."""
+    """The page with its first image complete, on a screen with few pixels, which a CPU renders faster."""
     return with_first_picture(page, address, COARSE)
 
 
 @pytest.fixture
 def sharp(page: Page, address: str) -> Page:
-    """The same, a pixel of the screen for each of the page."""
+    """The same with one screen pixel per CSS pixel."""
     return with_first_picture(page, address, 1.0)
 
 
@@ -57,7 +57,7 @@ def link(page: Page) -> str:
 
 
 def finished(page: Page, action: Callable[[], object]) -> None:
-    """Do something that changes the picture, and wait for the new one."""
+    """Do something that changes the image, and wait for the new one."""
     page.evaluate("document.getElementById('status').textContent = ''")
     action()
     page.wait(FINISHED)
@@ -124,7 +124,7 @@ def test_touch_turns_and_pinches(opened: Page) -> None:
 
 
 def double_click(x: int, y: int) -> str:
-    """JavaScript that chooses the centre at a place of the canvas, which has to be drawn before it is known."""
+    """JavaScript that selects the center at a point of the canvas, which has to be drawn first."""
     return (
         "document.getElementById('canvas').dispatchEvent("
         f"new MouseEvent('dblclick', {{clientX: {x}, clientY: {y}, bubbles: true}})), 0"
@@ -132,12 +132,12 @@ def double_click(x: int, y: int) -> str:
 
 
 def numbers(text: str) -> list[float]:
-    """Of a link's pose."""
+    """The values of a link's pose."""
     return [float(x) for part in text.split("&")[1:4] for x in part.split("=")[1].split(",")]
 
 
 def hold(page: Page) -> None:
-    """Let pictures beside the canvas wait, as on a slow device, until `release()` is called in the page."""
+    """Delay images beside the canvas, as on a slow device, until `release()` is called in the page."""
     page.evaluate(
         "window.waiting = []; window.later = setTimeout;"
         "window.setTimeout = (then, ms) => ms === undefined ? waiting.push(then) : later(then, ms);"
@@ -148,48 +148,48 @@ def hold(page: Page) -> None:
 def assert_release_changes_nothing(page: Page) -> None:
     before = link(page)
     page.evaluate("release(), 0")
-    # What follows from the picture that waited has been done before one that is asked for after it is there.
+    # The effects of the delayed image are complete before an image that is requested later arrives.
     page.evaluate("eugenViewer.then(v => v.render({view: 0, width: 8, height: 8})).then(() => 0)")
     assert link(page) == before
 
 
-def centred_at(page: Page, x: int, y: int) -> list[float]:
-    """The pose after a choice of the centre from the first view; the page is back at that view then."""
+def centered_at(page: Page, x: int, y: int) -> list[float]:
+    """The pose after selecting the center from the first view. The page is then back at that view."""
     finished(page, lambda: page.evaluate(double_click(x, y)))
     pose = numbers(link(page))
     finished(page, lambda: page.key("KeyR", "r"))
     return pose
 
 
-def test_the_centre_is_where_it_was_seen_though_the_camera_has_moved_since(opened: Page) -> None:
-    wanted = centred_at(opened, 85, 70)
+def test_the_center_is_where_it_was_seen_though_the_camera_has_moved_since(opened: Page) -> None:
+    wanted = centered_at(opened, 85, 70)
     hold(opened)
     opened.evaluate(double_click(85, 70))
     opened.wait("waiting.length > 0")
-    finished(opened, lambda: opened.drag((60, 80), (90, 95), button="right"))  # to the side only
+    finished(opened, lambda: opened.drag((60, 80), (90, 95), button="right"))  # sideways only
     assert math.dist(numbers(link(opened)), wanted) > 0.1
     finished(opened, lambda: opened.evaluate("release(), 0"))
     assert numbers(link(opened)) == pytest.approx(wanted, abs=1e-4)
 
 
-def test_the_centre_chosen_last_counts(opened: Page) -> None:
-    first, second = centred_at(opened, 110, 60), centred_at(opened, 85, 70)
+def test_the_center_chosen_last_counts(opened: Page) -> None:
+    first, second = centered_at(opened, 110, 60), centered_at(opened, 85, 70)
     assert math.dist(first, second) > 0.1
     finished(opened, lambda: opened.evaluate(f"{double_click(110, 60)}; {double_click(85, 70)}"))
     assert numbers(link(opened)) == pytest.approx(second, abs=1e-4)
 
 
-def test_a_centre_that_has_gone_out_of_sight_is_none(opened: Page) -> None:
+def test_a_center_that_has_gone_out_of_sight_is_none(opened: Page) -> None:
     opened.evaluate("document.querySelector('input[name=drag][value=look]').click()")
     hold(opened)
     opened.evaluate(double_click(85, 70))
     opened.wait("waiting.length > 0")
-    for _ in range(4):  # until it looks back
+    for _ in range(4):  # until the camera looks back
         finished(opened, lambda: opened.drag((10, 80), (190, 80)))
     assert_release_changes_nothing(opened)
 
 
-def test_a_view_chosen_after_a_centre_is_shown_as_it_is(opened: Page) -> None:
+def test_a_view_chosen_after_a_center_is_shown_as_it_is(opened: Page) -> None:
     hold(opened)
     opened.evaluate(double_click(85, 70))
     opened.wait("waiting.length > 0")
@@ -210,7 +210,7 @@ def test_views_and_modes_by_keyboard(opened: Page) -> None:
     for first in range(4):
         for second in range(first):
             assert np.abs(pictures[first].astype(int) - pictures[second]).mean() > 3
-    # Every control can be reached with the tab key.
+    # The tab key reaches every control.
     opened.size(900, 700, scale=COARSE)
     opened.key("KeyH", "h")
     reached = opened.evaluate(
@@ -232,20 +232,20 @@ def test_photo_beside_the_picture(sharp: Page) -> None:
     box = sharp.evaluate(
         "(r => [r.x, r.y, r.width, r.height])(document.getElementById('truth').getBoundingClientRect())"
     )
-    assert box == [25, 0, 150, 150]  # the square photo in the middle of the window
+    assert box == [25, 0, 150, 150]  # the square photo in the center of the window
     set_wipe = "(w => { w.value = %d; w.dispatchEvent(new Event('input')); })(document.getElementById('wipe'))"
     sharp.evaluate(set_wipe % 100)
     photo = seen(sharp)[5:120, 30:170].astype(int)
     sharp.evaluate(set_wipe % 0)
     picture = seen(sharp)[5:120, 30:170].astype(int)
     difference = np.abs(photo - picture).mean()
-    assert difference > 0.5  # two pictures of the same, in the same place
+    assert difference > 0.5  # two images of the same scene, at the same position
     for axis in (0, 1):
         for shift in (-15, 15):
             assert difference < 0.9 * np.abs(np.roll(photo, shift, axis=axis) - picture).mean()
     sharp.drag((60, 30), (70, 30))
-    sharp.wait("document.getElementById('truth').hidden")  # there is no photo from elsewhere
-    finished(sharp, lambda: sharp.key("KeyP", "p"))  # asked for again, it brings the camera to where it was taken
+    sharp.wait("document.getElementById('truth').hidden")  # there is no photo from other poses
+    finished(sharp, lambda: sharp.key("KeyP", "p"))  # requested again, the photo moves the camera to its pose
     assert link(sharp) == "#view=0"
     assert not sharp.evaluate("document.getElementById('truth').hidden")
 
@@ -261,7 +261,7 @@ def test_without_photos_there_is_nothing_to_compare_with(opened: Page) -> None:
 
 
 def test_keys_are_those_with_the_sign_on_them(opened: Page) -> None:
-    """A German keyboard has + and - elsewhere than a US one, and brackets behind AltGr; a Russian one no N."""
+    """A German keyboard has + and - on other keys than a US one, and brackets on AltGr; a Russian one has no N."""
 
     def distance() -> float:
         scene = opened.evaluate("eugenViewer.then(viewer => viewer.scene)")
@@ -280,20 +280,46 @@ def test_keys_are_those_with_the_sign_on_them(opened: Page) -> None:
     assert link(opened) == "#view=0&network=1"
 
 
+def test_keys_that_move_are_those_in_the_same_places(opened: Page) -> None:
+    """On a Colemak keyboard the key below W is R, which resets the view in other layouts."""
+    finished(opened, lambda: opened.key("KeyS", "r", 0.15))
+    assert "at=" in link(opened)
+    finished(opened, lambda: opened.key("KeyR", "r"))
+    assert link(opened) == "#view=0"
+
+
+def test_times_of_coarse_pictures_do_not_stand_beside_exact_ones(opened: Page) -> None:
+    time = "document.getElementById('time-0').textContent"
+    before = opened.evaluate(time)
+    assert before.endswith("at 100 × 75")
+    slide = "const s = document.getElementById('%s'); s.value = %d; s.dispatchEvent(new Event('input')), 0"
+
+    def set_slider(name: str, value: int) -> None:
+        finished(opened, lambda: opened.evaluate("{" + slide % (name, value) + "}"))
+
+    set_slider("quality", 0)
+    set_slider("resolution", 50)
+    assert opened.evaluate("document.getElementById('status').textContent").endswith("at 50 × 38")
+    assert opened.evaluate(time) == before
+    set_slider("quality", 2)
+    assert opened.evaluate(time).endswith("at 50 × 38")
+    set_slider("resolution", 100)  # which the browser keeps for other pages of this address
+
+
 @pytest.mark.parametrize("control", ["input[name=mode]", "#quality"])
 def test_keys_work_after_a_click_on_an_option(opened: Page, control: str) -> None:
-    opened.size(700, 150, scale=COARSE)  # with the options in sight
+    opened.size(700, 150, scale=COARSE)  # with the options visible
     opened.key("KeyH", "h")
     opened.evaluate(f"document.querySelector('{control}').focus()")
     assert opened.evaluate(f"document.activeElement === document.querySelector('{control}')")
     finished(opened, lambda: opened.key("BracketRight", "]"))
     assert link(opened) == "#view=1"
-    opened.key("ArrowRight", "ArrowRight", 0.15)  # this one is the control's own
+    opened.key("ArrowRight", "ArrowRight", 0.15)  # this key belongs to the control itself
     assert "at=" not in link(opened)
 
 
 def test_a_slider_that_is_let_go_where_it_began(opened: Page) -> None:
-    """Firefox then tells of no change."""
+    """Firefox does not report a change in this case."""
     finished(opened, lambda: opened.evaluate("document.getElementById('zoom').dispatchEvent(new Event('input')), 0"))
 
 
@@ -301,7 +327,7 @@ def test_a_window_of_another_size_is_never_black(opened: Page) -> None:
     opened.evaluate(
         "window.brightest = new Promise(done => new ResizeObserver(() => {"
         "const canvas = document.getElementById('canvas');"
-        "if (canvas.clientWidth !== 230) return;"  # called at once, with the size that there is
+        "if (canvas.clientWidth !== 230) return;"  # called at once, with the current size
         "const copy = Object.assign(document.createElement('canvas'), {width: 32, height: 32}).getContext('2d');"
         "copy.drawImage(canvas, 0, 0, 32, 32);"
         "done(Math.max(...copy.getImageData(0, 0, 32, 32).data.filter((_, i) => i % 4 < 3)));"
@@ -312,13 +338,13 @@ def test_a_window_of_another_size_is_never_black(opened: Page) -> None:
 
 
 def test_a_screen_of_other_density(opened: Page) -> None:
-    """Where a window is moved, without a change of its size in CSS pixels."""
+    """When a window moves to another screen without a change of its size in CSS pixels."""
     size = "(canvas => [canvas.width, canvas.height])(document.getElementById('canvas'))"
     assert opened.evaluate(size) == [100, 75]
 
     def move(scale: float) -> None:
         opened.size(200, 150, scale=scale)
-        for scheme in ("dark", "light"):  # an emulated screen's density is noticed only with something else
+        for scheme in ("dark", "light"):  # the density of an emulated screen is only noticed with another change
             opened.colors(scheme)
 
     for scale in (1.0, COARSE):  # and back
@@ -327,7 +353,7 @@ def test_a_screen_of_other_density(opened: Page) -> None:
 
 
 def test_the_address_is_written_when_it_changes_and_if_it_may_be(opened: Page) -> None:
-    """Safari throws an error after 100 times in half a minute."""
+    """Safari throws an error after 100 calls in half a minute."""
     opened.evaluate(
         "window.write = history.replaceState.bind(history); window.writes = 0;"
         "history.replaceState = (...given) => { writes++; write(...given) }, 0"
@@ -357,7 +383,7 @@ SETTINGS = (
 
 
 def test_controls_show_what_is_though_the_browser_fills_them_in(page: Page, address: str) -> None:
-    """Firefox does after a reload."""
+    """Firefox does this after a reload."""
     undo = page.before_scripts(
         "document.addEventListener('DOMContentLoaded', () => { resolution.value = 25; quality.value = 0;"
         "document.querySelector('input[name=drag][value=look]').checked = true })"
@@ -370,7 +396,7 @@ def test_controls_show_what_is_though_the_browser_fills_them_in(page: Page, addr
 
 
 def test_a_device_that_comes_back(opened: Page) -> None:
-    """With the resolution and quality that it could not do with more of."""
+    """The page keeps the resolution and quality chosen before, because the device may not manage more."""
     slide = "(input => { input.value = %d; input.dispatchEvent(new Event('input')) })(document.getElementById('%s'))"
     finished(opened, lambda: opened.evaluate(f"{slide % (60, 'resolution')}; {slide % (1, 'quality')}"))
     finished(opened, lambda: opened.drag((60, 80), (130, 70)))
@@ -389,7 +415,7 @@ def test_a_device_that_comes_back(opened: Page) -> None:
     opened.evaluate("sessionStorage.clear()")
 
 
-# Notes at each program that is compiled which words stood on the screen, and how far the bar was: -1 without a number.
+# Records, for each compiled program, the text on the screen and the position of the bar (-1 without a number).
 NOTE_WAITING = """
 window.compiled = [];
 const look = () => {
@@ -412,7 +438,7 @@ def test_says_what_is_waited_for(page: Page, address: str) -> None:
         with_first_picture(page, f"{address}#show=normals", COARSE)
     finally:
         undo()
-    assert page.evaluate("compiled.slice(1)") == prepared  # after what copies pictures to the canvas
+    assert page.evaluate("compiled.slice(1)") == prepared  # after the program that copies images to the canvas
     hidden = "document.getElementById('loading').hidden"
     assert page.evaluate(hidden)
     page.evaluate("compiled = []; window.put = prototype.texSubImage2D; prototype.texSubImage2D = () => undefined, 0")
@@ -429,7 +455,10 @@ def test_the_other_network(sharp: Page) -> None:
     before = seen(sharp)
     finished(sharp, lambda: sharp.key("KeyN", "n"))
     assert link(sharp) == "#view=0&network=1"
-    assert any(request.endswith("/scene/compare.safetensors") for request in sharp.requests)
+    # The query contains the version, so that a cache cannot return the file of an earlier export.
+    versions = [field["crc32"] for field in sharp.evaluate("eugenViewer.then(viewer => viewer.scene)")["fields"]]
+    for name, version in zip(("scene", "compare"), versions, strict=True):
+        assert any(request.endswith(f"/scene/{name}.safetensors?{version}") for request in sharp.requests)
     assert np.abs(seen(sharp).astype(int) - before).mean() > 1
     assert sharp.evaluate("document.getElementById('time-0').textContent").endswith("at 200 × 150")
     assert sharp.evaluate("document.getElementById('time-1').textContent").endswith("at 200 × 150")
@@ -440,7 +469,7 @@ def test_the_network_chosen_last_is_shown(page: Page, page_folder: Path) -> None
 
     class Slow(http.server.SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path.endswith("compare.safetensors"):
+            if "compare.safetensors" in self.path:
                 asked.set()
                 go_on.wait(60)
             super().do_GET()
@@ -467,7 +496,7 @@ def test_the_network_chosen_last_is_shown(page: Page, page_folder: Path) -> None
 
 def test_counts_its_work(opened: Page) -> None:
     eugen, mlp = (opened.evaluate(f"eugenViewer.then(v => v.work({network}))") for network in (0, 1))
-    # 4 levels x 8 corners; 16 encoded values, m = 16, in blocks of 4 x 4: density, then colour without the share of
+    # 4 levels x 8 corners; 16 encoded values, m = 16, in blocks of 4 x 4: density, then color without the share of
     # the direction, which is computed once a ray.
     assert eugen == {"multiplyAdds": (16 * 16 + 16 * 16) + (16 * 16 + 16 * 16 + 16 * 4), "tableFetches": 32}
     assert mlp["tableFetches"] == 32
@@ -475,28 +504,28 @@ def test_counts_its_work(opened: Page) -> None:
 
 
 def test_light_dark_and_phone(page: Page, address: str) -> None:
-    colours = {}
+    colors = {}
     for scheme in ("light", "dark"):
-        page.size(360, 200, phone=True, scale=COARSE)  # small, for a quick first picture
+        page.size(360, 200, phone=True, scale=COARSE)  # small, for a fast first image
         page.colors(scheme)
         page.open(address)
         page.wait(FINISHED)
-        assert page.evaluate("document.getElementById('panel').hidden")  # the picture comes first
+        assert page.evaluate("document.getElementById('panel').hidden")  # the image comes first
         page.size(360, 500, phone=True, scale=COARSE)
         page.evaluate("document.getElementById('toggle').click()")
-        colours[scheme] = page.evaluate("getComputedStyle(document.getElementById('title')).color")
+        colors[scheme] = page.evaluate("getComputedStyle(document.getElementById('title')).color")
         fits = page.evaluate("document.documentElement.scrollWidth <= 360")
         assert fits
         box = page.evaluate("document.getElementById('panel').getBoundingClientRect().top")
-        assert box > 200  # and stays in sight
-    assert colours["light"] != colours["dark"]
+        assert box > 200  # and stays visible
+    assert colors["light"] != colors["dark"]
     page.evaluate("document.getElementById('theme').click()")  # auto to light, on a dark system
-    assert page.evaluate("getComputedStyle(document.getElementById('title')).color") == colours["light"]
+    assert page.evaluate("getComputedStyle(document.getElementById('title')).color") == colors["light"]
     page.evaluate("localStorage.clear()")
 
 
 def test_saved_picture(sharp: Page) -> None:
-    # Caught before it reaches the disk; the policy allows pictures to be read from blobs, not files.
+    # Caught before it reaches the disk; the policy allows images to be read from blobs, not files.
     sharp.evaluate(
         "window.saved = new Promise(done => { HTMLAnchorElement.prototype.click = function () {"
         "const image = new Image();"

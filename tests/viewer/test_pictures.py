@@ -1,4 +1,4 @@
-"""The browser's pictures are the Python renderer's."""
+"""The browser renders the same images as the Python renderer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_pictures(page: Page, config: Path, address: str, views: tuple[int, ...
     page.open(address)
     for view in views:
         truth = expected(pipeline, view, SIDE)["rgb"]
-        assert truth.std() > 10  # something is to be seen
+        assert truth.std() > 10  # the image is not empty
         quality = psnr(rendered(page, view, SIDE)[..., :3], truth)
         assert quality >= 38, f"view {view}: {quality:.2f} dB"
 
@@ -40,7 +40,7 @@ def test_demo_scene(page: Page, demo_run: Path, page_folder: Path, serve: Serve)
 def test_nearer_and_further_than_the_photos(
     page: Page, demo_run: Path, page_folder: Path, tmp_path: Path, serve: Serve, factor: float
 ) -> None:
-    """The whole object is there, in the colours and distances of Python's picture."""
+    """The whole object is visible, with the colors and distances of Python's image."""
     folder = shutil.copytree(page_folder, tmp_path / "page")
     description = json.loads((folder / "scene" / "scene.json").read_text())
     for row in description["views"][0]["camera_to_world"]:
@@ -53,7 +53,7 @@ def test_nearer_and_further_than_the_photos(
     truth = expected(pipeline, 0, SIDE)
     solid = truth["accumulation"][..., 0] > 0.5
     assert solid.sum() > 100
-    assert truth["depth"][..., 0][solid].min() < position.norm()  # its front too
+    assert truth["depth"][..., 0][solid].min() < position.norm()  # also its front
     assert psnr(rendered(page, 0, SIDE)[..., :3], truth["rgb"]) >= 38
     distance = rendered(page, 0, SIDE, "distance").copy().view(np.float32)[..., 0]
     assert np.abs(distance - truth["depth"][..., 0])[solid].mean() < 0.01 * max(factor, 1)
@@ -72,7 +72,7 @@ def test_depth_opacity_and_normals(page: Page, demo_run: Path, page_folder: Path
     assert np.abs(distance - truth["depth"][..., 0])[solid].mean() < 0.01
     normals = rendered(page, 0, 32, "normals")[..., :3] / 127.5 - 1
     facing = normals[..., 2][truth["accumulation"][..., 0] > 0.6]
-    assert (facing > 0).mean() > 0.75  # what one sees looks back
+    assert (facing > 0).mean() > 0.75  # visible surfaces face the camera
     depth = rendered(page, 0, 32, "depth")[..., :3].astype(int)
     assert len(np.unique(depth[solid].reshape(-1, 3), axis=0)) > 20
 

@@ -1,4 +1,4 @@
-"""The viewer's own checks, and that the built viewer in the package is the one that its sources build."""
+"""The viewer's own checks, and that the built viewer in the package matches its sources."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def source_hash() -> str:
-    """As vite.config.ts computes it."""
+    """The hash as computed by vite.config.ts."""
     names = ["index.html", "package.json", "package-lock.json", "vite.config.ts"]
     for folder in ("public", "src"):
         names += [str(path.relative_to(VIEWER)) for path in (VIEWER / folder).rglob("*") if path.is_file()]
@@ -44,16 +44,16 @@ def test_the_built_viewer_is_small_and_names_no_host() -> None:
     content = files(BUILT)
     assert sum(len(gzip.compress(data)) for data in content.values()) <= BUDGET
     for name, data in content.items():
-        if name != "icon.svg":  # whose namespace looks like an address
+        if name != "icon.svg":  # its XML namespace looks like an address
             assert b"http://" not in data, name
             assert b"https://" not in data, name
 
 
-def test_browsers_without_light_and_dark_have_every_colour() -> None:
-    """light-dark() makes a declaration invalid where it is unknown, and so whatever uses the variable transparent."""
+def test_browsers_without_light_and_dark_have_every_color() -> None:
+    """In browsers without light-dark(), a declaration with it is invalid, and uses of its variable are transparent."""
     style = (VIEWER / "src" / "style.css").read_text()
     chosen = re.findall(r"(--\w+): light-dark\(", style)
-    assert len(chosen) == style.count("light-dark(") - 1  # nowhere but in variables, and where it is asked for
+    assert len(chosen) == style.count("light-dark(") - 1  # only in variables, and in the query for its support
     fallback = style.partition("@supports not (color: light-dark(red, red)) {")[2].partition("\n}\n")[0]
     assert re.findall(r"(--\w+): ", fallback) == chosen
 

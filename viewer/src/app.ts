@@ -1,12 +1,12 @@
 import { fitted, frameOf, inFront, type Lens, type Pose, poseOf, rayDirection } from "./camera/camera";
-import { type Controlled, Controls, type Drag, REST_MS } from "./camera/controls";
+import { type Controlled, Controls, type Drag, movesBy, REST_MS } from "./camera/controls";
 import { formatLink, type Link, parseLink } from "./camera/link";
 import { add, dot, length, scale, subtract, type Vec3 } from "./camera/vector";
 import type { FieldRenderer, Look } from "./gl/fieldRenderer";
 import type { Frame, Progressive } from "./gl/progressive";
 import { measure } from "./measure";
 import type { SceneDescription, View } from "./scene/format";
-import { SCENE_FOLDER } from "./scene/load";
+import { photoAddress } from "./scene/load";
 import type { Networks } from "./scene/networks";
 import { type Mode, MODES } from "./shader/fragment";
 import { choose, element, onChoice } from "./ui/elements";
@@ -16,25 +16,25 @@ import { showError } from "./ui/messages";
 import { wireTheme } from "./ui/theme";
 import { Wipe } from "./ui/wipe";
 
-// Lengths of a step of the quality slider's positions, in those of training, and their names.
+// Step sizes of the quality slider's positions, relative to training, and their names.
 const QUALITIES = [
   { stepFactor: 4, name: "coarse" },
   { stepFactor: 2, name: "medium" },
   { stepFactor: 1, name: "exact" },
 ] as const;
 const LEAST_RESOLUTION = 25; // percent, as in index.html
-// Kept through a reload: after a lost device the same would be too much for it again.
+// Kept through a reload: a device that was lost would otherwise be overloaded again with the default values.
 const RESOLUTION_KEY = "eugen-resolution";
 const QUALITY_KEY = "eugen-quality";
 const SHOWN: readonly Mode[] = ["color", "depth", "opacity", "normals"];
-// Side of the square pictures that are timed.
+// Side of the square images that are timed.
 const MEASURED_SIDE = 256;
 const MEASURED_TURNS = 5;
 
-/** The page: what it shows, and its controls. */
+/** The page: its content and its controls. */
 export class App implements Controlled {
   pose: Pose;
-  centre: Vec3;
+  center: Vec3;
   drag: Drag = "orbit";
   readonly vertical: Vec3;
 
@@ -43,12 +43,12 @@ export class App implements Controlled {
   private zoom: number;
   private mode: Mode;
   private network: number;
-  private choices = 0; // of a network so far
-  private picks = 0; // of a centre or a view so far: the last one counts
+  private choices = 0; // of a network, counted
+  private picks = 0; // of a center or a view, counted: only the last one takes effect
   private resolution = kept(RESOLUTION_KEY, LEAST_RESOLUTION, 100); // percent
   private quality = kept(QUALITY_KEY, 0, QUALITIES.length - 1);
   private renderer: FieldRenderer | undefined;
-  private drawn = false; // a whole picture so far
+  private drawn = false; // whether a complete image has been drawn
   private readonly wipe = new Wipe();
   private readonly canvas = element("canvas", HTMLCanvasElement);
 
@@ -64,18 +64,22 @@ export class App implements Controlled {
     this.network = link.network ?? 0;
     this.pose = link.pose ?? poseOf(scene.views[this.view]);
     this.atView = link.pose === undefined;
-    this.centre = this.centreOf(this.pose);
+    this.center = this.centerOf(this.pose);
     progressive.onFinished = (frame, timing) => {
       this.drawn = true;
       const size = `${timing.width} × ${timing.height}`;
-      this.status(`${format(timing.milliseconds)} a picture of ${size}`);
+      this.status(`${format(timing.milliseconds)} per image at ${size}`);
       const label = document.getElementById(`time-${this.network}`);
-      if (label !== null && frame.look.mode === "color") label.textContent = `${format(timing.milliseconds)} at ${size}`;
+      // Times of coarser images cannot be compared with those of exact ones.
+      const comparable = frame.look.mode === "color" && frame.look.stepFactor === 1;
+      if (label !== null && comparable) label.textContent = `${format(timing.milliseconds)} at ${size}`;
     };
     progressive.onError = (error) => {
-      showError(error, true);
+      const fatal = !this.drawn || this.mode === "color";
+      showError(error, fatal);
+      if (!fatal) this.setMode("color"); // for which the shader is there
     };
-    this.wire(); // its keys come first
+    this.wire(); // first, so that its keys take precedence
     new Controls(this.canvas, this);
     this.writeControls();
     new ResizeObserver(() => {
@@ -85,7 +89,7 @@ export class App implements Controlled {
     this.wireDevice();
   }
 
-  /** Load the network that is chosen and draw. */
+  /** Load the chosen network and draw. */
   async start(): Promise<void> {
     await this.useNetwork(this.network);
   }
@@ -102,12 +106,12 @@ export class App implements Controlled {
   }
 
   rested(): void {
-    this.draw(false); // from a view, where one was chosen in the meantime
+    this.draw(false); // from a view, if one was chosen in the meantime
   }
 
   pick(x: number, y: number): void {
     if (this.renderer === undefined) return;
-    // One pixel's distance, around which the whole lens is shifted.
+    // Render the distance of one pixel, with the lens shifted to it.
     const lens = this.lens();
     const one = { ...lens, cx: lens.cx - x + 0.5, cy: lens.cy - y + 0.5, width: 1, height: 1 };
     const frame = { renderer: this.renderer, pose: this.pose, lens: one, look: { ...this.look(), mode: "distance" as const } };
@@ -118,13 +122,13 @@ export class App implements Controlled {
         const [distance] = new Float32Array(target.read().buffer);
         target.delete();
         if (pick !== this.picks || distance <= 0) return;
-        // Seen from where the picture was drawn; the camera may have moved since, even past the point.
+        // Relative to the pose of the rendered pixel; the camera may have moved since, even past the point.
         const point = add(frame.pose.position, scale(rayDirection(frame.pose, one, 0.5, 0.5), distance));
         if (dot(subtract(point, this.pose.position), this.pose.back) >= 0) return;
-        // Keep the direction of view: the centre is as far along the axis as what was chosen.
+        // Keep the viewing direction: the center gets the depth of the chosen point.
         const shift = subtract(point, inFront(this.pose, point, 0));
         this.pose = { ...this.pose, position: add(this.pose.position, shift) };
-        this.centre = point;
+        this.center = point;
         this.atView = false;
         this.draw(false);
       })
@@ -133,9 +137,9 @@ export class App implements Controlled {
       });
   }
 
-  // For scripts; see README.md of the viewer.
+  // For scripts; see the viewer's README.md.
 
-  /** A frame of a view of the dataset in a given size. */
+  /** A frame of a view of the dataset at a given size. */
   async frameOfView(view: number, width: number, height: number, mode: Mode, network: number): Promise<Frame> {
     const renderer = await this.networks.get(network, mode);
     const described = this.scene.views[view];
@@ -151,7 +155,7 @@ export class App implements Controlled {
     return this.scene.views[this.view];
   }
 
-  private centreOf(pose: Pose): Vec3 {
+  private centerOf(pose: Pose): Vec3 {
     const { near, space } = this.scene.fields[this.network];
     return inFront(pose, this.scene.focus, Math.max(near, 0.01 * length(subtract(space.box[1], space.box[0]))));
   }
@@ -169,7 +173,7 @@ export class App implements Controlled {
     };
   }
 
-  /** Distances of the nearest and the furthest that is worth a colour of its own. */
+  /** Smallest and largest distance that depth images distinguish by color. */
   private depthRange(pose: Pose): [number, number] {
     const { space, near, far } = this.scene.fields[this.network];
     const [low, high] = space.box;
@@ -187,7 +191,7 @@ export class App implements Controlled {
     const width = Math.max(1, Math.round(canvas.clientWidth * factor));
     const height = Math.max(1, Math.round(canvas.clientHeight * factor));
     const resized = canvas.width !== width || canvas.height !== height;
-    if (resized) [canvas.width, canvas.height] = [width, height]; // which makes it black
+    if (resized) [canvas.width, canvas.height] = [width, height]; // which clears the canvas to black
     this.placeWipe();
     if (renderer === undefined) return;
     const frame: Frame = { renderer, pose: this.pose, lens: this.canvasLens(width, height), look: this.look() };
@@ -199,7 +203,7 @@ export class App implements Controlled {
     }
   }
 
-  /** Draw anew on a screen of other density: a window that is moved there need not change its size in CSS pixels. */
+  /** Redraw on a screen with another pixel density: moving the window there may not change its size in CSS pixels. */
   private followDensity(): void {
     const change = () => {
       this.draw(false);
@@ -209,10 +213,10 @@ export class App implements Controlled {
     here.addEventListener("change", change, { once: true });
   }
 
-  /** Begin anew when the graphics device is there again: everything on it is gone. */
+  /** Reload the page when a lost graphics device is restored, since everything on it is lost. */
   private wireDevice(): void {
     this.canvas.addEventListener("webglcontextlost", (event) => {
-      // That asks the browser to restore it. A device that gave up at the first picture would do so over and over.
+      // This asks the browser to restore the device. A device that fails at the first image would fail again and again.
       if (this.drawn) event.preventDefault();
     });
     this.canvas.addEventListener("webglcontextrestored", () => {
@@ -221,14 +225,14 @@ export class App implements Controlled {
     });
   }
 
-  /** Let the address be the picture's. */
+  /** Update the address to that of the current image. */
   private writeLink(): void {
     const hash = `#${this.link()}`;
     if (location.hash === hash) return;
     try {
       history.replaceState(null, "", hash);
     } catch {
-      // Safari allows 100 changes in half a minute; the next picture's may succeed.
+      // Safari allows 100 changes in half a minute; the change for the next image may succeed.
     }
   }
 
@@ -242,10 +246,10 @@ export class App implements Controlled {
     element("compare-label", HTMLLabelElement).hidden = photo === undefined;
     const wanted = photo !== undefined && element("compare", HTMLInputElement).checked && this.atPhoto;
     const frame = frameOf(this.described, this.canvas.clientWidth, this.canvas.clientHeight);
-    this.wipe.place(wanted ? SCENE_FOLDER + photo : undefined, frame);
+    this.wipe.place(wanted ? photoAddress(this.scene, photo) : undefined, frame);
   }
 
-  /** Whether the camera is where the view's photo was taken, with the same lens. */
+  /** Whether the camera has the pose and the lens of the view's photo. */
   private get atPhoto(): boolean {
     return this.atView && this.zoom === 1;
   }
@@ -272,7 +276,7 @@ export class App implements Controlled {
     const count = this.scene.views.length;
     this.view = (view + count) % count;
     this.pose = poseOf(this.described);
-    this.centre = this.centreOf(this.pose);
+    this.center = this.centerOf(this.pose);
     this.atView = true;
     this.zoom = 1;
     this.writeControls();
@@ -342,7 +346,7 @@ export class App implements Controlled {
       };
     });
     window.addEventListener("keydown", (event) => {
-      if (isTaken(event)) return;
+      if (isTaken(event) || movesBy(event.code)) return;
       const action = actions[label(event)] ?? actions[event.code];
       if (action === undefined) return;
       event.preventDefault();
@@ -356,7 +360,7 @@ export class App implements Controlled {
       this.mode = link.mode as Mode;
       if (link.pose !== undefined) {
         this.pose = link.pose;
-        this.centre = this.centreOf(this.pose);
+        this.center = this.centerOf(this.pose);
         this.atView = false;
       }
       this.tryNetwork(link.network ?? 0);
@@ -389,7 +393,7 @@ export class App implements Controlled {
       });
     }
     element("compare", HTMLInputElement).addEventListener("change", (event) => {
-      // The photo was taken from the view itself.
+      // The photo can only be compared from its own view.
       if ((event.target as HTMLInputElement).checked && !this.atPhoto) this.goTo(this.view);
       this.placeWipe();
     });
@@ -436,13 +440,14 @@ export class App implements Controlled {
     const lines = results.map(({ milliseconds }, index) => `${this.scene.fields[index].name}: ${format(milliseconds)}`);
     const ratio = results[1].milliseconds / results[0].milliseconds;
     lines.push(`${this.scene.fields[1].name} takes ${ratio.toFixed(2)} times as long as ${this.scene.fields[0].name}.`);
-    output.textContent = `${MEASURED_SIDE} × ${MEASURED_SIDE} from here, in turns. ${lines.join("; ")}`;
+    output.textContent = `${MEASURED_SIDE} × ${MEASURED_SIDE} from this view, interleaved. ${lines.join("; ")}`;
   }
 
   private tryNetwork(index: number): void {
     this.useNetwork(index).catch((error: unknown) => {
       showError(error, false);
       this.writeControls();
+      this.draw(false); // a changed link may have moved the camera too
     });
   }
 
@@ -454,7 +459,7 @@ export class App implements Controlled {
         change(Number(input.value));
         this.writeControls();
         this.draw(true);
-        // Firefox tells of no change where a slider is let go at the value that it began with.
+        // Firefox fires no change event if a slider is released at its initial value.
         clearTimeout(rest);
         rest = setTimeout(() => {
           this.draw(false);
@@ -487,14 +492,14 @@ export class App implements Controlled {
           tell("Copied");
         },
         () => {
-          tell("It is in the address bar");
+          tell("See the address bar");
         },
       );
     });
     wireTheme(element("theme", HTMLButtonElement));
   }
 
-  /** Draw the picture of the canvas completely and hand it over as a file. */
+  /** Draw the canvas image completely and offer it as a file. */
   private async save(): Promise<void> {
     if (this.renderer === undefined) return;
     const { width, height } = this.canvas;
@@ -506,7 +511,7 @@ export class App implements Controlled {
     const blob = await new Promise<Blob | null>((resolve) => {
       copy.toBlob(resolve);
     });
-    if (blob === null) throw new Error("the browser made no PNG");
+    if (blob === null) throw new Error("the browser could not create a PNG");
     const url = URL.createObjectURL(blob);
     Object.assign(document.createElement("a"), { href: url, download: `${this.scene.title}.png` }).click();
     setTimeout(() => {
@@ -514,7 +519,7 @@ export class App implements Controlled {
     }, 10_000);
   }
 
-  /** Let every control show what is; browsers fill some in as they were before a reload. */
+  /** Update every control to the current state; browsers restore some to their state before a reload. */
   private writeControls(): void {
     choose(element("modes", HTMLDivElement), this.mode);
     choose(element("network-list", HTMLDivElement), String(this.network));
@@ -545,7 +550,7 @@ function format(milliseconds: number): string {
 }
 
 async function copyText(text: string): Promise<void> {
-  // Only there on https and on this machine.
+  // Available only on https and on localhost.
   const { clipboard } = navigator as { clipboard?: Clipboard };
   if (clipboard === undefined) throw new Error("no clipboard");
   await clipboard.writeText(text);

@@ -1,4 +1,4 @@
-/** An error whose message tells the visitor what is wrong and what to do about it. */
+/** An error whose message tells the user what is wrong and what to do about it. */
 export class ViewerError extends Error {
   constructor(
     /** What is wrong, in a few words. */
@@ -11,9 +11,9 @@ export class ViewerError extends Error {
   }
 }
 
-const EXPORT_AGAIN = "Copy the exported folder again, whole, or write it anew with eugen-export.";
+const EXPORT_AGAIN = "Copy the whole exported folder again, or export the scene again with eugen-export.";
 
-/** A scene file that does not hold what it should. */
+/** A scene file with invalid content. */
 export function damaged(file: string, problem: string): ViewerError {
   return new ViewerError(`${file} is damaged: ${problem}`, EXPORT_AGAIN);
 }

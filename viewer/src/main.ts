@@ -17,14 +17,14 @@ interface PictureOptions {
   network?: number;
 }
 
-/** What scripts may use, as `await window.eugenViewer`. */
+/** The interface for scripts, available as `await window.eugenViewer`. */
 interface Api {
   scene: SceneDescription;
-  /** A picture of a view: rows from above, four bytes a pixel. Mode "distance" gives a little-endian float a pixel. */
+  /** An image of a view: rows from the top, four bytes per pixel. Mode "distance" gives a little-endian float per pixel. */
   render(options: PictureOptions): Promise<{ pixels: Uint8ClampedArray; milliseconds: number }>;
-  /** Times of pictures of a view by every network, in turns. */
+  /** Times of images of a view by every network, interleaved. */
   measure(options: PictureOptions & { turns: number }): Promise<Measured[]>;
-  /** Work for each sample of a network's shader. */
+  /** Work per sample of a network's shader. */
   work(network: number): Promise<Work>;
 }
 

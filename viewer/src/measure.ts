@@ -1,14 +1,14 @@
 import type { Frame, Progressive, Timing } from "./gl/progressive";
 
-/** Milliseconds of complete pictures, the middle one of several. */
+/** Milliseconds per complete image: the median of several. */
 export interface Measured {
   milliseconds: number;
   frames: number[];
 }
 
 /**
- * Time pictures of several frames that take turns, so that a device that slows down or speeds up favours none. Each draws one
- * picture before the first that counts.
+ * Time images of several frames, interleaved so that a device that slows down or speeds up favors none. Each frame draws one
+ * warm-up image first.
  */
 export async function measure(progressive: Progressive, frames: Frame[], turns: number): Promise<Measured[]> {
   const times: number[][] = frames.map(() => []);
@@ -23,7 +23,7 @@ export async function measure(progressive: Progressive, frames: Frame[], turns: 
   return times.map((each) => ({ milliseconds: middle(each), frames: each }));
 }
 
-/** The middle value; of an even number of values the mean of the middle two. */
+/** The median; for an even number of values, the mean of the two in the middle. */
 export function middle(values: readonly number[]): number {
   const sorted = [...values].sort((a, b) => a - b);
   const half = Math.floor(sorted.length / 2);

@@ -7,7 +7,7 @@ import { expected, scene } from "./fixture";
 const view = scene.views[0];
 const pose = poseOf(view);
 const vertical: Vec3 = [0, 0, 1];
-const centre: Vec3 = [0, 0, 0];
+const center: Vec3 = [0, 0, 0];
 
 it("sends rays through pixels as Python does", () => {
   expected.pixels.forEach(([row, column], n) => {
@@ -50,8 +50,8 @@ describe("orbiting", () => {
     [0.4, 0],
     [0, 0.3],
     [-2, -0.5],
-  ])("by %f and %f keeps the distance, the axes and the way the centre is seen", (yaw, pitch) => {
-    const turned = orbit(pose, centre, vertical, yaw, pitch);
+  ])("by %f and %f keeps the distance, the axes and the way the center is seen", (yaw, pitch) => {
+    const turned = orbit(pose, center, vertical, yaw, pitch);
     expect(length(turned.position)).toBeCloseTo(length(pose.position));
     for (const [a, b] of [[turned.right, turned.up], [turned.up, turned.back], [turned.back, turned.right]]) {
       expect(dot(a, b)).toBeCloseTo(0);
@@ -61,17 +61,17 @@ describe("orbiting", () => {
   });
 
   it("goes to the right and up for positive angles", () => {
-    const aside = subtract(orbit(pose, centre, vertical, 0.1, 0).position, pose.position);
+    const aside = subtract(orbit(pose, center, vertical, 0.1, 0).position, pose.position);
     expect(dot(aside, pose.right)).toBeGreaterThan(0);
-    expect(orbit(pose, centre, vertical, 0, 0.1).position[2]).toBeGreaterThan(pose.position[2]);
+    expect(orbit(pose, center, vertical, 0, 0.1).position[2]).toBeGreaterThan(pose.position[2]);
   });
 
   it("stops short of the poles", () => {
     let turned = pose;
-    for (let n = 0; n < 100; n++) turned = orbit(turned, centre, vertical, 0, 0.1);
+    for (let n = 0; n < 100; n++) turned = orbit(turned, center, vertical, 0, 0.1);
     expect(Math.abs(dot(turned.back, vertical))).toBeLessThan(0.9999);
     expect(turned.position[2]).toBeGreaterThan(0.9 * length(pose.position));
-    const back = orbit(turned, centre, vertical, 0, -0.1);
+    const back = orbit(turned, center, vertical, 0, -0.1);
     expect(back.position[2]).toBeLessThan(turned.position[2]); // and comes back from there
   });
 });
@@ -81,8 +81,8 @@ it("moves along its axes", () => {
   expect(dot(subtract(forward.position, pose.position), pose.back)).toBeCloseTo(-1);
 });
 
-it("puts the centre in front of the camera", () => {
-  expect(length(subtract(inFront(pose, centre, 0.1), pose.position))).toBeCloseTo(dot(pose.position, pose.back));
+it("puts the center in front of the camera", () => {
+  expect(length(subtract(inFront(pose, center, 0.1), pose.position))).toBeCloseTo(dot(pose.position, pose.back));
   const behind: Vec3 = [10, -8, 0];
   expect(length(subtract(inFront(pose, behind, 0.1), pose.position))).toBeCloseTo(0.1);
 });
@@ -91,7 +91,7 @@ describe("links", () => {
   const modes = ["color", "depth"];
 
   it("say where the camera is", () => {
-    const there = orbit(pose, centre, vertical, 0.3, 0.2);
+    const there = orbit(pose, center, vertical, 0.3, 0.2);
     const text = formatLink({ view: 3, pose: there, zoom: 1.5, mode: "depth", network: 1 });
     const link = parseLink(`#${text}`, 5, 2, modes);
     expect(link).toMatchObject({ view: 3, zoom: 1.5, mode: "depth", network: 1 });

@@ -32,7 +32,7 @@ describe("as Python computes it", () => {
     });
   });
 
-  it.each([0, 1])("evaluates density and colour of field %i", (index) => {
+  it.each([0, 1])("evaluates density and color of field %i", (index) => {
     const { log_density: logDensity, color } = expected.fields[index];
     expected.positions.forEach((position, n) => {
       const result = evaluateField(fields[index], position, expected.directions[n]);

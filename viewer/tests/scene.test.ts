@@ -80,7 +80,7 @@ describe("scene.json", () => {
     ["format", "other", /does not describe a scene/],
     ["version", 2, /version 2 of the format/],
     ["title", 3, /title is missing/],
-    ["focus", [1, 2], /focus is not as it should be/],
+    ["focus", [1, 2], /focus is invalid/],
     ["fields", [], /no field/],
     ["fields", [{ name: "x", file: "../secret" }], /not in its folder/],
     ["views", [], /no view/],

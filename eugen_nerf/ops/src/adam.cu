@@ -1,10 +1,10 @@
-// The optimizer of hash tables.
+// The optimizer kernel of hash tables.
 #include "adam.h"
 #include "simt.cuh"
 
 using namespace eugen;
 
-// Adam on those of n numbers whose gradient is not zero; the others stay as they are, moments too.
+// Adam on those of the n values whose gradient is not zero. The others stay unchanged, including their moments.
 EUGEN_KERNEL(128)
 sparse_adam(float* __restrict__ parameter, const float* __restrict__ grad, float* __restrict__ first,
             float* __restrict__ second, int64 n, const AdamStep step) {

@@ -1,4 +1,4 @@
-// Adam on one number, for tables of which a step touches only a part.
+// Adam on a single value, for tables of which a step updates only a part.
 #pragma once
 #include "common.h"
 #if !defined(__CUDACC_RTC__) && !defined(__CUDACC__)
@@ -13,8 +13,8 @@ struct AdamStep {
   float second_scale;  // 1 / (1 - beta2^t)
 };
 
-// condition ? a : b, by bits on a CPU. g++ makes of `p = condition ? a : p` a store of the lanes that change, at which AMD's
-// processors with AVX2 are slow: the loop took 2.5 times as long.
+// condition ? a : b, computed bitwise on a CPU. g++ compiles `p = condition ? a : p` to a masked store, which is slow
+// on AMD processors with AVX2: the loop took 2.5 times as long.
 EUGEN_FUNCTION float choose(bool condition, float a, float b) {
 #if defined(__CUDACC_RTC__) || defined(__CUDACC__)
   return condition ? a : b;
@@ -30,7 +30,7 @@ EUGEN_FUNCTION float choose(bool condition, float a, float b) {
 #endif
 }
 
-// Kingma & Ba 2015, algorithm 1. Written without a branch, so that it works on whole vectors.
+// Kingma & Ba 2015, algorithm 1. Written without a branch, so that it vectorizes.
 EUGEN_FUNCTION void adam_update(const AdamStep& a, bool touched, float g, float& parameter, float& first,
                                 float& second) {
   const float m = first + (1 - a.beta1) * (g - first);

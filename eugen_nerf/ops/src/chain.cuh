@@ -1,8 +1,8 @@
-// A merged chain's shape as compile-time constants, and where its parts lie in memory.
+// A merged chain's shape as compile-time constants, and the memory layout of its parts.
 //
-// Matrix i of a chain is that of stage i; the last one is the output's. A stage's projections and features come in
-// blocks of m numbers (projection after projection, order after order). On tensor cores each block is padded to
-// a multiple of 16; padding holds zeros and stays zero.
+// Matrix i of a chain belongs to stage i, the last one to the output. A stage's projections and features come in blocks
+// of m values (projection after projection, order after order). For tensor cores each block is padded to a multiple of
+// 16. The padding contains zeros and stays zero.
 #pragma once
 #include "phi.h"
 #include "simt.cuh"
@@ -42,8 +42,8 @@ struct Chain {
     return i == stages ? Spec::numbers[2 + 7 * stages] != 0 : number(i, 5) != 0;
   }
   static constexpr bool has_norm(int i) { return i < stages && number(i, 6) != 0; }
-  // Where the norm is that of r numbers R x + c, they are r more outputs of the stage's matrix; 0 where it is that of
-  // the stage's input.
+  // r if the norm is that of the r values R x + c, which are r additional outputs of the stage's matrix; 0 if it is the
+  // norm of the stage's input.
   static constexpr int norm_rows(int i) { return i < stages && number(i, 6) > 1 ? number(i, 6) - 1 : 0; }
 
   static constexpr int padded(int n) { return (n + 15) / 16 * 16; }
@@ -53,7 +53,7 @@ struct Chain {
   static constexpr int projected(int i) { return out_blocks(i) * out_padded(i); }
   static constexpr int n(int i) { return projected(i) + padded(norm_rows(i)); }
 
-  // In the packed parameters: projections, offsets, norm column, R and c of each matrix.
+  // Layout of the packed parameters: projections, offsets, norm column, R and c of each matrix.
   static constexpr int columns(int i) { return in_blocks(i) * in_block(i); }
   static constexpr int rows(int i) { return out_blocks(i) * out_block(i); }
   static constexpr int offsets_at(int i) { return parameters_before(i) + rows(i) * columns(i); }
@@ -69,7 +69,7 @@ struct Chain {
     return sum;
   }
 
-  // Where the number of padded row r and column c of matrix I lies in the packed parameters; -1 in the padding.
+  // Index in the packed parameters of the element in padded row r and column c of matrix I; -1 in the padding.
   template <int I>
   static EUGEN_MEMBER int weight_place(int r, int c) {
     constexpr int OUT = out_block(I), IN = in_block(I), COLUMNS = columns(I);
@@ -81,7 +81,7 @@ struct Chain {
       if (r >= projected(I)) return r - projected(I) < norm_rows(I) ? form_at(I) + (r - projected(I)) * COLUMNS + column : -1;
     return feature < OUT ? parameters_before(I) + (int(uint32(r) / OUT_PADDED) * OUT + feature) * COLUMNS + column : -1;
   }
-  // The same of padded row r's offset, and of its number in the norm column.
+  // The same for padded row r's offset, and for its element of the norm column.
   template <int I>
   static EUGEN_MEMBER int offset_place(int r) {
     if constexpr (norm_rows(I) != 0)
@@ -98,7 +98,7 @@ struct Chain {
     return feature < out_block(I) ? at + r / out_padded(I) * out_block(I) + feature : -1;
   }
 
-  // In shared memory: floats [n] of offsets and [n] of norm columns, then halves [n][row(i)] of weights.
+  // Layout of shared memory: floats [n] of offsets and [n] of norm columns, then halves [n][row(i)] of weights.
   static constexpr int vectors_before(int i) {
     int sum = 0;
     for (int j = 0; j < i; j++) sum += n(j) * (1 + (has_norm(j) ? 1 : 0));
@@ -121,7 +121,7 @@ struct Chain {
   }
 };
 
-// The parameter at a place, or the zero that stands in the padding.
+// The parameter at an index, or zero in the padding.
 EUGEN_FUNCTION float parameter_at(const float* parameters, int place) { return place < 0 ? 0.f : parameters[place]; }
 
 }  // namespace eugen

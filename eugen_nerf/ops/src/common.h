@@ -1,4 +1,4 @@
-// What every source file may rely on, on a CPU and under NVRTC (which has no system headers).
+// Basic definitions for every source file, on a CPU and under NVRTC (which has no system headers).
 #pragma once
 
 #if defined(__CUDACC_RTC__) || defined(__CUDACC__)
@@ -31,10 +31,10 @@ struct Vec3 {
 };
 
 EUGEN_FUNCTION Vec3 load3(const float* p) { return Vec3{p[0], p[1], p[2]}; }
-// The second where one of the two is not a number.
+// Both return the second argument if one of the two is NaN.
 EUGEN_FUNCTION float minimum(float a, float b) { return a < b ? a : b; }
 EUGEN_FUNCTION float maximum(float a, float b) { return a > b ? a : b; }
-// NaN becomes low: a position that is not a number must not become an index.
+// Maps NaN to low, because a NaN position must not become an index.
 EUGEN_FUNCTION float clamp(float v, float low, float high) { return v > low ? (v < high ? v : high) : low; }
 EUGEN_FUNCTION float absolute(float v) { return v < 0 ? -v : v; }
 

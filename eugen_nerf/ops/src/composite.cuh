@@ -1,13 +1,13 @@
-// Compositing of one ray's packed samples by a warp, each lane a sample at a time; the same as composite.h.
+// Compositing of one ray's packed samples by a warp, one sample per lane at a time; computes the same as composite.h.
 #pragma once
 #include "simt.cuh"
 
 namespace eugen {
 
-// Optical thickness is summed within a group of samples, one for each lane, as float, and from group to group as double:
-// many thin samples must not lose their sum to rounding.
+// Optical thickness is summed in float within a group of samples, one per lane, and in double across groups, so that
+// the sum over many thin samples is not lost to round-off.
 struct Group {
-  float thickness, before;  // of this lane's sample; in front of it
+  float thickness, before;  // optical thickness of this lane's sample, and in front of it
 };
 EUGEN_FUNCTION Group next_group(float thickness, double& optical) {
   float sum = thickness;
@@ -21,7 +21,7 @@ EUGEN_FUNCTION Group next_group(float thickness, double& optical) {
   return group;
 }
 
-// Sums over the samples [begin, end) of a ray, the same in every lane: out = rgb, alpha, depth.
+// Sums over the samples [begin, end) of a ray, identical in every lane: out = rgb, alpha, depth.
 EUGEN_FUNCTION void composite_forward(const float* sigma, const float* rgb, const float* t_start, const float* t_end,
                                       int64 begin, int64 end, float (&out)[5]) {
   for (int c = 0; c < 5; c++) out[c] = 0.f;
@@ -45,7 +45,7 @@ EUGEN_FUNCTION void composite_forward(const float* sigma, const float* rgb, cons
 EUGEN_FUNCTION void composite_backward(const float* sigma, const float* rgb, const float* t_start, const float* t_end,
                                        int64 begin, int64 end, const float (&grad_out)[5], float* grad_sigma,
                                        float* grad_rgb) {
-  // First front to back: transmittances, kept where the gradient will stand. The same lane reads them again.
+  // First pass, front to back: transmittances, stored in the gradient's memory. The same lane reads them again.
   double optical = 0;
   int64 first = begin;
   for (; first < end; first += WARP) {
@@ -54,7 +54,7 @@ EUGEN_FUNCTION void composite_backward(const float* sigma, const float* rgb, con
     const Group group = next_group(mine ? sigma[i] * (t_end[i] - t_start[i]) : 0.f, optical);
     if (mine) grad_sigma[i] = exp(-group.before);
   }
-  float later = 0.f;  // of the groups behind this one: sum of weights times the gradients that reach them
+  float later = 0.f;  // sum over the groups behind this one of the weights times their gradients
   while (first > begin) {
     first -= WARP;
     const int64 i = first + lane_index();
@@ -72,7 +72,7 @@ EUGEN_FUNCTION void composite_backward(const float* sigma, const float* rgb, con
       }
       share = weight * q;
     }
-    float sum = share;  // of this lane's sample and those behind it
+    float sum = share;  // over this lane's sample and those behind it
     for (int by = 1; by < WARP; by *= 2) {
       const float other = shuffle_down(sum, by);
       if (lane_index() + by < WARP) sum += other;

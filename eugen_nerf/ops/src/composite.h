@@ -1,4 +1,4 @@
-// Emission-absorption compositing of one ray's packed samples; the same as reference.composite.
+// Emission-absorption compositing of one ray's packed samples; computes the same as reference.composite.
 #pragma once
 #include "common.h"
 
@@ -8,7 +8,7 @@ namespace eugen {
 EUGEN_FUNCTION void composite_forward(const float* sigma, const float* rgb, const float* t_start, const float* t_end,
                                       int64 n, float out[5]) {
   float total[5] = {0, 0, 0, 0, 0};
-  double optical = 0;  // many thin samples must not lose their sum to rounding
+  double optical = 0;  // double, so that the sum over many thin samples is not lost to round-off
   for (int64 i = 0; i < n; i++) {
     const float thickness = sigma[i] * (t_end[i] - t_start[i]);
     const float weight = float(exp(-optical)) * -expm1f(-thickness);
@@ -20,12 +20,12 @@ EUGEN_FUNCTION void composite_forward(const float* sigma, const float* rgb, cons
   for (int c = 0; c < 5; c++) out[c] = total[c];
 }
 
-// Gradients of one ray. With w_i = T_i (1 - exp(-tau_i)), T_i = exp(-sum_{j<i} tau_j) and the gradient q_i that
-// reaches w_i:  dL/dtau_i = T_{i+1} q_i - sum_{j>i} w_j q_j,  dL/drgb_i = w_i dL/drgb.
+// Gradients of one ray. With w_i = T_i (1 - exp(-tau_i)), T_i = exp(-sum_{j<i} tau_j) and q_i = dL/dw_i:
+// dL/dtau_i = T_{i+1} q_i - sum_{j>i} w_j q_j,  dL/drgb_i = w_i dL/drgb.
 EUGEN_FUNCTION void composite_backward(const float* sigma, const float* rgb, const float* t_start, const float* t_end,
                                        int64 n, const float grad_out[5], float* grad_sigma, float* grad_rgb) {
-  // Transmittances are summed front to back and kept where the gradient will stand: subtracting back to front
-  // would lose everything in front of a very dense sample.
+  // Transmittances are accumulated front to back and stored in the gradient's memory. Subtracting thicknesses back to
+  // front would lose everything in front of a very dense sample.
   double optical = 0;
   for (int64 i = 0; i < n; i++) {
     grad_sigma[i] = float(exp(-optical));

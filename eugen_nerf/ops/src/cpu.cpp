@@ -1,7 +1,8 @@
 // Entry points of the CPU runners: a plain C interface that cpu.py calls through ctypes.
 //
-// All arrays are contiguous. Work is divided among threads by ranges that depend on the number of threads alone, and
-// sums of different threads are added in a fixed order: equal inputs and threads give equal results, bit for bit.
+// All arrays are contiguous. Work is divided among threads into ranges that depend only on the number of threads, and
+// the sums of different threads are added in a fixed order, so equal inputs and thread counts give bit-identical
+// results.
 #include "adam.h"
 #include "composite.h"
 #include "harmonics.h"
@@ -24,8 +25,8 @@ std::vector<HashLevel> make_levels(const int64* resolutions, const int64* offset
   return out;
 }
 
-// Positions that are located together: in vector registers, and before the first of their rows is used, so that
-// memory has time to answer.
+// Number of positions that are located together, in vector registers and ahead of the first use of their table rows, so
+// that prefetched memory arrives in time.
 enum { AHEAD = 32 };
 
 struct CellBlock {
@@ -35,7 +36,7 @@ struct CellBlock {
 
 template <bool DENSE>
 void locate(const float* x, HashLevel level, int count, CellBlock& block) {
-  level.dense = DENSE;  // decided once, not for every position
+  level.dense = DENSE;  // a compile-time constant, so that there is no branch per position
 #pragma omp simd
   for (int j = 0; j < count; j++) {
     const HashCell cell = hash_cell(load3(x + 3 * j), level);
@@ -108,12 +109,12 @@ void position_gradient(const float* x, const float* table, const std::vector<Has
         for (int a = 0; a < 3; a++) total[a] += dot * corner_slope(cell, c, a) * float(levels[l].resolution);
       }
     }
-    // Clamped positions do not move; PyTorch counts the faces of the cube among them.
+    // Clamped positions have no gradient. Like PyTorch, this includes positions on the faces of the cube.
     for (int a = 0; a < 3; a++) grad_x[3 * n + a] = x[3 * n + a] > 0.f && x[3 * n + a] < 1.f ? total[a] : 0.f;
   }
 }
 
-// The widths of a vertex's features for which code is compiled.
+// The numbers of features per vertex for which code is compiled.
 #define EUGEN_FOR_FEATURES(F, CALL) \
   switch (F) {                      \
     case 1: CALL(1); break;         \
@@ -123,7 +124,7 @@ void position_gradient(const float* x, const float* table, const std::vector<Has
     default: return 1;              \
   }
 
-// Looks over an occupancy grid once, so that walks may cross its empty parts in long strides.
+// Scans an occupancy grid once, so that ray marching can skip empty space in long strides.
 std::vector<uint8> survey(March& m, int threads) {
   const int64 r = m.resolution, side = blocks_along_axis(m.resolution), bytes = r * r * r / 8;
   std::vector<uint8> blocks(side * side * side, 0);
@@ -156,7 +157,7 @@ std::vector<uint8> survey(March& m, int threads) {
   return blocks;
 }
 
-// The whole field: hash grid, density network, colour network.
+// The complete field: hash grid, density network and color network.
 struct Field {
   const float* table;
   std::vector<HashLevel> levels;
@@ -164,7 +165,7 @@ struct Field {
   Network density, color;
 };
 
-// A ray on its way through a tile.
+// The state of a ray while it is rendered.
 struct RayState {
   Walk walk;
   float harmonics[16];
@@ -174,8 +175,8 @@ struct RayState {
   int64 index;
 };
 
-// Rays that a thread carries side by side: each round takes the next sample of every one of them, so that a round
-// fills the networks' tile and a ray stops at the sample that makes it opaque.
+// Renders rays on one thread, a tile of them at a time. Each round takes the next sample of every active ray, so that a
+// round fills the networks' tile and a ray stops at the sample that makes it opaque.
 template <int F>
 void render_rays(const Field& field, const March& m, const float* origins, const float* directions, const float* near,
                  const float* far, int64 begin, int64 end, float min_transmittance, float* out, int64* samples) {
@@ -189,7 +190,7 @@ void render_rays(const Field& field, const March& m, const float* origins, const
   int active = 0;
   int64 next = begin;
   while (true) {
-    // Take the next sample of each ray; finished rays make room for new ones.
+    // Take the next sample of each ray; new rays replace finished ones.
     int i = 0;
     while (i < active || (active < TILE && next < end)) {
       if (i == active) {
@@ -239,7 +240,7 @@ void adam_range(const AdamStep& step, int64 n, const float* __restrict grad, flo
   for (int64 i = 0; i < n; i++) adam_update(step, grad[i] != 0.f, grad[i], parameter[i], first[i], second[i]);
 }
 
-// Ask for memory that the next tile will read, so that it is there when this one is done.
+// Prefetch memory that the next tile will read, so that it has arrived when this one is done.
 void prefetch(const float* begin, const float* end) {
   for (const float* p = begin; p < end; p += 16) __builtin_prefetch(p);
 }
@@ -248,11 +249,11 @@ void prefetch(const float* begin, const float* end) {
 
 extern "C" {
 
-// Functions that return int return 0, or 1 where they have no code for the arguments.
+// Functions that return int return 0 on success, or 1 if there is no code for the arguments.
 
 int eugen_lanes() { return LANES; }
 
-// Threads for what follows; without them everything runs on the calling one.
+// Set the OpenMP functions used by all later calls. Without them everything runs on the calling thread.
 void eugen_use_openmp(decltype(OpenMP::parallel) parallel, decltype(OpenMP::thread) thread,
                       decltype(OpenMP::threads) threads) {
   openmp = OpenMP{parallel, thread, threads};
@@ -262,7 +263,7 @@ int eugen_hash_encode_forward(const float* x, const float* table, const int64* r
                               int levels, int features, int log2_table_size, int64 n, float* out, int threads) {
   const std::vector<HashLevel> level = make_levels(resolutions, offsets, levels, log2_table_size);
   const int64 stride = int64(levels) * features;
-  // Level by level over a chunk: a level's rows stay in the cache while the chunk's positions visit them.
+  // Level by level over a chunk, so that a level's rows stay in the cache while the chunk's positions read them.
   const int64 chunk = 2048, chunks = (n + chunk - 1) / chunk;
 #define EUGEN_CALL(F)                                                                                 \
   in_ranges(threads, chunks, [&](int64 first, int64 last, int) {                                      \
@@ -277,14 +278,14 @@ int eugen_hash_encode_forward(const float* x, const float* table, const int64* r
   return 0;
 }
 
-// grad_table [entries, features] is added to; grad_x [n, 3] is written unless it is null.
+// Adds to grad_table [entries, features]; writes grad_x [n, 3] unless it is null.
 int eugen_hash_encode_backward(const float* x, const float* table, const int64* resolutions, const int64* offsets,
                                int levels, int features, int log2_table_size, int64 n, const float* grad,
                                float* grad_table, float* grad_x, int threads) {
   const std::vector<HashLevel> level = make_levels(resolutions, offsets, levels, log2_table_size);
   const int64 stride = int64(levels) * features;
-  // A task owns the rows it adds to, and adds in the order of the samples: no atomics, and the same sums whatever
-  // the number of threads. Beyond one thread a level, a level's rows are divided by their number.
+  // Each task owns the rows it adds to and adds in the order of the samples. This needs no atomics and gives the same
+  // sums for any number of threads. With more threads than levels, the rows of a level are divided among several tasks.
   const int parts = (threads + levels - 1) / levels, tasks = levels * parts;
 #define EUGEN_CALL(F)                                                                                       \
   if (grad_table) {                                                                                         \
@@ -331,7 +332,7 @@ int eugen_network_forward(const float* x, const float* parameters, const int64* 
   return 0;
 }
 
-// grad_parameters [as packed] is written; grad_x [n, in] is written unless it is null.
+// Writes grad_parameters (in packed order), and grad_x [n, in] unless it is null.
 int eugen_network_backward(const float* x, const float* parameters, const int64* spec, const float* eps, int64 n,
                            const float* grad_out, float* grad_x, float* grad_parameters, int threads) {
   const Network net(spec, eps, parameters);
@@ -350,7 +351,7 @@ int eugen_network_backward(const float* x, const float* parameters, const int64*
     }
   });
   float* p = grad_parameters;
-  // `of` picks a matrix's gradient from a thread's sums.
+  // `of` selects a matrix's gradient from a thread's sums.
   const auto write_block = [&](const auto& of, int ld, int rows, int begin, int end) {
     for (int r = 0; r < rows; r++)
       for (int c = begin; c < end; c++, p++) {
@@ -382,12 +383,12 @@ int eugen_network_backward(const float* x, const float* parameters, const int64*
   return 0;
 }
 
-// Samples of a march, in the pieces that threads found them in.
+// The samples of a march, one piece per chunk of rays.
 struct Marched {
   std::vector<std::vector<float>> start, end;
 };
 
-// Returns a handle for eugen_march_take, and the number of samples of each ray. near, far, jitter [rays].
+// Returns a handle for eugen_march_take and writes the number of samples of each ray. near, far, jitter [rays].
 void* eugen_march(const float* origins, const float* directions, const float* near, const float* far,
                   const float* jitter, int64 rays, const uint8* bits, int resolution, const float* box, int contracted,
                   const float* rule, int64* counts, int threads) {
@@ -421,11 +422,11 @@ void eugen_march_take(void* handle, float* t_start, float* t_end) {
   delete found;
 }
 
-// Where the field is evaluated: unit [N, 3] positions in the unit cube, view [N, 3] directions.
+// Where the field is evaluated: positions in the unit cube, unit [N, 3], and directions, view [N, 3].
 int eugen_sample_points(const float* origins, const float* directions, int64 rays, const int64* offsets,
                         const float* t_start, const float* t_end, const float* box, int contracted, float* unit,
                         float* view, int threads) {
-  const float rule[2] = {1, 0};  // positions do not depend on it
+  const float rule[2] = {1, 0};  // positions do not depend on the step rule
   const March m = make_march(box, contracted, rule, 2, nullptr);
   as_they_come(threads, rays, 64, [&](int64 r) {
     const Vec3 o = load3(origins + 3 * r), d = load3(directions + 3 * r);
@@ -472,8 +473,8 @@ int eugen_render(const float* origins, const float* directions, const float* nea
   const std::vector<uint8> blocks = survey(m, threads);
   const Field field{table, make_levels(resolutions, offsets, levels, log2_table_size), features,
                     Network(density_spec, density_eps, density), Network(color_spec, color_eps, color)};
-  // Large enough to keep tiles full, small enough to balance empty and crowded parts of a picture between many threads:
-  // nerfstudio hands over 16,384 rays at a time.
+  // Large enough to keep tiles full, and small enough to balance empty and dense parts of an image between many
+  // threads: nerfstudio passes 16,384 rays at a time.
   const int64 chunk = 256, chunks = (rays + chunk - 1) / chunk;
 #define EUGEN_CALL(F)                                                                                    \
   as_they_come(threads, chunks, 1, [&](int64 k) {                                                        \
@@ -485,7 +486,7 @@ int eugen_render(const float* origins, const float* directions, const float* nea
   return 0;
 }
 
-// Adam on those of n numbers whose gradient is not zero; the others stay as they are, moments too.
+// Adam on those of the n values whose gradient is not zero. The others stay unchanged, including their moments.
 int eugen_sparse_adam(float* parameter, const float* grad, float* first, float* second, int64 n, float beta1,
                       float beta2, float eps, float step_size, float second_scale, int threads) {
   const AdamStep step{beta1, beta2, eps, step_size, second_scale};

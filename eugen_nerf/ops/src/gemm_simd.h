@@ -1,11 +1,11 @@
-// Small matrix products in vector registers, for the few dozen rows of a tile.
+// Small matrix products in vector registers, for tiles of a few dozen rows.
 #pragma once
 #include "common.h"
 
 namespace eugen {
 
 #if defined(__AVX512F__)
-enum { LANES = 16, COLUMNS = 4, REGISTERS = 24 };  // floats in a vector, most vectors side by side, accumulators
+enum { LANES = 16, COLUMNS = 4, REGISTERS = 24 };  // floats per vector, maximum vectors per strip, accumulators
 #elif defined(__AVX__)
 enum { LANES = 8, COLUMNS = 2, REGISTERS = 12 };
 #else
@@ -19,11 +19,11 @@ EUGEN_FUNCTION int padded(int n) { return (n + LANES - 1) / LANES * LANES; }
 EUGEN_FUNCTION Vector load(const float* p) { return *(const Vector*)p; }
 EUGEN_FUNCTION void store(float* p, Vector v) { *(Vector*)p = v; }
 
-// What a product starts from, and what happens to it at the end.
+// The initial value of a product, and the operation applied to its result.
 enum Start { ZERO, ACCUMULATE, ROW };  // ROW: the same row of offsets for all rows
-enum Finish { PLAIN, RELU, WHERE_POSITIVE };  // the last: zero where a mask of C's shape is not positive
+enum Finish { PLAIN, RELU, WHERE_POSITIVE };  // WHERE_POSITIVE: zero where a mask of C's shape is not positive
 
-// A matrix seen through strides; B and C have contiguous rows that are a whole number of vectors long.
+// A strided matrix A. B and C have contiguous rows whose length is a whole number of vectors.
 struct Strided {
   const float* data;
   int row, column;
@@ -62,7 +62,7 @@ EUGEN_FUNCTION void block(float* c, int ldc, Strided a, const float* b, int ldb,
 template <int V>
 static void strip(float* c, int ldc, Strided a, const float* b, int ldb, int m, int k, Start start, const float* row,
                   Finish finish, const float* mask) {
-  // Narrow strips take more rows: enough independent sums to keep the multipliers busy in spite of their latency.
+  // Narrow strips take more rows, so that there are enough independent sums to hide the latency of the multipliers.
   constexpr int ROWS = REGISTERS / V < MOST_ROWS ? REGISTERS / V : MOST_ROWS;
   int i = 0;
   const auto rows = [&](auto count) {

@@ -7,15 +7,15 @@ namespace eugen {
 
 constexpr int F = EUGEN_FEATURES;
 
-// Levels that one thread looks after: together they make 32 bytes of output, the least that memory writes at once, and
-// their tables fit into the second-level cache while all positions pass.
+// Number of levels that one thread evaluates. Together they produce 32 bytes of output, the smallest unit of a memory
+// write, and their tables fit into the L2 cache while all positions are processed.
 constexpr int GROUP = F >= 8 ? 1 : 8 / F;
 
 enum { THREADS = 128 };
 
 }  // namespace eugen
 
-// x [n, 3], table -> out [n, levels * F]. Block (i, j): positions from 128 i, levels from GROUP j.
+// x [n, 3], table -> out [n, levels * F]. Block (i, j) starts at position 128 i and level GROUP j.
 EUGEN_KERNEL(128)
 hash_encode_forward(const float* __restrict__ x, const TableValue* __restrict__ table, const GridLevels levels, int64 n,
                     float* __restrict__ out) {
@@ -44,9 +44,10 @@ hash_encode_forward(const float* __restrict__ x, const TableValue* __restrict__ 
 
 namespace eugen {
 
-// Adds `share` to a row of grad_table where `adds`. Where memory takes one number at a time, two neighbouring lanes add the
-// one's pair of numbers together, then the other's: so each of the warp's additions touches half as many places.
-EUGEN_FUNCTION void add_with_neighbour(uint32 row, const float (&share)[F], bool adds, float* grad_table) {
+// Adds `share` to a row of grad_table if `adds` is true. For GPUs that can only add one value to memory at a time: two
+// neighboring lanes first add one lane's pair of values together, then the other's, so that each of the warp's
+// additions touches half as many places.
+EUGEN_FUNCTION void add_with_neighbor(uint32 row, const float (&share)[F], bool adds, float* grad_table) {
   const uint32 none = ~0u, mine = adds ? row : none, other = shuffle_xor(mine, 1);
   const bool odd = lane_index() & 1;
   const uint32 of_even = odd ? other : mine, of_odd = odd ? mine : other;
@@ -58,8 +59,8 @@ EUGEN_FUNCTION void add_with_neighbour(uint32 row, const float (&share)[F], bool
   }
 }
 
-// Adds the corners' shares of a gradient to grad_table. In a dense level neighbouring lanes, samples of the same ray,
-// often lie in the same cell: such a run's sums are formed in registers, and its first lane adds them.
+// Adds the corners' shares of a gradient to grad_table. In a dense level, neighboring lanes (samples of the same ray)
+// often lie in the same cell. Such a run is summed in registers and added by its first lane.
 template <bool DENSE>
 EUGEN_FUNCTION void scatter(const HashCell& cell, const float (&weights)[8], const float (&g)[F], bool active,
                             float* grad_table) {
@@ -99,19 +100,19 @@ EUGEN_FUNCTION void scatter(const HashCell& cell, const float (&weights)[8], con
       for (int f = 0; f < F; f += 2)
         if (adds) add_to_pair(to + f, share[c][f], share[c][f + 1]);
     } else {
-      add_with_neighbour(cell.rows[c], share[c], adds, grad_table);
+      add_with_neighbor(cell.rows[c], share[c], adds, grad_table);
     }
   }
 }
 
 }  // namespace eugen
 
-// grad [n, levels * F] is scattered to grad_table, which is added to.
+// Scatters grad [n, levels * F] to grad_table by addition.
 EUGEN_ROOMY_KERNEL(128, 1)
 hash_encode_backward(const float* __restrict__ x, const GridLevels levels, int64 n, const float* __restrict__ grad,
                      float* __restrict__ grad_table) {
   const int64 i = int64(blockIdx.x) * THREADS + threadIdx.x;
-  const bool active = i < n;  // all lanes of a warp stay for the sums
+  const bool active = i < n;  // inactive lanes stay, because the sums need all lanes of a warp
   const Vec3 unit = active ? load3(x + 3 * i) : Vec3{0.f, 0.f, 0.f};
 #pragma unroll 1
   for (int l = 0; l < GROUP; l++) {
@@ -150,6 +151,6 @@ hash_encode_position_gradient(const float* __restrict__ x, const TableValue* __r
       for (int a = 0; a < 3; a++) total[a] += dot * corner_slope(cell, c, a) * float(level.resolution);
     }
   }
-  // Clamped positions do not move; PyTorch counts the faces of the cube among them.
+  // Clamped positions have no gradient. Like PyTorch, this includes positions on the faces of the cube.
   for (int a = 0; a < 3; a++) grad_x[3 * i + a] = position[a] > 0.f && position[a] < 1.f ? total[a] : 0.f;
 }

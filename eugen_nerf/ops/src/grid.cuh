@@ -1,5 +1,5 @@
-// The hash grid on a GPU. Constants by -D: EUGEN_FEATURES (of a vertex: 1, 2, 4, 8), EUGEN_HALF_TABLE (rows are IEEE
-// halves).
+// The hash grid on a GPU. Constants set with -D: EUGEN_FEATURES (features per vertex: 1, 2, 4 or 8) and
+// EUGEN_HALF_TABLE (table rows are IEEE halves).
 #pragma once
 #include "hashgrid.h"
 #include "simt.cuh"
@@ -8,7 +8,7 @@ namespace eugen {
 
 enum { MAX_LEVELS = 32 };
 
-// As cuda.py fills it.
+// Filled by cuda.py.
 struct GridLevels {
   int count;
   uint32 mask;   // table size - 1 of a hashed level
@@ -30,7 +30,7 @@ typedef uint16 TableValue;
 typedef float TableValue;
 #endif
 
-// A vertex's features.
+// Loads a vertex's features.
 template <int F>
 EUGEN_FUNCTION void load_row(const float* table, uint32 row, float (&v)[F]) {
   const float* p = table + size_t(row) * F;

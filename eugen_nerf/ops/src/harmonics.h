@@ -1,4 +1,4 @@
-// Real spherical harmonics of a unit direction up to degree 3; the same as reference.spherical_harmonics.
+// Real spherical harmonics of a unit direction up to degree 3; computes the same as reference.spherical_harmonics.
 #pragma once
 #include "common.h"
 

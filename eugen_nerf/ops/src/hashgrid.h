@@ -1,5 +1,5 @@
-// Multiresolution hash grid: which table rows surround a position, and with which weights.
-// Mueller et al. 2022, "Instant NGP", section 3; the same as reference.hash_encode.
+// Multiresolution hash grid: the table rows around a position and their weights.
+// Mueller et al. 2022, "Instant NGP", section 3; computes the same as reference.hash_encode.
 #pragma once
 #include "common.h"
 
@@ -13,7 +13,7 @@ struct HashLevel {
 };
 
 struct HashCell {
-  uint32 rows[8];  // corner c lies at the upper side along x, y, z where its bits 0, 1, 2 are set
+  uint32 rows[8];  // corner c is on the upper side along x, y, z if its bit 0, 1, 2 is set
   float fraction[3];
 };
 
@@ -26,8 +26,8 @@ EUGEN_FUNCTION HashCell hash_cell(Vec3 position, const HashLevel& level) {
   for (int a = 0; a < 3; a++) {
     int c = int(p[a]);  // not negative, so this is floor
     if (c > level.resolution - 1) c = level.resolution - 1;  // position 1 belongs to the last cell
-    // One rounding instead of two, so that fine levels keep their precision; where the product was rounded up to
-    // the next vertex, the position still belongs to the cell before it.
+    // fma rounds once instead of twice, so that fine levels keep their precision. If the product above was rounded up
+    // to the next vertex, the position still belongs to the cell before it.
     float fraction = fma(position_of[a], scale, -float(c));
     const bool before = fraction < 0.f;
     v[a] = uint32(before ? c - 1 : c);

@@ -1,18 +1,18 @@
-// How kernels receive what marching needs, and a warp's march along one ray.
+// Kernel arguments of ray marching, and a warp's march along one ray.
 #pragma once
 #include "march.h"
 #include "simt.cuh"
 
 namespace eugen {
 
-// As cuda.py fills it.
+// Filled by cuda.py.
 struct MarchArguments {
   float box[6];
   float rule[2];
   int contracted;
   int resolution;
 
-  // bits and blocks as in struct March; they may be null where positions are all that is wanted.
+  // bits and blocks are those of struct March. They may be null if only positions are needed.
   EUGEN_MEMBER March march(const uint8* bits, const uint8* blocks) const {
     March m = make_march(box, contracted, rule, resolution, bits);
     m.blocks = blocks;
@@ -20,8 +20,8 @@ struct MarchArguments {
   }
 };
 
-// Advances one ray by the next WARP candidates, all lanes together: lane i looks at candidate walk.number + i. Returns the
-// lanes whose candidate is a sample, in the ray's order; where `step` is this lane's.
+// Advances one ray by the next WARP candidates, with all lanes together: lane i checks candidate walk.number + i.
+// Returns a mask of the lanes whose candidate is a sample, in the ray's order. `step` is this lane's own step.
 EUGEN_FUNCTION uint32 next_samples(const March& m, Walk& walk, Step& step) {
   const int lane = lane_index(), number = walk.number + lane;
   int skip = 1;

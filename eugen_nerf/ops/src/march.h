@@ -1,5 +1,5 @@
-// Marching along a ray through an occupancy grid: step rule, contraction, bit lookup.
-// Definitions in layout.StepRule, layout.Space and reference.march.
+// Ray marching through an occupancy grid: step rule, contraction, bit lookup.
+// The definitions are layout.StepRule, layout.Space and reference.march.
 #pragma once
 #include "common.h"
 
@@ -12,10 +12,10 @@ struct March {
   float step_size, cone_angle;
   int resolution;     // occupancy cells along an axis
   const uint8* bits;  // [resolution^3 / 8]
-  // [ceil(resolution / BLOCK)^3] whether any cell of a block is occupied, which lets a walk cross an empty block at
-  // once; null where nobody has looked.
+  // [ceil(resolution / BLOCK)^3]: whether any cell of a block is occupied, so that an empty block can be crossed at
+  // once; null if this is unknown.
   const uint8* blocks;
-  float occupied_low[3], occupied_high[3];  // box around all occupied cells of a bounded scene, or the scene's
+  float occupied_low[3], occupied_high[3];  // box around all occupied cells of a bounded scene, or the scene box
 };
 
 enum { BLOCK = 4 };  // cells of a block along an axis
@@ -65,10 +65,10 @@ EUGEN_FUNCTION Vec3 to_unit(const March& m, Vec3 p) {
   return Vec3{u[0], u[1], u[2]};
 }
 
-// The side, in cells, of the empty cube that holds a position: 0 where its cell is occupied, 1 if its cell is empty
-// or lies outside of the grid, BLOCK if its whole block is empty.
+// The side, in cells, of the empty cube around a position: 0 if its cell is occupied, 1 if its cell is empty or outside
+// of the grid, BLOCK if its whole block is empty.
 EUGEN_FUNCTION int empty_cells(const March& m, Vec3 unit) {
-  // Written so that NaN is outside.
+  // Written so that NaN counts as outside.
   if (!(unit.x >= 0.f && unit.x < 1.f && unit.y >= 0.f && unit.y < 1.f && unit.z >= 0.f && unit.z < 1.f)) return 1;
   const int r = m.resolution;
   int c[3] = {int(unit.x * float(r)), int(unit.y * float(r)), int(unit.z * float(r))};
@@ -82,7 +82,7 @@ EUGEN_FUNCTION int empty_cells(const March& m, Vec3 unit) {
   return m.bits[index >> 3] >> (index & 7) & 1 ? 0 : 1;
 }
 
-// Narrow [near, far] to the box; far < near where the ray misses it.
+// Narrow [near, far] to the box; far < near if the ray misses it.
 EUGEN_FUNCTION void clip_to_box(const float low[3], const float high[3], Vec3 origin, Vec3 direction, float& near,
                                 float& far) {
   const float o[3] = {origin.x, origin.y, origin.z}, d[3] = {direction.x, direction.y, direction.z};
@@ -98,10 +98,10 @@ EUGEN_FUNCTION void clip_to_box(const float low[3], const float high[3], Vec3 or
 // One ray's walk from sample to sample.
 struct Walk {
   Vec3 origin, direction;
-  float steps_per_cell[3];  // to cross an occupancy cell along each axis, signed; without contraction and cone only
+  float steps_per_cell[3];  // steps to cross a cell along each axis, signed; used without contraction and cone only
   float start;              // step coordinate of sample 0
-  int number;               // next candidate
-  int count;                // candidates in all
+  int number;               // the next candidate
+  int count;                // number of candidates
 };
 
 struct Step {
@@ -111,7 +111,7 @@ struct Step {
 
 EUGEN_FUNCTION Walk begin_walk(const March& m, Vec3 origin, Vec3 direction, float near, float far, float jitter) {
   Walk walk{origin, direction, {0.f, 0.f, 0.f}, 0.f, 0, 0};
-  if (!(far > near)) return walk;  // also where a limit is not a number, which the box would hide
+  if (!(far > near)) return walk;  // also if a limit is NaN, which clipping to the box would hide
   float first = near, last = far;
   if (!m.contracted) {
     clip_to_box(m.low, m.high, origin, direction, near, far);
@@ -124,8 +124,8 @@ EUGEN_FUNCTION Walk begin_walk(const March& m, Vec3 origin, Vec3 direction, floa
   walk.count = steps > 0.f ? int(minimum(steps + 1.f, 1e7f)) : 0;
   if (float(walk.count) - 1.f >= steps) walk.count--;  // ceil
   if (!m.contracted) {
-    // Candidates keep their places, which follow from the scene's box; those outside of the box around all that is
-    // occupied are passed over. One more at each end, against round-off.
+    // Candidates keep their positions, which follow from the scene box. Those outside of the box around the occupied
+    // cells are skipped, except for one more at each end to allow for round-off.
     if (!(last > first)) first = last = near;
     const float skipped = step_coordinate(m, maximum(first, 0.f)) - walk.start - 1.f;
     const float end = step_coordinate(m, maximum(last, 0.f)) - walk.start + 2.f;
@@ -136,7 +136,7 @@ EUGEN_FUNCTION Walk begin_walk(const March& m, Vec3 origin, Vec3 direction, floa
   for (int a = 0; a < 3; a++) {
     const float cells = d[a] * m.scale[a] * float(m.resolution) * m.step_size;
     walk.steps_per_cell[a] = absolute(cells) > 1e-9f ? 1.f / cells : 1e9f;
-    if (m.cone_angle != 0.f) walk.steps_per_cell[a] = 0.f;  // steps of different lengths: no stride at all
+    if (m.cone_angle != 0.f) walk.steps_per_cell[a] = 0.f;  // the step size varies, so there are no strides
   }
   return walk;
 }
@@ -153,10 +153,10 @@ EUGEN_FUNCTION Step step_at(const March& m, const Walk& walk, int number) {
   return step;
 }
 
-// Steps from an empty position to the next one that need not be empty: at least 1. `empty` is what empty_cells says of it.
+// Steps from an empty position to the next one that may be occupied, at least 1. `empty` is the result of empty_cells.
 EUGEN_FUNCTION int steps_over(const March& m, const Walk& walk, const Step& step, int empty) {
   if (m.contracted) return 1;
-  // Every step up to the far side of this empty cell or block is empty too. One less, against round-off.
+  // Every step up to the far side of this empty cell or block is empty too. One step less, to allow for round-off.
   const float cells = float(empty), r = float(m.resolution) / cells;
   const float p[3] = {step.unit.x * r, step.unit.y * r, step.unit.z * r};
   float leave = 1e6f;

@@ -1,13 +1,13 @@
-// Kernels of one network. Constants by -D:
+// Kernels of one network. Constants set with -D:
 //   EUGEN_SPEC           the chain's description, packing.PackedChain.spec
-//   EUGEN_WARPS, EUGEN_TILES, EUGEN_STREAMED                    forward
-//   EUGEN_BACK_WARPS, EUGEN_BACK_TILES, EUGEN_BACK_STREAMED, EUGEN_KEEP_SUMS   backward
+//   EUGEN_WARPS, EUGEN_TILES, EUGEN_STREAMED                    tiles of the forward kernel, see tiles.py
+//   EUGEN_BACK_WARPS, EUGEN_BACK_TILES, EUGEN_BACK_STREAMED, EUGEN_KEEP_SUMS   tiles of the backward kernel
 //   EUGEN_HALF_ROWS      inputs and outputs are halves instead of floats
 #include "network_backward.cuh"
 
 namespace eugen {
 
-// Networks so wide that their backward pass streams weights need all the registers there are.
+// Networks so wide that their backward pass streams weights need all available registers.
 #if EUGEN_BACK_STREAMED
 #define EUGEN_NETWORK_KERNEL(threads) EUGEN_ROOMY_KERNEL(threads, 1)
 #else
@@ -28,7 +28,7 @@ typedef float Io;
 typedef Weights<Network, EUGEN_STREAMED, EUGEN_WARPS * WARP> ForwardWeights;
 typedef Backward<Network, EUGEN_BACK_WARPS, EUGEN_BACK_TILES, EUGEN_BACK_STREAMED, EUGEN_KEEP_SUMS> NetworkBackward;
 
-// tiles.py plans with the same numbers; a difference ends here and not in memory.
+// tiles.py plans with the same numbers. A mismatch is a compile error here, instead of a memory error later.
 static_assert(ForwardWeights::bytes == EUGEN_SHARED_BYTES, "shared memory of the forward kernel");
 static_assert(NetworkBackward::bytes == EUGEN_BACK_SHARED_BYTES, "shared memory of the backward kernel");
 
@@ -47,12 +47,13 @@ struct Outputs {
 
 using namespace eugen;
 
-// The parameters' matrices in halves, for networks whose weights are streamed: rounded [weights_before(matrices)].
+// Rounds the parameters' matrices to halves, for networks whose weights are streamed:
+// rounded [weights_before(matrices)].
 EUGEN_KERNEL(256) round_weights(const float* __restrict__ parameters, uint16* __restrict__ rounded) {
   round_matrices<Network>(rounded, parameters, int(blockIdx.x * 256 + threadIdx.x), int(gridDim.x) * 256);
 }
 
-// x [n, in] -> y [n, out]. rounded comes from round_weights; it may be null where weights are not streamed.
+// x [n, in] -> y [n, out]. rounded is the output of round_weights; it may be null if weights are not streamed.
 EUGEN_NETWORK_KERNEL(EUGEN_WARPS * WARP)
 network_forward(const Io* __restrict__ x, const float* __restrict__ parameters, const uint16* __restrict__ rounded,
                 const Epsilons eps, int64 n, Io* __restrict__ y) {
@@ -68,7 +69,7 @@ network_forward(const Io* __restrict__ x, const float* __restrict__ parameters, 
   }
 }
 
-// grad_parameters, zero before, is added to; grad_x is written unless it is null. `largest` comes from
+// Adds to grad_parameters, which must be zero before; writes grad_x unless it is null. `largest` is the output of
 // largest_magnitude.
 EUGEN_NETWORK_KERNEL(EUGEN_BACK_WARPS * WARP)
 network_backward(const Io* __restrict__ x, const float* __restrict__ parameters, const uint16* __restrict__ rounded,
@@ -82,7 +83,7 @@ network_backward(const Io* __restrict__ x, const float* __restrict__ parameters,
   backward.run(x, eps, n, grad_out, scale, grad_x);
 }
 
-// The bits of the largest magnitude among n numbers; as unsigned integers they compare like the numbers.
+// The bits of the largest magnitude among n numbers. As unsigned integers they compare like the magnitudes.
 EUGEN_KERNEL(256)
 largest_magnitude(const Io* __restrict__ numbers, int64 n, uint32* __restrict__ largest) {
   uint32 mine = 0;
@@ -98,7 +99,7 @@ largest_magnitude(const Io* __restrict__ numbers, int64 n, uint32* __restrict__ 
     const uint32 other = shuffle_xor(mine, step);
     mine = mine > other ? mine : other;
   }
-  // Thousands of warps at one word would wait for each other; so a block asks once.
+  // Thousands of warps that update one word would wait for each other, so each block updates it only once.
   EUGEN_SHARED(memory);
   uint32* of_warps = reinterpret_cast<uint32*>(memory);
   if (lane_index() == 0) store_one(of_warps + warp_index(), mine);

@@ -1,32 +1,32 @@
 // Gradients of a merged chain on tensor cores.
 //
-// Nothing is kept from the forward pass: a block computes its rows' activations again and leaves them in shared
-// memory. Then matrix by matrix, last to first: all warps together add gradient^T x activations, over the block's rows,
-// to the gradient of the weights, and each warp carries its own rows' gradient to the matrix's inputs.
+// Nothing is stored by the forward pass: a block recomputes its rows' activations and keeps them in shared memory.
+// Then, for each matrix from last to first, all warps together add gradient^T x activations over the block's rows to
+// the gradient of the weights, and each warp propagates the gradient of its own rows to the matrix's inputs.
 //
-// The activations of each row are followed by a 1 and the row's norm, in the columns that pad it: the same product
-// then sums the gradients of offsets and norm column.
+// The activations of each row are followed by a 1 and the row's norm, in its padding columns, so that the same product
+// also sums the gradients of the offsets and the norm column.
 #pragma once
 #include "network_mma.cuh"
 
 namespace eugen {
 
-// Gradients are multiplied by a power of two, so that the largest one that comes in is near 2^TARGET: halves lose
-// what is below 2^-24, and cannot hold what is above 2^16.
+// Incoming gradients are multiplied by a power of two that brings the largest one near 2^TARGET_EXPONENT, because
+// halves lose values below 2^-24 and cannot represent values above 2^16.
 enum { TARGET_EXPONENT = 5 };
 
-// The factor for gradients whose largest magnitude has these bits; not a number if that is infinite or none, so that
-// whoever scales losses sees it in every gradient.
+// The factor for gradients whose largest magnitude has these bits. It is NaN if that magnitude is infinite or NaN, so
+// that a loss scaler sees it in every gradient.
 EUGEN_FUNCTION float gradient_scale(uint32 largest) {
   const int exponent = int(largest >> 23);  // biased by 127
   if (exponent == 0) return 1.f;
   if (exponent == 255) return float_from_bits(0x7fc00000u);
   int scale = 127 + 127 + TARGET_EXPONENT - exponent;
-  scale = scale < 1 ? 1 : scale > 253 ? 253 : scale;  // so that its inverse is a normal number too
+  scale = scale < 1 ? 1 : scale > 253 ? 253 : scale;  // so that the inverse is a normal number, too
   return float_from_bits(uint32(scale) << 23);
 }
 
-// A warp's share of the weight gradient of matrix I: 16 x 16 tiles, and 16 x 8 ones of offsets and norm column.
+// A warp's share of the weight gradient of matrix I: 16 x 16 tiles, and 16 x 8 tiles of offsets and norm column.
 template <class C, int I, int WARPS>
 struct MatrixSums {
   static constexpr int tiles = C::n(I) / 16 * (C::k(I) / 16), own = (tiles + WARPS - 1) / WARPS;
@@ -55,10 +55,10 @@ struct ChainSums {
 template <class C, int WARPS>
 struct ChainSums<C, -1, WARPS> {};
 
-struct NoSums {};  // weight gradients are added to memory as they come
+struct NoSums {};  // weight gradients are added to memory immediately
 
-// TILES tiles of 16 rows a warp; KEEP_SUMS: weight gradients stay in registers until the end, else they are added to
-// memory after each step.
+// Each warp processes TILES tiles of 16 rows. KEEP_SUMS: weight gradients stay in registers until the end; otherwise
+// they are added to memory after each step.
 template <class C, int WARPS, int TILES, bool STREAMED, bool KEEP_SUMS>
 struct Backward {
   typedef Weights<C, STREAMED, WARPS * WARP> ChainWeights;
@@ -77,16 +77,16 @@ struct Backward {
     return sum;
   }
 
-  // Whether the norm of matrix I's inputs has a part in its outputs.
+  // Whether the outputs of matrix I depend on the norm of its inputs.
   static constexpr bool pulls(int i) { return C::has_norm(i) && C::norm_rows(i) == 0; }
 
   ChainWeights weights;
   uint16* activations;
-  uint16* gradient;  // of the outputs of the matrix at hand
+  uint16* gradient;  // gradient of the current matrix's outputs
   float inverse_scale;
   float* grad_parameters;
 
-  // The part of evaluate()'s walk that leaves the inputs of every matrix in shared memory.
+  // The visitor of evaluate() that stores the inputs of every matrix in shared memory.
   static constexpr bool OUTPUTS = false;
   template <int I>
   EUGEN_MEMBER void inputs(const uint32 (&a)[TILES][C::k(I) / 16][4], const float (&norms)[TILES][2]) {
@@ -115,7 +115,7 @@ struct Backward {
           store_halves(to + (m * 16 + place.row + (i & 1) * 8) * ld + k * 16 + (i >> 1) * 8 + place.column, a[m][k][i]);
   }
 
-  // Word i of tile k of the inputs of matrix I, which this same lane has put there.
+  // Word i of tile k of the inputs of matrix I, which the same lane has stored.
   template <int I>
   EUGEN_MEMBER uint32 own_word(int m, int k, int i) const {
     const LanePlace place;
@@ -133,7 +133,7 @@ struct Backward {
         for (int i = 0; i < 4; i++) a[m][k][i] = own_word<I>(m, k, i);
   }
 
-  // gradient^T [activations 1 norm] over all rows of the block: added to sums, or to memory if they are not kept.
+  // gradient^T [activations 1 norm] over all rows of the block, added to sums, or to memory if sums are not kept.
   template <int I>
   EUGEN_MEMBER void add_products(MatrixSums<C, I, WARPS>& sums) {
 #pragma unroll
@@ -151,7 +151,7 @@ struct Backward {
       float sum[2][4] = {};
       add_product<I>(sum, tile);
       flush_weights<I>(sum, tile);
-      sync_warp();  // lanes of padding add nothing, and must be back for the next products
+      sync_warp();  // lanes in the padding add nothing, and must rejoin for the next products
     }
     if constexpr (Sums::has_vectors) {
 #pragma unroll 1
@@ -208,7 +208,7 @@ struct Backward {
   template <int I>
   EUGEN_MEMBER void flush_vectors(const float (&sum)[4], int tile) {
     const LanePlace place;
-    if (place.column != 0) return;  // its columns are 0, the 1's, and 1, the norm's
+    if (place.column != 0) return;  // column 0 belongs to the 1, column 1 to the norm
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int r = tile * 16 + place.row + half * 8;
@@ -218,8 +218,8 @@ struct Backward {
     }
   }
 
-  // What the norm n of numbers v adds to their gradient is v (g . column) / n. This is the factor of v for each row,
-  // where v are the inputs of matrix I.
+  // The norm n of values v contributes v (g . column) / n to their gradient. This computes the factor of v for each
+  // row, for the inputs v of matrix I.
   template <int I>
   EUGEN_MEMBER void norm_pull(const uint32 (&g)[TILES][C::n(I) / 16][4], float eps, float (&pull)[TILES][2]) {
     float norms[TILES][2];
@@ -230,7 +230,7 @@ struct Backward {
     }
     norm_pull<I>(g, norms, pull);
   }
-  // Where v are the numbers that stand among the matrix's outputs: their gradient, to g.
+  // For values v that are among the matrix's outputs: writes their gradient to g.
   template <int I>
   EUGEN_MEMBER void norm_gradient(uint32 (&g)[TILES][C::n(I) / 16][4], float eps) {
     constexpr int FIRST = C::projected(I) / 16;
@@ -277,7 +277,7 @@ struct Backward {
       }
   }
 
-  // Gradient c of the inputs of matrix I in tile k, from the gradient g of its outputs; `next` as in Weights::need.
+  // Gradient c of the inputs of matrix I in tile k, from the gradient g of its outputs. `next` is as in Weights::need.
   template <int I>
   EUGEN_MEMBER void input_gradient(float (&c)[TILES][2][4], const uint32 (&g)[TILES][C::n(I) / 16][4], int k,
                                      const float (&pull)[TILES][2], const typename ChainWeights::Part& next) {
@@ -307,14 +307,14 @@ struct Backward {
     }
   }
 
-  // From the gradient g of matrix I's outputs to that of matrix I - 1's.
+  // From the gradient g of matrix I's outputs to the gradient of matrix I - 1's outputs.
   template <int I>
   EUGEN_MEMBER void stage_gradient(const uint32 (&g)[TILES][C::n(I) / 16][4],
                                      uint32 (&du)[TILES][C::n(I - 1) / 16][4], const Epsilons& eps) {
     constexpr int S = I - 1, BLOCK = C::out_padded(S), BLOCK_TILES = BLOCK / 16;
     constexpr Phi PHI = C::phi(S);
-    // Features show the slope of identity and ReLU, which lets a gradient pass or not. Other slopes, and the factors of
-    // products, need the projections: they are made once more from the stage's inputs.
+    // The slope of identity and ReLU can be read off the features. Other slopes, and the factors of products, need the
+    // projections, which are recomputed from the stage's inputs.
     constexpr bool PRODUCTS = C::order(S) == 2, SHARED = PRODUCTS && C::is_shared(S);
     constexpr bool SHOWN = (PHI == IDENTITY_PHI || PHI == RELU_PHI) && !SHARED;
     float pull[TILES][2];
@@ -374,7 +374,7 @@ struct Backward {
     if constexpr (C::norm_rows(S) != 0) norm_gradient<S>(du, eps.value[S]);
   }
 
-  // Matrices I to 0; g is the gradient of matrix I's outputs, not yet in shared memory.
+  // Processes matrices I to 0. g is the gradient of matrix I's outputs, not yet in shared memory.
   template <int I, class Io, class Sums>
   EUGEN_MEMBER void descend(const uint32 (&g)[TILES][C::n(I) / 16][4], const Epsilons& eps, Io* grad_x, int64 first,
                               int64 n, Sums& sums) {

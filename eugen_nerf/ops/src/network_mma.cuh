@@ -1,44 +1,47 @@
-// A merged chain of EUGen and dense layers on tensor cores, forward; the same as reference.network.
+// Forward evaluation of a merged chain of EUGen and dense layers on tensor cores; computes the same as
+// reference.network.
 //
-// A warp carries TILES * 16 rows through all layers. Activations stay in its registers, as A fragments of
-// mma.m16n8k16; weights lie in shared memory as halves. Sums are float32, as are offsets and norms. With
+// A warp carries TILES * 16 rows through all layers. Activations stay in its registers as A fragments of mma.m16n8k16;
+// weights are in shared memory as halves. Sums, offsets and norms are float32. With
 //   g = lane / 4, t = lane % 4
-// a lane holds, of a tile of 16 x 16 halves, four words of two neighbouring columns each:
+// a lane holds four words of a tile of 16 x 16 halves, each with two neighboring columns:
 //   word i: row g + 8 (i % 2), columns 8 (i / 2) + 2 t and the next,
-// and of a product's 16 x 16 sums c[half][q]: row g + 8 (q / 2), column 8 half + 2 t + q % 2. So word i of the next
-// layer's fragment is c[i / 2][2 (i % 2)] and its right neighbour: no data moves between lanes.
+// and the following elements of a product's 16 x 16 sums:
+//   c[half][q]: row g + 8 (q / 2), column 8 half + 2 t + q % 2.
+// So word i of the next layer's fragment is c[i / 2][2 (i % 2)] and its right neighbor: no data moves between lanes.
 #pragma once
 #include "chain.cuh"
 
 namespace eugen {
 
 struct LanePlace {
-  int row, column;  // g and 2 t of above
+  int row, column;  // g and 2 t as defined above
 
   EUGEN_MEMBER LanePlace() : row(lane_index() >> 2), column((lane_index() & 3) * 2) {}
 };
 
-// Addresses that lanes hand over for a tile of 16 x 16 halves that begins at `tile`, rows `ld` halves apart. With
-// load_matrices: B operands, two words for outputs 0 to 7 and two for 8 to 15, of a tile with a row for each output. With
-// load_matrices_transposed: an A operand of a tile with a column for each row of A.
+// The address that a lane supplies to load a tile of 16 x 16 halves that begins at `tile`, with rows `ld` halves apart.
+// With load_matrices: B operands, two words for outputs 0 to 7 and two for outputs 8 to 15, of a tile with one row per
+// output. With load_matrices_transposed: an A operand of a tile with one column per row of A.
 EUGEN_FUNCTION const uint16* by_output(const uint16* tile, int ld) {
   const int lane = lane_index();
   return tile + ((lane & 7) + (lane >> 4 << 3)) * ld + (lane >> 3 & 1) * 8;
 }
-// With load_matrices_transposed: B operands as above, of a tile with a column for each output. With load_matrices: an A
-// operand as it lies.
+// With load_matrices_transposed: B operands as above, of a tile with one column per output. With load_matrices: an A
+// operand of a tile with one row per row of A.
 EUGEN_FUNCTION const uint16* by_input(const uint16* tile, int ld) {
   const int lane = lane_index();
   return tile + ((lane & 7) + (lane >> 3 & 1) * 8) * ld + (lane >> 4 << 3);
 }
 
-// Matrices I and later as they lie in shared memory, by threads `thread`, `thread` + `threads`, ...
+// Writes matrices I and later as halves in the layout of shared memory. Each of `threads` threads calls it with its
+// index `thread`.
 template <class C, int I = 0>
 EUGEN_FUNCTION void round_matrices(uint16* to, const float* parameters, int thread, int threads) {
   if constexpr (I <= C::stages) {
     constexpr int WORDS = C::k(I) / 2;
     for (int i = thread; i < C::n(I) * WORDS; i += threads) {
-      // Divided without a sign: half of the instructions, and twice as many loads under way.
+      // Unsigned division takes half of the instructions and allows twice as many loads in flight.
       const int r = int(uint32(i) / WORDS), c = int(uint32(i) % WORDS * 2);
       const float low = parameter_at(parameters, C::template weight_place<I>(r, c));
       const float high = parameter_at(parameters, C::template weight_place<I>(r, c + 1));
@@ -48,9 +51,9 @@ EUGEN_FUNCTION void round_matrices(uint16* to, const float* parameters, int thre
   }
 }
 
-// The weights of a chain in shared memory: all of them, or (STREAMED, for networks too wide) the part in use, while the
-// next one comes. Parts are brought by all threads of the block, which have to walk through the network in step, from
-// `rounded`: the matrices as round_matrices leaves them.
+// The weights of a chain in shared memory: all of them or, if the network is too wide for that (STREAMED), the part in
+// use while the next one is copied. All threads of the block copy the parts and therefore go through the network in
+// step. The source is `rounded`, the output of round_matrices.
 template <class C, bool STREAMED, int THREADS>
 struct Weights {
   // Rows of `length` halves.
@@ -99,8 +102,9 @@ struct Weights {
     }
   }
 
-  // The rows of feature tile `tile`, of every block of matrix I's outputs, for `rows`; those of tile `tile` that lead to
-  // the norm, for `norm_rows`; the columns of tile `tile`, for `columns`; and nothing.
+  // The parts that the functions `rows`, `norm_rows` and `columns` read: the rows of feature tile `tile` in every block
+  // of matrix I's outputs, the rows of tile `tile` of the values whose norm is taken, and the columns of tile `tile`.
+  // And the empty part.
   template <int I>
   EUGEN_MEMBER Part rows_part(int tile) const {
     constexpr int LD = C::row(I);
@@ -116,7 +120,7 @@ struct Weights {
   }
   static EUGEN_MEMBER Part nothing() { return {nullptr, 0, 8, 0, 0}; }
 
-  // Makes a part ready; `next` is the one that will be needed next, if that is known.
+  // Makes a part available. `next` is the part that will be needed next, if known.
   EUGEN_MEMBER void need(const Part& part, const Part& next) {
     if constexpr (STREAMED) {
       if (!on_its_way) fetch(part);
@@ -146,7 +150,7 @@ struct Weights {
   EUGEN_MEMBER const uint16* norm_rows(int tile) const {
     return STREAMED ? halves : halves + C::weights_before(I) + (C::projected(I) + tile * 16) * C::row(I);
   }
-  // Columns lie columns_ld halves apart.
+  // The rows of `columns` are columns_ld halves apart.
   template <int I>
   EUGEN_MEMBER const uint16* columns(int tile) const {
     return STREAMED ? halves : halves + C::weights_before(I) + tile * 16;
@@ -154,7 +158,7 @@ struct Weights {
   template <int I> static constexpr int columns_ld() { return STREAMED ? columns_row : C::row(I); }
 };
 
-// Rows [first, first + 16 TILES) of a [n, IN] array to fragments; zeros outside of the array.
+// Loads rows [first, first + 16 TILES) of a [n, IN] array as fragments, with zeros outside of the array.
 template <int TILES, int IN, int K>
 EUGEN_FUNCTION void load_rows(uint32 (&a)[TILES][K / 16][4], const float* x, int64 first, int64 n, float scale = 1.f) {
   const LanePlace place;
@@ -207,7 +211,7 @@ EUGEN_FUNCTION void load_rows(uint32 (&a)[TILES][K / 16][4], const uint16* x, in
     }
 }
 
-// 16 columns of sums, those of tile `tile`, to rows [first, first + 16 TILES) of a [n, OUT] array.
+// Stores the 16 columns of sums of tile `tile` to rows [first, first + 16 TILES) of a [n, OUT] array.
 template <int TILES, int OUT>
 EUGEN_FUNCTION void store_sums(const float (&c)[TILES][2][4], int tile, float* y, int64 first, int64 n, float scale) {
   const LanePlace place;
@@ -275,7 +279,7 @@ EUGEN_FUNCTION void row_norms(const uint32 (&a)[TILES][K / 16][4], float eps, fl
     }
 }
 
-// Sums c of 16 outputs of matrix I for all rows: offsets + norm * column (where there are OFFSETS and a NORM) + a rows^T.
+// Sums c of 16 outputs of matrix I for all rows: a rows^T, plus offsets (if OFFSETS), plus norm * column (if NORM).
 template <class C, int I, int TILES, bool OFFSETS = C::has_offsets(I), bool NORM = C::has_norm(I)>
 EUGEN_FUNCTION void project(float (&c)[TILES][2][4], const uint32 (&a)[TILES][C::k(I) / 16][4], const uint16* rows,
                             const float* offsets, const float* norm_column, const float (&norms)[TILES][2]) {
@@ -304,7 +308,8 @@ EUGEN_FUNCTION void project(float (&c)[TILES][2][4], const uint32 (&a)[TILES][C:
   }
 }
 
-// The norms that stage I takes, from its inputs a: of these, or of the numbers R a + c, which `visit` sees tile by tile.
+// The norms that stage I needs, from its inputs a: the norms of a, or of R a + c. The latter values are passed to
+// `visit` tile by tile.
 template <class C, int I, int TILES, class W, class Visit>
 EUGEN_FUNCTION void stage_norms(const uint32 (&a)[TILES][C::k(I) / 16][4], W& weights, float eps,
                                 float (&norms)[TILES][2], const Visit& visit) {
@@ -338,8 +343,8 @@ EUGEN_FUNCTION void stage_norms(const uint32 (&a)[TILES][C::k(I) / 16][4], W& we
   stage_norms<C, I, TILES>(a, weights, eps, norms, [](const float (&)[TILES][2][4], int) {});
 }
 
-// Word i of the fragment that a tile's sums become, after phi. `tile` and FEATURES say where the padding begins, in
-// which softplus, whose value at 0 is log 2, would not leave the zeros that stand there.
+// Word i of the fragment made of phi of a tile's sums. `tile` and FEATURES determine where the padding begins. There
+// softplus, which is log 2 at 0, would not preserve the zeros.
 template <Phi PHI = IDENTITY_PHI, int FEATURES = 0>
 EUGEN_FUNCTION uint32 pack_word(const float (&c)[2][4], int i, int tile = 0) {
   float low = c[i >> 1][2 * (i & 1)], high = c[i >> 1][2 * (i & 1) + 1];
@@ -395,8 +400,8 @@ EUGEN_FUNCTION void stage_features(const uint32 (&a)[TILES][C::k(I) / 16][4],
   }
 }
 
-// Walks a through matrices I and later. `visit` sees the inputs of each matrix, with the norms of its rows, and each
-// tile of outputs unless it does without them (OUTPUTS).
+// Evaluates matrices I and later on a. `visit` receives the inputs of each matrix with the norms of their rows, and
+// each tile of outputs if it asks for them (OUTPUTS).
 template <class C, int I, int TILES, class W, class Visitor>
 EUGEN_FUNCTION void evaluate(const uint32 (&a)[TILES][C::k(I) / 16][4], W& weights, const Epsilons& eps, Visitor& visit) {
   float norms[TILES][2];

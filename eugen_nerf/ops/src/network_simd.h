@@ -1,7 +1,8 @@
-// A merged chain of EUGen and dense layers on a CPU, tile by tile; the same as reference.network.
+// Evaluation of a merged chain of EUGen and dense layers on a CPU, tile by tile. Computes the same as
+// reference.network.
 //
-// Rows are handled TILE at a time, so that all activations of a tile stay in the nearest cache. The backward pass
-// recomputes them: that costs a third of it and saves writing and reading every activation.
+// Rows are processed TILE at a time, so that all activations of a tile stay in the nearest cache. The backward pass
+// recomputes them, which takes a third of its time but avoids writing and reading every activation.
 #pragma once
 #include <cstring>
 #include <new>
@@ -13,7 +14,7 @@
 
 namespace eugen {
 
-// Memory that starts with a cache line: a vector that lies across two of them takes twice as long to load.
+// Allocates memory aligned to cache lines, because a vector that crosses two cache lines takes twice as long to load.
 template <class T>
 struct LineAllocator {
   typedef T value_type;
@@ -32,7 +33,7 @@ enum { TILE = 96 };  // a multiple of the rows of every block in gemm_simd.h
 struct Stage {
   int in, features, order;
   bool shared, has_offsets, has_norm;
-  int norm_rows;  // r, where the norm is that of r numbers R x + c; 0 where it is that of the input x
+  int norm_rows;  // r if the norm is that of the r values R x + c, 0 if it is that of the input x
   Phi phi;
   float eps;
 
@@ -42,12 +43,12 @@ struct Stage {
   int out() const { return order * features; }
 };
 
-// The parameters of one affine map, in the two layouts that the products want.
+// The parameters of one affine map, in the two layouts that the matrix products need.
 struct Matrix {
   int rows, columns;                // out, in
   Floats by_input;      // [columns, padded(rows)]: x -> y
   Floats by_output;     // [rows, padded(columns)]: dy -> dx
-  Floats offsets;       // [padded(rows)], zero where there are none
+  Floats offsets;       // [padded(rows)], zero if there are none
 
   void pack(const float* source, const float* last_column, const float* bias, int n, int k) {
     rows = n;
@@ -69,7 +70,7 @@ struct Matrix {
 struct Network {
   std::vector<Stage> stages;
   std::vector<Matrix> matrices;  // one for each stage, then the output's
-  std::vector<Matrix> forms;     // R and c of each stage, without rows where it has none
+  std::vector<Matrix> forms;     // R and c of each stage; without rows if it has none
   int out;
   bool has_bias;
 
@@ -112,14 +113,14 @@ struct Network {
   int in() const { return stages.empty() ? matrices[0].columns : stages[0].in; }
 };
 
-// Activations and gradients of one tile; one for each thread.
+// Activations and gradients of one tile. Each thread has its own.
 struct Scratch {
   std::vector<Floats> input;      // of each matrix [TILE, padded(columns)], the norm in its column
   std::vector<Floats> projected;  // of each stage [TILE, padded(projected)], before products and phi
-  std::vector<Floats> normed;     // of each stage [TILE, padded(norm_rows)], the numbers whose norm it takes
+  std::vector<Floats> normed;     // of each stage [TILE, padded(norm_rows)], the values whose norm it takes
   Floats output;                  // [TILE, padded(out)]
   const float* first;                         // input of the first matrix: input[0], or the caller's rows
-  Floats grad, grad_projected;    // widest of the above
+  Floats grad, grad_projected;    // as wide as the widest of the above
 
   explicit Scratch(const Network& net) : first(nullptr) {
     int widest = 0;
@@ -138,7 +139,7 @@ struct Scratch {
   }
 };
 
-// Features of a row of projections u: order 1 is phi(u_1); order 2 appends phi(u_2 u_3), or phi(u_1 u_2) if shared.
+// Features of a row of projections u: phi(u_1) for order 1; order 2 appends phi(u_2 u_3), or phi(u_1 u_2) if shared.
 template <Phi PHI>
 static void make_features(const Stage& s, const float* u, float* f) {
   const int m = s.features;
@@ -149,7 +150,7 @@ static void make_features(const Stage& s, const float* u, float* f) {
   }
 }
 
-// Gradient of make_features: from df to du.
+// Gradient of make_features, from df to du.
 template <Phi PHI>
 static void features_backward(const Stage& s, const float* u, const float* df, float* du) {
   const int m = s.features;
@@ -181,11 +182,11 @@ static inline float row_norm(const float* row, int n, float eps) {
   return sqrtf(sum + eps);
 }
 
-// x -> out, all activations kept. x is [rows, in], out [rows, padded(out)]; null leaves the last product out.
+// x [rows, in] -> out [rows, padded(out)]. Keeps all activations. The last product is skipped if out is null.
 static inline void tile_forward(const Network& net, Scratch& t, const float* x, int rows, float* out) {
   const int stages = int(net.stages.size());
   const int ld0 = padded(net.matrices[0].columns);
-  // Rows that are whole vectors and need no norm beside them are read where they are.
+  // Rows that are a whole number of vectors and need no norm column are read in place.
   if (ld0 == net.in())
     t.first = x;
   else {
@@ -219,7 +220,7 @@ static inline void tile_forward(const Network& net, Scratch& t, const float* x, 
     float *u = t.projected[i].data(), *f = t.input[i + 1].data();
     const int ldf = padded(net.matrices[i + 1].columns);
     if (s.order == 1 && s.phi == RELU_PHI && ldo == ldf) {
-      // The common case needs no second pass; its slope can be read off the features.
+      // The common case needs no second pass, because the slope can be read off the features.
       gemm(f, ldf, Strided{in, ld, 1}, matrix.by_input.data(), ldo, rows, ldo, matrix.columns, ROW,
            matrix.offsets.data(), RELU);
       continue;
@@ -241,7 +242,7 @@ struct MatrixGradient {
   explicit MatrixGradient(const Matrix& m)
       : weights(size_t(m.rows) * padded(m.columns), 0.f), offsets(padded(m.rows), 0.f) {}
 
-  // Add those of y = matrix x, for so many rows of x [rows, ld] and dy [rows, ldy].
+  // Adds the gradients of y = matrix x, for the given number of rows of x [rows, ld] and dy [rows, ldy].
   void add(const Matrix& m, const float* x, int ld, const float* dy, int ldy, int rows) {
     const int columns = padded(m.columns);
     gemm(weights.data(), columns, Strided{dy, 1, ldy}, x, ld, m.rows, columns, rows, ACCUMULATE);
@@ -260,8 +261,8 @@ struct Gradients {
       : matrices(net.matrices.begin(), net.matrices.end()), forms(net.forms.begin(), net.forms.end()) {}
 };
 
-// What the norm of stage i adds to the gradient din [rows, ld] of its inputs, which has the norm's own gradient in the
-// norm's column; adds to the gradients of R and c.
+// Adds the norm's contribution to the gradient din [rows, ld] of the inputs of stage i, whose norm column contains the
+// gradient of the norm itself. Also adds to the gradients of R and c.
 static inline void norm_backward(const Network& net, Scratch& t, Gradients& sums, int i, int rows, float* din, int ld) {
   const Stage& s = net.stages[i];
   const float* in = i ? t.input[i].data() : t.first;
@@ -278,13 +279,13 @@ static inline void norm_backward(const Network& net, Scratch& t, Gradients& sums
   float* v = t.normed[i].data();
   for (int r = 0; r < rows; r++) {
     const float factor = din[r * ld + n] / in[r * ld + n];
-    for (int c = 0; c < s.norm_rows; c++) v[r * ldv + c] *= factor;  // now the gradient
+    for (int c = 0; c < s.norm_rows; c++) v[r * ldv + c] *= factor;  // v becomes its own gradient
   }
   sums.forms[i].add(form, in, ld, v, ldv, rows);
   gemm(din, ld, Strided{v, ldv, 1}, form.by_output.data(), width, rows, width, s.norm_rows, ACCUMULATE);
 }
 
-// After tile_forward on the same rows: add to the gradients, write dx [rows, in] (stride lddx) unless it is null.
+// After tile_forward on the same rows: adds to the gradients and writes dx [rows, in] (stride lddx) unless it is null.
 static inline void tile_backward(const Network& net, Scratch& t, Gradients& sums, const float* grad_out, int64 ldg,
                                  int rows, float* dx, int64 lddx) {
   const int stages = int(net.stages.size());
@@ -312,7 +313,7 @@ static inline void tile_backward(const Network& net, Scratch& t, Gradients& sums
       gemm(dx, ld, grad, matrix.by_output.data(), ld, rows, ld, matrix.rows, ZERO);
       return;
     }
-    // A ReLU between two matrices only hides what did not pass it, which its features show.
+    // The gradient of a ReLU between two matrices is a mask that can be read off its features.
     const bool masked = i > 0 && net.stages[i - 1].order == 1 && net.stages[i - 1].phi == RELU_PHI &&
                         padded(net.stages[i - 1].projected()) == ld;
     const bool at_once = masked && !has_norm;
@@ -328,7 +329,7 @@ static inline void tile_backward(const Network& net, Scratch& t, Gradients& sums
     if (masked) {
       if (has_norm) {
         for (int j = 0; j < rows * ld; j++) din[j] = in[j] <= 0.f ? 0.f : din[j];
-        for (int r = 0; r < rows; r++) din[r * ld + net.stages[i].in] = 0;  // the norm is no feature
+        for (int r = 0; r < rows; r++) din[r * ld + net.stages[i].in] = 0;  // the norm is not a feature
       }
       dy = din;
       std::swap(other, spare);

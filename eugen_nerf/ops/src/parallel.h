@@ -1,7 +1,7 @@
-// Threads for loops, from the OpenMP library that PyTorch has loaded.
+// Parallel loops on the threads of the OpenMP library that PyTorch has loaded.
 //
-// It is called by the entry points that compiled pragmas would call. So the compiler need not have an OpenMP library of
-// its own, as zig and most installations of clang++ do not, and there is one set of threads in the process.
+// The library is called through the entry points that compiled pragmas would use. So the compiler needs no OpenMP
+// library of its own (zig and most installations of clang++ have none), and the process has only one set of threads.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -16,10 +16,10 @@ struct OpenMP {
   int (*threads)();                                                                         // omp_get_num_threads
 };
 
-// Null until eugen_use_openmp: everything runs on the calling thread then.
+// Null until eugen_use_openmp is called; until then everything runs on the calling thread.
 inline OpenMP openmp = {nullptr, nullptr, nullptr};
 
-// body(thread, threads) on every one of so many threads, or of fewer where the library has no more.
+// Calls body(thread, threads) on each of the given number of threads, or on fewer if the library has fewer.
 template <class Body>
 void on_threads(int threads, const Body& body) {
   if (!openmp.parallel || threads <= 1) return body(0, 1);
@@ -29,13 +29,13 @@ void on_threads(int threads, const Body& body) {
   openmp.parallel(work, const_cast<Body*>(&body), unsigned(threads), 0);
 }
 
-// body(begin, end, thread) for ranges of equal length that follow each other, one a thread.
+// Calls body(begin, end, thread) for consecutive ranges of equal length, one per thread.
 template <class Body>
 void in_ranges(int threads, int64 n, const Body& body) {
   on_threads(threads, [&](int thread, int count) { body(n * thread / count, n * (thread + 1) / count, thread); });
 }
 
-// body(i) for all i below n: `grain` of them at a time to whichever thread is free.
+// Calls body(i) for all i below n. Idle threads take `grain` of them at a time.
 template <class Body>
 void as_they_come(int threads, int64 n, int64 grain, const Body& body) {
   std::atomic<int64> next(0);

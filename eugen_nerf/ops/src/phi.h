@@ -1,13 +1,13 @@
-// The nonlinearities of a stage and their derivatives, as in layers/activations.py.
+// The activations of a stage and their derivatives, as in layers/activations.py.
 #pragma once
 #include "common.h"
 
 namespace eugen {
 
-// Numbers as in packing.py.
+// The same numbers as in packing.py.
 enum Phi { IDENTITY_PHI, RELU_PHI, SQUARED_RELU_PHI, SOFTPLUS_PHI, GELU_PHI, SINE_PHI };
 
-// What is not a number stays so, as PyTorch has it: a network that diverged must not look healthy.
+// NaN stays NaN, as in PyTorch, because a diverged network must not look healthy.
 EUGEN_FUNCTION float apply(Phi phi, float z) {
   switch (phi) {
     case RELU_PHI: return z < 0 ? 0.f : z;

@@ -1,5 +1,5 @@
-// Kernels along rays: spherical harmonics of directions, marching, sample positions, compositing. Where rays have samples
-// of different number, a warp takes one ray: its lanes have work for as long as the ray has any.
+// Kernels along rays: spherical harmonics of directions, marching, sample positions, compositing. Where the number of
+// samples differs between rays, each warp processes one ray, so that all lanes stay busy until the ray ends.
 #include "composite.cuh"
 #include "harmonics.h"
 #include "march.cuh"
@@ -13,7 +13,7 @@ enum { THREADS = 128 };
 EUGEN_FUNCTION int64 thread_number() { return int64(blockIdx.x) * THREADS + threadIdx.x; }
 EUGEN_FUNCTION int64 warp_number() { return thread_number() / WARP; }
 
-// Samples [begin, end) of ray r. Offsets that do not rise from 0 to n must not lead outside of the arrays.
+// Samples [begin, end) of ray r. Invalid offsets must not lead outside of the arrays.
 struct Range {
   int64 begin, end;
 };
@@ -38,7 +38,7 @@ EUGEN_KERNEL(128) spherical_harmonics(const float* __restrict__ directions, int6
   }
 }
 
-// Whether any cell of each BLOCK^3 cells is occupied: blocks [blocks_along_axis(resolution)^3].
+// Whether any cell of each block of BLOCK^3 cells is occupied: blocks [blocks_along_axis(resolution)^3].
 EUGEN_KERNEL(128) occupied_blocks(const uint8* __restrict__ bits, int resolution, uint8* __restrict__ blocks) {
   const int64 i = thread_number(), side = blocks_along_axis(resolution), r = resolution;
   if (i >= side * side * side) return;
@@ -53,7 +53,7 @@ EUGEN_KERNEL(128) occupied_blocks(const uint8* __restrict__ bits, int resolution
   blocks[i] = any;
 }
 
-// Samples of each ray: counts [rays]; one warp for each ray.
+// The number of samples of each ray: counts [rays]; one warp for each ray.
 EUGEN_KERNEL(128)
 march_count(const float* __restrict__ origins, const float* __restrict__ directions, const float* __restrict__ near,
             const float* __restrict__ far, const float* __restrict__ jitter, int64 rays, const MarchArguments arguments,
@@ -68,8 +68,8 @@ march_count(const float* __restrict__ origins, const float* __restrict__ directi
   if (lane_index() == 0) counts[r] = count;
 }
 
-// The same walk once more: t_start, t_end [n] at the offsets that the counts led to. A compiler may round differently in
-// this kernel and in march_count, so that it comes by one sample less; an empty one stands in its place.
+// Repeats the walk and writes t_start, t_end [n] at the offsets that follow from the counts. The compiler may round
+// differently in this kernel and in march_count, so that this one may find fewer samples; empty samples fill the gap.
 EUGEN_KERNEL(128)
 march_write(const float* __restrict__ origins, const float* __restrict__ directions, const float* __restrict__ near,
             const float* __restrict__ far, const float* __restrict__ jitter, int64 rays, const MarchArguments arguments,
@@ -81,7 +81,7 @@ march_write(const float* __restrict__ origins, const float* __restrict__ directi
   Walk walk = begin_walk(m, load3(origins + 3 * r), load3(directions + 3 * r), near[r], far[r], jitter[r]);
   Step step = {};
   const uint32 lanes_before = (1u << lane_index()) - 1;
-  float stop = near[r];  // where the last sample ends
+  float stop = near[r];  // the end of the last sample
   int64 begin = offsets[r];
   const int64 end = offsets[r + 1];
   while (begin < end && walk.number < walk.count) {
@@ -98,7 +98,7 @@ march_write(const float* __restrict__ origins, const float* __restrict__ directi
   for (int64 i = begin + lane_index(); i < end; i += WARP) t_start[i] = t_end[i] = stop;
 }
 
-// unit [n, 3] positions in the unit cube, view [n, 3] directions; one warp for each ray.
+// Positions in the unit cube, unit [n, 3], and directions, view [n, 3]; one warp for each ray.
 EUGEN_KERNEL(128)
 sample_points(const float* __restrict__ origins, const float* __restrict__ directions, int64 rays,
               const int64* __restrict__ offsets, const float* __restrict__ t_start, const float* __restrict__ t_end,

@@ -1,11 +1,11 @@
-// From rays to pixels in one kernel that stays on the GPU until the picture is done.
+// From rays to pixels in one persistent kernel that runs until the image is done.
 //
 // A warp carries 32 rays. In each round every lane marches to its next sample and encodes it, all lanes together
-// evaluate both networks on tensor cores, and every lane composites. A lane whose ray has ended, or has become opaque,
-// takes the next one of the picture. Nothing but pixels is written to memory.
+// evaluate both networks on tensor cores, and every lane composites. A lane whose ray has ended or become opaque takes
+// the next ray of the image. Only pixels are written to memory.
 //
-// Constants by -D: EUGEN_DENSITY_SPEC and EUGEN_COLOR_SPEC (packing.PackedChain.spec), EUGEN_WARPS,
-// EUGEN_BLOCKS (at once on a multiprocessor), EUGEN_SHARED_BYTES, and those of grid.cuh.
+// Constants set with -D: EUGEN_DENSITY_SPEC and EUGEN_COLOR_SPEC (packing.PackedChain.spec), EUGEN_WARPS,
+// EUGEN_BLOCKS (resident on a multiprocessor), EUGEN_SHARED_BYTES, and those of grid.cuh.
 #include "grid.cuh"
 #include "harmonics.h"
 #include "march.cuh"
@@ -30,16 +30,16 @@ static_assert(Color::in == HARMONICS + Density::out - 1 && Color::out == 3, "net
 typedef Weights<Density, false, THREADS> DensityWeights;
 typedef Weights<Color, false, THREADS> ColorWeights;
 
-// What the 32 rays of a warp hand to the tensor cores, and back.
+// Shared memory for the inputs and outputs of the networks, for the 32 rays of a warp.
 struct WarpMemory {
   uint16 encoded[WARP][Density::row(0)];
   uint16 color_inputs[WARP][Color::row(0)];  // harmonics of the direction, then the density network's other outputs
-  alignas(16) float results[WARP][4];        // log density; colour before the sigmoid
+  alignas(16) float results[WARP][4];        // log density; color before the sigmoid
 };
 constexpr int WEIGHT_BYTES = DensityWeights::bytes + ColorWeights::bytes;
 static_assert(WEIGHT_BYTES + EUGEN_WARPS * int(sizeof(WarpMemory)) == EUGEN_SHARED_BYTES, "shared memory");
 
-// 32 rows of shared memory to fragments.
+// Loads 32 rows of shared memory as fragments.
 template <int K>
 EUGEN_FUNCTION void load_inputs(uint32 (&a)[TILES][K / 16][4], const uint16* rows, int ld) {
   const uint16* p = by_input(rows, ld);
@@ -103,7 +103,7 @@ EUGEN_FUNCTION void encode(Vec3 unit, const GridLevels& levels, const TableValue
 
 using namespace eugen;
 
-// out [rays, 5]: rgb, alpha, depth; samples [rays]. next_ray is 0 before.
+// out [rays, 5]: rgb, alpha, depth; samples [rays]. next_ray must be 0 before the launch.
 EUGEN_ROOMY_KERNEL(EUGEN_WARPS * WARP, EUGEN_BLOCKS)
 render(const float* __restrict__ origins, const float* __restrict__ directions, const float* __restrict__ near,
        const float* __restrict__ far, int64 rays, const MarchArguments march, const uint8* __restrict__ bits,
@@ -115,7 +115,7 @@ render(const float* __restrict__ origins, const float* __restrict__ directions, 
   ColorWeights color_weights(color, nullptr, memory + DensityWeights::bytes);
   WarpMemory& mine = reinterpret_cast<WarpMemory*>(memory + WEIGHT_BYTES)[warp_index()];
   const int lane = lane_index();
-  for (int c = 0; c < Density::row(0); c += 2) store_halves(&mine.encoded[lane][c], 0);  // padding stays so
+  for (int c = 0; c < Density::row(0); c += 2) store_halves(&mine.encoded[lane][c], 0);  // the padding stays zero
   for (int c = 0; c < Color::row(0); c += 2) store_halves(&mine.color_inputs[lane][c], 0);
   sync_warp();
 
@@ -128,7 +128,7 @@ render(const float* __restrict__ origins, const float* __restrict__ directions, 
   float total[5], optical = 0.f;
   int used = 0;
   while (true) {
-    // March to the next sample of each lane; lanes whose ray has ended share out the next rays.
+    // March to the next sample of each lane; lanes whose ray has ended take the next rays.
     bool sampled = false;
     while (true) {
       if (has_ray && !sampled) {

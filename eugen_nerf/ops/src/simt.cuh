@@ -1,8 +1,9 @@
-// What kernels use of an NVIDIA GPU beyond plain C++: shuffles, atomics, half precision, tensor cores.
+// The features of NVIDIA GPUs that kernels use beyond plain C++: shuffles, atomics, half precision, tensor cores.
 //
-// Inline PTX, since NVRTC out of torch's wheel comes without CUDA's headers. tests/emulator defines the same functions
-// for a CPU. Constants by -D: EUGEN_BF16 (0: halves are IEEE fp16, 1: bfloat16), EUGEN_OLD_PTX (without what CUDA before
-// 12.1 does not know: saturating conversions of pairs, vectors of atomic additions).
+// They are written in inline PTX, because NVRTC in PyTorch's wheels comes without CUDA's headers. tests/emulator
+// defines the same functions for a CPU. Constants set with -D: EUGEN_BF16 (0: halves are IEEE fp16, 1: bfloat16),
+// EUGEN_OLD_PTX (avoids features that CUDA before 12.1 lacks: saturating conversions of pairs, vectors of atomic
+// additions).
 #pragma once
 #include "common.h"
 
@@ -15,7 +16,7 @@
 
 namespace eugen {
 
-typedef unsigned short uint16;  // a half, whichever kind is chosen
+typedef unsigned short uint16;  // a half of the chosen kind
 
 enum { WARP = 32, ALL_LANES = 0xffffffff };
 
@@ -27,8 +28,8 @@ enum { WARP = 32, ALL_LANES = 0xffffffff };
 
 #define EUGEN_MEMBER __device__ __forceinline__
 #define EUGEN_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
-// For kernels that some ptxas would rather let spill than use one more register: it may use as many as leave room for
-// so many blocks on a multiprocessor.
+// For kernels in which some versions of ptxas spill rather than use one more register: ptxas may use as many registers
+// as the given number of blocks on a multiprocessor allows.
 #define EUGEN_ROOMY_KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define EUGEN_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
@@ -59,9 +60,9 @@ EUGEN_FUNCTION void add_to(float* p, float v) { atomicAdd(p, v); }
 EUGEN_FUNCTION uint32 fetch_add(uint32* p, uint32 v) { return atomicAdd(p, v); }
 EUGEN_FUNCTION void raise_to(uint32* p, uint32 v) { atomicMax(p, v); }
 
-// Whether add_to_pair is one addition to memory, or two.
+// Whether add_to_pair is a single memory operation.
 enum { PAIRS_AT_ONCE = __CUDA_ARCH__ >= 900 && !EUGEN_OLD_PTX };
-// Two neighbouring numbers; p is a multiple of 8 bytes.
+// Adds to two neighboring numbers; p is a multiple of 8 bytes.
 EUGEN_FUNCTION void add_to_pair(float* p, float a, float b) {
 #if __CUDA_ARCH__ >= 900 && !EUGEN_OLD_PTX
   asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "f"(a), "f"(b) : "memory");
@@ -84,13 +85,13 @@ EUGEN_FUNCTION void load_four(const float* p, float (&v)[4]) {
 EUGEN_FUNCTION void store_four(float* p, const float (&v)[4]) {
   *reinterpret_cast<float4*>(p) = make_float4(v[0], v[1], v[2], v[3]);
 }
-// A half or a number in shared memory that other lanes read.
+// Stores a half or a number in shared memory that other lanes read.
 template <class T> EUGEN_FUNCTION void store_one(T* p, T v) { *p = v; }
 // Two halves; p is a multiple of 4 bytes.
 EUGEN_FUNCTION uint32 load_halves(const uint16* p) { return *reinterpret_cast<const uint32*>(p); }
 EUGEN_FUNCTION void store_halves(uint16* p, uint32 v) { *reinterpret_cast<uint32*>(p) = v; }
 
-// Two floats to two halves, the first in the low bits, rounded to nearest.
+// Converts two floats to two halves, rounded to nearest, with the first in the low bits.
 EUGEN_FUNCTION uint32 pack(float low, float high) {
   uint32 r;
 #if EUGEN_BF16
@@ -105,8 +106,8 @@ EUGEN_FUNCTION uint32 pack(float low, float high) {
   return r;
 }
 
-// pack() of numbers that may be too large: fp16 ends at 65504, and an infinity would spoil every later sum. What is
-// not a number stays so.
+// pack() for numbers that may be too large. The maximum of fp16 is 65504, and an infinity would spoil every later sum.
+// NaN stays NaN.
 EUGEN_FUNCTION uint32 pack_bounded(float low, float high) {
 #if EUGEN_BF16
   return pack(low, high);
@@ -122,7 +123,7 @@ EUGEN_FUNCTION uint32 pack_bounded(float low, float high) {
 #endif
 }
 
-// pack_bounded() of max(v, 0), where what is not a number stays so.
+// pack_bounded() of max(v, 0); NaN stays NaN.
 EUGEN_FUNCTION uint32 pack_relu(float low, float high) {
 #if EUGEN_BF16
   uint32 r;
@@ -148,7 +149,7 @@ EUGEN_FUNCTION float to_float(uint16 h) {
 }
 EUGEN_FUNCTION float low_half(uint32 v) { return to_float(uint16(v & 0xffff)); }
 EUGEN_FUNCTION float high_half(uint32 v) { return to_float(uint16(v >> 16)); }
-// The halves of a word where those of `by` are positive or not numbers; else zero.
+// The halves of a word where those of `by` are positive or NaN, otherwise zero.
 EUGEN_FUNCTION uint32 where_positive(uint32 word, uint32 by) {
 #if !EUGEN_BF16 || __CUDA_ARCH__ >= 900
   uint32 mask;
@@ -176,7 +177,7 @@ EUGEN_FUNCTION void multiply_add(float (&d)[4], const uint32 (&a)[4], uint32 b0,
                ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#else  // Turing multiplies half as deep
+#else  // Turing's instruction has half of the depth
 #define EUGEN_HALF_DEEP(first, second, b)                                                                   \
   asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};" \
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                             \
@@ -189,7 +190,7 @@ EUGEN_FUNCTION void multiply_add(float (&d)[4], const uint32 (&a)[4], uint32 b0,
 
 EUGEN_FUNCTION uint32 shared_address(const void* p) { return uint32(__cvta_generic_to_shared(p)); }
 
-// 16 bytes of global memory to shared memory, both at multiples of 16 bytes; there once the same thread has waited.
+// Copies 16 bytes from global to shared memory, both aligned to 16 bytes. Complete once the same thread has waited.
 EUGEN_FUNCTION void copy_async(uint16* to, const uint16* from) {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
@@ -205,7 +206,7 @@ EUGEN_FUNCTION void wait_for_copies() {
 #endif
 }
 
-// Four 8 x 8 matrices of halves from shared memory; lane i hands over the address of row i % 8 of matrix i / 8.
+// Loads four 8 x 8 matrices of halves from shared memory. Lane i supplies the address of row i % 8 of matrix i / 8.
 EUGEN_FUNCTION void load_matrices(uint32 (&r)[4], const uint16* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -218,7 +219,7 @@ EUGEN_FUNCTION void load_matrices_transposed(uint32 (&r)[4], const uint16* row) 
                : "r"(shared_address(row))
                : "memory");
 }
-// Two matrices; lanes 0 to 15 hand over the addresses.
+// Loads two matrices; lanes 0 to 15 supply the addresses.
 EUGEN_FUNCTION void load_two_matrices_transposed(uint32 (&r)[2], const uint16* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
                : "=r"(r[0]), "=r"(r[1])

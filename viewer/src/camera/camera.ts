@@ -1,7 +1,7 @@
 import type { View } from "../scene/format";
 import { add, cross, dot, normalize, rotateAround, scale, subtract, type Vec3 } from "./vector";
 
-/** Where a camera stands and how it is turned: unit vectors, in world coordinates. */
+/** Position and orientation (unit vectors) of a camera, in world coordinates. */
 export interface Pose {
   position: Vec3;
   right: Vec3;
@@ -9,7 +9,7 @@ export interface Pose {
   back: Vec3;
 }
 
-/** A pinhole camera's picture: its size, focal lengths and centre in pixels; the centre counts from the upper left corner. */
+/** Intrinsics of a pinhole camera in pixels: image size, focal lengths, and principal point from the upper left corner. */
 export interface Lens {
   fx: number;
   fy: number;
@@ -25,7 +25,7 @@ export function poseOf(view: View): Pose {
   return orthonormal({ right: column(0), up: column(1), back: column(2), position: column(3) });
 }
 
-/** The same pose with axes that are exactly of unit length and perpendicular. */
+/** The same pose with exactly orthonormal axes. */
 export function orthonormal(pose: Pose): Pose {
   const back = normalize(pose.back);
   const right = normalize(subtract(pose.right, scale(back, dot(pose.right, back))));
@@ -33,8 +33,8 @@ export function orthonormal(pose: Pose): Pose {
 }
 
 /**
- * A lens that shows all of another lens's picture on a canvas, as large as fits, and what is beside it on the rest.
- * @param zoom enlarges the picture around its middle.
+ * A lens that shows another lens's whole image on a canvas, as large as fits; the rest of the canvas extends the view.
+ * @param zoom enlarges the image around its center.
  */
 export function fitted(lens: Lens, width: number, height: number, zoom = 1): Lens {
   const factor = Math.min(width / lens.width, height / lens.height);
@@ -48,41 +48,41 @@ export function fitted(lens: Lens, width: number, height: number, zoom = 1): Len
   };
 }
 
-/** Where the other lens's picture is on the canvas of `fitted`: its rectangle in canvas pixels. */
+/** The rectangle, in canvas pixels, of the other lens's image on the canvas of `fitted`. */
 export function frameOf(lens: Lens, width: number, height: number): { left: number; top: number; width: number; height: number } {
   const factor = Math.min(width / lens.width, height / lens.height);
   const [w, h] = [lens.width * factor, lens.height * factor];
   return { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h };
 }
 
-/** Unit direction of the ray through a place (x, y) of the picture, counted from the upper left corner. */
+/** Unit direction of the ray through a position (x, y) in the image, from the upper left corner. */
 export function rayDirection(pose: Pose, lens: Lens, x: number, y: number): Vec3 {
   const across = scale(pose.right, (x - lens.cx) / lens.fx);
   const down = scale(pose.up, (lens.cy - y) / lens.fy);
   return normalize(subtract(add(across, down), pose.back));
 }
 
-/** Turn a pose around an axis through a point. */
-export function turned(pose: Pose, centre: Vec3, axis: Vec3, angle: number): Pose {
+/** Rotate a pose around an axis through a point. */
+export function turned(pose: Pose, center: Vec3, axis: Vec3, angle: number): Pose {
   return orthonormal({
-    position: add(centre, rotateAround(subtract(pose.position, centre), axis, angle)),
+    position: add(center, rotateAround(subtract(pose.position, center), axis, angle)),
     right: rotateAround(pose.right, axis, angle),
     up: rotateAround(pose.up, axis, angle),
     back: rotateAround(pose.back, axis, angle),
   });
 }
 
-// How near to straight up or down a camera may look: 3 degrees.
+// Smallest angle between the viewing direction and straight up or down: 3 degrees.
 const POLE = Math.cos((3 * Math.PI) / 180);
 
 /**
- * Orbit around a point: turn around the world's vertical, then tilt, not beyond the poles. With the camera's own position
- * as the point it looks around.
- * @param yaw, pitch in radians; positive ones take the camera to the right and up.
+ * Orbit around a point: rotate around the world's vertical, then tilt, but not beyond the poles. With the camera's own
+ * position as the point, the camera looks around.
+ * @param yaw, pitch in radians; positive values move the camera to the right and up.
  */
-export function orbit(pose: Pose, centre: Vec3, vertical: Vec3, yaw: number, pitch: number): Pose {
-  const spun = turned(pose, centre, vertical, yaw);
-  const tilted = turned(spun, centre, spun.right, -pitch);
+export function orbit(pose: Pose, center: Vec3, vertical: Vec3, yaw: number, pitch: number): Pose {
+  const spun = turned(pose, center, vertical, yaw);
+  const tilted = turned(spun, center, spun.right, -pitch);
   const [before, after] = [dot(spun.back, vertical), dot(tilted.back, vertical)];
   return Math.abs(after) > POLE && Math.abs(after) > Math.abs(before) ? spun : tilted;
 }
@@ -93,7 +93,7 @@ export function moved(pose: Pose, right: number, up: number, forward: number): P
   return { ...pose, position: add(pose.position, shift) };
 }
 
-/** The point on the camera's axis nearest to `point`, but at least `least` in front of it. */
+/** The point on the camera's axis closest to `point`, but at least `least` in front of the camera. */
 export function inFront(pose: Pose, point: Vec3, least: number): Vec3 {
   const distance = -dot(subtract(point, pose.position), pose.back);
   return add(pose.position, scale(pose.back, -Math.max(distance, least)));

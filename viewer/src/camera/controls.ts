@@ -2,39 +2,39 @@ import { isTaken, label } from "../ui/keys";
 import { inFront, moved, orbit, type Lens, type Pose } from "./camera";
 import { length, subtract, type Vec3 } from "./vector";
 
-/** What dragging does. */
+/** The effect of dragging. */
 export type Drag = "orbit" | "look";
 
-/** The camera that is controlled, and where pictures of it go. */
+/** The controlled camera, and what draws its images. */
 export interface Controlled {
   pose: Pose;
-  /** Point that the camera turns around. */
-  centre: Vec3;
+  /** Point that the camera orbits around. */
+  center: Vec3;
   vertical: Vec3;
   drag: Drag;
   /** Lens of the canvas, in CSS pixels. */
   lens(): Lens;
-  /** The pose has changed, and more changes are to come. */
+  /** The pose has changed, and more changes may follow. */
   changed(): void;
-  /** No more changes are to come. */
+  /** The movement has ended. */
   rested(): void;
-  /** Make the point of the scene at a place on the canvas (CSS pixels) the centre. */
+  /** Make the point of the scene at a position on the canvas (CSS pixels) the center. */
   pick(x: number, y: number): void;
 }
 
 const TURN_PER_PIXEL = Math.PI / 700;
 const TURN_PER_SECOND = Math.PI / 3;
 const WHEEL_STEP = 1.0015;
-/** Without input for so long, the camera counts as at rest. */
+/** The camera counts as at rest after this time without input. */
 export const REST_MS = 180;
 
-/** What a key does while it is down. */
+/** The motion caused by a key while it is pressed. */
 interface Motion {
   move?: Vec3;
   turn?: [number, number];
 }
 
-// By place, whatever the keyboard's language has there.
+// By physical position, independent of the keyboard layout.
 const PLACES: Readonly<Partial<Record<string, Motion>>> = {
   KeyW: { move: [0, 0, 1] },
   KeyS: { move: [0, 0, -1] },
@@ -47,7 +47,7 @@ const PLACES: Readonly<Partial<Record<string, Motion>>> = {
   ArrowUp: { turn: [0, 1] },
   ArrowDown: { turn: [0, -1] },
 };
-// By what is printed on them; = and _ share keys with + and - on many.
+// By the sign on the key; = and _ share keys with + and - on many keyboards.
 const SIGNS: Readonly<Partial<Record<string, Motion>>> = {
   "+": { move: [0, 0, 1] },
   "=": { move: [0, 0, 1] },
@@ -55,10 +55,15 @@ const SIGNS: Readonly<Partial<Record<string, Motion>>> = {
   _: { move: [0, 0, -1] },
 };
 
-/** Mouse, touch and keys move a camera. */
+/** Whether the key in a place moves the camera, whatever letter a keyboard layout has there. */
+export function movesBy(code: string): boolean {
+  return code.startsWith("Key") && PLACES[code] !== undefined;
+}
+
+/** Moves a camera by mouse, touch and keys. */
 export class Controls {
   private readonly pointers = new Map<number, PointerEvent>();
-  private readonly pressed = new Map<string, Motion>(); // by the key's place
+  private readonly pressed = new Map<string, Motion>(); // by the key's physical position
   private fast = false;
   private rest: ReturnType<typeof setTimeout> | undefined;
   private lastTick: number | undefined;
@@ -107,6 +112,8 @@ export class Controls {
     window.addEventListener("keyup", (event) => {
       this.fast = event.shiftKey;
       this.pressed.delete(event.code);
+      // macOS reports no release of keys that are let go while Command is held.
+      if (event.key === "Meta") this.pressed.clear();
     });
     window.addEventListener("blur", () => {
       this.pressed.clear();
@@ -114,7 +121,7 @@ export class Controls {
   }
 
   private get distance(): number {
-    return length(subtract(this.camera.centre, this.camera.pose.position));
+    return length(subtract(this.camera.center, this.camera.pose.position));
   }
 
   private change(): void {
@@ -143,19 +150,19 @@ export class Controls {
     this.change();
   }
 
-  /** Take the camera to the right and up around the centre; looking around, turn it the other way. */
+  /** Orbit to the right and up around the center; when looking around, turn the other way. */
   private turn(yaw: number, pitch: number): void {
     const { camera } = this;
     if (camera.drag === "orbit") {
-      camera.pose = orbit(camera.pose, camera.centre, camera.vertical, yaw, pitch);
+      camera.pose = orbit(camera.pose, camera.center, camera.vertical, yaw, pitch);
     } else {
       const { distance } = this;
       camera.pose = orbit(camera.pose, camera.pose.position, camera.vertical, -yaw, -pitch);
-      camera.centre = inFront(camera.pose, camera.pose.position, distance);
+      camera.center = inFront(camera.pose, camera.pose.position, distance);
     }
   }
 
-  /** Move so that what is at the centre's distance follows the pointer. */
+  /** Move so that points at the center's distance follow the pointer. */
   private pan(dx: number, dy: number): void {
     const lens = this.camera.lens();
     this.move((-dx / lens.fx) * this.distance, (dy / lens.fy) * this.distance, 0);
@@ -166,10 +173,10 @@ export class Controls {
     const before = camera.pose.position;
     camera.pose = moved(camera.pose, right, up, forward);
     const shift = subtract(camera.pose.position, before);
-    camera.centre = [0, 1, 2].map((axis) => camera.centre[axis] + shift[axis]) as Vec3;
+    camera.center = [0, 1, 2].map((axis) => camera.center[axis] + shift[axis]) as Vec3;
   }
 
-  /** Divide the distance from the centre. */
+  /** Divide the distance to the center by a factor. */
   private dolly(factor: number): void {
     const { camera } = this;
     camera.pose = moved(camera.pose, 0, 0, this.distance * (1 - 1 / factor));
@@ -186,7 +193,7 @@ export class Controls {
       }
       const seconds = Math.min(Math.max(now - this.lastTick!, 0) / 1000, 0.2);
       this.lastTick = now;
-      // Crosses the distance to the centre in a bit more than a second, or a fifth of it.
+      // Covers the distance to the center in a bit more than a second, or a fifth of it when fast.
       const speed = this.distance * seconds * (this.fast ? 4 : 0.8);
       for (const { move, turn } of this.pressed.values()) {
         if (move !== undefined) this.move(...(move.map((part) => part * speed) as Vec3));

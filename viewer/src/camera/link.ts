@@ -2,7 +2,7 @@ import type { Pose } from "./camera";
 import { orthonormal } from "./camera";
 import type { Vec3 } from "./vector";
 
-/** What a link to a picture says: a view of the dataset, and where the camera went from there. */
+/** The content of a link to an image: a view of the dataset, and the camera's pose if it has moved. */
 export interface Link {
   view: number;
   pose?: Pose; // none: the view's own
@@ -11,7 +11,7 @@ export interface Link {
   network?: number;
 }
 
-/** A link as the part of an address behind the #. */
+/** A link as the part of an address after the #. */
 export function formatLink(link: Link): string {
   const parts = [`view=${link.view}`];
   if (link.pose !== undefined) {
@@ -24,7 +24,7 @@ export function formatLink(link: Link): string {
   return parts.join("&");
 }
 
-/** The part of an address behind the # as a link; what it does not say, or wrongly, is left as at the beginning. */
+/** Parse the part of an address after the #. Missing or invalid values get their defaults. */
 export function parseLink(hash: string, views: number, networks: number, modes: readonly string[]): Link {
   const values = new URLSearchParams(hash.replace(/^#/, ""));
   const whole = (key: string, count: number) => {

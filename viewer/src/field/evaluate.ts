@@ -32,7 +32,7 @@ export function tableValue(field: Field, row: number, level: number, feature: nu
   return c * Math.abs(c) * field.tableScale[level * width + feature];
 }
 
-/** Features of a position in the unit cube, level after level: trilinear interpolation in the hash grid. */
+/** Features of a position in the unit cube, level by level, by trilinear interpolation in the hash grid. */
 export function hashEncode(field: Field, position: readonly number[]): number[] {
   const { encoding } = field.description;
   return encoding.resolutions.flatMap((resolution, level) => {
@@ -58,7 +58,7 @@ export function evaluateChain(chain: Chain, inputs: readonly number[]): number[]
   return affine(chain.weight, chain.bias, chain.outputs, features);
 }
 
-/** Density and colour at a position in the unit cube, seen along a unit direction. */
+/** Density and color at a position in the unit cube, seen along a unit direction. */
 export function evaluateField(
   field: Field,
   position: readonly number[],
@@ -113,7 +113,7 @@ function activate(phi: Stage["phi"], x: number): number {
   }
 }
 
-/** The error function, to 1.5e-7 (Abramowitz and Stegun, 7.1.26). */
+/** The error function, accurate to 1.5e-7 (Abramowitz and Stegun, 7.1.26). */
 function erf(x: number): number {
   const t = 1 / (1 + 0.3275911 * Math.abs(x));
   const p = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));

@@ -7,7 +7,7 @@ export interface Stage extends StageDescription {
   normColumn?: Float32Array; // [P * m]
 }
 
-/** Stages one after the other, and a final affine map. */
+/** A sequence of stages and a final affine map. */
 export interface Chain {
   inputs: number;
   outputs: number;
@@ -26,12 +26,12 @@ export interface Field {
   color: Chain;
 }
 
-/** How many projections a stage has: one for each factor of each order, or one for each order. */
+/** Number of projections of a stage: one per factor of each order or, if shared, one per order. */
 export function numProjections(stage: StageDescription): number {
   return stage.shared ? stage.order : (stage.order * (stage.order + 1)) / 2;
 }
 
-/** The projections that are multiplied for each order, first to last. */
+/** The projections that are multiplied for each order, from the lowest to the highest order. */
 export function factors(stage: StageDescription): number[][] {
   return Array.from({ length: stage.order }, (_, k) => {
     const first = stage.shared ? 0 : (k * (k + 1)) / 2;

@@ -1,4 +1,4 @@
-/** The value of a half float's 16 bits (IEEE 754 binary16). */
+/** The value of a half float given by its 16 bits (IEEE 754 binary16). */
 export function halfToNumber(bits: number): number {
   const sign = bits & 0x8000 ? -1 : 1;
   const exponent = (bits >> 10) & 31;

@@ -11,7 +11,7 @@ const E = 0.4570457994644658;
 const F = 0.3731763325901154;
 const G = 1.445305721320277;
 
-/** Real spherical harmonics up to degree 3 of a unit vector, orthonormal over the sphere, each a sum of monomials. */
+/** Real spherical harmonics of a unit vector up to degree 3, orthonormal over the sphere, each as a sum of monomials. */
 export const HARMONICS: readonly (readonly Monomial[])[] = [
   [[0.28209479177387814, 0, 0, 0]],
   [[-A, 0, 1, 0]],
@@ -36,7 +36,7 @@ export function sphericalHarmonics(x: number, y: number, z: number): number[] {
   return HARMONICS.map((terms) => terms.reduce((sum, [c, i, j, k]) => sum + c * x ** i * y ** j * z ** k, 0));
 }
 
-/** A harmonic as GLSL, of a vec3 named d. */
+/** A harmonic of a vec3 named d, as GLSL. */
 export function harmonicSource(terms: readonly Monomial[]): string {
   return terms
     .map(([c, i, j, k]) => [float(c), ...power("d.x", i), ...power("d.y", j), ...power("d.z", k)].join(" * "))

@@ -10,18 +10,18 @@ export function openContext(canvas: HTMLCanvasElement): WebGL2RenderingContext {
     antialias: false,
     depth: false,
     powerPreference: "high-performance",
-    preserveDrawingBuffer: true, // Screen.show draws some rows, and the others stay
+    preserveDrawingBuffer: true, // Screen.show draws some rows and keeps the others
   });
   if (gl === null) {
     throw new ViewerError(
       "This browser cannot draw with WebGL 2",
-      "Use a current Firefox, Chrome, Edge or Safari (15 or newer), and switch hardware acceleration on in its settings.",
+      "Use a current Firefox, Chrome, Edge or Safari (15 or newer), and enable hardware acceleration in its settings.",
     );
   }
   const precision = gl.getShaderPrecisionFormat(gl.FRAGMENT_SHADER, gl.HIGH_FLOAT)?.precision ?? 0;
   if (precision < 23) {
     throw new ViewerError(
-      "This device's graphics compute with too few digits",
+      "This device's graphics have too little precision",
       "The scene needs shaders in single precision. Open the page on another device.",
     );
   }
@@ -30,7 +30,7 @@ export function openContext(canvas: HTMLCanvasElement): WebGL2RenderingContext {
 
 const VERTEX = `#version 300 es
 void main() {
-  // One triangle that covers everything.
+  // One triangle that covers the whole viewport.
   gl_Position = vec4(vec2(gl_VertexID & 1, gl_VertexID >> 1) * 4.0 - 1.0, 0.0, 1.0);
 }`;
 
@@ -44,8 +44,8 @@ export class Program {
   ) {}
 
   /**
-   * Compile and link without making the page wait, where the browser can.
-   * @throws ViewerError with the driver's words, if it refuses.
+   * Compile and link, without blocking the page if the browser supports it.
+   * @throws ViewerError with the driver's message if it rejects the shader.
    */
   static async link(gl: WebGL2RenderingContext, fragment: string): Promise<Program> {
     const handle = gl.createProgram();
@@ -92,7 +92,7 @@ export class Program {
   }
 }
 
-/** The message for a device that gave up. */
+/** The message for a lost graphics device. */
 export function contextLost(): ViewerError {
   return new ViewerError(
     "The graphics device stopped answering",
@@ -111,7 +111,7 @@ export function dataTexture(
   const limit = gl.getParameter(gl.MAX_TEXTURE_SIZE) as number;
   if (width > limit || height > limit) {
     throw new ViewerError(
-      `The scene needs a texture of ${width} x ${height}, and this device's graphics manage ${limit}`,
+      `The scene needs a texture of ${width} x ${height}, but this device's graphics support at most ${limit}`,
       "Open the page on another device, or export a smaller scene with --size-budget.",
     );
   }
@@ -130,7 +130,7 @@ export function dataTexture(
   }
   if (error !== gl.NO_ERROR && !gl.isContextLost()) {
     throw new ViewerError(
-      "This device's graphics cannot hold the scene's kind of numbers (half floats and 32-bit integers)",
+      "This device's graphics do not support the scene's number formats (half floats and 32-bit integers)",
       "Update the browser and the graphics driver, or open the page on another device.",
     );
   }

@@ -19,10 +19,10 @@ import { dataTexture, Program } from "./context";
 /** What to draw besides the camera. */
 export interface Look {
   mode: Mode;
-  /** Length of a step, in those of training: 1 gives the exact picture, more a coarser one sooner. */
+  /** Step size relative to training: 1 gives the exact image, larger values a coarser image sooner. */
   stepFactor: number;
   background: readonly number[];
-  /** Distances at which depth pictures begin and end. */
+  /** Smallest and largest distance shown in depth images. */
   depthRange: readonly [number, number];
 }
 
@@ -38,7 +38,7 @@ export class FieldRenderer {
   /** @throws ViewerError if the device cannot hold the field. */
   constructor(
     private readonly gl: WebGL2RenderingContext,
-    private readonly field: Field,
+    field: Field,
   ) {
     const { features } = field.description.encoding;
     const { channels, texels } = texelLayout(features);
@@ -48,21 +48,21 @@ export class FieldRenderer {
     this.work = this.shader.work;
     const width = 2 ** log2Width;
     const height = Math.ceil((rows * texels) / width);
-    this.table = dataTexture(gl, this.tableFormat(channels), width, height, this.tableTexels(channels, texels, width * height));
-    this.occupancy = this.occupancyTexture();
+    this.table = dataTexture(gl, tableFormat(gl, field, channels), width, height, tableTexels(field, channels, texels, width * height));
+    this.occupancy = occupancyTexture(gl, field);
   }
 
-  /** Compile what a mode needs; `draw` may be used for it afterwards. */
+  /** Compile the program of a mode; `draw` can be used for the mode afterwards. */
   async prepare(mode: Mode): Promise<void> {
     await this.program(programOf(mode));
   }
 
-  /** Whether `draw` can be used for a mode already. */
+  /** Whether `draw` can already be used for a mode. */
   isPrepared(mode: Mode): boolean {
     return this.ready.has(programOf(mode));
   }
 
-  /** Draw rows `from` to `to` (from below) of a picture into the bound framebuffer. */
+  /** Draw rows `from` to `to` (from the bottom) of an image into the bound framebuffer. */
   draw(pose: Pose, lens: Lens, look: Look, from: number, to: number): void {
     const { gl } = this;
     const program = this.ready.get(programOf(look.mode));
@@ -83,10 +83,10 @@ export class FieldRenderer {
   }
 
   /**
-   * Evaluate the field at a few points on the device and here.
-   * @throws ViewerError if they do not agree: pictures would be wrong.
+   * Evaluate the field, which is not kept here, at a few points on the device and in TypeScript.
+   * @throws ViewerError if the results do not agree, since images would be wrong.
    */
-  async check(): Promise<void> {
+  async check(field: Field): Promise<void> {
     const { gl } = this;
     this.bind(await this.program("check"));
     const target = gl.createRenderbuffer();
@@ -105,14 +105,14 @@ export class FieldRenderer {
     const computed = new Float32Array(bytes.buffer);
     for (let n = 0; n < CHECKS; n++) {
       const { position, direction } = checkPoint(n);
-      const expected = evaluateField(this.field, position, direction);
+      const expected = evaluateField(field, position, direction);
       const right = [expected.logDensity, ...expected.color].every(
         (value, i) => Math.abs(computed[4 * n + i] - value) <= 0.01 + 0.01 * Math.abs(value),
       );
       if (!right) {
         throw new ViewerError(
-          "This device's graphics compute the scene wrongly",
-          "Half floats or whole numbers do not work as WebGL 2 demands. Update the browser and the graphics driver, or " +
+          "This device's graphics compute the scene incorrectly",
+          "Half floats or integers do not work as WebGL 2 requires. Update the browser and the graphics driver, or " +
             "open the page on another device.",
         );
       }
@@ -127,6 +127,7 @@ export class FieldRenderer {
         return linked;
       });
       this.programs.set(kind, program);
+      program.catch(() => this.programs.delete(kind)); // it may succeed when it is asked for again
     }
     return program;
   }
@@ -141,39 +142,40 @@ export class FieldRenderer {
     });
     gl.activeTexture(gl.TEXTURE0);
   }
+}
 
-  private tableFormat(channels: 1 | 2 | 4): { internal: number; format: number; type: number } {
-    const { gl } = this;
-    const format = { 1: gl.RED, 2: gl.RG, 4: gl.RGBA }[channels];
-    if (this.field.tableScale !== undefined) {
-      return { internal: { 1: gl.R8, 2: gl.RG8, 4: gl.RGBA8 }[channels], format, type: gl.UNSIGNED_BYTE };
-    }
-    return { internal: { 1: gl.R16F, 2: gl.RG16F, 4: gl.RGBA16F }[channels], format, type: gl.HALF_FLOAT };
+function tableFormat(
+  gl: WebGL2RenderingContext,
+  field: Field,
+  channels: 1 | 2 | 4,
+): { internal: number; format: number; type: number } {
+  const format = { 1: gl.RED, 2: gl.RG, 4: gl.RGBA }[channels];
+  if (field.tableScale !== undefined) {
+    return { internal: { 1: gl.R8, 2: gl.RG8, 4: gl.RGBA8 }[channels], format, type: gl.UNSIGNED_BYTE };
   }
+  return { internal: { 1: gl.R16F, 2: gl.RG16F, 4: gl.RGBA16F }[channels], format, type: gl.HALF_FLOAT };
+}
 
-  /** The table with its rows filled up to whole texels, and texels to a whole texture. */
-  private tableTexels(channels: number, texels: number, count: number): Uint16Array | Uint8Array {
-    const { table, description } = this.field;
-    const { features } = description.encoding;
-    const padded = table instanceof Uint8Array ? new Uint8Array(count * channels) : new Uint16Array(count * channels);
-    const width = channels * texels;
-    if (features === width) {
-      padded.set(table);
-    } else {
-      for (let i = 0; i < table.length; i++) padded[Math.floor(i / features) * width + (i % features)] = table[i];
-    }
-    return padded;
+/** The table with rows padded to whole texels, and texels padded to a whole texture. */
+function tableTexels(field: Field, channels: number, texels: number, count: number): Uint16Array | Uint8Array {
+  const { table, description } = field;
+  const { features } = description.encoding;
+  const padded = table instanceof Uint8Array ? new Uint8Array(count * channels) : new Uint16Array(count * channels);
+  const width = channels * texels;
+  if (features === width) {
+    padded.set(table);
+  } else {
+    for (let i = 0; i < table.length; i++) padded[Math.floor(i / features) * width + (i % features)] = table[i];
   }
+  return padded;
+}
 
-  private occupancyTexture(): WebGLTexture {
-    const { gl } = this;
-    const { occupancy } = this.field;
-    const height = Math.ceil(occupancy.length / (4 * OCCUPANCY_WIDTH));
-    const bytes = new Uint8Array(4 * OCCUPANCY_WIDTH * height);
-    bytes.set(occupancy);
-    const format = { internal: gl.R32UI, format: gl.RED_INTEGER, type: gl.UNSIGNED_INT };
-    return dataTexture(gl, format, OCCUPANCY_WIDTH, height, new Uint32Array(bytes.buffer));
-  }
+function occupancyTexture(gl: WebGL2RenderingContext, { occupancy }: Field): WebGLTexture {
+  const height = Math.ceil(occupancy.length / (4 * OCCUPANCY_WIDTH));
+  const bytes = new Uint8Array(4 * OCCUPANCY_WIDTH * height);
+  bytes.set(occupancy);
+  const format = { internal: gl.R32UI, format: gl.RED_INTEGER, type: gl.UNSIGNED_INT };
+  return dataTexture(gl, format, OCCUPANCY_WIDTH, height, new Uint32Array(bytes.buffer));
 }
 
 function programOf(mode: Mode): ProgramKind {

@@ -3,7 +3,7 @@ import { contextLost } from "./context";
 import type { FieldRenderer, Look } from "./fieldRenderer";
 import { Screen, Target } from "./target";
 
-/** What the canvas is to show. */
+/** The content that the canvas should show. */
 export interface Frame {
   renderer: FieldRenderer;
   pose: Pose;
@@ -12,26 +12,26 @@ export interface Frame {
   look: Look;
 }
 
-/** A whole picture and the time that it took. */
+/** The size of a complete image and the time that it took. */
 export interface Timing {
   milliseconds: number;
   width: number;
   height: number;
 }
 
-// While the camera moves a picture may take this long, and so long the page may be busy at once when it is still.
+// Target time of an image while the camera moves, and of a slice of work while it is still.
 const MOVING_MS = 40;
 const SLICE_MS = 30;
 const SMALLEST_SCALE = 1 / 16;
-// A picture of this part of the resolution comes before one of all of it, unless that is quick anyway.
+// An image at this fraction of the resolution precedes the full one, unless a smaller one is all that the time allows.
 const FIRST_SCALE = 1 / 4;
 
 /**
- * Keeps the canvas showing the last frame it was given: coarse pictures at once, full ones when nothing changes. Work is done
- * in slices between which the page stays alive, and stops when all is drawn.
+ * Keeps the canvas showing the latest frame: coarse images at once, full ones when nothing changes. Work is done in slices, so
+ * that the page stays responsive, and stops when everything is drawn.
  */
 export class Progressive {
-  /** Called after each complete picture at full resolution. */
+  /** Called after each complete image at full resolution. */
   onFinished: (frame: Frame, timing: Timing) => void = () => undefined;
   /** Called when drawing fails. */
   onError: (error: unknown) => void = () => undefined;
@@ -41,10 +41,10 @@ export class Progressive {
   private frame: Frame | undefined;
   private moving = false;
   private scheduled = false;
-  // Rows of the fine picture from `undone` on are drawn; null: the coarse one is not drawn yet either.
+  // Rows of the fine image from `undone` on are drawn; null: the coarse image is not drawn yet either.
   private undone: number | null = null;
   private spent = 0;
-  private readonly cost = new Map<string, number>(); // milliseconds a pixel
+  private readonly cost = new Map<string, number>(); // milliseconds per pixel
 
   private constructor(
     private readonly gl: WebGL2RenderingContext,
@@ -59,8 +59,8 @@ export class Progressive {
   }
 
   /**
-   * Show another frame. While `moving`, only coarse pictures are made. The first one comes with the next frame of the browser's,
-   * or before this call ends if it is wanted `now` and its shader is there: for a canvas that has just lost its picture.
+   * Show another frame. While `moving`, only coarse images are drawn. The first one is drawn in the browser's next animation
+   * frame, or before this call returns if `now` is set and its shader is ready, for a canvas that has just lost its image.
    */
   show(frame: Frame, moving: boolean, now = false): void {
     this.frame = frame;
@@ -70,7 +70,7 @@ export class Progressive {
     if (now && frame.renderer.isPrepared(frame.look.mode)) this.try();
   }
 
-  /** Draw a picture beside the canvas, in slices, and time it. */
+  /** Draw an image off the canvas, in slices, and time it. */
   async picture(frame: Frame): Promise<{ target: Target; timing: Timing }> {
     await frame.renderer.prepare(frame.look.mode);
     const target = new Target(this.gl);
@@ -134,20 +134,20 @@ export class Progressive {
   private coarseFrame(frame: Frame): Frame {
     const { lens } = frame;
     const cost = this.cost.get(this.key(frame));
-    // Of what was never timed nobody knows how slow it is.
+    // Without a measured time, assume that drawing is slow.
     const affordable = cost === undefined ? SMALLEST_SCALE : Math.sqrt(MOVING_MS / (cost * lens.width * lens.height));
     const scale = Math.min(Math.max(affordable, SMALLEST_SCALE), this.moving ? 1 : FIRST_SCALE);
     const [width, height] = [lens.width, lens.height].map((size) => Math.max(1, Math.round(size * scale)));
     return { ...frame, lens: { ...fitted(lens, width, height), width, height } };
   }
 
-  /** Draw some more rows below `undone`, as many as the time is enough for. */
+  /** Draw more rows below `undone`, as many as fit into the given time. */
   private slice(frame: Frame, target: Target, undone: number, milliseconds = SLICE_MS): { undone: number; milliseconds: number } {
     const { width, height } = frame.lens;
     const key = this.key(frame);
     const cost = this.cost.get(key);
     const rows = cost === undefined ? 2 : Math.floor(Math.min(milliseconds / (cost * width), height));
-    // Devices draw blocks of 2 x 2 pixels, so that a single row would cost two.
+    // Devices draw blocks of 2 x 2 pixels, so a single row would cost as much as two.
     const from = Math.max(0, 2 * Math.floor((undone - Math.max(rows, 2) + 1) / 2));
     const begin = performance.now();
     target.bind(width, height);
@@ -155,7 +155,8 @@ export class Progressive {
     target.finish();
     const spent = performance.now() - begin;
     const perPixel = Math.max(spent, 0.01) / ((undone - from) * width);
-    // Rows differ, so the estimate follows slowly, except upwards: too long a slice is worse than too short a one.
+    // Rows differ, so the estimate decreases slowly but increases at once: a slice that is too long is worse than one that is
+    // too short.
     this.cost.set(key, cost === undefined || perPixel > cost ? perPixel : 0.7 * cost + 0.3 * perPixel);
     return { undone: from, milliseconds: spent };
   }

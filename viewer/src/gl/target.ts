@@ -1,7 +1,7 @@
 import type { Lens } from "../camera/camera";
 import { Program } from "./context";
 
-/** A picture on the graphics device that can be drawn into and shown. */
+/** An image on the graphics device that can be drawn into and shown. */
 export class Target {
   width = 0;
   height = 0;
@@ -12,7 +12,7 @@ export class Target {
     this.framebuffer = gl.createFramebuffer();
   }
 
-  /** Draw into this picture from now on. */
+  /** Draw into this image from now on. */
   bind(width: number, height: number): void {
     const { gl } = this;
     gl.bindFramebuffer(gl.FRAMEBUFFER, this.framebuffer);
@@ -28,12 +28,12 @@ export class Target {
     this.height = height;
   }
 
-  /** Wait until what was drawn is there: reading a pixel does. */
+  /** Wait until drawing is complete, by reading a pixel. */
   finish(): void {
     this.gl.readPixels(0, 0, 1, 1, this.gl.RGBA, this.gl.UNSIGNED_BYTE, new Uint8Array(4));
   }
 
-  /** All pixels, row after row from above, four bytes each. */
+  /** All pixels, row by row from the top, four bytes each. */
   read(): Uint8ClampedArray<ArrayBuffer> {
     const { gl, width, height } = this;
     const upward = new Uint8ClampedArray(4 * width * height);
@@ -46,7 +46,7 @@ export class Target {
     return pixels;
   }
 
-  /** Free the picture's memory. */
+  /** Free the image's memory. */
   delete(): void {
     this.gl.deleteTexture(this.texture);
     this.gl.deleteFramebuffer(this.framebuffer);
@@ -58,7 +58,7 @@ export class Target {
   }
 }
 
-/** Copies targets to the canvas, enlarged smoothly. */
+/** Copies targets to the canvas, enlarged with linear filtering. */
 export class Screen {
   private constructor(
     private readonly gl: WebGL2RenderingContext,
@@ -75,7 +75,7 @@ void main() { result = vec4(texture(picture, gl_FragCoord.xy / size).rgb, 1.0); 
     return new Screen(gl, await Program.link(gl, source));
   }
 
-  /** Show a target on the canvas, its rows from `from` (a fraction of the height, from below) to the top. */
+  /** Show a target's rows on the canvas, from `from` (a fraction of the height, from the bottom) to the top. */
   show(target: Target, canvas: Pick<Lens, "width" | "height">, from = 0): void {
     const { gl, program } = this;
     gl.bindFramebuffer(gl.FRAMEBUFFER, null);

@@ -7,7 +7,7 @@ export const SUPPORTED_VERSION = 1;
 export const ACTIVATIONS = ["identity", "relu", "squared_relu", "softplus", "gelu", "sin"] as const;
 export type Activation = (typeof ACTIVATIONS)[number];
 
-/** A stage of a merged network: products of projections, and an activation. docs/scene-format.md has the formula. */
+/** A stage of a merged network: products of projections and an activation. docs/scene-format.md has the formula. */
 export interface StageDescription {
   inputs: number;
   features: number;
@@ -72,7 +72,7 @@ export interface SceneDescription {
 
 const FILE = "scene/scene.json";
 
-/** Whether a number may stand in a place. */
+/** Whether a number is valid. */
 type Rule = (value: number) => boolean;
 const ANY: Rule = () => true;
 const POSITIVE: Rule = (value) => Math.fround(value) > 0;
@@ -83,7 +83,7 @@ const SIZE: Rule = (value) => COUNT(value) && value >= 1;
 const EVEN: Rule = (value) => SIZE(value) && value % 2 === 0;
 
 /**
- * Check that a parsed scene.json is one that this viewer understands.
+ * Check that a parsed scene.json is valid and supported by this viewer.
  * @throws ViewerError otherwise.
  */
 export function checkScene(json: unknown): SceneDescription {
@@ -92,8 +92,8 @@ export function checkScene(json: unknown): SceneDescription {
   const version = scene.number("version");
   if (version > SUPPORTED_VERSION) {
     throw new ViewerError(
-      `This scene has version ${version} of the format, the viewer knows ${SUPPORTED_VERSION}`,
-      "Export the scene again, with one version of eugen-nerf, so that viewer and scene belong together.",
+      `This scene has version ${version} of the format, but the viewer supports only version ${SUPPORTED_VERSION}`,
+      "Export the scene again with eugen-nerf, which writes a viewer and a scene of the same version.",
     );
   }
   scene.text("title");
@@ -115,7 +115,7 @@ function checkField(field: Checked): void {
   space.flag("contracted");
   const corners = space.list("box").map((corner) => corner.asNumbers(3) as Vec3);
   if (corners.length !== 2 || corners[0].some((low, axis) => low >= corners[1][axis])) throw space.wrong("box");
-  // A ray takes a million steps at most, so that shorter ones would not lead through the box.
+  // A ray takes at most a million steps, so smaller ones would not reach through the box.
   const least = 1e-6 * length(subtract(corners[1], corners[0]));
   field.object("step").number("size", (size) => POSITIVE(size) && size >= least);
   field.object("step").number("cone_angle", NOT_NEGATIVE);
@@ -126,7 +126,7 @@ function checkField(field: Checked): void {
   if (checkChain(color, HARMONICS.length + outputs - 1) !== 3) throw color.wrong("outputs");
 }
 
-/** @returns how many values there are of a position. */
+/** @returns the number of encoded values per position. */
 function checkEncoding(encoding: Checked): number {
   const resolutions = encoding.numbers("resolutions", undefined, SIZE);
   const offsets = encoding.numbers("offsets", resolutions.length + 1, COUNT);
@@ -137,7 +137,7 @@ function checkEncoding(encoding: Checked): number {
   return resolutions.length * encoding.number("features", SIZE);
 }
 
-/** @returns how many outputs a network of so many inputs has. */
+/** @returns the number of outputs of a network with this number of inputs. */
 function checkChain(chain: Checked, inputs: number): number {
   chain.number("inputs", (value) => value === inputs);
   const stages = chain.list("stages");
@@ -164,7 +164,7 @@ function checkView(view: Checked): void {
   const rows = view.list("camera_to_world").map((row) => row.asNumbers(4));
   if (rows.length !== 3) throw damaged(FILE, "a camera has no pose");
   const [right, up, back] = [0, 1, 2].map((column) => rows.map((row) => row[column]) as Vec3);
-  // Rounded or scaled axes can be mended, but not ones that leave a direction open.
+  // Rounded or scaled axes can be corrected, but not axes that are linearly dependent.
   const volume = Math.abs(dot(cross(right, up), back)) / (length(right) * length(up) * length(back));
   if (!(volume > 0.1)) throw view.wrong("camera_to_world");
   if (view.raw("photo") !== undefined && !/^photos\/[\w.-]+$/.test(view.text("photo"))) {
@@ -172,7 +172,7 @@ function checkView(view: Checked): void {
   }
 }
 
-/** A value out of JSON with its place, for messages. */
+/** A JSON value with its path, for messages. */
 class Checked {
   constructor(
     private readonly value: unknown,
@@ -220,13 +220,13 @@ class Checked {
     const { value } = this;
     const right = Array.isArray(value) && value.every((item): item is number => isNumber(item) && rule(item));
     if (!right || (length !== undefined && value.length !== length)) {
-      throw damaged(FILE, `${this.place} is not as it should be`);
+      throw damaged(FILE, `${this.place} is invalid`);
     }
     return value;
   }
 
   wrong(key: string): ViewerError {
-    return damaged(FILE, `${this.at(key)} is missing or not as it should be`);
+    return damaged(FILE, `${this.at(key)} is missing or invalid`);
   }
 
   private at(key: string): string {
@@ -234,7 +234,7 @@ class Checked {
   }
 }
 
-/** Whether a value is a number that the graphics device can hold: JSON has 1e99, which is none in single precision. */
+/** Whether a value is a number that the graphics device can represent: 1e99 is valid JSON but exceeds single precision. */
 function isNumber(value: unknown): value is number {
   return typeof value === "number" && Number.isFinite(Math.fround(value));
 }

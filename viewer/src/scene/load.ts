@@ -6,36 +6,37 @@ import { parseSafetensors, type Tensor } from "./safetensors";
 
 export const SCENE_FOLDER = "scene/";
 
-/** Told how many bytes of how many have arrived. */
+/** Called with the number of bytes loaded so far and the total. */
 export type Progress = (loaded: number, total: number) => void;
 
 /**
  * Fetch scene.json.
- * @throws ViewerError saying what to do.
+ * @throws ViewerError that says what to do.
  */
 export async function loadScene(): Promise<SceneDescription> {
   const file = `${SCENE_FOLDER}scene.json`;
-  const response = await request(file);
+  // Asked for anew on each visit: it names the version of every other file.
+  const response = await request(file, "", { cache: "no-cache" });
   let json: unknown;
   try {
     json = await response.json();
   } catch {
-    throw damaged(file, "it is no JSON");
+    throw damaged(file, "it is not valid JSON");
   }
   return checkScene(json);
 }
 
 /**
- * Fetch the file of a field's tensors.
- * @throws ViewerError saying what to do.
+ * Fetch the file with a field's tensors.
+ * @throws ViewerError that says what to do.
  */
 export async function downloadField(description: FieldDescription, progress: Progress): Promise<Uint8Array<ArrayBuffer>> {
-  return download(SCENE_FOLDER + description.file, description.bytes, progress);
+  return download(SCENE_FOLDER + description.file, `?${description.crc32}`, description.bytes, progress);
 }
 
 /**
- * Check that file, and take the field out of it.
- * @throws ViewerError saying what to do.
+ * Check the file of `downloadField` and read the field from it.
+ * @throws ViewerError that says what to do.
  */
 export function readField(description: FieldDescription, bytes: Uint8Array<ArrayBuffer>): Field {
   const file = SCENE_FOLDER + description.file;
@@ -46,13 +47,13 @@ export function readField(description: FieldDescription, bytes: Uint8Array<Array
   return assembleField(file, description, parseSafetensors(file, bytes.buffer));
 }
 
-/** A field of its description and tensors. */
+/** Assemble a field from its description and tensors. */
 export function assembleField(file: string, description: FieldDescription, tensors: Map<string, Tensor>): Field {
   const pick = (name: string, types: Tensor["dtype"][], shape: number[]): Tensor["data"] => {
     const tensor = tensors.get(name);
     if (tensor === undefined) throw damaged(file, `${name} is missing`);
     if (!types.includes(tensor.dtype) || tensor.shape.join() !== shape.join()) {
-      throw damaged(file, `${name} does not have the shape or type that scene.json says`);
+      throw damaged(file, `${name} does not have the shape or type that scene.json states`);
     }
     return tensor.data;
   };
@@ -86,24 +87,32 @@ export function assembleField(file: string, description: FieldDescription, tenso
   };
 }
 
-async function request(file: string): Promise<Response> {
+/**
+ * The address of a photo. An export that is replaced has the same file names, and caches may hold the files of before: the
+ * query differs when the networks do.
+ */
+export function photoAddress(scene: SceneDescription, photo: string): string {
+  return `${SCENE_FOLDER}${photo}?${scene.fields.map((field) => field.crc32).join("-")}`;
+}
+
+async function request(file: string, query = "", init?: RequestInit): Promise<Response> {
   if (location.protocol === "file:") {
     throw new ViewerError(
-      "A browser does not let a page on disk read the files beside it",
+      "Browsers do not let a page on disk read the files next to it",
       "Open the folder through a server: run eugen-view FOLDER, or upload the folder to any web host.",
     );
   }
   let response: Response;
   try {
-    response = await fetch(file);
+    response = await fetch(file + query, init);
   } catch {
     throw unreachable(file);
   }
   if (response.status === 404) {
-    throw new ViewerError(`${file} is not there (404)`, "Upload the exported folder whole, with its subfolders.");
+    throw new ViewerError(`${file} was not found (404)`, "Upload the whole exported folder, with its subfolders.");
   }
   if (!response.ok) {
-    throw new ViewerError(`The server refuses ${file} (${response.status})`, "Try again later, or ask whoever runs it.");
+    throw new ViewerError(`The server refused ${file} (${response.status})`, "Try again later, or ask its operator.");
   }
   return response;
 }
@@ -111,11 +120,11 @@ async function request(file: string): Promise<Response> {
 function unreachable(file: string): ViewerError {
   return new ViewerError(
     `${file} cannot be loaded: the connection failed`,
-    "Check that the server runs and that you are online, then reload the page.",
+    "Check that the server is running and that you are online, then reload the page.",
   );
 }
 
-/** @throws ViewerError where the browser does not have that much memory. */
+/** @throws ViewerError if the browser does not have enough memory. */
 function room(bytes: number): Uint8Array<ArrayBuffer> {
   try {
     return new Uint8Array(bytes);
@@ -127,8 +136,13 @@ function room(bytes: number): Uint8Array<ArrayBuffer> {
   }
 }
 
-async function download(file: string, expected: number, progress: Progress): Promise<Uint8Array<ArrayBuffer>> {
-  const response = await request(file);
+async function download(
+  file: string,
+  query: string,
+  expected: number,
+  progress: Progress,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const response = await request(file, query);
   const bytes = room(expected);
   let loaded = 0;
   if (response.body === null) throw unreachable(file);

@@ -3,17 +3,17 @@ import type { Mode } from "../shader/fragment";
 import type { SceneDescription } from "./format";
 import { downloadField, readField } from "./load";
 
-/** Told what the visitor waits for. */
+/** Called with what the user is waiting for. */
 export interface Waiting {
   /** Bytes of a network have arrived. */
   loading(name: string, loaded: number, total: number): void;
-  /** All have. What follows keeps the page busy, and begins when this is done. */
+  /** All bytes have arrived. The next step blocks the page, and starts when this promise resolves. */
   preparing(): Promise<void>;
-  /** Nothing is waited for any more: each network can be drawn or has failed. */
+  /** Nothing is pending anymore: each network is ready or has failed. */
   over(): void;
 }
 
-/** The scene's fields on the graphics device, each loaded when it is first asked for. */
+/** The scene's fields on the graphics device, each loaded on first use. */
 export class Networks {
   private readonly loaded = new Map<number, Promise<FieldRenderer>>();
   private underway = 0;
@@ -25,15 +25,15 @@ export class Networks {
   ) {}
 
   /**
-   * A network; the first time, what `mode` needs is compiled too.
-   * @throws ViewerError if it cannot be loaded or this device does not compute it rightly.
+   * A network. The first call also compiles the program of `mode`.
+   * @throws ViewerError if the network cannot be loaded or this device does not compute it correctly.
    */
   get(index: number, mode: Mode = "color"): Promise<FieldRenderer> {
     let renderer = this.loaded.get(index);
     if (renderer === undefined) {
       renderer = this.load(index, mode);
       this.loaded.set(index, renderer);
-      // A failed download may succeed when it is asked for again.
+      // Forget a failed download, so that it can be tried again.
       renderer.catch(() => this.loaded.delete(index));
     }
     return renderer;
@@ -47,8 +47,9 @@ export class Networks {
         this.waiting.loading(description.name, loaded, total);
       });
       await this.waiting.preparing();
-      const renderer = new FieldRenderer(this.gl, readField(description, bytes));
-      await renderer.check();
+      const field = readField(description, bytes);
+      const renderer = new FieldRenderer(this.gl, field);
+      await renderer.check(field);
       await renderer.prepare(mode);
       return renderer;
     } finally {

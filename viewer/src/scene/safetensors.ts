@@ -2,7 +2,7 @@ import { damaged } from "../errors";
 
 export type TensorData = Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer> | Uint8Array<ArrayBuffer>;
 
-/** An array of a safetensors file. Half floats come as their 16 bits. */
+/** An array of a safetensors file. Half floats are given as their 16 bits. */
 export interface Tensor {
   dtype: "F32" | "F16" | "U8";
   shape: number[];
@@ -13,7 +13,7 @@ const ELEMENTS = { F32: Float32Array, F16: Uint16Array, U8: Uint8Array };
 
 /**
  * Read a safetensors file: eight bytes with the length of a JSON header, the header, the data. All little-endian.
- * @throws ViewerError naming the file, if it is none, or shorter than its header says.
+ * @throws ViewerError that names the file if it is not a safetensors file or is shorter than its header states.
  */
 export function parseSafetensors(file: string, buffer: ArrayBuffer): Map<string, Tensor> {
   if (buffer.byteLength < 8) throw damaged(file, "it is too short");
@@ -33,7 +33,7 @@ function parseHeader(file: string, bytes: Uint8Array): Record<string, unknown> {
     const header: unknown = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
     if (typeof header === "object" && header !== null) return header as Record<string, unknown>;
   } catch {
-    // Not JSON, or not text at all: the same to the visitor.
+    // Not JSON, or not text at all: the same error for the user.
   }
   throw damaged(file, "its header cannot be read");
 }
@@ -51,7 +51,7 @@ function readTensor(file: string, name: string, entry: unknown, buffer: ArrayBuf
     throw damaged(file, `${name} is cut off`);
   }
   const start = begin + from;
-  // Typed arrays have to start at a multiple of their element's size; the format does not promise it.
+  // Typed arrays must start at a multiple of their element size, which the format does not guarantee.
   const aligned = start % Elements.BYTES_PER_ELEMENT === 0;
   const data = aligned ? new Elements(buffer, start, count) : new Elements(buffer.slice(start, begin + to));
   return { dtype, shape, data };

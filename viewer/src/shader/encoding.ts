@@ -4,13 +4,13 @@ import { float } from "./glsl";
 import { type Constants, inOrder, type Lanes } from "./lanes";
 import { named } from "./network";
 
-/** How a table's row lies in texels: channels of a texel, and texels of a row. */
+/** Layout of a table row in texels: channels per texel, and texels per row. */
 export function texelLayout(features: number): { channels: 1 | 2 | 4; texels: number } {
   if (features <= 2) return { channels: features === 1 ? 1 : 2, texels: 1 };
   return { channels: 4, texels: Math.ceil(features / 4) };
 }
 
-/** Lanes of `encode`'s output: a level's features fill half or whole groups of their own. */
+/** Lanes of `encode`'s output: levels of one or two features are packed; with more features, each level fills whole groups. */
 export function encodingLanes(levels: number, features: number): Lanes {
   if (features <= 2) return inOrder(levels * features);
   const { texels } = texelLayout(features);
@@ -20,7 +20,7 @@ export function encodingLanes(levels: number, features: number): Lanes {
   });
 }
 
-/** GLSL of `void encode(vec3 u, out vec4 e0, ...)`, hash encoding as in training, and its texture fetches. */
+/** GLSL of `void encode(vec3 u, out vec4 e0, ...)`, the hash encoding of training, and its number of texture fetches. */
 export function encodingSource(field: Field, log2Width: number, constants: Constants): { source: string; fetches: number } {
   const { encoding } = field.description;
   const { channels, texels } = texelLayout(encoding.features);

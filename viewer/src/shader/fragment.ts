@@ -7,10 +7,10 @@ import { Constants, inOrder } from "./lanes";
 import { marchSource } from "./march";
 import { activationSource, named, NetworkWriter, type Vector } from "./network";
 
-/** What a program draws: pictures (colour, depth, opacity), surface normals, or numbers that check the device. */
+/** Output of a program: images (color, depth, opacity), surface normals, or numbers that check the device. */
 export type Program = "picture" | "normals" | "check";
 
-/** Work of the shader for each sample that it evaluates. */
+/** Work of the shader per evaluated sample. */
 export interface Work {
   multiplyAdds: number; // of both networks as they run, padding included
   tableFetches: number;
@@ -23,10 +23,10 @@ export interface FieldShader {
   fragment(program: Program): string;
 }
 
-/** Positions and directions that the check evaluates. */
+/** Number of positions and directions that the check evaluates. */
 export const CHECKS = 64;
 
-/** Write the shaders of a field whose table lies in a texture of 2^log2TableWidth texels a row. */
+/** Write the shaders of a field whose table is in a texture with rows of 2^log2TableWidth texels. */
 export function fieldShader(field: Field, log2TableWidth: number): FieldShader {
   const { description } = field;
   const constants = new Constants();
@@ -36,7 +36,7 @@ export function fieldShader(field: Field, log2TableWidth: number): FieldShader {
   const encoded = named("e", encodingLanes(resolutions.length, features));
   const [densityBody, outputs] = writer.chain(field.density, encoded);
 
-  // The colour network's first stage in two parts: the direction's share is computed once a ray.
+  // The color network's first stage in two parts: the part that depends on the direction is computed once per ray.
   const blocksOfDensity = writer.blocks;
   const first = field.color.stages[0];
   const rowLanes = NetworkWriter.rowLanes(first);
@@ -44,7 +44,7 @@ export function fieldShader(field: Field, log2TableWidth: number): FieldShader {
   const [viewBody, viewRows] = writer.affine(first.projections, first.inputs, rowLanes, harmonics, first.offsets);
   const blocksOfView = writer.blocks - blocksOfDensity;
   const view = named("view", rowLanes);
-  // The log density is no input of the colour network: its lane meets a column of zeros.
+  // The log density is not an input of the color network: its lane is multiplied by a column of zeros.
   const raw = named(
     "raw",
     outputs.lanes.map((output) => (output <= 0 ? -1 : HARMONICS.length + output - 1)),
@@ -74,7 +74,7 @@ void harmonics(vec3 d, ${list(harmonics, "out vec4 ")}) {
 ${HARMONICS.map((terms, n) => `h${Math.floor(n / 4)}.${"xyzw"[n % 4]} = ${harmonicSource(terms)};`).join("\n")}
 }
 
-// The direction's share of the colour network's first stage.
+// The part of the color network's first stage that depends on the direction.
 void viewShare(${list(harmonics, "vec4 ")}, ${list(view, "out vec4 ")}) {
 ${viewBody}${copy(viewRows, view)}}
 
@@ -97,19 +97,19 @@ ${program === "check" ? checkSource(words) : pictureSource(field, program, words
 }
 
 /**
- * Replace references to constants, W(k) for vec4 k and M(k) for the four from k on, by their numbers. Literals are the fastest by far
- * where shaders are compiled to a processor's code. The exporter refuses networks whose source would become too long.
+ * Replace references to constants (W(k) for vec4 k, M(k) for the four from k on) by their values. Literals are by far the fastest
+ * where shaders are compiled to CPU code. The exporter rejects networks whose source would become too long.
  */
 function withLiterals(source: string, values: Float32Array): string {
   const numbers = (from: number, count: number) =>
-    // Nine digits tell every single-precision number from its neighbours.
+    // Nine digits distinguish every single-precision number from its neighbors.
     Array.from(values.subarray(4 * from, 4 * (from + count)), (value) => float(Number(value.toPrecision(9)))).join(", ");
   return source
     .replace(/\bM\((\d+)\)/g, (_, k: string) => `mat4(${numbers(Number(k), 4)})`)
     .replace(/\bW\((\d+)\)/g, (_, k: string) => `vec4(${numbers(Number(k), 1)})`);
 }
 
-/** Lists of names in the shader: as arguments, and all of them declared. */
+/** Lists of names in the shader: as arguments, and as declarations of all of them. */
 interface Words {
   raw: string;
   view: string;
@@ -125,7 +125,7 @@ function copy(from: Vector, to: Vector): string {
   return from.names.map((name, g) => `${to.names[g]} = ${name};\n`).join("");
 }
 
-/** Each pixel (x, y) gives the bits of number x (log density, red, green, blue) of check y. */
+/** Pixel (x, y) holds the bits of number x (log density, red, green, blue) of check y. */
 function checkSource(words: Words): string {
   return `
 vec3 mixed(uint n) {
@@ -174,7 +174,7 @@ uniform mat3 rotation;  // columns: right, up, back
 uniform vec4 lens;  // fx, fy, cx, cy in pixels from the lower left corner
 uniform vec3 background;
 uniform int mode;
-uniform vec2 depthRange;  // distances that depth pictures begin and end at
+uniform vec2 depthRange;  // smallest and largest distance shown in depth images
 
 // From near to far: light yellow, orange, red, violet, dark blue.
 vec3 depthColor(float t) {

@@ -1,10 +1,10 @@
 import type { FieldDescription } from "../scene/format";
 import { float, vec3 } from "./glsl";
 
-/** Cells of the occupancy grid whose bits fill a row of its texture; 32 bits a texel. */
+/** Width, in texels, of the occupancy grid's texture; a texel holds the bits of 32 cells. */
 export const OCCUPANCY_WIDTH = 1024;
 
-/** GLSL of stepping along a ray through the occupancy grid: the same samples as in training's evaluation. */
+/** GLSL of ray marching through the occupancy grid, with the same samples as in evaluation after training. */
 export function marchSource(description: FieldDescription): string {
   const { space, step, occupancy } = description;
   const [low, high] = space.box;
@@ -12,7 +12,7 @@ export function marchSource(description: FieldDescription): string {
   const r = occupancy.resolution;
   return `
 uniform highp usampler2D occupancy;
-uniform float stepFactor;  // 1 as in training, more for a coarser picture
+uniform float stepFactor;  // 1 as in training, larger for a coarser image
 
 const vec3 LOW = ${vec3(low)};
 const vec3 SCALE = ${vec3(scale)};
@@ -51,7 +51,7 @@ bool isOccupied(vec3 u) {
   return (bits >> (index & 31u) & 1u) == 1u;
 }
 
-// Step coordinate of the first sample, and how many steps there are at most.
+// Step coordinate of the first sample, and the maximum number of steps.
 void beginWalk(vec3 origin, vec3 direction, out float start, out int count) {
   float near = ${float(description.near)}, far = ${float(description.far)};
 ${
@@ -67,19 +67,19 @@ ${
   count = 0;
   if (!(far > near)) return;
   start = stepCoordinate(max(near, 0.0)) + 0.5;
-  count = int(clamp(ceil(stepCoordinate(max(far, 0.0)) - start), 0.0, 1e6));
+  count = int(clamp(ceil(stepCoordinate(max(far, 0.0)) - start), 0.0, 1e7));
 }
 
-// Steps that surely stay in the empty cell around u.
+// Number of steps that are certain to stay in the empty cell around u.
 int emptySteps(vec3 u, vec3 direction) {
 ${
-  space.contracted
+  space.contracted || step.cone_angle > 0 // steps of different lengths
     ? "  return 1;"
     : `  vec3 speed = direction * SCALE * ${float(r)} * stepSize();  // cells a step
   vec3 inside = fract(u * ${float(r)});
   vec3 rest = mix(-inside, 1.0 - inside, greaterThan(speed, vec3(0.0)));
   vec3 steps = mix(rest / speed, vec3(1e6), lessThan(abs(speed), vec3(1e-9)));
-  // One less, against round-off.
+  // One less, because of round-off error.
   return max(int(min(steps.x, min(steps.y, steps.z))) - 1, 1);`
 }
 }

@@ -2,7 +2,7 @@ import { type Chain, factors, numProjections, type Stage } from "../field/field"
 import { float } from "./glsl";
 import { type Constants, inOrder, inParts, type Lanes } from "./lanes";
 
-/** GLSL functions of the activations; Abramowitz and Stegun, 7.1.26, for the error function. */
+/** GLSL functions of the activations; the error function follows Abramowitz and Stegun, 7.1.26. */
 const ACTIVATIONS: Record<Stage["phi"], string> = {
   identity: "return x;",
   relu: "return max(x, 0.0);",
@@ -21,31 +21,31 @@ export function activationSource(...chains: Chain[]): string {
   return [...used].map((phi) => `vec4 phi_${phi}(vec4 x) { ${ACTIVATIONS[phi]} }\n`).join("");
 }
 
-/** A vector in a shader: its vec4s by name, and which number is in which of their components. */
+/** A vector in a shader: the names of its vec4s, and the number in each of their components. */
 export interface Vector {
   names: readonly string[];
   lanes: Lanes;
 }
 
-/** Names of a vector's vec4s that begin with a word. */
+/** A vector whose vec4s have names that start with a word. */
 export function named(word: string, lanes: Lanes): Vector {
   return { names: Array.from({ length: lanes.length / 4 }, (_, g) => `${word}${g}`), lanes };
 }
 
 /**
- * Writes networks as GLSL statements, without arrays and loops, which would keep numbers out of registers. Constants are named
- * by their place: W(k) is vec4 k, M(k) the matrix whose columns are the four from k on.
+ * Writes networks as GLSL statements, without arrays and loops, which would keep values out of registers. Constants are named
+ * by their index: W(k) is vec4 k, M(k) the matrix whose columns are the four vec4s from k on.
  */
 export class NetworkWriter {
-  /** 4x4 products of what was written so far. */
+  /** Number of 4x4 matrix products written so far. */
   blocks = 0;
   private names = 0;
 
   constructor(private readonly constants: Constants) {}
 
   /**
-   * Statements for y = matrix x + start, `start` being constants or a vector of the same lanes as y.
-   * @param columns numbers in a row of the matrix.
+   * Statements for y = matrix x + start, where `start` is constants or a vector with the same lanes as y.
+   * @param columns numbers per row of the matrix.
    */
   affine(
     matrix: Float32Array,
@@ -73,7 +73,7 @@ export class NetworkWriter {
     return y.names.map((name, g) => `${name} += ${norm} * W(${place + g});\n`).join("");
   }
 
-  /** Statements that take a stage from its projected rows to its features. */
+  /** Statements that compute a stage's features from its projected rows. */
   combine(stage: Stage, rows: Vector): [source: string, features: Vector] {
     const perOrder = stage.features / stage.order;
     const groups = Math.ceil(perOrder / 4);
@@ -92,7 +92,7 @@ export class NetworkWriter {
     return inParts(numProjections(stage), stage.features / stage.order);
   }
 
-  /** Statements for a chain; its first stage's rows may be at hand already. */
+  /** Statements for a chain. The rows of its first stage can be given if they are already computed. */
   chain(chain: Chain, input: Vector, firstRows?: Vector): [source: string, y: Vector] {
     let source = "";
     let x = input;

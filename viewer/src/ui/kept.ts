@@ -1,4 +1,4 @@
-/** The whole number from `least` to `most` that was kept for this visit, also through a reload; `most` where there is none. */
+/** The integer from `least` to `most` that was kept for this visit, including reloads; `most` if there is none. */
 export function kept(key: string, least: number, most: number): number {
   try {
     const value = Number(sessionStorage.getItem(key) ?? most);
@@ -13,6 +13,6 @@ export function keep(key: string, value: number): void {
   try {
     sessionStorage.setItem(key, String(value));
   } catch {
-    // Without storage it holds until the page is left.
+    // Without storage, the value is lost when the page is left.
   }
 }

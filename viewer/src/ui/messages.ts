@@ -1,10 +1,10 @@
 import { ViewerError } from "../errors";
 import { element } from "./elements";
 
-/** Show what is wrong and what to do; `fatal` if nothing can be drawn at all. */
+/** Show what is wrong and what to do. `fatal` if nothing can be drawn at all. */
 export function showError(error: unknown, fatal: boolean): void {
   const known = error instanceof ViewerError;
-  const title = known ? error.title : "Something went wrong in this page";
+  const title = known ? error.title : "Something went wrong on this page";
   const advice = known
     ? error.advice
     : `Reload the page. If it happens again, report it with this text: ${error instanceof Error ? error.message : String(error)}`;
@@ -18,14 +18,14 @@ export function showError(error: unknown, fatal: boolean): void {
   if (!known) console.error(error);
 }
 
-/** Let the close button of messages work. */
+/** Connect the close button of messages. */
 export function wireMessages(): void {
   element("dismiss", HTMLButtonElement).addEventListener("click", () => {
     element("message", HTMLDivElement).hidden = true;
   });
 }
 
-/** Show what the visitor waits for, and how much of it is done, from 0 to 1, if that is known. */
+/** Show what the user is waiting for and, if known, the fraction that is done, from 0 to 1. */
 export function showProgress(text: string, part?: number): void {
   const bar = element("progress", HTMLProgressElement);
   if (part === undefined) bar.removeAttribute("value");

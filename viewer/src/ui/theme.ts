@@ -2,7 +2,7 @@ const THEMES = ["auto", "light", "dark"] as const;
 type Theme = (typeof THEMES)[number];
 const KEY = "eugen-theme";
 
-/** A button that switches between the system's colours, light and dark ones, and remembers. */
+/** Connect a button that switches between the system's theme, light and dark, and remembers the choice. */
 export function wireTheme(button: HTMLButtonElement): void {
   let theme = stored();
   const apply = () => {
@@ -14,7 +14,7 @@ export function wireTheme(button: HTMLButtonElement): void {
     try {
       localStorage.setItem(KEY, theme);
     } catch {
-      // Without storage the choice holds for this visit.
+      // Without storage, the choice lasts for this visit.
     }
     apply();
   });

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eugen_nerf.scenes.normalise import faces_forward, focus_point, near_depth_of_points, normalise
+from eugen_nerf.scenes.normalize import faces_forward, focus_point, near_depth_of_points, normalize
 from tests.scenes import builders
 
 numbers = st.floats(-1.0, 1.0)
@@ -16,7 +16,7 @@ deterministic = settings(max_examples=50, deadline=None, derandomize=True)
 
 
 def rotation_about(axis, angle):
-    """Rotation [3, 3] about an axis [3] of any length but zero."""
+    """Rotation [3, 3] about an axis [3] of any nonzero length."""
     x, y, z = axis / np.linalg.norm(axis)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
@@ -46,15 +46,15 @@ def ring(count=12, height=1.0, target=(0.0, 0.0, 0.0)):
 
 
 def sideways(poses):
-    """The same cameras held turned by a quarter, as a phone stores upright photos."""
+    """The same cameras rotated by a quarter turn, as a phone stores upright photos."""
     return np.stack([poses[:, :, 1], -poses[:, :, 0], poses[:, :, 2], poses[:, :, 3]], axis=-1)
 
 
 @given(rotations, vectors, st.floats(1e-3, 1e3), st.sampled_from(["focus", "poses", "none"]))
 @deterministic
-def test_the_change_is_a_similarity_that_fits_the_cameras_into_the_unit_box(rotation, shift, scale, centre):
+def test_the_change_is_a_similarity_that_fits_the_cameras_into_the_unit_box(rotation, shift, scale, center):
     poses = moved(builders.arc_poses(7), rotation, 10 * scale * shift, scale)
-    change = normalise(poses, orientation="up", centre=centre)
+    change = normalize(poses, orientation="up", center=center)
     r = change.transform[:, :3]
     np.testing.assert_allclose(r.T @ r, np.eye(3), atol=1e-9)
     assert np.linalg.det(r) == pytest.approx(1)
@@ -68,10 +68,10 @@ def test_the_change_is_a_similarity_that_fits_the_cameras_into_the_unit_box(rota
 @deterministic
 def test_the_result_does_not_depend_on_the_files_position_and_unit(rotation, shift, scale):
     poses = ring()[:7]
-    expected = normalise(poses).poses(poses)
+    expected = normalize(poses).poses(poses)
     other = moved(poses, rotation, 10 * scale * shift, scale)
-    result = normalise(other).poses(other)
-    # A turn about the vertical remains free, and the cube that the cameras fill depends on it a little.
+    result = normalize(other).poses(other)
+    # A rotation about the vertical remains free, and the cube that the cameras fill depends on it slightly.
     np.testing.assert_allclose(result[:, 2, :3], expected[:, 2, :3], atol=1e-6)
     ratios = np.linalg.norm(result[:, :, 3], axis=1) / np.linalg.norm(expected[:, :, 3], axis=1)
     np.testing.assert_allclose(ratios, ratios[0], atol=1e-6)
@@ -81,9 +81,9 @@ def test_the_result_does_not_depend_on_the_files_position_and_unit(rotation, shi
 @given(rotations, st.floats(-1.5, 3.0))
 @deterministic
 def test_level_cameras_end_up_upright(rotation, height):
-    # Half a ring seen from above: the mean up direction of the photos leans, the vertical does not.
+    # Half a ring that looks down: the photos' mean up direction is tilted, the vertical is not.
     poses = ring(height=height)[:7]
-    change = normalise(moved(poses, rotation, np.zeros(3), 1.0), orientation="up")
+    change = normalize(moved(poses, rotation, np.zeros(3), 1.0), orientation="up")
     np.testing.assert_allclose(change.transform[:, :3] @ rotation @ [0, 0, 1], [0, 0, 1], atol=1e-6)
 
 
@@ -91,16 +91,16 @@ def test_level_cameras_end_up_upright(rotation, height):
 @deterministic
 def test_photos_stored_on_their_side_end_up_upright(rotation, height):
     poses = sideways(ring(height=height)[:7])
-    change = normalise(moved(poses, rotation, np.zeros(3), 1.0), orientation="up")
+    change = normalize(moved(poses, rotation, np.zeros(3), 1.0), orientation="up")
     np.testing.assert_allclose(change.transform[:, :3] @ rotation @ [0, 0, 1], [0, 0, 1], atol=1e-6)
 
 
 def test_cameras_in_one_plane_keep_their_mean_up():
-    # A vertical arc: image rows are parallel, so they do not tell the vertical.
+    # A vertical arc: image rows are parallel, so they do not determine the vertical.
     angles = np.linspace(-0.5, 0.9, 8)
     positions = np.stack([2 * np.cos(angles), np.zeros(8), 2 * np.sin(angles)], axis=1)
     poses = look_at(positions, np.zeros(3))
-    up = normalise(poses, orientation="up").transform[2, :3]
+    up = normalize(poses, orientation="up").transform[2, :3]
     mean_up = poses[:, :, 1].mean(axis=0)
     np.testing.assert_allclose(up, mean_up / np.linalg.norm(mean_up), atol=1e-9)
 
@@ -108,11 +108,11 @@ def test_cameras_in_one_plane_keep_their_mean_up():
 def test_upside_down_cameras_are_turned_over():
     poses = ring(height=0.0)
     poses[:, :, :2] *= -1
-    np.testing.assert_allclose(normalise(poses).transform[2, :3], [0, 0, -1], atol=1e-9)
+    np.testing.assert_allclose(normalize(poses).transform[2, :3], [0, 0, -1], atol=1e-9)
 
 
 def test_orientation_none_keeps_the_axes():
-    change = normalise(builders.arc_poses(5), orientation="none")
+    change = normalize(builders.arc_poses(5), orientation="none")
     np.testing.assert_array_equal(change.transform[:, :3], np.eye(3))
 
 
@@ -144,14 +144,14 @@ def test_no_common_point_falls_back_to_the_mean_camera(case):
     else:
         poses = poses[:1]
     assert focus_point(poses) is None
-    change = normalise(poses, centre="focus")
+    change = normalize(poses, center="focus")
     np.testing.assert_allclose(change.points(poses[:, :, 3].mean(axis=0)), 0, atol=1e-9)
 
 
 def test_cameras_in_one_spot_keep_their_scale():
     poses = ring()
     poses[:, :, 3] = [7.0, 8.0, 9.0]
-    assert normalise(poses, centre="poses").scale == 1.0
+    assert normalize(poses, center="poses").scale == 1.0
 
 
 def test_forward_facing():
@@ -159,10 +159,10 @@ def test_forward_facing():
     assert faces_forward(ring()[:1])
     narrow = look_at(np.stack([np.linspace(-1, 1, 5), np.full(5, -4.0), np.zeros(5)], axis=1), np.zeros(3))
     assert faces_forward(narrow)
-    near = normalise(narrow, centre="poses", near_depth=3.0)
+    near = normalize(narrow, center="poses", near_depth=3.0)
     assert near.scale == pytest.approx(1 / 3)
-    # A depth does not matter for cameras around an object.
-    assert normalise(ring(), centre="poses", near_depth=30.0).scale == normalise(ring(), centre="poses").scale
+    # The depth does not matter for cameras around an object.
+    assert normalize(ring(), center="poses", near_depth=30.0).scale == normalize(ring(), center="poses").scale
 
 
 def test_near_depth_is_where_the_points_begin():
