@@ -80,8 +80,8 @@ def _train_and_show(benchmark: Benchmark, store: ResultStore, options: DemoOptio
         _show(benchmark, store, options, console)
     except OSError as error:
         raise UserError(
-            f"{store.folder}: video and pictures cannot be written ({error.strerror or error}). The results of the "
-            "trainings are there; eugen-bench report makes their tables."
+            f"{store.folder}: video and images cannot be written ({error.strerror or error}). The training results are "
+            "saved; eugen-bench report creates their tables."
         ) from error
 
 
@@ -121,8 +121,8 @@ def _check(options: DemoOptions, benchmark: Benchmark) -> None:
             raise UserError(f"{option} must be at least {least}, not {value}.")
     if len(benchmark.scenes) > 1 or len(benchmark.seeds) > 1 or benchmark.pictures < 1:
         raise UserError(
-            f"{options.config}: the demonstration takes one scene, one seed and pictures: 1 or more; eugen-bench run "
-            "measures the rest."
+            f"{options.config}: the demo needs one scene, one seed and pictures of at least 1; use eugen-bench run for "
+            "anything else."
         )
 
 

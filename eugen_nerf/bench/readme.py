@@ -50,7 +50,7 @@ def update_readme(file: Path, folders: Sequence[Path]) -> None:
     if not begin or not end:
         raise UserError(f"{file}: lacks the lines {BEGIN} and {END}, between which the tables go.")
     if not folders:
-        raise UserError(f"{file}: stays as it is; name the folders with results whose tables go into it.")
+        raise UserError(f"{file}: unchanged, no result folders given. Name the folders whose tables to insert.")
     command = shlex.join(["eugen-bench", "readme", file.name, *(folder.as_posix() for folder in folders)])
     tables = "\n".join([f"<!-- {command} -->\n", *(_section(folder) for folder in folders)])
     between = f"\n{tables}\n"

@@ -141,7 +141,7 @@ class _Runner:
             jobs.write_json(folder / "job.json", data)
         except OSError as error:
             raise UserError(
-                f"{folder}: cannot be written ({error.strerror}). Earlier results are intact; mend that and run again "
+                f"{folder}: cannot be written ({error.strerror}). Earlier results are intact; fix this and run again "
                 "with --resume."
             ) from error
         return folder

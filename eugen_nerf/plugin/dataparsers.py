@@ -118,15 +118,15 @@ class SceneDataParserConfig(DataParserConfig):
     eval_interval: int = 8
     """Hold out every n-th image for evaluation if the scene's files define no splits; 0 trains on all images."""
     bounded: bool | None = None
-    """Whether everything visible lies inside the scene box. None: only in the Blender layout."""
+    """Whether everything visible lies inside the scene box. By default only in the Blender layout."""
     scene_scale: float | None = None
-    """Half the side length of the scene box, world units. None: 1.5 for bounded Blender scenes, otherwise 1."""
+    """Half the side length of the scene box, world units. By default 1.5 for bounded Blender scenes, otherwise 1."""
     orientation: Orientation | None = None
-    """Vertical axis of the world. up: estimated from the photos. none: as in the scene's files. None: none for the
-    Blender layout, otherwise up."""
+    """Vertical axis of the world. up: estimated from the photos. none: as in the scene's files. By default none
+    for the Blender layout, otherwise up."""
     center: Center | None = None
     """Origin of the world. focus: the point the cameras look at. poses: the mean camera position. none: as in the
-    scene's files. None: none for the Blender layout, poses for forward-facing LLFF scenes, otherwise focus."""
+    scene's files. By default none for the Blender layout, poses for forward-facing LLFF scenes, otherwise focus."""
 
 
 @dataclass

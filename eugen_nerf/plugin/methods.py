@@ -242,10 +242,10 @@ class EugenTrainerConfig(TrainerConfig):
                     before = saved.get("initial_lr", saved.get("lr")) if option == "lr" else saved.get(option)
                     given = getattr(group["optimizer"], option, before)
                     if before is not None and given != (tuple(before) if isinstance(before, list) else before):
-                        way = "; --load-scheduler False begins a new decay with yours" if option == "lr" else ""
+                        way = "; --load-scheduler False starts a new decay from yours" if option == "lr" else ""
                         kept.append(
-                            f"optimizers.{name}.optimizer.{option} stays {before}, as the checkpoint has it, and does "
-                            f"not become {given}{way}."
+                            f"optimizers.{name}.optimizer.{option} keeps the checkpoint's value {before}; {given} is "
+                            f"ignored{way}."
                         )
         return kept
 

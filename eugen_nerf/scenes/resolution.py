@@ -101,7 +101,7 @@ def choose_images(shots: Sequence[Shot], downscale: int) -> tuple[list[ChosenIma
             raise SceneError(
                 f"{shot.image_path}: the image is {_text(info.size)} pixels, {other} times smaller than the "
                 f"{_text(size)} stated in {shot.source.name}, but {paths[0]} is {factor} times "
-                "smaller; all images need the same reduction"
+                "smaller; all images must be downscaled by the same factor"
             )
     warnings: list[str] = []
     copies = _reduced_copies(shots, stated, downscale, warnings) if downscale not in (1, factor) else None

@@ -66,8 +66,8 @@ def _warn_of_trained(
     repeated = [shot for shot in chosen if _photo(shot) in trained]
     if repeated:
         warnings.append(
-            f"{_split_name(capture, split)}: {len(repeated)} of its {len(chosen)} photos are trained on as well (the "
-            f"first is {shorten(repeated[0].listed)}); metrics of those say nothing about new views"
+            f"{_split_name(capture, split)}: {len(repeated)} of its {len(chosen)} photos are training photos too (the "
+            f"first is {shorten(repeated[0].listed)}); metrics on those say nothing about new views"
         )
 
 
@@ -90,8 +90,8 @@ def _with_image(capture: Capture, shots: Sequence[Shot], warnings: list[str]) ->
         foreign = next((shot for shot in missing if os.path.isfile(capture.root / shot.listed)), None)
         if foreign is not None:
             raise SceneError(
-                f"{capture.root / foreign.listed}: which {source.name} lists, is no .png, .jpg or .jpeg file; convert "
-                "such images to PNG or JPEG. The names in the scene's files may stay, only the ending changes"
+                f"{capture.root / foreign.listed}: listed in {source.name}, but not a .png, .jpg or .jpeg file; "
+                "convert it. Only the extension may change, and the scene's files need no edit"
             )
         if len(missing) == len(shots):
             raise SceneError(

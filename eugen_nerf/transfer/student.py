@@ -133,8 +133,8 @@ def fields(model: Any, paths: list[str]) -> list[str]:
         if not isinstance(model.get_submodule(name), EugenField | Field):
             belongs = ", ".join(path for path in paths if path.partition(".")[0] == name)
             raise UserError(
-                f"--layers: {belongs} cannot be transferred: what is compared are samples of the fields that give the "
-                "picture its colors. Choose layers of those."
+                f"--layers: {belongs} cannot be transferred: only fields that produce the image's colors can. Choose "
+                "layers of those."
             )
     return list(found)
 

@@ -110,7 +110,6 @@ def _check_scene(run: Path, pipeline: Any) -> None:
     )
     if not same or not abs(scale / float(outputs.dataparser_scale) - 1) <= 1e-4:
         raise UserError(
-            f"{pipeline.datamanager.config.data or pipeline.datamanager.config.dataparser.data}: is another scene than "
-            f"the one {run} was trained on, or has changed since: its cameras are placed differently "
-            f"({file.name} of the run tells how they were)."
+            f"{pipeline.datamanager.config.data or pipeline.datamanager.config.dataparser.data}: is not the scene "
+            f"that {run} was trained on, or has changed since: its camera poses differ from those in {file.name}."
         )

@@ -57,7 +57,7 @@ def test_photos_that_are_held_out_and_trained_on_are_told(tmp_path):
     (tmp_path / "test" / "r_0.png").unlink()
     (tmp_path / "test" / "r_0.png").symlink_to(tmp_path / "train" / "r_1.png")
     (warning,) = load_scene(tmp_path, "test").warnings
-    assert "transforms_test.json: 1 of its 3 photos are trained on as well" in warning
+    assert "transforms_test.json: 1 of its 3 photos are training photos too" in warning
     assert load_scene(tmp_path, "val").warnings == ()
 
 

@@ -255,7 +255,7 @@ class TestPaths:
         (tmp_path / "images" / "003.png").unlink()
         builders.edit_frame(tmp_path / "transforms.json", 3, file_path="images/003.tif")
         Image.new("RGB", (96, 72)).save(tmp_path / "images" / "003.tif")
-        with pytest.raises(SceneError, match=r"images/003\.tif: which transforms\.json lists, is no \.png"):
+        with pytest.raises(SceneError, match=r"images/003\.tif: listed in transforms\.json, but not a \.png"):
             load_scene(tmp_path)
 
 
@@ -306,7 +306,7 @@ class TestSplits:
     def test_photos_that_are_held_out_and_trained_on_are_told(self, tmp_path):
         builders.make_transforms(tmp_path, train_filenames=self.names(1, 2, 3), test_filenames=self.names(3, 4))
         (warning,) = load_scene(tmp_path, "test").warnings
-        assert "test_filenames: 1 of its 2 photos are trained on as well (the first is 'images/003.png')" in warning
+        assert "test_filenames: 1 of its 2 photos are training photos too (the first is 'images/003.png')" in warning
         assert load_scene(tmp_path, "train").warnings == ()
 
     def test_names_without_extension(self, tmp_path):

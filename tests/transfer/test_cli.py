@@ -296,7 +296,7 @@ class TestRefusals:
         world = json.loads(file.read_text())
         world["scale"] *= 2
         file.write_text(json.dumps(world))
-        self.refused(copied, tmp_path / "out", "is another scene than the one .*copied was trained on")
+        self.refused(copied, tmp_path / "out", "is not the scene that .*copied was trained on")
 
     @pytest.mark.parametrize(
         "content",
