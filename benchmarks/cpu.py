@@ -42,7 +42,7 @@ from eugen_nerf.ops import (
     render,
     spherical_harmonics,
 )
-from eugen_nerf.optim import SparseAdam
+from eugen_nerf.optim import MaskedAdam
 
 N = 65_536  # samples, as in a training step
 
@@ -194,7 +194,7 @@ def optimizer_rows(bandwidth: float) -> list[list[str]]:
         touched = torch.rand(entries, 1, generator=generator) < share
         grad = torch.randn(entries, 4, generator=generator) * touched
         steps = []
-        for make in (SparseAdam, torch.optim.Adam, lambda p: torch.optim.Adam(p, fused=True)):
+        for make in (MaskedAdam, torch.optim.Adam, lambda p: torch.optim.Adam(p, fused=True)):
             parameter = torch.nn.Parameter(torch.zeros(entries, 4))
             parameter.grad = grad
             steps.append(make([parameter]).step)
@@ -202,7 +202,7 @@ def optimizer_rows(bandwidth: float) -> list[list[str]]:
         moved = 4 * grad.numel() * (1 + 6 * share)  # the gradient; value and two moments, read and written
         note = f"{moved / ours / 1e6:.1f} GB/s, copy {bandwidth:.0f}; torch fused {fused:.2f} ms"
         rows.append(
-            [f"SparseAdam, {share:.0%} of 3M touched", f"{ours:.2f}", f"{plain:.2f}", f"{plain / ours:.1f}x", note]
+            [f"MaskedAdam, {share:.0%} of 3M touched", f"{ours:.2f}", f"{plain:.2f}", f"{plain / ours:.1f}x", note]
         )
     return rows
 

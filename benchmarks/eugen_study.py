@@ -296,14 +296,14 @@ class Scene:
         return model
 
     def _train(self, pipeline: Any, trial: Trial) -> None:
-        from eugen_nerf.optim import SparseAdam
+        from eugen_nerf.optim import MaskedAdam
 
         field = pipeline.model.field
         networks = nn.ModuleList([field.density_network, field.color_network])
         adam = torch.optim.Adam(parameter_groups(networks, trial), eps=1e-15, fused=True)
         optimizers: list[torch.optim.Optimizer] = [adam]
         if table := list(field.encoding.parameters()):
-            optimizers.append(SparseAdam(table, lr=1e-2 * trial.table_rate, eps=1e-15))
+            optimizers.append(MaskedAdam(table, lr=1e-2 * trial.table_rate, eps=1e-15))
         selection = round(trial.selection_at * trial.steps) if trial.network.candidates else None
         decay = Decay(optimizers, selection if selection and trial.restart else trial.steps)
         pipeline.train()

@@ -17,7 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -773,25 +776,37 @@ def main() -> None:
         sys.exit("Mitsuba 3, which renders the scene, is not installed. Fix: pip install '.[demo-scene]'")
 
     try:
-        for split in SPLITS:
-            (options.output / split).mkdir(parents=True, exist_ok=True)
+        options.output.mkdir(parents=True, exist_ok=True)
+        # Complete or not at all: the images of an interrupted run would not belong to the earlier cameras.
+        with tempfile.TemporaryDirectory(prefix=".", dir=options.output) as folder:
+            render_scene(options, Path(folder))
+            for made in Path(folder).iterdir():
+                if os.path.isdir(options.output / made.name):
+                    shutil.rmtree(options.output / made.name)
+                os.replace(made, options.output / made.name)
     except OSError as error:
         sys.exit(f"{options.output}: {error.strerror}. Fix: name a folder that can be written with --output")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; nothing was written")
+    print(f"\nwrote {options.output}")
 
+
+def render_scene(options: argparse.Namespace, output: Path) -> None:
+    """Write images and cameras of all splits."""
     scene = build_scene()
     jobs = {split: cameras(split)[: options.views] for split in SPLITS}
     total, done, began = sum(map(len, jobs.values())), 0, time.monotonic()
     for number, (split, poses) in enumerate(jobs.items()):
         frames = []
+        (output / split).mkdir()
         for index, pose in enumerate(poses):
             picture = render(scene, pose, options.size, options.samples, seed=1000 * number + index)
-            Image.fromarray(picture).save(options.output / split / f"r_{index}.png", optimize=True)
+            Image.fromarray(picture).save(output / split / f"r_{index}.png", optimize=True)
             frames.append({"file_path": f"./{split}/r_{index}", "transform_matrix": pose.tolist()})
             done += 1
             print(f"\r{done}/{total} views, {time.monotonic() - began:.0f} s", end="", flush=True)
         transforms = {"camera_angle_x": CAMERA_ANGLE_X, "frames": frames}
-        (options.output / f"transforms_{split}.json").write_text(json.dumps(transforms, indent=1) + "\n")
-    print(f"\nwrote {options.output}")
+        (output / f"transforms_{split}.json").write_text(json.dumps(transforms, indent=1) + "\n")
 
 
 if __name__ == "__main__":

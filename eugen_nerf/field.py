@@ -16,6 +16,7 @@ from eugen_nerf.layers import ACTIVATIONS, EUGen, build_network, merge_chain
 from eugen_nerf.layers.merge import MergedChain, changed_method, has_hooks
 from eugen_nerf.layers.selection import Kept, select_features
 from eugen_nerf.ops import Backend, HashGridLayout, RadianceField
+from eugen_nerf.ops.network_spec import HARMONICS
 from eugen_nerf.ops.radiance_field import TruncatedExp
 
 # Factor on the initial output weights of EUGen layers. The features of a hash grid start near zero; larger output
@@ -38,8 +39,8 @@ class FieldConfig:
     """Number of random features m of each EUGen or SNNK layer, or rank of each low-rank layer. MLPs ignore it."""
     candidate_features: int = 0
     """Number of random features with which EUGen layers start training; during training, the best num_features of them
-    are selected and kept (see selection_share of the pipeline). 0, or any value up to num_features, disables selection.
-    Other kinds of layers ignore it."""
+    are selected and kept (see selection_fraction of the pipeline). 0, or any value up to num_features, disables
+    selection. Other kinds of layers ignore it."""
     order: int = 1
     """Order k of the EUGen layers: the features are num_features products each of 1, 2, ..., k projections."""
     shared: bool = False
@@ -213,7 +214,7 @@ class EugenField(nn.Module):
             config.max_resolution,
         )
         density_out = 1 + config.geometry_features
-        color_in = 16 + config.geometry_features
+        color_in = HARMONICS + config.geometry_features
         self.encoding: nn.Module
         self.density_network: nn.Module
         self.color_network: nn.Module

@@ -9,20 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eugen_nerf.ops.dispatch import uses_native
-from eugen_nerf.ops.operators import sparse_adam
+from eugen_nerf.ops import masked_adam
 
 # Decay of Adam's moments, as in Instant NGP. With PyTorch's default of 0.999, updates of rarely sampled hash table
 # entries depend on gradients from long before. docs/performance.md has the measurements.
 BETAS = (0.9, 0.99)
 
 
-class SparseAdam(torch.optim.Optimizer):
+class MaskedAdam(torch.optim.Optimizer):
     """Adam that skips values whose gradient is zero.
 
     A training step touches only a fraction of a hash table. As in Müller et al. 2022 ("Instant NGP", section 4), the
-    other entries keep their value and their moments; plain Adam would keep moving them along old gradients. Unlike
-    `torch.optim.SparseAdam`, it takes dense gradients of the parameter's shape.
+    other entries keep their value and their moments; plain Adam would keep moving them along old gradients. Gradients
+    are dense, unlike those of `torch.optim.SparseAdam`.
 
     Args:
         params: parameters or parameter groups.
@@ -41,7 +40,7 @@ class SparseAdam(torch.optim.Optimizer):
     ) -> None:
         if not (0 <= lr < math.inf and 0 <= eps < math.inf and all(0 <= beta < 1 for beta in betas)):
             raise ValueError(
-                f"SparseAdam takes lr and eps from 0 on and betas from 0 to below 1, not {lr}, {eps} and {betas}"
+                f"MaskedAdam takes lr and eps from 0 on and betas from 0 to below 1, not {lr}, {eps} and {betas}"
             )
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps))
 
@@ -56,14 +55,14 @@ class SparseAdam(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     if parameter.grad.layout != torch.strided:
-                        raise ValueError("SparseAdam takes dense gradients; torch.optim.SparseAdam is for sparse ones")
+                        raise ValueError("MaskedAdam takes dense gradients; torch.optim.SparseAdam is for sparse ones")
                     self._update(parameter, parameter.grad, group)
         return loss
 
     def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         if parameter.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
-                "SparseAdam cannot be captured in a CUDA graph: the host computes its bias correction in every step"
+                "MaskedAdam cannot be captured in a CUDA graph: the host computes its bias correction in every step"
             )
         state = self.state[parameter]
         if not state:
@@ -75,11 +74,4 @@ class SparseAdam(torch.optim.Optimizer):
         step_size = float(group["lr"]) / (1 - beta1 ** state["step"])
         second_scale = 1 / (1 - beta2 ** state["step"])
         first, second = state["exp_avg"], state["exp_avg_sq"]
-        if uses_native("auto", parameter, grad, first, second):
-            sparse_adam(parameter, grad, first, second, group["betas"], group["eps"], step_size, second_scale)
-            return
-        touched = grad != 0
-        first.copy_(torch.where(touched, torch.lerp(grad, first, beta1), first))
-        second.copy_(torch.where(touched, torch.lerp(grad * grad, second, beta2), second))
-        update = step_size * first / ((second * second_scale).sqrt() + group["eps"])
-        parameter.sub_(torch.where(touched, update, torch.zeros_like(update)))
+        masked_adam(parameter, grad, first, second, group["betas"], group["eps"], step_size, second_scale)

@@ -35,7 +35,7 @@ class Renderer:
         space: map from the world to the unit cube.
         rule: step sizes along rays.
         near, far: limits along each ray, world units; far must be finite in a contracted space.
-        skip_hidden: leave occluded samples out of training.
+        skip_occluded: leave occluded samples out of training.
 
     Raises:
         ValueError: the limits, the box or the step sizes are out of range.
@@ -49,7 +49,7 @@ class Renderer:
         rule: StepRule,
         near: float,
         far: float,
-        skip_hidden: bool = True,
+        skip_occluded: bool = True,
     ) -> None:
         if not 0 <= near < far or (space.contracted and math.isinf(far)):
             finite = ", and far must be finite in a contracted space" if space.contracted else ""
@@ -64,14 +64,16 @@ class Renderer:
         self.rule = rule
         self.near = near
         self.far = far
-        self.skip_hidden = skip_hidden
+        self.skip_occluded = skip_occluded
 
     def limits(self, origins: Tensor) -> tuple[Tensor, Tensor]:
         """The near and far limit of each ray, both [R]."""
         rays = origins.shape[0]
         return origins.new_full((rays,), self.near), origins.new_full((rays,), self.far)
 
-    def differentiable(self, origins: Tensor, directions: Tensor, jitter: Tensor | float | None = None) -> RenderOutput:
+    def render_differentiable(
+        self, origins: Tensor, directions: Tensor, jitter: Tensor | float | None = None
+    ) -> RenderOutput:
         """Render with gradients to the field.
 
         Args:
@@ -98,7 +100,7 @@ class Renderer:
             self.rule,
             field,
             jitter,
-            self.skip_hidden,
+            self.skip_occluded,
         )
         return RenderOutput(color, alpha, _expected(depth, alpha), samples.counts(), samples.num_samples)
 

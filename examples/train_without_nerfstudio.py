@@ -6,7 +6,7 @@ from torch.nn.functional import mse_loss, normalize
 from eugen_nerf.field import EugenField, FieldConfig
 from eugen_nerf.occupancy import OccupancyGrid
 from eugen_nerf.ops import Space, StepRule
-from eugen_nerf.optim import BETAS, SparseAdam
+from eugen_nerf.optim import BETAS, MaskedAdam
 from eugen_nerf.renderer import Renderer
 
 
@@ -33,7 +33,7 @@ renderer = Renderer(field, OccupancyGrid(64), space, rule, near=0.1, far=10.0)
 networks = [*field.density_network.parameters(), *field.color_network.parameters()]
 optimizers = [
     # Leaves entries of the hash table unchanged that received no gradient in this step.
-    SparseAdam(field.encoding.parameters(), lr=2e-2, betas=BETAS, eps=1e-15),
+    MaskedAdam(field.encoding.parameters(), lr=2e-2, betas=BETAS, eps=1e-15),
     torch.optim.Adam(networks, lr=4e-3, betas=BETAS, eps=1e-15),
 ]
 for step in range(60):
@@ -41,7 +41,7 @@ for step in range(60):
     renderer.update_occupancy(step)
     origins, directions, color, hit = photographed(256)
     # Jitter the samples along each ray, so that the field is trained between them too.
-    out = renderer.differentiable(origins, directions, jitter=torch.rand(256))
+    out = renderer.render_differentiable(origins, directions, jitter=torch.rand(256))
     # A random background per ray prevents fog of the background's color.
     background = torch.rand(256, 3)
     loss = mse_loss(out.rgb + (1 - out.alpha)[:, None] * background, color + (1 - hit) * background)

@@ -29,7 +29,7 @@ from nerfstudio.engine import trainer
 
 from eugen_nerf.bench import training
 from eugen_nerf.bench.jobs import Progress
-from eugen_nerf.plugin.rays import PictureRayGenerator, z_order
+from eugen_nerf.plugin.rays import ImageRayGenerator, z_order
 from tests.bench.conftest import SMALL
 from tests.pretended_gpu import pretended_gpu
 
@@ -447,7 +447,7 @@ def test_steps_are_compared_and_rays(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_frames_are_drawn_in_the_order_of_the_product() -> None:
     class Model:
-        _picture_rays = staticmethod(PictureRayGenerator())
+        _picture_rays = staticmethod(ImageRayGenerator())
 
     cameras = Cameras(torch.eye(4)[None, :3], 8.0, 8.0, 4.0, 4.0, 8, 8)
     rays = gpu_training.rays_of(Model, cameras, 0).flatten().directions

@@ -1,4 +1,4 @@
-"""SparseAdam against torch's Adam and against its own definition."""
+"""MaskedAdam against torch's Adam and against its own definition."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from eugen_nerf.optim import SparseAdam
+from eugen_nerf.optim import MaskedAdam
 
 pytestmark = pytest.mark.usefixtures("several_threads")
 
@@ -20,15 +20,15 @@ pytestmark = pytest.mark.usefixtures("several_threads")
     ids=str,
 )
 def test_options_that_cannot_work(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="SparseAdam takes lr and eps from 0 on and betas from 0 to below 1"):
-        SparseAdam([torch.nn.Parameter(torch.ones(2, 2))], **options)
+    with pytest.raises(ValueError, match="MaskedAdam takes lr and eps from 0 on and betas from 0 to below 1"):
+        MaskedAdam([torch.nn.Parameter(torch.ones(2, 2))], **options)
 
 
 def test_sparse_gradients_are_for_the_other_one() -> None:
     parameter = torch.nn.Parameter(torch.ones(3, 2))
     parameter.grad = torch.eye(3, 2).to_sparse()
     with pytest.raises(ValueError, match=r"torch\.optim\.SparseAdam is for sparse ones"):
-        SparseAdam([parameter]).step()
+        MaskedAdam([parameter]).step()
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -38,7 +38,7 @@ def test_a_graph_of_before_the_step_complains(backend: str, monkeypatch: pytest.
     parameter = torch.nn.Parameter(torch.ones(3, 2))
     y = parameter.square().sum()
     parameter.grad = torch.ones(3, 2)
-    SparseAdam([parameter]).step()
+    MaskedAdam([parameter]).step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.backward()
 
@@ -59,7 +59,7 @@ def test_equals_adam_where_everything_is_touched(backend: str, width: int, monke
     generator = torch.Generator().manual_seed(width)
     table = torch.randn(50, width, generator=generator)
     grads = [torch.randn(50, width, generator=generator) for _ in range(5)]
-    torch.testing.assert_close(run(SparseAdam, grads, table), run(torch.optim.Adam, grads, table))
+    torch.testing.assert_close(run(MaskedAdam, grads, table), run(torch.optim.Adam, grads, table))
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -69,7 +69,7 @@ def test_equals_adam_where_gradients_are_tiny(backend: str, monkeypatch: pytest.
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(50, 2, generator=generator)
     grads = [1e-10 * torch.randn(50, 2, generator=generator) for _ in range(5)]
-    torch.testing.assert_close(run(SparseAdam, grads, table), run(torch.optim.Adam, grads, table))
+    torch.testing.assert_close(run(MaskedAdam, grads, table), run(torch.optim.Adam, grads, table))
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -77,7 +77,7 @@ def test_untouched_values_keep_value_and_moments(backend: str, monkeypatch: pyte
     monkeypatch.setenv("EUGEN_BACKEND", backend)
     generator = torch.Generator().manual_seed(0)
     parameter = torch.nn.Parameter(torch.randn(4, 2, generator=generator))
-    optimizer = SparseAdam([parameter], lr=0.1)
+    optimizer = MaskedAdam([parameter], lr=0.1)
     parameter.grad = torch.randn(4, 2, generator=generator)
     optimizer.step()
     before, moments = parameter.detach().clone(), copy.deepcopy(optimizer.state[parameter])
@@ -96,16 +96,16 @@ def test_native_and_eager_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     grads = [
         torch.randn(1000, 4, generator=generator) * (torch.rand(1000, 1, generator=generator) < 0.3) for _ in range(6)
     ]
-    native = run(SparseAdam, grads, table)
+    native = run(MaskedAdam, grads, table)
     monkeypatch.setenv("EUGEN_BACKEND", "reference")
-    torch.testing.assert_close(native, run(SparseAdam, grads, table), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(native, run(MaskedAdam, grads, table), rtol=1e-5, atol=1e-6)
 
 
 def test_state_dict_round_trip() -> None:
     generator = torch.Generator().manual_seed(2)
     table, grad = torch.randn(10, 2, generator=generator), torch.randn(10, 2, generator=generator)
     first, second = torch.nn.Parameter(table.clone()), torch.nn.Parameter(table.clone())
-    one, other = SparseAdam([first], lr=0.1), SparseAdam([second], lr=0.1)
+    one, other = MaskedAdam([first], lr=0.1), MaskedAdam([second], lr=0.1)
     first.grad, second.grad = grad, grad
     one.step()
     with torch.no_grad():
@@ -119,9 +119,9 @@ def test_state_dict_round_trip() -> None:
 def test_a_cuda_graph_would_repeat_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     table = torch.nn.Parameter(torch.zeros(2, 2))
-    optimizer = SparseAdam([table])
+    optimizer = MaskedAdam([table])
     on_gpu: Any = SimpleNamespace(is_cuda=True)
-    with pytest.raises(RuntimeError, match="SparseAdam cannot be captured in a CUDA graph"):
+    with pytest.raises(RuntimeError, match="MaskedAdam cannot be captured in a CUDA graph"):
         optimizer._update(on_gpu, on_gpu, optimizer.param_groups[0])
     table.grad = torch.ones(2, 2)
     optimizer.step()  # on a CPU nothing is captured

@@ -54,11 +54,11 @@ def renderer(
     rule: StepRule | None = None,
     near: float = 0.0,
     far: float = 100.0,
-    skip_hidden: bool = False,
+    skip_occluded: bool = False,
 ) -> Renderer:
     space = Space(BOX, contracted)
     medium = cast(EugenField, Medium(space, density))
-    return Renderer(medium, OccupancyGrid(8), space, rule or StepRule(1 / 64), near, far, skip_hidden)
+    return Renderer(medium, OccupancyGrid(8), space, rule or StepRule(1 / 64), near, far, skip_occluded)
 
 
 def uniform(sigma: float) -> Callable[[Tensor], Tensor]:
@@ -146,7 +146,7 @@ def test_a_surface_is_seen_from_right_in_front_of_it(length: float) -> None:
 def test_early_termination_changes_less_than_its_threshold() -> None:
     medium = renderer(uniform(30.0))
     stopped = medium.render(*along_x([0.0]))
-    full = medium.differentiable(*along_x([0.0]))
+    full = medium.render_differentiable(*along_x([0.0]))
     assert stopped.num_samples < full.num_samples
     torch.testing.assert_close(stopped.rgb, full.rgb.detach(), rtol=0, atol=1e-4)
     torch.testing.assert_close(stopped.depth, full.depth.detach(), rtol=0, atol=1e-3)
@@ -156,7 +156,7 @@ def test_only_differentiable_has_gradients_and_they_are_right() -> None:
     medium = renderer(uniform(0.5))
     strength = medium.field.get_parameter("strength")
     assert not medium.render(*along_x([0.0])).rgb.requires_grad
-    out = medium.differentiable(*along_x([0.0]))
+    out = medium.render_differentiable(*along_x([0.0]))
     (gradient,) = torch.autograd.grad(out.alpha.sum(), strength)
     # alpha = 1 - exp(-2 * 0.5 * strength)
     assert gradient.item() == pytest.approx(math.exp(-1), rel=1e-9)
@@ -166,11 +166,11 @@ def test_jitter_shifts_the_samples() -> None:
     medium = renderer(lambda p: (p[:, 0].abs() < 0.5).double(), rule=StepRule(0.1))
     origins, directions = along_x([0.0] * 50)
     jitter = torch.linspace(0, 0.98, 50, dtype=torch.float64)
-    out = medium.differentiable(origins, directions, jitter)
+    out = medium.render_differentiable(origins, directions, jitter)
     assert out.alpha.detach().unique().numel() > 1
-    centered = medium.differentiable(*along_x([0.0])).alpha
+    centered = medium.render_differentiable(*along_x([0.0])).alpha
     assert out.alpha.mean().item() == pytest.approx(1 - math.exp(-1), abs=0.01)
-    half = medium.differentiable(*along_x([0.0]), torch.tensor([0.5], dtype=torch.float64)).alpha
+    half = medium.render_differentiable(*along_x([0.0]), torch.tensor([0.5], dtype=torch.float64)).alpha
     assert torch.equal(centered, half)
 
 
@@ -178,7 +178,7 @@ def test_empty_cells_are_skipped() -> None:
     medium = renderer(uniform(1.0))
     # Only the half with x > 0 remains.
     medium.occupancy.update(0, lambda unit: (unit[:, 0] > 0.5).float())
-    for out in (medium.render(*along_x([0.1])), medium.differentiable(*along_x([0.1]))):
+    for out in (medium.render(*along_x([0.1])), medium.render_differentiable(*along_x([0.1]))):
         assert out.num_samples.item() == 64
         assert out.alpha.item() == pytest.approx(1 - math.exp(-1), rel=1e-9)
 
@@ -186,7 +186,7 @@ def test_empty_cells_are_skipped() -> None:
 def test_no_rays() -> None:
     medium = renderer(uniform(1.0))
     none = torch.empty(0, 3, dtype=torch.float64)
-    for out in (medium.render(none, none), medium.differentiable(none, none)):
+    for out in (medium.render(none, none), medium.render_differentiable(none, none)):
         assert (out.rgb.shape, out.alpha.shape, out.depth.shape) == ((0, 3), (0,), (0,))
 
 
@@ -209,9 +209,9 @@ def test_occupancy_counts_the_shortest_step_at_every_distance() -> None:
 def test_hidden_samples_are_left_out_of_training() -> None:
     """Behind an optical thickness of ln(1e4) nothing is left to learn; samples in front keep their gradients."""
     sigma = 20.0
-    medium, shortened = (renderer(uniform(sigma), skip_hidden=skip) for skip in (False, True))
-    full = medium.differentiable(*along_x([0.0, 0.5]))
-    out = shortened.differentiable(*along_x([0.0, 0.5]))
+    medium, shortened = (renderer(uniform(sigma), skip_occluded=skip) for skip in (False, True))
+    full = medium.render_differentiable(*along_x([0.0, 0.5]))
+    out = shortened.render_differentiable(*along_x([0.0, 0.5]))
     assert full.num_samples.tolist() == [128, 128]
     visible = math.floor(math.log(1e4) / (sigma / 64)) + 1
     assert out.num_samples.tolist() == [visible, visible]
@@ -272,7 +272,7 @@ def test_a_field_of_doubles_takes_rays_of_doubles() -> None:
     field, scene = small_scene()
     field.double()
     assert scene.update_occupancy(0)
-    for out in (scene.differentiable(*along_x([0.0])), scene.render(*along_x([0.0]))):
+    for out in (scene.render_differentiable(*along_x([0.0])), scene.render(*along_x([0.0]))):
         assert out.rgb.dtype == torch.float64
     with pytest.raises(ValueError, match=r"origins must be torch\.float64"):
         scene.render(*(tensor.float() for tensor in along_x([0.0])))
@@ -286,8 +286,8 @@ def test_limits_and_jitter_are_numbers_or_one_for_each_ray() -> None:
     expected = medium.render(*rays, near, far)
     for limits in ((near[:, None], far[:, None]), (2.5, 3.25), (near, 3.25)):
         assert torch.equal(medium.render(*rays, *limits).depth, expected.depth)
-    shifted = medium.differentiable(*rays, torch.full_like(near, 0.25))
-    assert torch.equal(medium.differentiable(*rays, 0.25).depth, shifted.depth)
+    shifted = medium.render_differentiable(*rays, torch.full_like(near, 0.25))
+    assert torch.equal(medium.render_differentiable(*rays, 0.25).depth, shifted.depth)
 
     for wrong, message in (
         (near[:2], r"must be a number or have the shape \[3\], not \[2\]"),
@@ -299,7 +299,7 @@ def test_limits_and_jitter_are_numbers_or_one_for_each_ray() -> None:
         with pytest.raises(ValueError, match=f"far {message}"):
             medium.render(*rays, None, wrong)
         with pytest.raises(ValueError, match=f"jitter {message}"):
-            medium.differentiable(*rays, wrong)
+            medium.render_differentiable(*rays, wrong)
 
 
 def small_scene() -> tuple[EugenField, Renderer]:
@@ -315,7 +315,7 @@ def test_a_real_field_renders_alike_with_and_without_gradients() -> None:
     generator = torch.Generator().manual_seed(0)
     origins = 3 * torch.nn.functional.normalize(torch.randn(40, 3, generator=generator), dim=-1)
     directions = torch.nn.functional.normalize(-origins + 0.5 * torch.randn(40, 3, generator=generator), dim=-1)
-    trained, shown = scene.differentiable(origins, directions), scene.render(origins, directions)
+    trained, shown = scene.render_differentiable(origins, directions), scene.render(origins, directions)
     assert shown.alpha.max() > 0.3
     for name in ("rgb", "alpha", "depth"):
         torch.testing.assert_close(
@@ -339,7 +339,7 @@ def test_networks_are_merged_once_a_step(backend: str, monkeypatch: pytest.Monke
     monkeypatch.setattr("eugen_nerf.field.merge_chain", merge)
     field, scene = small_scene()
     origins, directions = (t.float() for t in along_x([0.0, 0.5]))
-    scene.differentiable(origins, directions).rgb.sum().backward()
+    scene.render_differentiable(origins, directions).rgb.sum().backward()
     assert merged == [field.density_network.layers, field.color_network.layers]
     assert all(parameter.grad is not None for parameter in field.parameters())
 
@@ -353,7 +353,7 @@ def test_mixed_precision_trains_as_float32_does(backend: str, monkeypatch: pytes
         field, scene = small_scene()
         origins, directions = (t.float() for t in along_x([0.0, 0.5, -0.3]))
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            out = scene.differentiable(origins, directions)
+            out = scene.render_differentiable(origins, directions)
         (out.rgb.sum() + out.depth.sum()).backward()
         results.append([out.rgb, out.depth, *(parameter.grad for parameter in field.parameters())])
     for one, other in zip(*results, strict=True):
@@ -393,7 +393,7 @@ def test_on_a_gpu_every_op_is_native(network: str, contracted: bool, monkeypatch
             field = EugenField(FieldConfig(network=network, log2_hashmap_size=10))  # type: ignore[arg-type]
             made = Renderer(field, OccupancyGrid(8), space, rule, 0.05, 100.0)
             origins, directions, jitter = torch.empty(9, 3), torch.empty(9, 3), torch.empty(9)
-        trained, drawn = made.differentiable(origins, directions, jitter), made.render(origins, directions)
+        trained, drawn = made.render_differentiable(origins, directions, jitter), made.render(origins, directions)
         assert trained.rgb.device == drawn.rgb.device == origins.device
         assert trained.rgb.requires_grad
     assert ops.names == {"march", "sample_points", "hash_encode", "network", "spherical_harmonics", "composite",

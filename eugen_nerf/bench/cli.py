@@ -16,7 +16,7 @@ from eugen_nerf.bench.readme import update_readme
 from eugen_nerf.bench.report import publish, write_report
 from eugen_nerf.bench.results import prepared_folder
 from eugen_nerf.bench.runner import check_rows, run
-from eugen_nerf.cli_support import command_line, exit_on_user_error
+from eugen_nerf.cli_support import command_line, exit_on_user_error, make_console
 from eugen_nerf.errors import UserError
 
 
@@ -138,7 +138,7 @@ def readme_command(options: Readme, console: Console) -> int:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the program."""
     options = tyro.cli(Command, prog="eugen-bench", args=arguments, description=__doc__)
-    console = Console()
+    console = make_console()
     with exit_on_user_error(console):
         if isinstance(options, Run):
             status = run_command(options, console)

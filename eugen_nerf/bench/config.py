@@ -105,6 +105,19 @@ class Benchmark:
     """Number of test views shown in the report."""
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses mappings with a repeated key, of which PyYAML silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} appears twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_benchmark(path: Path) -> Benchmark:
     """Read and check a YAML file.
 
@@ -113,10 +126,10 @@ def load_benchmark(path: Path) -> Benchmark:
             does not exist.
     """
     try:
-        data = yaml.safe_load(path.read_text("utf8"))
+        data = yaml.load(path.read_text("utf8"), Loader=_UniqueKeys)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two: impossible dates, deep nesting
         raise UserError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: must be a mapping with at least scenes, methods and budget.")
@@ -149,10 +162,10 @@ def _completed(benchmark: Benchmark, file: Path) -> Benchmark:
 
 
 def _check_storable(benchmark: Benchmark, file: Path) -> None:
-    """What JSON cannot hold, as YAML's .inf and dates, could not be written beside the results."""
+    """Raise UserError for values that JSON cannot represent (YAML's .inf, dates): the configuration is stored too."""
     try:
         json.dumps(dataclasses.asdict(benchmark), allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{file}: has a value that cannot be stored with the results ({error}). Numbers must be finite; put dates "
             "in quotes."
@@ -198,7 +211,7 @@ def find_scene(path: str, beside: Path) -> Path:
     """
     given = Path(os.path.expanduser(path))
     data = os.environ.get("EUGEN_DATA")
-    places = [Path.cwd(), beside.absolute(), *([Path(data).expanduser().absolute()] if data else [])]
+    places = [Path.cwd(), beside.absolute(), *([Path(os.path.expanduser(data)).absolute()] if data else [])]
     for place in places:
         if os.path.exists(place / given):  # unlike pathlib's, also False for names that no file can have
             return Path(os.path.abspath(place / given))  # unresolved: a link's own name is the scene's name

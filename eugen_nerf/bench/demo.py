@@ -24,7 +24,7 @@ from eugen_nerf.bench.results import ResultStore, finished_records, prepared_fol
 from eugen_nerf.bench.runner import check_rows, run
 from eugen_nerf.bench.summary import summarize
 from eugen_nerf.bench.tables import Table, chosen, method_table, transposed
-from eugen_nerf.cli_support import command_line, exit_on_user_error
+from eugen_nerf.cli_support import command_line, exit_on_user_error, make_console
 from eugen_nerf.errors import UserError
 from eugen_nerf.metrics import to_uint8
 
@@ -192,7 +192,7 @@ def _as_mapping(table: Table) -> dict[str, dict[str, str]]:
 
 def main() -> None:
     """Entry point of the program."""
-    console = Console()
+    console = make_console()
     with exit_on_user_error(console):
         demo(tyro.cli(DemoOptions), console)
 

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 SECONDS_TO_STOP = 5.0
+# Like `python -m eugen_nerf.bench.worker`, but with this package's folder in place of the working directory, which may
+# hold another checkout or a module that shadows one of Python's.
+WORKER = "import sys; sys.path[0] = {package!r}; from eugen_nerf.bench.worker import main; main()"
 
 
 class Engine(ABC):
@@ -88,7 +91,7 @@ def start_worker(folder: Path, environment: dict[str, str]) -> subprocess.Popen[
     """
     with open(folder / "log.txt", "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "eugen_nerf.bench.worker", str(folder)],
+            [sys.executable, "-c", WORKER.format(package=str(Path(__file__).parents[2])), str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

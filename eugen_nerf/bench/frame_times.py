@@ -12,7 +12,7 @@ import torch
 from eugen_nerf.bench.machine import describe_machine
 from eugen_nerf.bench.notes import machine_line
 from eugen_nerf.bench.statistics import middle, paired_ratio
-from eugen_nerf.bench.tables import Table, seconds
+from eugen_nerf.bench.tables import Table, format_seconds
 from eugen_nerf.bench.training import synchronize
 from eugen_nerf.errors import UserError
 from eugen_nerf.plugin import evaluation
@@ -88,8 +88,8 @@ def measure_runs(load_configs: Sequence[Path], frames: int, command: str) -> tup
         rows.append(
             (
                 name,
-                seconds(frame.value),
-                f"{seconds(frame.low)} to {seconds(frame.high)}",
+                format_seconds(frame.value),
+                f"{format_seconds(frame.low)} to {format_seconds(frame.high)}",
                 f"{1 / frame.value:.2f}",
                 ratio,
             )

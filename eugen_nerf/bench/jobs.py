@@ -156,7 +156,7 @@ def slug(text: str) -> str:
     clean = "".join(c if c.isascii() and (c.isalnum() or c in "._") else "-" for c in text)
     if clean.strip(".") and clean == text.replace(" ", "-"):
         return clean
-    return f"{clean}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return f"{clean}-{hashlib.sha256(text.encode('utf8', 'surrogateescape')).hexdigest()[:6]}"
 
 
 def _digest(job: Job) -> str:
@@ -165,7 +165,7 @@ def _digest(job: Job) -> str:
     if content.get("curve_pixels", 0) is None:
         del content["curve_pixels"]
     text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf8", "surrogateescape")).hexdigest()[:16]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -19,33 +19,33 @@ from eugen_nerf.bench.jobs import TrainingJob, slug
 from eugen_nerf.bench.schema import convert, suggestion
 from eugen_nerf.errors import UserError
 
-# What the benchmark itself decides for every row, and where it is said: an override would make the record untrue.
+# Options that the benchmark sets for every row, and what determines each: an override would make the record untrue.
 DECIDED = {
     "max_num_iterations": "the benchmark's budget",
     "steps_per_eval_batch": "the benchmark's curve",
     "steps_per_eval_image": "the benchmark's curve",
     "steps_per_eval_all_images": "the benchmark's curve",
-    "steps_per_save": "nothing: a row is saved at its end",
+    "steps_per_save": "the rule that a row is saved at its end",
     "machine.seed": "the benchmark's seeds",
     "machine.device_type": "CUDA_VISIBLE_DEVICES",
-    "machine.num_devices": "nothing: a row is trained on one device",
+    "machine.num_devices": "the rule that a row is trained on one device",
     "output_dir": "--out",
     "experiment_name": "the scene's name",
     "timestamp": "the method's name",
     "data": "the scene's path",
     "pipeline.datamanager.data": "the scene's path",
-    "load_dir": "nothing: every row is trained from the start",
+    "load_dir": "the rule that every row is trained from the start",
     "pipeline.datamanager.dataparser.data": "the scene's path",
-    "load_step": "nothing: every row is trained from the start",
-    "load_checkpoint": "nothing: every row is trained from the start",
-    "load_config": "nothing: every row is trained from the start",
+    "load_step": "the rule that every row is trained from the start",
+    "load_checkpoint": "the rule that every row is trained from the start",
+    "load_config": "the rule that every row is trained from the start",
 }
 
 # Options of a schedule that count steps; fitting the schedule scales all of them.
 SCHEDULE_STEPS = ("max_steps", "warmup_steps", "warm_up_end", "milestones")
 
 
-def method_config(name: str) -> TrainerConfig:
+def registered_config(name: str) -> TrainerConfig:
     """A copy of the configuration from which ns-train starts a method.
 
     Raises:
@@ -76,7 +76,7 @@ def row_config(job: TrainingJob, runs: Path, device: str) -> TrainerConfig:
     Raises:
         UserError: an unknown method, dataparser or option, or a value that an option cannot take.
     """
-    config = method_config(job.method)
+    config = registered_config(job.method)
     if job.dataparser not in all_dataparsers:
         raise UserError(f"Unknown dataparser {job.dataparser!r}. {suggestion(job.dataparser, all_dataparsers)}")
     manager: Any = config.pipeline.datamanager
@@ -149,7 +149,7 @@ def _check_undecided(overrides: Overrides) -> None:
     for path in overrides:
         decided = DECIDED.get(path.replace("-", "_"))
         if decided is not None:
-            raise UserError(f"Override {path}: is decided by the benchmark itself; what sets it is {decided}.")
+            raise UserError(f"Override {path}: cannot be overridden in a benchmark; it follows from {decided}.")
 
 
 def _apply(config: Any, path: str, value: Any) -> None:
@@ -160,7 +160,8 @@ def _apply(config: Any, path: str, value: Any) -> None:
         owner = _member(owner, group, walked, path)
         walked.append(group)
     current = _member(owner, option, walked, path)
-    if dataclasses.is_dataclass(current):
+    # The optimizers are mappings of groups; nerfstudio's other mappings are values.
+    if dataclasses.is_dataclass(current) or (path.startswith("optimizers") and isinstance(current, dict)):
         raise UserError(f"Override {path}: is a group of options. {suggestion('', _options(current))}")
     if isinstance(owner, dict):
         owner[option] = convert(type(current), value, f"Override {path}")

@@ -20,16 +20,26 @@ from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from PIL import Image
 
-from eugen_nerf.bench.methods import apply_overrides, method_config
+from eugen_nerf.bench.methods import apply_overrides, registered_config
 from eugen_nerf.errors import UserError
+from eugen_nerf.plugin.checkpoints import check_weights, latest_checkpoint, read_checkpoint
 from eugen_nerf.plugin.dataparsers import CAMERA_TYPES
-from eugen_nerf.scenes.normalize import WorldChange, faces_forward, near_depth_of_points, normalize
+from eugen_nerf.plugin.runs import read_config
+from eugen_nerf.scenes.normalize import SimilarityTransform, faces_forward, near_depth_of_points, normalize
 from eugen_nerf.scenes.scene import BLENDER_HALF_SIDE
 from eugen_nerf.scenes.world import LEAST_DISTANCE, UNBOUNDED_FAR, bounded_range
 
 # nerfbaselines: k1, k2, p1, p2, k3, k4. nerfstudio: k1, k2, k3, k4, p1, p2.
 DISTORTION_ORDER = [0, 1, 4, 5, 2, 3]
 WORLD, CONFIG, CHECKPOINTS, DATASET = "world.json", "config.yml", "nerfstudio_models", "dataset.pt"
+
+
+def _parsed(key: str, value: str) -> Any:
+    """The value of an option that is given as text."""
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"The value of {key} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class World:
         """Choose the world as our scene loaders do: objects without background keep theirs, captures are normalized."""
         poses = opengl(dataset["cameras"].poses)
         if dataset["metadata"].get("background_color") is not None:
-            change = WorldChange(np.eye(4)[:3], 1.0)
+            change = SimilarityTransform(np.eye(4)[:3], 1.0)
             near, far = bounded_range(BLENDER_HALF_SIDE)
             return cls(change.transform.tolist(), 1.0, BLENDER_HALF_SIDE, True, near, far, len(poses))
         near_depth = None
@@ -69,7 +79,7 @@ class World:
 
     def cameras(self, cameras: Any) -> Cameras:
         """Convert nerfbaselines' cameras to nerfstudio's, in the training world."""
-        change = WorldChange(np.array(self.transform), self.scale)
+        change = SimilarityTransform(np.array(self.transform), self.scale)
         distortion = np.zeros((len(cameras.poses), 6))
         given = cameras.distortion_parameters[:, :6]
         distortion[:, : given.shape[1]] = given
@@ -159,15 +169,19 @@ class EugenNerf(Method):
         self.checkpoint = checkpoint
         # nerfbaselines' command line passes all values as text.
         given = (config_overrides or {}).items()
-        self.overrides = {key: yaml.safe_load(value) if isinstance(value, str) else value for key, value in given}
-        self.config: Any = method_config(self.name)
+        self.overrides = {key: _parsed(key, value) if isinstance(value, str) else value for key, value in given}
+        self.config: Any = registered_config(self.name)
         self.loaded_step: int | None = None
         self.trainer: Any = None
         if checkpoint is not None:
             folder = Path(checkpoint)
-            self.config = yaml.load((folder / CONFIG).read_text("utf8"), Loader=yaml.Loader)
-            self.world = World(**json.loads((folder / WORLD).read_text("utf8")))
-            self.loaded_step = max(int(path.stem[5:]) for path in (folder / CHECKPOINTS).glob("step-*.ckpt"))
+            self.config = read_config(folder / CONFIG)
+            try:
+                self.world = World(**json.loads((folder / WORLD).read_text("utf8")))
+            except (OSError, ValueError, TypeError) as error:
+                raise UserError(f"{folder / WORLD}: is not what eugen-nerf writes there ({error}).") from error
+            file = latest_checkpoint(folder / CONFIG, self.config)
+            self.loaded_step = int(file.stem.removeprefix("step-"))
         else:
             assert train_dataset is not None
             self.world = World.of_dataset(train_dataset)
@@ -206,9 +220,7 @@ class EugenNerf(Method):
         ).to(device)
         assert self.checkpoint is not None
         path = Path(self.checkpoint) / CHECKPOINTS / f"step-{self.loaded_step:09d}.ckpt"
-        state = torch.load(path, map_location="cpu")["pipeline"]
-        prefix = "_model."
-        model.load_state_dict({key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)})
+        check_weights(model, read_checkpoint(path)["pipeline"], path, self.name)
         return model.eval()
 
     def _build_trainer(self, dataset: Mapping[str, Any]) -> Any:

@@ -18,7 +18,7 @@ from eugen_nerf.bench.pictures import error_map, open_picture, outlined, telling
 from eugen_nerf.bench.results import training_job
 from eugen_nerf.bench.statistics import pareto_front
 from eugen_nerf.bench.summary import MethodSummary, Rows, SceneSummary, mean_over_scenes
-from eugen_nerf.bench.tables import Table, method_tables, seconds
+from eugen_nerf.bench.tables import Table, format_seconds, method_tables
 
 NEAR = 3.0  # dB
 LARGEST_SIDE = 640  # limit for whole images; crops keep their pixels
@@ -151,11 +151,11 @@ def _charts(methods: Sequence[MethodSummary], styles: dict[str, int]) -> str:
         if psnr is not None and work:
             by_work.append(plots.Point(method.name, work, psnr, styles[method.name]))
     if by_time:
-        figures.append(_scatter(by_time, "time per frame", seconds))
+        figures.append(_scatter(by_time, "time per frame", format_seconds))
     lines = [plots.Line(m.name, curve, styles[m.name]) for m in methods for curve in m.curves if curve]
     lines = [line for line in lines if min(time for time, _ in line.points) > 0]
     if lines:
-        figures.append(plots.line_plot(lines, "training time", seconds))
+        figures.append(plots.line_plot(lines, "training time", format_seconds))
     if by_work:
         figures.append(_scatter(by_work, "multiply-adds per sample", lambda value: f"{value:,.0f}"))
     return "".join(f"<figure>{figure}</figure>" for figure in figures)

@@ -36,8 +36,8 @@ def write_report(folder: Path) -> Path:
     html = page.render(benchmark, scenes, rows, folder / "pictures")
     markdown = render_markdown(benchmark, scenes, rows)
     try:
-        replace_file(folder / TABLES, markdown.encode())
-        replace_file(folder / REPORT, html.encode())
+        replace_file(folder / TABLES, markdown.encode("utf8", "backslashreplace"))
+        replace_file(folder / REPORT, html.encode("utf8", "backslashreplace"))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
     return folder / REPORT

@@ -156,7 +156,7 @@ def prepare_folder(folder: Path, benchmark: Benchmark, *, resume: bool = False, 
             written.
     """
     try:
-        if _check_folder(folder, resume, replace):
+        if _check_folder(folder, benchmark, resume, replace):
             _remove_own(folder)
         folder.mkdir(parents=True, exist_ok=True)
         ResultStore(folder).read()  # find damaged results before the configuration is replaced
@@ -178,22 +178,37 @@ def prepared_folder(
         UserError: as `prepare_folder`, or another benchmark is using the folder.
     """
     try:
-        _check_folder(folder, resume, replace)  # leave no lock file in a folder that is not a benchmark's
+        _check_folder(folder, benchmark, resume, replace)  # leave no lock file in a folder that is not a benchmark's
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror}).") from error
     with alone_in(folder):
         yield prepare_folder(folder, benchmark, resume=resume, replace=replace)
 
 
-def _check_folder(folder: Path, resume: bool, replace: bool) -> bool:
+def _check_folder(folder: Path, benchmark: Benchmark, resume: bool, replace: bool) -> bool:
     """Whether an earlier benchmark is to be removed. Raises UserError if the folder may not be written."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; --out takes a folder.")
-    if replace and (folder / CONFIG).is_file():
+    if replace and os.path.isfile(folder / CONFIG):
+        title = _title(folder)
+        if title != benchmark.title:
+            raise UserError(
+                f"{folder}: holds the results of another benchmark{f', {title!r}' if title else ''}, which would be "
+                "lost. Choose another folder, or remove those first."
+            )
         return True
     if folder.exists():
         _check_content(folder, resume)
     return False
+
+
+def _title(folder: Path) -> str | None:
+    """Title of the benchmark in a folder, whatever version wrote it; None if it cannot be read."""
+    try:
+        data = read_json(folder / CONFIG)
+    except (OSError, ValueError):
+        return None
+    return str(data.get("title")) if isinstance(data, dict) else None
 
 
 def _check_content(folder: Path, resume: bool) -> None:

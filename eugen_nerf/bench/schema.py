@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -112,9 +113,9 @@ def _convert_scalar(annotation: Any, value: Any, where: str) -> Any:
     if annotation in (int, float) and not isinstance(value, bool):
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = float("nan")
-        if annotation is float and number == number:
+        if annotation is float and not math.isnan(number):
             return number
         if annotation is int and number.is_integer():
             return int(number)

@@ -36,12 +36,12 @@ class Table:
         return table
 
 
-def number(value: float | None, digits: int = 0, unit: str = "") -> str:
+def format_number(value: float | None, digits: int = 0, unit: str = "") -> str:
     """Format a number with thousands separators, or a dash."""
     return MISSING if value is None else f"{value:,.{digits}f}{unit}"
 
 
-def seconds(value: float | None) -> str:
+def format_seconds(value: float | None) -> str:
     """Format a duration with three significant digits."""
     if value is None:
         return MISSING
@@ -52,7 +52,7 @@ def seconds(value: float | None) -> str:
     return f"{value / 60:.1f} min" if value < 6000 else f"{value / 3600:.2f} h"
 
 
-def megabytes(value: float | None) -> str:
+def format_mebibytes(value: float | None) -> str:
     """Format bytes in units of 2^20."""
     return MISSING if value is None else f"{value / 2**20:,.0f} MiB"
 
@@ -64,26 +64,26 @@ def method_tables(methods: Sequence[MethodSummary]) -> tuple[Table, Table]:
     unfinished = any(method.rows < method.planned for method in methods)
     outcome = {
         "PSNR (dB)": [_psnr(method) for method in methods],
-        **({"PSNR, common views": [number(method.psnr_common, 2) for method in methods]} if partial else {}),
-        "SSIM": [number(method.values["ssim"], 4) for method in methods],
-        "LPIPS": [number(method.values["lpips"], 4) for method in methods],
+        **({"PSNR, common views": [format_number(method.psnr_common, 2) for method in methods]} if partial else {}),
+        "SSIM": [format_number(method.values["ssim"], 4) for method in methods],
+        "LPIPS": [format_number(method.values["lpips"], 4) for method in methods],
         "Frame time": [_frame(method) for method in methods],
         "Middle 80 % of frames": [_spread(method) for method in methods],
         "Time ratio [95 %]": [_ratio(method) for method in methods],
-        "FPS": [number(1 / method.frame.value if method.frame else None, 2) for method in methods],
-        "Training": [seconds(method.values["training_seconds"]) for method in methods],
+        "FPS": [format_number(1 / method.frame.value if method.frame else None, 2) for method in methods],
+        "Training": [format_seconds(method.values["training_seconds"]) for method in methods],
         **{f"To {target:g} dB": [_time_to(target, method) for method in methods] for target in reach},
         "Views": [f"{m.evaluated} of {m.available}" if m.rows else MISSING for m in methods],
         **({"Trainings": [f"{m.rows} of {m.planned}" for m in methods]} if unfinished else {}),
     }
     cost = {
-        "Multiply-adds per sample": [number(method.values["multiply_adds_per_sample"]) for method in methods],
-        "Merged network parameters": [number(method.values["merged_network_parameters"]) for method in methods],
-        "Stored parameters": [number(method.values["stored_parameters"]) for method in methods],
-        "Samples per ray": [number(method.values["samples_per_ray"], 1) for method in methods],
-        "Training rays/s": [number(method.values["rays_per_second"]) for method in methods],
-        "Peak memory": [megabytes(method.values["peak_resident_bytes"]) for method in methods],
-        "Peak on device": [megabytes(method.values["peak_device_bytes"]) for method in methods],
+        "Multiply-adds per sample": [format_number(method.values["multiply_adds_per_sample"]) for method in methods],
+        "Merged network parameters": [format_number(method.values["merged_network_parameters"]) for method in methods],
+        "Stored parameters": [format_number(method.values["stored_parameters"]) for method in methods],
+        "Samples per ray": [format_number(method.values["samples_per_ray"], 1) for method in methods],
+        "Training rays/s": [format_number(method.values["rays_per_second"]) for method in methods],
+        "Peak memory": [format_mebibytes(method.values["peak_resident_bytes"]) for method in methods],
+        "Peak on device": [format_mebibytes(method.values["peak_device_bytes"]) for method in methods],
     }
     return _of_columns(methods, outcome), _of_columns(methods, cost)
 
@@ -118,21 +118,21 @@ def _psnr(method: MethodSummary) -> str:
     if not method.rows and method.failures:
         return "failed"
     spread = f" ± {method.psnr_spread:.2f}" if method.psnr_spread is not None else ""
-    return number(method.values["psnr"], 2) + spread
+    return format_number(method.values["psnr"], 2) + spread
 
 
 def _time_to(target: float, method: MethodSummary) -> str:
     if not method.rows or method.reach.get(target) is not None:
-        return seconds(method.reach.get(target))
+        return format_seconds(method.reach.get(target))
     return f"{number} of {method.rows} reached" if (number := method.reached.get(target)) else "not reached"
 
 
 def _frame(method: MethodSummary) -> str:
-    return seconds(method.frame.value if method.frame else None)
+    return format_seconds(method.frame.value if method.frame else None)
 
 
 def _spread(method: MethodSummary) -> str:
-    return f"{seconds(method.frame.low)} to {seconds(method.frame.high)}" if method.frame else MISSING
+    return f"{format_seconds(method.frame.low)} to {format_seconds(method.frame.high)}" if method.frame else MISSING
 
 
 def _ratio(method: MethodSummary) -> str:

@@ -1,4 +1,4 @@
-"""The process that runs one job: `python -m eugen_nerf.bench.worker FOLDER`.
+"""The process that runs one job; `engines.start_worker` starts it.
 
 A separate process keeps a crash from affecting other rows, makes peak memory measurable, and can be stopped.
 """
@@ -98,7 +98,3 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     result = run_job(folder)
     write_json(folder / "result.json", dataclasses.asdict(result))
-
-
-if __name__ == "__main__":
-    main()

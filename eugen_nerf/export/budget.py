@@ -11,8 +11,8 @@ from eugen_nerf.errors import UserError
 from eugen_nerf.export.tables import StoredTable, folded, half_precision, quantized
 from eugen_nerf.field import HashGrid
 from eugen_nerf.ops import HashGridLayout
-from eugen_nerf.optim import BETAS, SparseAdam
-from eugen_nerf.plugin.runs import photos_in_the_same_order
+from eugen_nerf.optim import BETAS, MaskedAdam
+from eugen_nerf.plugin.runs import fixed_image_order
 
 REFIT_STEPS = 300
 # A trained table changes little. Learning rates decay to a thirtieth, as in training.
@@ -87,12 +87,12 @@ def _train(pipeline: Any, steps: int) -> None:
     field = pipeline.model.field
     networks = [*field.density_network.parameters(), *field.color_network.parameters()]
     optimizers = [
-        SparseAdam([field.encoding.table], lr=TABLE_RATE, betas=BETAS, eps=1e-15),
+        MaskedAdam([field.encoding.table], lr=TABLE_RATE, betas=BETAS, eps=1e-15),
         torch.optim.Adam(networks, lr=NETWORK_RATE, betas=BETAS, eps=1e-15),
     ]
     schedules = [torch.optim.lr_scheduler.LinearLR(o, 1.0, FINAL_PART, max(steps, 1)) for o in optimizers]
     pipeline.train()
-    with torch.random.fork_rng(), photos_in_the_same_order():
+    with torch.random.fork_rng(), fixed_image_order():
         torch.manual_seed(0)
         for step in range(steps):
             _, losses, _ = pipeline.get_train_loss_dict(step)

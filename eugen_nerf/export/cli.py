@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shlex
 import tempfile
 import threading
 import webbrowser
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 from rich.console import Console
 
-from eugen_nerf.cli_support import exit_on_user_error
+from eugen_nerf.cli_support import exit_on_user_error, make_console
 from eugen_nerf.errors import UserError
 from eugen_nerf.export.server import Server, check_export, make_server, url, url_elsewhere
 
@@ -56,7 +58,7 @@ def export_main(arguments: list[str] | None = None) -> None:
     options = tyro.extras.subcommand_cli_from_dict(
         {"web": Web}, prog="eugen-export", args=arguments, description="Export a trained scene."
     )
-    console = Console()
+    console = make_console()
     with exit_on_user_error(console, "Interrupted; nothing was written."):
         size = _export(options, console)
         look = shlex.join(["eugen-view", str(options.output)])
@@ -67,7 +69,7 @@ def export_main(arguments: list[str] | None = None) -> None:
 def view_main(arguments: list[str] | None = None) -> None:
     """Entry point of eugen-view."""
     options = tyro.cli(View, prog="eugen-view", args=arguments)
-    console = Console()
+    console = make_console()
     with exit_on_user_error(console):
         _view(options, console)
 
@@ -86,21 +88,34 @@ def _export(options: Web, console: Console) -> int:
 
 
 def _view(options: View, console: Console) -> None:
-    if options.path.is_dir():
+    if os.path.isdir(options.path):
         check_export(options.path)
         with make_server(options.path, options.host, options.port) as server:
             _serve(server, options, console)
         return
-    if not options.path.is_file():
+    if not os.path.isfile(options.path):
         raise UserError(
             f"{options.path}: does not exist. Give a folder that eugen-export web wrote, or the config.yml of a run."
         )
-    with tempfile.TemporaryDirectory(prefix="eugen-view-") as folder:
+    with _temporary_folder() as folder:
         page = Path(folder) / "page"
         # Open the port first, since the export takes a while and the port may be in use.
         with make_server(page, options.host, options.port) as server:
             _export(Web(options.path, page, with_images=True), console)
             _serve(server, options, console)
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[str]:
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="eugen-view-")
+    except OSError as error:
+        raise UserError(
+            f"No temporary folder can be written ({error.strerror}). Name one in the environment variable TMPDIR, or "
+            "export the page with eugen-export."
+        ) from error
+    with folder as path:
+        yield path
 
 
 def _serve(server: Server, options: View, console: Console) -> None:

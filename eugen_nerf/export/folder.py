@@ -21,13 +21,14 @@ DROPPED = ("sources.sha256",)
 
 def check_output(output: Path, overwrite: bool) -> None:
     """Raise UserError unless `write_folder` may write to `output`."""
-    if not output.exists():
-        check_place(output, "--output")
-        return
-    if not output.is_dir():
+    if os.path.exists(output) and not os.path.isdir(output):
         raise UserError(f"{output}: is a file; --output takes a folder.")
-    if not any(output.iterdir()):
-        return
+    check_place(output, "--output")
+    try:
+        if not os.path.exists(output) or not any(output.iterdir()):
+            return
+    except OSError as error:
+        raise refused(output, error, "--output") from None
     if not overwrite:
         raise UserError(
             f"{output}: exists and is not empty. Choose another --output, or replace the page in it with --overwrite."
@@ -71,8 +72,9 @@ def write_folder(output: Path, fill: Callable[[Path], None], overwrite: bool = F
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target if exists else target.parent))
     except OSError as error:
         raise refused(output, error, "--output") from None
+    new, old = temporary / "new", temporary / "old"
+    complete = False
     try:
-        new, old = temporary / "new", temporary / "old"
         new.mkdir()
         old.mkdir()
         fill(new)
@@ -80,10 +82,12 @@ def write_folder(output: Path, fill: Callable[[Path], None], overwrite: bool = F
             _exchange(target, new, old)
         else:
             new.rename(target)  # fails if another process has filled it meanwhile
+        complete = True
     except OSError as error:
         raise refused(output, error, "--output") from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if complete or not os.path.isdir(old) or not os.listdir(old):  # what could not be put back is not deleted
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _exchange(folder: Path, new: Path, old: Path) -> None:
@@ -91,8 +95,8 @@ def _exchange(folder: Path, new: Path, old: Path) -> None:
     done: list[tuple[Path, Path]] = []
 
     def move(path: Path, destination: Path) -> None:
+        done.append((path, destination / path.name))  # first, or an interrupt in between would forget it
         path.rename(destination / path.name)
-        done.append((path, destination / path.name))
 
     try:
         for name in DROPPED:
@@ -105,5 +109,6 @@ def _exchange(folder: Path, new: Path, old: Path) -> None:
             move(path, folder)
     except BaseException:
         for before, after in reversed(done):
-            after.rename(before)
+            if os.path.lexists(after):
+                after.rename(before)
         raise

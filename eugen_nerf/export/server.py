@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import os
 import socket
 import sys
 from pathlib import Path
@@ -58,7 +59,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 def check_export(folder: Path) -> None:
     """Raise UserError unless `eugen-export web` wrote the folder."""
     for part in (Path("index.html"), MARK):
-        if not (folder / part).is_file():
+        if not os.path.isfile(folder / part):
             raise UserError(
                 f"{folder}: holds no {part}. Give a folder that eugen-export web wrote, or the config.yml of a run."
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eugen_nerf.layers.activations import ACTIVATIONS, resolve
+from eugen_nerf.layers.activations import ACTIVATIONS, resolve_activation
 from eugen_nerf.layers.baselines import Dense, LowRank, build_network
 from eugen_nerf.layers.conversion import Conversion, ConversionPlan, Replacement, convert
 from eugen_nerf.layers.eugen import EUGen
@@ -31,7 +31,7 @@ __all__ = [
     "make_projection",
     "merge_chain",
     "polynomial_eugen",
-    "resolve",
+    "resolve_activation",
     "variance_independent",
     "variance_shared",
 ]

@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def resolve(activation: str | Activation) -> Activation:
+def resolve_activation(activation: str | Activation) -> Activation:
     """Return the function named `activation`, or `activation` itself if it is callable.
 
     Args:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eugen_nerf.layers.activations import Activation, describe, resolve
+from eugen_nerf.layers.activations import Activation, describe, resolve_activation
 from eugen_nerf.layers.eugen import EUGen, check_sizes
 from eugen_nerf.layers.projections import make_projection
 from eugen_nerf.layers.snnk import SNNK
@@ -55,7 +55,7 @@ class Dense(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes("Dense", in_features=in_features, out_features=out_features)
-        resolve(activation)
+        resolve_activation(activation)
         self.in_features = in_features
         self.out_features = out_features
         self.activation = activation
@@ -72,7 +72,7 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        return resolve(self.activation)(F.linear(x, self.weight, self.bias))
+        return resolve_activation(self.activation)(F.linear(x, self.weight, self.bias))
 
     def extra_repr(self) -> str:
         """The constructor's arguments, as printed inside `Dense(...)`."""
@@ -123,7 +123,7 @@ class LowRank(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes("LowRank", in_features=in_features, out_features=out_features, num_features=num_features)
-        resolve(activation)
+        resolve_activation(activation)
         self.in_features = in_features
         self.out_features = out_features
         self.num_features = num_features
@@ -148,7 +148,7 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        return resolve(self.activation)(F.linear(F.linear(x, self.projections), self.weight, self.bias))
+        return resolve_activation(self.activation)(F.linear(F.linear(x, self.projections), self.weight, self.bias))
 
     def extra_repr(self) -> str:
         """The constructor's arguments, as printed inside `LowRank(...)`."""

@@ -121,7 +121,7 @@ def convert(module: nn.Module, plan: ConversionPlan, activations: Mapping[str, s
             or is not an activation. The model is left unchanged.
     """
     if not plan.layers:
-        raise ValueError("convert: the plan names no layers; the default is ('*',), which selects all")
+        raise ValueError("the plan names no layers; the default is ('*',), which selects all")
     root = nn.Module()
     root.add_module("model", module)
     opaque = [path for path, child in module.named_modules() if is_opaque(child)]
@@ -132,12 +132,12 @@ def convert(module: nn.Module, plan: ConversionPlan, activations: Mapping[str, s
         for path in opaque:
             if fnmatchcase(path, pattern) or pattern.startswith(f"{path}."):
                 raise ValueError(
-                    f"convert: {path or 'the model'} keeps its weights in one opaque array of tiny-cuda-nn, in which "
+                    f"{path or 'the model'} keeps its weights in one opaque array of tiny-cuda-nn, in which "
                     'no layer can be replaced; build the model with implementation="torch"'
                 )
         if not any(fnmatchcase(candidate.path, pattern) for candidate in candidates):
             known = ", ".join(candidate.path for candidate in candidates) or "none"
-            raise ValueError(f"convert: {pattern!r} matches no feed-forward layer; those of the model are: {known}")
+            raise ValueError(f"{pattern!r} matches no feed-forward layer; those of the model are: {known}")
 
     chosen = [c for c in candidates if any(fnmatchcase(c.path, pattern) for pattern in plan.layers)]
     layers = [_eugen(candidate, plan, module) for candidate in chosen]
@@ -147,8 +147,7 @@ def convert(module: nn.Module, plan: ConversionPlan, activations: Mapping[str, s
             reason = None if other in gone else own_behavior(other)
             if reason is not None:
                 raise ValueError(
-                    f"convert: {candidate.path}: in its network {type(other).__name__} has {reason}, which merging "
-                    "would ignore"
+                    f"{candidate.path}: in its network {type(other).__name__} has {reason}, which merging would ignore"
                 )
     for candidate, layer in zip(chosen, layers, strict=True):
         candidate.put(layer)
@@ -170,7 +169,7 @@ def _shape(linear: nn.Linear | Dense) -> str:
 
 
 def _eugen(candidate: FeedForward, plan: ConversionPlan, module: nn.Module) -> EUGen:
-    linear, what = candidate.linear, f"convert: {candidate.path}, {_shape(candidate.linear)}"
+    linear, what = candidate.linear, f"{candidate.path or 'the model'}, {_shape(candidate.linear)}"
     places = sum(child is linear for parent in module.modules() for child in parent._modules.values())
     if places > 1:
         raise ValueError(f"{what}, stands in {places} places of the model; layers with tied weights cannot be replaced")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
-from eugen_nerf.layers.activations import Activation, describe, resolve
+from eugen_nerf.layers.activations import Activation, describe, resolve_activation
 from eugen_nerf.layers.projections import KINDS, make_projection
 
 
@@ -155,9 +155,9 @@ class EUGen(nn.Module):
             raise ValueError(f"EUGen: eps must be positive to keep the norm differentiable, got {eps}")
         if isinstance(projection, str) and projection not in KINDS:
             raise ValueError(f"EUGen: unknown projection {projection!r}; known: {', '.join(KINDS)}")
-        resolve(phi)
+        resolve_activation(phi)
         if psi is not None:
-            resolve(psi)
+            resolve_activation(psi)
         self.in_features = in_features
         self.out_features = out_features
         self.num_features = num_features
@@ -222,7 +222,7 @@ class EUGen(nn.Module):
         if self.norm:
             lengths = smooth_norm(x, self.eps) * rows[:, self.in_features]
             projected = projected + lengths.to(projected.dtype)
-        return resolve(self.phi)(self._combine(projected))
+        return resolve_activation(self.phi)(self._combine(projected))
 
     def effective_weight(self) -> Tensor:
         """Return g(W), the matrix that multiplies the features: [out, k * m]."""
@@ -232,7 +232,7 @@ class EUGen(nn.Module):
         projected = F.linear(self.weight, rows[:, : self.in_features])
         if self.norm:
             projected = projected + rows[:, self.in_features]
-        return resolve(self.psi)(self._combine(projected))
+        return resolve_activation(self.psi)(self._combine(projected))
 
     def effective_bias(self) -> Tensor | None:
         """Return the constant of each output, [out]: the bias, plus Phi(1) Psi(1) in the kernel form; None for none."""
@@ -315,7 +315,7 @@ class EUGen(nn.Module):
         if self.psi is None:
             return self.weight.new_zeros(())
         one = self.weight.new_ones(())
-        return resolve(self.phi)(one) * resolve(self.psi)(one)
+        return resolve_activation(self.phi)(one) * resolve_activation(self.psi)(one)
 
 
 def _resize(tensor: Tensor, values: Tensor) -> None:

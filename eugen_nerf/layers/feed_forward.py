@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from eugen_nerf.layers.activations import describe, resolve, squared_relu
+from eugen_nerf.layers.activations import describe, resolve_activation, squared_relu
 from eugen_nerf.layers.baselines import Dense
 from eugen_nerf.layers.eugen import EUGen
 from eugen_nerf.layers.merge import changed_method
@@ -66,7 +66,7 @@ def _is_hidden(activation: object) -> bool:
     """Whether an activation (module, function or name) makes the layer before it a feed-forward layer."""
     if isinstance(activation, functools.partial):
         activation = activation.func
-    function = resolve(activation) if isinstance(activation, str) else activation
+    function = resolve_activation(activation) if isinstance(activation, str) else activation
     return isinstance(function, HIDDEN_ACTIVATIONS) or any(function is one for one in HIDDEN_FUNCTIONS)
 
 
@@ -105,7 +105,7 @@ def named_pairs(module: nn.Module, activations: Mapping[str, str]) -> Iterator[F
             if isinstance(child, nn.Linear) and fnmatchcase(path, pattern)
         ]
         if not linears:
-            raise ValueError(f"convert: {pattern!r}, of activations, matches no torch.nn.Linear")
+            raise ValueError(f"{pattern!r}, of activations, matches no torch.nn.Linear")
         for path, linear in linears:
             above, _, own = path.rpartition(".")
             parent = module.get_submodule(above)
@@ -114,12 +114,10 @@ def named_pairs(module: nn.Module, activations: Mapping[str, str]) -> Iterator[F
             if reason is None and hasattr(type(parent), name):
                 reason = f"belongs to the class {type(parent).__name__} and cannot be replaced"
             if reason is not None:
-                raise ValueError(f"convert: {path}: the attribute {name!r} beside it {reason}")
+                raise ValueError(f"{path}: the attribute {name!r} beside it {reason}")
             other = taken.setdefault((parent, name), path)
             if other != path:
-                raise ValueError(
-                    f"convert: {other} and {path} have the activation {name!r} in common; name one of them"
-                )
+                raise ValueError(f"{other} and {path} have the activation {name!r} in common; name one of them")
             assert activation is not None
             gone = (activation,) if isinstance(activation, nn.Module) else ()
             yield FeedForward(path, linear, describe(activation), _put_in_pair(parent, own, name), gone)

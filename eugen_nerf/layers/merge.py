@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eugen_nerf.layers.activations import ACTIVATIONS, Activation, describe, resolve
+from eugen_nerf.layers.activations import ACTIVATIONS, Activation, describe, resolve_activation
 from eugen_nerf.layers.baselines import Dense, LowRank
 from eugen_nerf.layers.eugen import EUGen, combine_orders, num_projections, smooth_norm, squared_norm
 from eugen_nerf.layers.snnk import SNNK
@@ -71,7 +71,7 @@ class FeatureStage:
                 norm = (squared + self.eps).sqrt()
             projected = projected + (norm * self.norm_column).to(projected.dtype)
         parts = projected.unflatten(-1, (num_projections(self.order, self.shared), -1))
-        return resolve(self.phi)(combine_orders(parts, self.order, self.shared))
+        return resolve_activation(self.phi)(combine_orders(parts, self.order, self.shared))
 
     @property
     def multiply_adds(self) -> int:

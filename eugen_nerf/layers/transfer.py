@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eugen_nerf.layers.activations import resolve
+from eugen_nerf.layers.activations import resolve_activation
 from eugen_nerf.layers.baselines import Dense
 from eugen_nerf.layers.eugen import EUGen
 from eugen_nerf.layers.feed_forward import as_layer_stack
@@ -108,7 +108,7 @@ def units(network: nn.Module) -> list[Unit]:
     stack = as_layer_stack(network)
     if stack is None:
         raise ValueError(
-            f"transfer: {type(network).__name__} is not supported; the network must be a torch.nn.Sequential, a "
+            f"{type(network).__name__} is not supported; the network must be a torch.nn.Sequential, a "
             "LayerStack or nerfstudio's MLP"
         )
     return [
@@ -157,10 +157,10 @@ def transfer_network(
     """
     originals, copies = units(teacher), units(student)
     if len(originals) != len(copies) or [u.skip for u in originals] != [u.skip for u in copies]:
-        raise ValueError("transfer: teacher and student must have the same layers and skip connections")
+        raise ValueError("teacher and student must have the same layers and skip connections")
     inputs = [(a.detach(), b.detach()) for a, b in batches if a.shape[0] > 0]
     if not inputs:
-        raise ValueError("transfer: no samples were collected")
+        raise ValueError("no samples were collected")
     states = list(inputs)
     generator = torch.Generator().manual_seed(options.seed)
     fits = []
@@ -232,7 +232,7 @@ def fit_layer(
             inputs or targets are not finite.
     """
     if layer.psi is not None:
-        raise ValueError("transfer: an EUGen layer of the kernel form has no output matrix to fit")
+        raise ValueError("an EUGen layer of the kernel form has no output matrix to fit")
     generator = generator or torch.Generator().manual_seed(options.seed)
     _set_projections(layer, dense, pairs, options, consumer, generator)
     explained = _solve(layer, pairs, options.ridge)
@@ -272,13 +272,13 @@ def _set_projections(
     rows, offsets = _candidates(layer, dense, pairs, options, generator)
     if len(rows) < m:
         raise ValueError(
-            f"transfer: {m} features cannot be taken from the {len(rows)} units of the trained layer; take fewer, or "
+            f"{m} features cannot be taken from the {len(rows)} units of the trained layer; take fewer, or "
             'rows="orthogonal"'
         )
     chosen = [torch.randperm(len(rows), generator=generator)[:m].to(rows.device) for _ in range(matrices)]
     if options.selection != "random" and len(rows) > m:
         equations = NormalEquations(constant=layer.bias is not None)
-        phi = resolve(layer.phi)
+        phi = resolve_activation(layer.phi)
         for x, y in pairs:
             extended = torch.cat([x, x.norm(dim=-1, keepdim=True)], dim=-1) if layer.norm else x
             equations.add(phi(F.linear(extended, rows, offsets if layer.offsets is not None else None)), y)

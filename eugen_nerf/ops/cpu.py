@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eugen_nerf.ops.build import cpu_library
 from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
-from eugen_nerf.ops.network_spec import outputs_of
+from eugen_nerf.ops.network_spec import HARMONICS, outputs_of
 from eugen_nerf.ops.packing import PackedChain
 
 
@@ -76,7 +76,7 @@ def hash_encode_backward(
 
 def spherical_harmonics(directions: Tensor) -> Tensor:
     """[n, 3] -> [n, 16]."""
-    out = directions.new_empty(directions.shape[0], 16)
+    out = directions.new_empty(directions.shape[0], HARMONICS)
     _call("eugen_spherical_harmonics", directions, _count(directions), out)
     return out
 
@@ -203,7 +203,7 @@ def render(
     return out, samples
 
 
-def sparse_adam(
+def masked_adam(
     parameter: Tensor,
     grad: Tensor,
     first: Tensor,
@@ -215,4 +215,4 @@ def sparse_adam(
 ) -> None:
     """One Adam step, in place, on the values with nonzero gradient. All tensors have the same shape."""
     numbers = map(ctypes.c_float, (*betas, eps, step_size, second_scale))
-    _call("eugen_sparse_adam", parameter, grad, first, second, ctypes.c_int64(parameter.numel()), *numbers)
+    _call("eugen_masked_adam", parameter, grad, first, second, ctypes.c_int64(parameter.numel()), *numbers)

@@ -17,7 +17,7 @@ from torch import Tensor
 from eugen_nerf.errors import UserError
 from eugen_nerf.ops.cuda_driver import Device
 from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
-from eugen_nerf.ops.network_spec import outputs_of
+from eugen_nerf.ops.network_spec import HARMONICS, outputs_of
 from eugen_nerf.ops.packing import PackedChain
 from eugen_nerf.ops.tiles import (
     MAX_LEVELS,
@@ -224,7 +224,7 @@ class AdamStep(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_float) for name in ("beta1", "beta2", "eps", "step_size", "second_scale"))
 
 
-def sparse_adam(
+def masked_adam(
     device: Device,
     parameter: Tensor,
     grad: Tensor,
@@ -240,7 +240,7 @@ def sparse_adam(
     if n:
         step = AdamStep(*betas, eps, step_size, second_scale)
         arguments = (parameter, grad, first, second, ctypes.c_int64(n), step)
-        device.launch("adam.cu", (), "sparse_adam", (_blocks(n, THREADS), 1), THREADS, 0, arguments)
+        device.launch("adam.cu", (), "masked_adam", (_blocks(n, THREADS), 1), THREADS, 0, arguments)
 
 
 class MarchArguments(ctypes.Structure):
@@ -280,7 +280,7 @@ def _warp_kernel(device: Device, kernel: str, rays: int, *arguments: Any) -> Non
 def spherical_harmonics(device: Device, directions: Tensor) -> Tensor:
     """[n, 3] -> [n, 16]."""
     n = directions.shape[0]
-    out = directions.new_empty(n, 16)
+    out = directions.new_empty(n, HARMONICS)
     _ray_kernel(device, "spherical_harmonics", n, directions, ctypes.c_int64(n), out)
     return out
 

@@ -50,7 +50,7 @@ def differentiable_render(
     rule: StepRule,
     field: RadianceField | Field,
     jitter: Tensor | None = None,
-    skip_hidden: bool = False,
+    skip_occluded: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, PackedSamples]:
     """March along rays, evaluate the field and composite, with gradients to the field's parameters.
 
@@ -69,7 +69,7 @@ def differentiable_render(
         rule: step sizes, in world units.
         field: the field to render.
         jitter: [R] in [0, 1), offset of each ray's samples in steps; None for 0.5.
-        skip_hidden: leave out occluded samples, whose transmittance is below MIN_TRANSMITTANCE.
+        skip_occluded: leave out occluded samples, whose transmittance is below MIN_TRANSMITTANCE.
 
     Returns:
         rgb [R, 3] without a background, alpha [R], depth [R] in world units (the sum of weight times distance, not
@@ -87,7 +87,7 @@ def differentiable_render(
         shift = torch.full_like(near, 0.5) if jitter is None else jitter
         with torch.no_grad():
             where = _march(rays, shift, bits, resolution, space, rule)
-            evaluated = _evaluate_densities(*where, field, networks[0], skip_hidden)
+            evaluated = _evaluate_densities(*where, field, networks[0], skip_occluded)
         density, color = (network.parameters for network in networks)
         colors, alphas, depths = _InOnePiece.apply(field.table, density, color, evaluated, field.layout, networks)
         return colors, alphas, depths, evaluated.samples
@@ -95,7 +95,7 @@ def differentiable_render(
     backend = field.backend
     samples = dispatch.march(*rays, bits, resolution, space, rule, jitter, backend=backend)
     unit, views = dispatch.sample_points(origins, directions, samples, space, backend=backend)
-    if skip_hidden:
+    if skip_occluded:
         with torch.no_grad():
             seen = _seen(field.density_at(unit)[0], samples)
         samples, unit, views = samples.select(seen), unit.index_select(0, seen), views.index_select(0, seen)
@@ -166,7 +166,7 @@ def _march(
 
 
 def _evaluate_densities(
-    samples: PackedSamples, unit: Tensor, views: Tensor, field: RadianceField, density: PackedChain, skip_hidden: bool
+    samples: PackedSamples, unit: Tensor, views: Tensor, field: RadianceField, density: PackedChain, skip_occluded: bool
 ) -> _Evaluated:
     layout = field.layout
     check_grid(layout, unit.device)
@@ -175,7 +175,7 @@ def _evaluate_densities(
     check_network(encoded, density.parameters, density.spec, density.eps)
     raw = _run("network_forward", encoded, density.parameters, density.spec, density.eps)
     evaluated = _Evaluated(samples, unit, views, encoded, raw, torch.exp(raw[:, 0].clamp(max=MAX_LOG_DENSITY)))
-    return evaluated.select(_seen(evaluated.sigma, samples)) if skip_hidden else evaluated
+    return evaluated.select(_seen(evaluated.sigma, samples)) if skip_occluded else evaluated
 
 
 class _InOnePiece(torch.autograd.Function):

@@ -354,3 +354,33 @@ def composite(
         out = operators.composite(sigma, rgb, samples.t_starts, samples.t_ends, samples.ray_offsets)
         return out[:, :3], out[:, 3], out[:, 4]
     return reference.composite(sigma, rgb, samples)
+
+
+def masked_adam(
+    parameter: Tensor,
+    grad: Tensor,
+    first: Tensor,
+    second: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    step_size: float,
+    second_scale: float,
+    *,
+    backend: Backend = "auto",
+) -> None:
+    """One step of Adam (Kingma and Ba 2015), in place, on the values whose gradient is not zero.
+
+    Args:
+        parameter, grad, first, second: of one shape; `first` and `second` are the moments.
+        betas, eps: as in `torch.optim.Adam`.
+        step_size: learning rate divided by the first moment's bias correction.
+        second_scale: 1 divided by the second moment's bias correction.
+        backend: see the module.
+
+    Raises:
+        UserError: see the module; likewise TypeError and ValueError.
+    """
+    if uses_native(backend, parameter, grad, first, second):
+        operators.masked_adam(parameter, grad, first, second, betas, eps, step_size, second_scale)
+    else:
+        reference.masked_adam(parameter, grad, first, second, betas, eps, step_size, second_scale)

@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import sys
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,7 @@ WHEEL_FOLDERS = ("nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib", "nvidia/cu12/lib")
 # Folders of CUDA toolkits that may not be on the linker's search path.
 TOOLKITS = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), sys.prefix, "/usr/local/cuda")
 MAJOR_VERSIONS = (13, 12, 11)
+DIGEST_SIZE = 32  # bytes of the SHA-256 that ends a cached program
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def sources() -> dict[str, bytes]:
 
 
 def _libraries(folder: str, pattern: str) -> list[str]:
-    return [path for path in sorted(glob.glob(os.path.join(folder, pattern))) if ".alt." not in path]
+    return [path for path in sorted(glob.glob(os.path.join(glob.escape(folder), pattern))) if ".alt." not in path]
 
 
 @functools.cache
@@ -183,10 +185,10 @@ def find_nvrtc() -> Nvrtc:
 
 
 def compile_cached(source: str, architecture: int, constants: tuple[str, ...] = (), portable: bool = False) -> Compiled:
-    """Call `Nvrtc.compile` and cache the result on disk. Several processes can do this at the same time.
+    """Call `Nvrtc.compile` and cache the result on disk, if possible. Several processes can do this at the same time.
 
     Raises:
-        BuildError: there is no NVRTC, it rejects the program, or the cache folder cannot be written.
+        BuildError: there is no NVRTC, or it rejects the program.
     """
     compiler = find_nvrtc()
     digest = hashlib.sha256()
@@ -196,16 +198,23 @@ def compile_cached(source: str, architecture: int, constants: tuple[str, ...] = 
     path = cache_folder() / f"cuda-{digest.hexdigest()[:24]}.cubin"
     log_path = path.with_suffix(".log")
     try:
-        return Compiled(path.read_bytes(), log_path.read_text())
+        content = path.read_bytes()
+        if hashlib.sha256(content[:-DIGEST_SIZE]).digest() == content[-DIGEST_SIZE:]:
+            return Compiled(content[:-DIGEST_SIZE], log_path.read_text())
     except (OSError, UnicodeDecodeError):
         pass  # missing, or not readable for this user
     compiled = compiler.compile(source, architecture, constants, portable)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The program is written last, so that it never exists without its log.
-        for target, content in ((log_path, compiled.log.encode()), (path, compiled.image)):
+        checked = compiled.image + hashlib.sha256(compiled.image).digest()
+        for target, content in ((log_path, compiled.log.encode()), (path, checked)):
             replace_file(target, content)
     except OSError as error:
-        message = f"the folder {path.parent} cannot be used ({error.strerror}); set EUGEN_CACHE to another one"
-        raise BuildError(message) from error
+        warnings.warn(
+            f"eugen-nerf cannot keep its compiled kernels in {path.parent} ({error.strerror}) and compiles them in "
+            "every process; set EUGEN_CACHE to another folder.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return compiled

@@ -381,10 +381,10 @@ def _(origins: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return origins.new_empty(rays, 5), origins.new_empty(rays, dtype=torch.int64)
 
 
-# --- sparse Adam: works in place and has no gradient, so it is a function and not an operator ----------------
+# --- masked Adam: works in place and has no gradient, so it is a function and not an operator ----------------
 
 
-def sparse_adam(
+def masked_adam(
     parameter: Tensor,
     grad: Tensor,
     first: Tensor,
@@ -406,7 +406,7 @@ def sparse_adam(
         prepare(name, tensor, shape, F32, device)
         if not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous, since it is changed in place")
-    run = choose(device, cpu.sparse_adam, cuda.sparse_adam)
+    run = choose(device, cpu.masked_adam, cuda.masked_adam)
     run(parameter, grad, first, second, betas, eps, step_size, second_scale)
     # So that autograd detects a graph that has saved the old values, as after any in-place change.
     torch.autograd.graph.increment_version(parameter)

@@ -263,6 +263,32 @@ def composite(sigma: Tensor, rgb: Tensor, samples: PackedSamples) -> tuple[Tenso
     return total[:, :3], total[:, 3], total[:, 4]
 
 
+@torch.no_grad()
+def masked_adam(
+    parameter: Tensor,
+    grad: Tensor,
+    first: Tensor,
+    second: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    step_size: float,
+    second_scale: float,
+) -> None:
+    """One step of Adam (Kingma and Ba 2015), in place, on the values whose gradient is not zero.
+
+    Args:
+        parameter, grad, first, second: of one shape; `first` and `second` are the moments.
+        betas, eps: as in `torch.optim.Adam`.
+        step_size: learning rate divided by the first moment's bias correction.
+        second_scale: 1 divided by the second moment's bias correction.
+    """
+    touched = grad != 0
+    first.copy_(torch.where(touched, torch.lerp(grad, first, betas[0]), first))
+    second.copy_(torch.where(touched, torch.lerp(grad * grad, second, betas[1]), second))
+    update = step_size * first / ((second * second_scale).sqrt() + eps)
+    parameter.sub_(torch.where(touched, update, torch.zeros_like(update)))
+
+
 def render(
     origins: Tensor,
     directions: Tensor,

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from eugen_nerf.files import replace_file
 from eugen_nerf.layers import EUGen, build_network, merge_chain
 from eugen_nerf.layers.merge import MergedChain
-from eugen_nerf.ops import dispatch, operators
+from eugen_nerf.ops import dispatch
 from eugen_nerf.ops.build import cache_folder
 from eugen_nerf.ops.dispatch import Backend
 from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
@@ -83,7 +84,7 @@ def check_ops(device: torch.device, backend: Backend, told: Callable[[str], None
     with contextlib.ExitStack() as stack:
         for mode in (*modes, _usual_defaults()):
             stack.enter_context(mode)
-        for name, tolerance, run in _trials(device, told):
+        for name, tolerance, run, _ in _trials(device, told):
             pairs = list(zip(*(run(which) for which in choices), strict=True))
             differences = [_difference(mine, theirs) for mine, theirs in pairs]
             if told:
@@ -114,64 +115,94 @@ def _difference(mine: Tensor, theirs: Tensor) -> float:
     return float((mine.double() - theirs.double()).norm() / theirs.double().norm().clamp_min(1e-12))
 
 
-def _trials(
-    device: torch.device, told: Callable[[str], None] | None
-) -> Iterator[tuple[str, float, Callable[[Backend], list[Tensor]]]]:
-    """Yield each op's name, its tolerance, and a function that runs it, including gradients."""
-    generator = torch.Generator().manual_seed(0)
+class Trial(NamedTuple):
+    """An op, or one kind of its inputs."""
 
-    def numbers(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator).to(device)
+    name: str
+    tolerance: float
+    run: Callable[[Backend], list[Tensor]]
+    """Run it, including gradients."""
+    chains: tuple[MergedChain, ...] = ()
+    """Networks that it evaluates."""
 
-    def with_gradients(outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
-        loss = torch.stack([output.square().sum() for output in outputs]).sum()
-        return [output.detach() for output in outputs] + list(torch.autograd.grad(loss, inputs))
 
-    def have_kernels(name: str, *chains: MergedChain) -> bool:
-        """Networks without kernels are evaluated by PyTorch, which is no reason to do without the other ops."""
-        have = all(dispatch.runs_network(pack_chain(chain), device, "auto") for chain in chains)
-        if not have and told:
-            told(f"{name}: no kernels, PyTorch evaluates it")
-        return have
+class _Numbers:
+    """Random numbers in [0, 1) on a device, the same in every check."""
 
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self._generator).to(self.device)
+
+
+def _trials(device: torch.device, told: Callable[[str], None] | None) -> Iterator[Trial]:
+    """Yield a trial of each op. Networks without kernels are left out, and told."""
+    numbers = _Numbers(device)
+    for trial in (*_grid_trials(numbers), *_network_trials(numbers), *_ray_trials(numbers), _adam_trial(numbers)):
+        # PyTorch evaluates networks without kernels, which is no reason to reject the other ops.
+        if all(dispatch.runs_network(pack_chain(chain), device, "auto") for chain in trial.chains):
+            yield trial
+        elif told:
+            told(f"{trial.name}: no kernels, PyTorch evaluates it")
+
+
+def _with_gradients(outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    loss = torch.stack([output.square().sum() for output in outputs]).sum()
+    return [output.detach() for output in outputs] + list(torch.autograd.grad(loss, inputs))
+
+
+def _grid(numbers: _Numbers) -> tuple[HashGridLayout, Tensor]:
     layout = HashGridLayout.build(8, 2, 12, 4, 128)
+    return layout, numbers(layout.num_entries, 2) - 0.5
+
+
+def _grid_trials(numbers: _Numbers) -> Iterator[Trial]:
+    layout, table = _grid(numbers)
+    table.requires_grad_()
     positions = numbers(1000, 3)
-    table = (numbers(layout.num_entries, 2) - 0.5).requires_grad_()
 
     def encode(backend: Backend) -> list[Tensor]:
         x = positions.clone().requires_grad_()
-        return with_gradients([dispatch.hash_encode(x, table, layout, backend=backend)], [x, table])
+        return _with_gradients([dispatch.hash_encode(x, table, layout, backend=backend)], [x, table])
 
-    yield "hash_encode", TOLERANCE, encode
+    yield Trial("hash_encode", TOLERANCE, encode)
 
+
+def _network_trials(numbers: _Numbers) -> Iterator[Trial]:
     rows = numbers(1000, 16) - 0.5
+    with _seeded_layers():
+        networks = {
+            "dense": build_network("mlp", 16, 64, 2, 5, 0),
+            # Too wide for all weights and sums to stay on the multiprocessor.
+            "wide": build_network("mlp", 16, 256, 2, 5, 0),
+            "order 1": build_network("eugen", 16, 64, 2, 5, 24, norm_first=True),
+            "order 2": nn.Sequential(EUGen(16, 32, 16, order=2), nn.Linear(32, 5)),
+            "norm inside": nn.Sequential(EUGen(16, 32, 16), EUGen(32, 24, 16), nn.Linear(24, 5)),
+        }
 
-    def network(layers: nn.Sequential) -> Callable[[Backend], list[Tensor]]:
-        layers.to(device)
+    def evaluate(layers: nn.Module, backend: Backend) -> list[Tensor]:
+        x = rows.clone().requires_grad_()
+        y = dispatch.network(x, merge_chain(layers), backend=backend)
+        return _with_gradients([y], [x, *layers.parameters()])
 
-        def run(backend: Backend) -> list[Tensor]:
-            x = rows.clone().requires_grad_()
-            y = dispatch.network(x, merge_chain(layers), backend=backend)
-            return with_gradients([y], [x, *layers.parameters()])
+    for name, layers in networks.items():
+        layers.to(numbers.device)
+        run = functools.partial(evaluate, layers)
+        yield Trial(f"network ({name})", NETWORK_TOLERANCE, run, (merge_chain(layers),))
 
-        return run
 
+@contextlib.contextmanager
+def _seeded_layers() -> Iterator[None]:
+    """Initialize layers in the same way in every check."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(1)  # only the CPU's generator
-        layers = [
-            build_network("mlp", 16, 64, 2, 5, 0),
-            build_network("mlp", 16, 256, 2, 5, 0),  # too wide for all weights and sums to stay on the multiprocessor
-            build_network("eugen", 16, 64, 2, 5, 24, norm_first=True),
-            nn.Sequential(EUGen(16, 32, 16, order=2), nn.Linear(32, 5)),
-            nn.Sequential(EUGen(16, 32, 16), EUGen(32, 24, 16), nn.Linear(24, 5)),
-        ]
-        density, color = build_network("eugen", 16, 32, 1, 16, 32), build_network("eugen", 31, 32, 2, 3, 32)
-    for number, stack in enumerate(layers):
-        name = ("dense", "wide", "order 1", "order 2", "norm inside")[number]
-        trial = network(stack)
-        if have_kernels(f"network ({name})", merge_chain(stack)):
-            yield f"network ({name})", NETWORK_TOLERANCE, trial
+        yield
 
+
+def _ray_trials(numbers: _Numbers) -> Iterator[Trial]:
+    device = numbers.device
     directions = nn.functional.normalize(numbers(RAYS, 3) - 0.5, dim=-1)
     origins = 0.5 - 2 * directions + 0.3 * (numbers(RAYS, 3) - 0.5)
     near, far = torch.zeros(RAYS, device=device), torch.full((RAYS,), 5.0, device=device)
@@ -179,51 +210,52 @@ def _trials(
     bits = (numbers(resolution**3 // 8) * 255).to(torch.uint8)
     space, rule = Space(((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))), StepRule(0.02)
     march = (origins, directions, near, far, bits, resolution, space, rule)
-    yield "spherical_harmonics", TOLERANCE, lambda b: [dispatch.spherical_harmonics(directions, backend=b)]
+    samples = dispatch.march(*march, backend="reference")
+    sigma, rgb = 5 * numbers(samples.num_samples), numbers(samples.num_samples, 3)
+    layout, table = _grid(numbers)
+    with _seeded_layers():
+        density, color = build_network("eugen", 16, 32, 1, 16, 32), build_network("eugen", 31, 32, 2, 3, 32)
+    with torch.no_grad():
+        chains = merge_chain(density.to(device)), merge_chain(color.to(device))
+
+    def harmonics(backend: Backend) -> list[Tensor]:
+        return [dispatch.spherical_harmonics(directions, backend=backend)]
 
     def marched(backend: Backend) -> list[Tensor]:
-        samples = dispatch.march(*march, backend=backend)
+        found = dispatch.march(*march, backend=backend)
         # Round-off may move a sample across a cell's face, so only sums over all rays are compared.
-        return [samples.counts().sum().float()[None], samples.t_mids.sum()[None], samples.t_ends.sum()[None]]
+        return [found.counts().sum().float()[None], found.t_mids.sum()[None], found.t_ends.sum()[None]]
 
-    yield "march", TOLERANCE, marched
-    samples = dispatch.march(*march, backend="reference")
-    yield (
-        "sample_points",
-        TOLERANCE,
-        lambda b: list(dispatch.sample_points(origins, directions, samples, space, backend=b)),
-    )
-    sigma, rgb = 5 * numbers(samples.num_samples), numbers(samples.num_samples, 3)
+    def points(backend: Backend) -> list[Tensor]:
+        return list(dispatch.sample_points(origins, directions, samples, space, backend=backend))
 
     def composited(backend: Backend) -> list[Tensor]:
         densities, colors = sigma.clone().requires_grad_(), rgb.clone().requires_grad_()
         outputs = dispatch.composite(densities, colors, samples, backend=backend)
-        return with_gradients(list(outputs), [densities, colors])
-
-    yield "composite", TOLERANCE, composited
+        return _with_gradients(list(outputs), [densities, colors])
 
     def rendered(backend: Backend) -> list[Tensor]:
         with torch.no_grad():
-            chains = merge_chain(density.to(device)), merge_chain(color.to(device))
-            field = RadianceField(table.detach(), layout, *chains, backend)
-            picture, alpha, depth, count = render(*march, field)
-        return [picture, alpha, depth, count.float()]
+            image, alpha, depth, count = render(*march, RadianceField(table, layout, *chains, backend))
+        return [image, alpha, depth, count.float()]
 
-    if have_kernels("render", merge_chain(density.to(device)), merge_chain(color.to(device))):
-        yield "render", NETWORK_TOLERANCE, rendered
+    yield Trial("spherical_harmonics", TOLERANCE, harmonics)
+    yield Trial("march", TOLERANCE, marched)
+    yield Trial("sample_points", TOLERANCE, points)
+    yield Trial("composite", TOLERANCE, composited)
+    yield Trial("render", NETWORK_TOLERANCE, rendered, chains)
+
+
+def _adam_trial(numbers: _Numbers) -> Trial:
+    """One step, starting from nonzero moments, with 70 % of the gradients zero."""
     parameter, grad = numbers(1000, 2), (numbers(1000, 2) - 0.5) * (numbers(1000, 2) < 0.3)
-    yield "sparse_adam", TOLERANCE, lambda b: _adam(b, parameter, grad)
 
+    def step(backend: Backend) -> list[Tensor]:
+        changed = parameter.clone(), 0.5 * grad + 0.1, grad * grad + 0.1
+        dispatch.masked_adam(changed[0], grad, *changed[1:], (0.9, 0.99), 1e-8, 0.1, 2.0, backend=backend)
+        return list(changed)
 
-def _adam(backend: Backend, parameter: Tensor, grad: Tensor) -> list[Tensor]:
-    """Make one step of SparseAdam, starting from nonzero moments."""
-    parameter, first, second = parameter.clone(), 0.5 * grad + 0.1, grad * grad + 0.1
-    if backend == "reference":
-        m, v = first.lerp(grad, 0.1), second.lerp(grad * grad, 0.01)
-        step = torch.where(grad != 0, 0.1 * m / ((2 * v).sqrt() + 1e-8), torch.zeros_like(grad))
-        return [parameter - step, torch.where(grad != 0, m, first), torch.where(grad != 0, v, second)]
-    operators.sparse_adam(parameter, grad, first, second, (0.9, 0.99), 1e-8, 0.1, 2.0)
-    return [parameter, first, second]
+    return Trial("masked_adam", TOLERANCE, step)
 
 
 class NotChecked(Exception):

@@ -63,9 +63,9 @@ def provide_ffmpeg() -> None:
     except (ImportError, RuntimeError):
         return  # ns-render then reports that ffmpeg is missing
     user = os.getuid() if hasattr(os, "getuid") else 0
-    folder = Path(tempfile.gettempdir()) / f"eugen-nerf-ffmpeg-{user}"
-    link = folder / "ffmpeg"
     try:
+        folder = Path(tempfile.gettempdir()) / f"eugen-nerf-ffmpeg-{user}"
+        link = folder / "ffmpeg"
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_uid != user:
             return  # do not put another user's folder on PATH

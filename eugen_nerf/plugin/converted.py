@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.models.base_model import Model
 from nerfstudio.models.mipnerf import MipNerfModel
@@ -48,6 +49,14 @@ def ssim_of_batch(truth: Tensor, prediction: Tensor) -> Tensor:
     return value
 
 
+class PlanError(UserError):
+    """A plan does not fit the model; `reason` says why, without naming the option."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"pipeline.model.eugen: {reason}.")
+        self.reason = reason
+
+
 def convert_model(model: Model, plan: ConversionPlan) -> Conversion:
     """Replace the plan's layers in a nerfstudio model.
 
@@ -62,7 +71,7 @@ def convert_model(model: Model, plan: ConversionPlan) -> Conversion:
     try:
         conversion = convert(model, plan)
     except ValueError as error:
-        raise UserError(f"pipeline.model.eugen: {str(error).removeprefix('convert: ')}.") from error
+        raise PlanError(str(error)) from error
     for module in model.modules():
         if isinstance(module, LayerStack):
             module.network = _network
@@ -106,8 +115,12 @@ class ConvertedModel(Model):
 class ConvertedModelConfig:
     """Common base of the converted models' configurations."""
 
-    def validate(self) -> str:
-        """Build the model once and describe the replaced layers, one line each.
+    def validate(self) -> None:
+        """Raise UserError if the plan does not fit the model."""
+        self.describe_conversion()
+
+    def describe_conversion(self) -> str:
+        """Build the model and describe the replaced layers, one line each.
 
         Raises:
             UserError: the plan does not fit the model.
@@ -115,14 +128,26 @@ class ConvertedModelConfig:
         config: Any = self
         with torch.random.fork_rng():
             model = config.setup(scene_box=SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3])), num_train_data=1)
-        return model.conversion
+        description: str = model.conversion
+        return description
 
 
-class EugenVanillaNerfModel(ConvertedModel, NeRFModel):
+class CoarseToFineModel(ConvertedModel):
+    """Common base of models with a coarse and a fine pass. nerfstudio's commands expect outputs without suffix."""
+
+    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Tensor]:  # type: ignore[override]
+        original: Any = super()
+        outputs: dict[str, Tensor] = original.get_outputs(ray_bundle)
+        if not self.training:
+            outputs.update({name: outputs[f"{name}_fine"] for name in ("rgb", "depth", "accumulation")})
+        return outputs
+
+
+class EugenVanillaNerfModel(CoarseToFineModel, NeRFModel):
     """NeRF (Mildenhall et al. 2020): a coarse and a fine network of eight layers."""
 
 
-class EugenMipNerfModel(ConvertedModel, MipNerfModel):
+class EugenMipNerfModel(CoarseToFineModel, MipNerfModel):
     """mip-NeRF (Barron et al. 2021): one network of eight layers on integrated positional encodings."""
 
 

@@ -120,6 +120,12 @@ class SceneDataManagerConfig(VanillaDataManagerConfig):
         """Check all options; raise a UserError that names the first invalid one."""
         if not 0 < self.camera_res_scale_factor < math.inf:
             raise UserError(f"camera_res_scale_factor must be a positive number, not {self.camera_res_scale_factor}.")
+        color = getattr(self.dataparser, "alpha_color", "white")
+        if color != "white":
+            raise UserError(
+                f"alpha_color {color} has no effect: training uses transparency itself. Choose the background of "
+                "images and metrics with --pipeline.datamanager.eval-background."
+            )
         for name in ("train_num_images_to_sample_from", "eval_num_images_to_sample_from"):
             value = getattr(self, name)
             if value != -1 and value < 1:

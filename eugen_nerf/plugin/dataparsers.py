@@ -56,7 +56,7 @@ def refuse_reduction(frames: Sequence[Frame], downscale_factor: int) -> None:
             raise SceneError(
                 f"{frame.image_path}: there is no copy of it downscaled by {downscale_factor}, and this method reads "
                 "images through nerfstudio, which does not apply downscale_factor; use "
-                f"--pipeline.datamanager.camera-res-scale-factor {1 / frame.downscale:.4g}"
+                f"--pipeline.datamanager.camera-res-scale-factor {1 / frame.downscale:.4g} of ns-train"
                 + (f" with downscale-factor {copies}." if copies > 1 else ".")
             )
 
@@ -199,6 +199,7 @@ class SceneDataParser(DataParser):
             distortion_params=torch.tensor([frame.distortion for frame in frames], dtype=torch.float32)
             if any(any(frame.distortion) for frame in frames)
             else None,
+            metadata={},  # ns-export cameras requires some, even if empty
             camera_type=torch.tensor([[CAMERA_TYPES[frame.camera_model].value] for frame in frames]),
         )
         has_masks = all(frame.mask_path is not None for frame in frames)

@@ -13,10 +13,12 @@ from typing import Any, Literal
 
 import torch
 from nerfstudio.configs.base_config import MachineConfig
+from nerfstudio.data.datamanagers.base_datamanager import variable_res_collate
 from nerfstudio.engine.optimizers import AdamOptimizerConfig, OptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.models.base_model import ModelConfig
+from nerfstudio.models.vanilla_nerf import VanillaModelConfig
 from nerfstudio.plugins.types import MethodSpecification
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -24,7 +26,7 @@ from eugen_nerf.errors import SceneError, UserError
 from eugen_nerf.field import ORDER_2_LAYERS, FieldConfig, NetworkKind
 from eugen_nerf.folders import check_place, refused
 from eugen_nerf.ops.dispatch import native_problem, requested_backend
-from eugen_nerf.optim import BETAS, SparseAdam
+from eugen_nerf.optim import BETAS, MaskedAdam
 from eugen_nerf.plugin import compat
 from eugen_nerf.plugin.averages import AveragingPipeline
 from eugen_nerf.plugin.checkpoints import check_weights, read_checkpoint
@@ -105,9 +107,9 @@ class EugenTrainerConfig(TrainerConfig):
             schedule = group["scheduler"]
             if getattr(schedule, "max_steps", 1) < 1:
                 raise UserError(f"optimizers.{name}.scheduler.max_steps must be at least 1, not {schedule.max_steps}.")
-            if not 0 <= getattr(schedule, "final_share", 0) <= 1:
+            if not 0 <= getattr(schedule, "final_fraction", 0) <= 1:
                 raise UserError(
-                    f"optimizers.{name}.scheduler.final_share must be from 0 to 1, not {schedule.final_share}."
+                    f"optimizers.{name}.scheduler.final_fraction must be from 0 to 1, not {schedule.final_fraction}."
                 )
         for config in (self.pipeline, self.pipeline.model, self.pipeline.datamanager):
             validate = getattr(config, "validate", None)
@@ -125,9 +127,10 @@ class EugenTrainerConfig(TrainerConfig):
         self.validate()
         self._check_machine()
         # Absolute paths, so that rendering and evaluation find run and scene from any folder.
-        self.output_dir = self.output_dir.expanduser().absolute()
+        self.output_dir = Path(os.path.expanduser(self.output_dir)).absolute()
         manager: Any = self.pipeline.datamanager
-        manager.data = manager.dataparser.data = Path(manager.data or manager.dataparser.data).expanduser().absolute()
+        data = os.path.expanduser(manager.data or manager.dataparser.data)
+        manager.data = manager.dataparser.data = Path(data).absolute()
         check_place(self.get_base_dir(), "--output-dir")
         schedules: dict[str, Any] = {}
         file = self._checkpoint_file()
@@ -153,6 +156,16 @@ class EugenTrainerConfig(TrainerConfig):
         device = self.machine.device_type
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("PyTorch finds no NVIDIA GPU; train with --machine.device-type cpu.")
+        machine, gpus = self.machine, torch.cuda.device_count()
+        if machine.num_devices < 1 or machine.num_machines < 1:
+            raise UserError("machine.num_devices and machine.num_machines must be at least 1.")
+        if machine.num_devices > 1 and (device != "cuda" or machine.num_devices > gpus):
+            raise UserError(
+                f"machine.num_devices is {machine.num_devices}, but PyTorch finds {gpus} NVIDIA GPUs here; several "
+                "devices must be GPUs."
+            )
+        if machine.num_machines > 1 and machine.dist_url == "auto":
+            raise UserError("With several machines, machine.dist_url must name the first one: tcp://HOST:PORT.")
         backend = requested_backend("auto")
         if backend in ("cpu", "cuda"):
             problem = native_problem(torch.device(device)) if backend == device else f"this training runs on {device}"
@@ -200,7 +213,7 @@ class EugenTrainerConfig(TrainerConfig):
             UserError: there is no such file.
         """
         if self.load_dir is None:
-            if self.load_checkpoint is not None and not self.load_checkpoint.is_file():
+            if self.load_checkpoint is not None and not os.path.isfile(self.load_checkpoint):
                 raise UserError(f"{self.load_checkpoint}: does not exist; load-checkpoint takes a file step-*.ckpt.")
             return self.load_checkpoint
         files = sorted(self.load_dir.glob("step-*.ckpt"))
@@ -232,11 +245,11 @@ class EugenTrainerConfig(TrainerConfig):
         check_weights(model, loaded["pipeline"], file, str(self.method_name))
 
     def _kept_options(self, loaded: Mapping[str, Any]) -> list[str]:
-        """Messages on options of optimizers which differ from those that a checkpoint brings, and which win."""
+        """Warnings about optimizer options whose configured values the checkpoint overrides."""
         kept = []
         for name, group in self.optimizers.items():
             for saved in loaded.get("optimizers", {}).get(name, {}).get("param_groups", [])[:1]:
-                # Without the schedule's state, the learning rate is the configuration's again.
+                # Without the schedule's state, the configured learning rate is used.
                 options = ("lr", "betas", "eps") if self.load_scheduler else ("betas", "eps")
                 for option in options:
                     before = saved.get("initial_lr", saved.get("lr")) if option == "lr" else saved.get(option)
@@ -278,6 +291,10 @@ class ConvertedTrainerConfig(EugenTrainerConfig):
             refuse_reduction(frames, int(parser.downscale_factor or 1))
             for scene in scenes:
                 check_readable_by_nerfstudio(scene.frames)
+            if len({(frame.width, frame.height) for frame in frames}) > 1:
+                # nerfstudio looks at the sizes of the training images alone.
+                self.pipeline.datamanager.collate_fn = variable_res_collate  # type: ignore[attr-defined]
+            self._set_near_limit(scenes[0])
 
         def decode(frame: Frame) -> None:
             read_image(frame)
@@ -289,9 +306,21 @@ class ConvertedTrainerConfig(EugenTrainerConfig):
                 pass
         return scenes
 
+    def _set_near_limit(self, scene: Scene) -> None:
+        """Start the rays of captures in front of what they show.
+
+        By default rays of vanilla-nerf and mipnerf start at 2, which suits Blender scenes. In captures, whose cameras
+        are scaled into [-1, 1], that lies behind what the photos show.
+        """
+        model: Any = self.pipeline.model
+        if not isinstance(model, VanillaModelConfig) or scene.bounded:
+            return
+        if dict(model.collider_params or {}) == dict(VanillaModelConfig().collider_params or {}):
+            model.collider_params = {**model.collider_params, "near_plane": scene.near}  # type: ignore[dict-item]
+
     def _announce(self) -> None:
         model: Any = self.pipeline.model
-        CONSOLE.print(f"EUGen layers in {self.method_name}:\n{model.validate()}", markup=False)
+        CONSOLE.print(f"EUGen layers in {self.method_name}:\n{model.describe_conversion()}", markup=False)
 
 
 def _field(network: NetworkKind, on_gpu: bool) -> FieldConfig:
@@ -301,10 +330,10 @@ def _field(network: NetworkKind, on_gpu: bool) -> FieldConfig:
 
 
 @dataclass
-class SparseAdamOptimizerConfig(OptimizerConfig):
+class MaskedAdamOptimizerConfig(OptimizerConfig):
     """Options of the optimizer of the hash table."""
 
-    _target: type = SparseAdam
+    _target: type = MaskedAdam
     """Class to instantiate."""
     betas: tuple[float, float] = BETAS
     """Decay rates, per step, of the running means of the gradients and of their squares."""
@@ -361,11 +390,11 @@ def method_config(name: str, network: NetworkKind, device: Literal["cpu", "cuda"
                 occupancy_resolution=128 if on_gpu else 64,
                 # Short steps leave many samples occluded. With long steps, evaluating all densities first costs as
                 # much as it saves.
-                skip_hidden=True if on_gpu else None,
+                skip_occluded=True if on_gpu else None,
             ),
         ),
         optimizers={
-            "encoding": _optimizer(SparseAdamOptimizerConfig, 2e-2, steps),
+            "encoding": _optimizer(MaskedAdamOptimizerConfig, 2e-2, steps),
             "networks": _optimizer(NetworkAdamOptimizerConfig, NETWORK_RATES[network], steps),
         },
         # Without a viewer, ns-train exits after its last step; with --vis viewer it keeps serving the scene.

@@ -28,7 +28,7 @@ from eugen_nerf.metrics import Lpips, image_metrics
 from eugen_nerf.occupancy import OccupancyGrid
 from eugen_nerf.ops import Space, StepRule
 from eugen_nerf.plugin.panel import Readout
-from eugen_nerf.plugin.rays import PictureRayGenerator
+from eugen_nerf.plugin.rays import ImageRayGenerator
 from eugen_nerf.renderer import Renderer
 
 MAX_OCCUPANCY_RESOLUTION = 1024  # its cells take 4 GB of memory during training
@@ -62,7 +62,7 @@ class EugenModelConfig(ModelConfig):
     """Number of cells along each axis of the occupancy grid."""
     occupancy_threshold: float = 0.01
     """A cell is occupied if its per-step optical thickness exceeds min(threshold, grid mean)."""
-    skip_hidden: bool | None = None
+    skip_occluded: bool | None = None
     """Leave occluded samples out of training, at the cost of evaluating the density of all samples first. None enables
     this only in contracted scenes, where rays have many occluded samples."""
     train_background: Literal["random", "white", "black"] = "random"
@@ -129,14 +129,14 @@ class EugenModel(Model):
         self.occupancy = OccupancyGrid(config.occupancy_resolution, config.occupancy_threshold)
         # Rays through contracted scenes are long, so the initial fog is thinner.
         self.field.set_initial_density(0.1 if contracted else 1.0)
-        skip_hidden = contracted if config.skip_hidden is None else config.skip_hidden
-        self.renderer = Renderer(self.field, self.occupancy, space, rule, near, far, skip_hidden)
+        skip_occluded = contracted if config.skip_occluded is None else config.skip_occluded
+        self.renderer = Renderer(self.field, self.occupancy, space, rule, near, far, skip_occluded)
         # nerfstudio reads the background color from this attribute.
         self.renderer_rgb = RGBRenderer(background_color=config.train_background)
         self.eval_background: Literal["white", "black"] = metadata.get("eval_background", "white")
         self.lpips = Lpips()
         self._lpips_warned = False
-        self._picture_rays = PictureRayGenerator()
+        self._picture_rays = ImageRayGenerator()
         self._total_samples: int | None = None  # of the last rays, if known
 
         # Shown in the panel of nerfstudio's viewer.
@@ -163,7 +163,7 @@ class EugenModel(Model):
         origins, directions = ray_bundle.origins, ray_bundle.directions
         if self.training:
             jitter = torch.rand(origins.shape[0], device=origins.device)
-            out = self.renderer.differentiable(origins, directions, jitter)
+            out = self.renderer.render_differentiable(origins, directions, jitter)
             rgb, depth = out.rgb, out.depth
             if self.config.train_background != "random":  # a random background is added by the loss
                 rgb = self._on_background(rgb, out.alpha, self.config.train_background)

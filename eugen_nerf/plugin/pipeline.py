@@ -29,7 +29,7 @@ class SampleBudgetPipelineConfig(DynamicBatchPipelineConfig):
     """Class to instantiate."""
     max_rays_per_batch: int = 16384
     """Maximum number of rays per step, even if they need few samples."""
-    selection_share: float = 0.5
+    selection_fraction: float = 0.5
     """Fraction of the training, 0 or more and below 1, after which features are selected if the field has
     candidate_features. When training resumes from a checkpoint, the steps before it count."""
     selection_samples: int = 1 << 17
@@ -51,9 +51,15 @@ class SampleBudgetPipelineConfig(DynamicBatchPipelineConfig):
                     f"pipeline.datamanager.{name} has no effect: the number of rays per step follows from "
                     "pipeline.target_num_samples and is limited by pipeline.max_rays_per_batch. Set those instead."
                 )
-        if not 0 <= self.selection_share < 1:
+        patch = getattr(self.datamanager, "patch_size", 1)
+        if patch**2 > self.max_rays_per_batch:
             raise UserError(
-                f"Pipeline option selection_share must be 0 or more and below 1, not {self.selection_share}."
+                f"pipeline.datamanager.patch_size {patch} needs {patch**2} rays per step, more than "
+                f"pipeline.max_rays_per_batch ({self.max_rays_per_batch})."
+            )
+        if not 0 <= self.selection_fraction < 1:
+            raise UserError(
+                f"Pipeline option selection_fraction must be 0 or more and below 1, not {self.selection_fraction}."
             )
 
 
@@ -81,7 +87,8 @@ class SampleBudgetPipeline(AveragingPipeline, DynamicBatchPipeline):
         self._set_rays(min(wanted, 2 * rays))
 
     def _set_rays(self, rays: float) -> None:
-        self.dynamic_num_rays_per_batch = int(max(MIN_RAYS, min(rays, self.config.max_rays_per_batch)))
+        fewest = max(MIN_RAYS, getattr(self.config.datamanager, "patch_size", 1) ** 2)
+        self.dynamic_num_rays_per_batch = int(max(fewest, min(rays, self.config.max_rays_per_batch)))
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
@@ -91,7 +98,7 @@ class SampleBudgetPipeline(AveragingPipeline, DynamicBatchPipeline):
             return callbacks
         trainer: Any = training_callback_attributes.trainer
         optimizers: Any = training_callback_attributes.optimizers
-        share = self.config.selection_share
+        share = self.config.selection_fraction
 
         def spent(step: int) -> float:
             if self.spent is not None:

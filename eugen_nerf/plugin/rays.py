@@ -70,7 +70,7 @@ class TabulatedRays(torch.nn.Module):
 
 
 @dataclass(frozen=True)
-class PictureRays:
+class ImageRays:
     """Rays [H, W] of a whole image, in an order that `in_place` undoes."""
 
     rays: RayBundle
@@ -92,7 +92,7 @@ class _Lens:
     pixel_area: torch.Tensor  # [H, W, 1]
 
 
-class PictureRayGenerator:
+class ImageRayGenerator:
     """Rays of whole images, ordered so that neighboring pixels follow one another.
 
     The cameras of a video, of a test split or of an interactive viewer differ mainly in their pose. nerfstudio
@@ -107,7 +107,7 @@ class PictureRayGenerator:
     def __init__(self) -> None:
         self._lens: _Lens | None = None
 
-    def __call__(self, camera: Cameras) -> PictureRays | None:
+    def __call__(self, camera: Cameras) -> ImageRays | None:
         """Rays of one camera, of shape [1] or [].
 
         Returns:
@@ -128,7 +128,7 @@ class PictureRayGenerator:
         for i in (1, 2):
             directions.addcmul_(lens.directions[..., i : i + 1], pose[:, i])
         origins = pose[:, 3].expand(height, width, 3).contiguous()
-        return PictureRays(RayBundle(origins, directions, lens.pixel_area), lens.rank)
+        return ImageRays(RayBundle(origins, directions, lens.pixel_area), lens.rank)
 
 
 def _look_through(camera: Cameras, intrinsics: tuple[float, ...]) -> _Lens:

@@ -52,7 +52,7 @@ class Recording:
         )
 
 
-def usable_pixels(dataset: Any) -> list[Tensor] | None:
+def training_masks(dataset: Any) -> list[Tensor] | None:
     """The mask of each photo, [H, W] bool, as training sees it; None where all pixels are used."""
     if isinstance(dataset, SceneDataset):
         return [dataset.get_mask(i) for i in range(len(dataset))] if dataset.has_masks else None
@@ -116,7 +116,7 @@ def record(
     total = int((cameras.height * cameras.width).sum())
     number = max(1, round(pixels * total))
     generator = torch.Generator().manual_seed(seed)
-    usable = usable_pixels(pipeline.datamanager.train_dataset)
+    usable = training_masks(pipeline.datamanager.train_dataset)
     recorded = {path: Samples() for path in fields}
     rays = 0
     while rays < number and all(samples.kept < max_samples for samples in recorded.values()):
@@ -136,7 +136,7 @@ def record(
     if empty:
         raise UserError(
             f"None of the samples of {rays} rays of the training views contributes to a pixel in {', '.join(empty)}: "
-            "the run shows nothing of this scene, or there are too few rays (--pixels of eugen-transfer)."
+            "the run shows nothing of this scene, or there are too few rays (--pixel-fraction of eugen-transfer)."
         )
     return Recording(recorded, rays, len(cameras), rays / total)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,9 +44,9 @@ def read_config(path: Path) -> Any:
     Raises:
         UserError: there is no such file, or it is not such a configuration.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path}: is a folder. Give the config.yml of a run, as written by ns-train.")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: does not exist. Give the config.yml of a run, as written by ns-train.")
     try:
         config = yaml.load(path.read_text("utf8"), Loader=yaml.Loader)
@@ -70,12 +71,22 @@ def build_pipeline(config: Any, load_config: Path, device: torch.device) -> Any:
         raise UserError(f"{load_config}: is a run of {config.method_name}, which is not installed.")
     # As in nerfstudio's eval_setup: YAML loses the dataset type of a data manager.
     config.pipeline.datamanager._target = registered.pipeline.datamanager._target
-    with without_nerfstudio_lpips(), photos_in_the_same_order():
-        return config.pipeline.setup(device=device, test_mode="test")
+    with without_nerfstudio_lpips(), fixed_image_order():
+        try:
+            return config.pipeline.setup(device=device, test_mode="test")
+        except (FileNotFoundError, AssertionError) as error:
+            if isinstance(error, AssertionError) and "does not exist" not in str(error):
+                raise
+            manager = config.pipeline.datamanager
+            data = manager.data or manager.dataparser.data
+            raise UserError(
+                f"{load_config}: its scene {data} cannot be read ({str(error).rstrip('.')}). If that path is "
+                "relative, run this from the folder in which the run was trained."
+            ) from error
 
 
 @contextlib.contextmanager
-def photos_in_the_same_order() -> Iterator[None]:
+def fixed_image_order() -> Iterator[None]:
     """Fix the order in which nerfstudio shuffles cached images; otherwise training would differ between calls."""
     state = random.getstate()
     random.seed(0)

@@ -119,9 +119,16 @@ def _image_folder(root: Path) -> Path:
     """images/, or the largest downscaled copy if only those exist."""
     reduced = reduced_folders(root / "images")
     for folder in (root / "images", *(reduced[factor] for factor in sorted(reduced))):
-        if os.path.isdir(folder) and (list_images(folder) or any(entry.is_dir() for entry in os.scandir(folder))):
+        if os.path.isdir(folder) and (list_images(folder) or _has_folders(folder)):
             return folder
     raise SceneError(f"{root}: the COLMAP model has no photos next to it; expected them in {root / 'images'}")
+
+
+def _has_folders(folder: Path) -> bool:
+    try:
+        return any(os.path.isdir(folder / name) for name in os.listdir(folder))
+    except OSError:
+        return False
 
 
 def _without_extension(name: str) -> str:

@@ -55,9 +55,11 @@ def describe_folder(path: Path) -> str:
         return f"The folder cannot be listed ({error.strerror})"
     if not entries:
         return "The folder is empty"
-    names = [entry.name + ("/" if entry.is_dir() else "") for entry in entries]
+    names = [entry.name + ("/" if os.path.isdir(entry.path) else "") for entry in entries]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    scenes = [entry.name for entry in entries[:100] if entry.is_dir() and _layout_of_folder(Path(entry.path))]
+    scenes = [
+        entry.name for entry in entries[:100] if os.path.isdir(entry.path) and _layout_of_folder(Path(entry.path))
+    ]
     hint = f"; did you mean {path / scenes[0]}?" if scenes else ""
     return f"The folder holds {shown}{hint}"
 

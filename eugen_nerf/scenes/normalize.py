@@ -17,7 +17,7 @@ LEAST_SPREAD = 1e-3
 
 
 @dataclass(frozen=True)
-class WorldChange:
+class SimilarityTransform:
     """The similarity x' = scale * (transform x); transform [3, 4] is a rotation and a translation."""
 
     transform: np.ndarray
@@ -39,7 +39,7 @@ def normalize(
     orientation: Orientation = "up",
     center: Center = "focus",
     near_depth: float | None = None,
-) -> WorldChange:
+) -> SimilarityTransform:
     """Choose the world in which the cameras fit into the cube [-1, 1]^3.
 
     Args:
@@ -64,13 +64,13 @@ def normalize(
     if around_cameras:
         point = origins.mean(axis=0)
     rotation = _upright(poses) if orientation == "up" else np.eye(3)
-    change = WorldChange(np.concatenate([rotation, -(rotation @ point)[:, None]], axis=1), 1.0)
+    change = SimilarityTransform(np.concatenate([rotation, -(rotation @ point)[:, None]], axis=1), 1.0)
     reach = float(np.abs(change.points(origins)).max())
     if near_depth is not None and around_cameras and faces_forward(poses):
         # The baseline is usually much shorter than the distance to the scene, but the cameras must stay in the cube.
         reach = max(reach, near_depth)
     # A panorama from a single position has no extent.
-    return WorldChange(change.transform, 1.0 / reach if reach > 1e-9 else 1.0)
+    return SimilarityTransform(change.transform, 1.0 / reach if reach > 1e-9 else 1.0)
 
 
 def faces_forward(poses: np.ndarray) -> bool:

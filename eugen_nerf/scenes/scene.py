@@ -15,7 +15,7 @@ from eugen_nerf.scenes.capture import CameraModel, Capture, Distortion, Shot, Sp
 from eugen_nerf.scenes.colmap import read_colmap
 from eugen_nerf.scenes.detect import LAYOUTS, describe_folder, detect_layout, scene_root
 from eugen_nerf.scenes.llff import POSES_FILE, read_llff
-from eugen_nerf.scenes.normalize import Center, Orientation, WorldChange
+from eugen_nerf.scenes.normalize import Center, Orientation, SimilarityTransform
 from eugen_nerf.scenes.resolution import ChosenImage, automatic_downscale, check_mask, choose_images
 from eugen_nerf.scenes.splits import select_split
 from eugen_nerf.scenes.transforms import read_transforms
@@ -128,7 +128,7 @@ def load_scene(
         SceneError: there is a problem with the files or the options. The message names the file and the frame.
         ValueError: `split`, `layout`, `orientation` or `center` has none of the values above.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # unlike pathlib's, leaves names of unknown users as they are
     _check_options(split, layout, orientation, center, downscale, eval_interval, scene_scale)
     detected = _layout(path, layout)
     capture = _read(path, detected)
@@ -233,7 +233,7 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _frame(shot: Shot, image: ChosenImage, change: WorldChange, has_alpha: bool) -> Frame:
+def _frame(shot: Shot, image: ChosenImage, change: SimilarityTransform, has_alpha: bool) -> Frame:
     if shot.mask_path is not None:
         check_mask(shot, image)
     return Frame(

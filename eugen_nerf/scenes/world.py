@@ -10,7 +10,7 @@ from eugen_nerf.scenes.capture import Capture, Shot
 from eugen_nerf.scenes.normalize import (
     Center,
     Orientation,
-    WorldChange,
+    SimilarityTransform,
     faces_forward,
     near_depth_of_points,
     normalize,
@@ -29,7 +29,7 @@ def change_world(
     bounded: bool,
     orientation: Orientation | None,
     center: Center | None,
-) -> WorldChange:
+) -> SimilarityTransform:
     """The change of world for all splits of a capture.
 
     Args:
@@ -51,10 +51,10 @@ def change_world(
         orientation = "none" if blender else "up"
     change = normalize(poses, orientation=orientation, center=center, near_depth=near_depth)
     # A bounded Blender scene already uses the units of its box.
-    return WorldChange(change.transform, 1.0) if blender and bounded else change
+    return SimilarityTransform(change.transform, 1.0) if blender and bounded else change
 
 
-def unbounded_range(capture: Capture, change: WorldChange) -> tuple[float, float]:
+def unbounded_range(capture: Capture, change: SimilarityTransform) -> tuple[float, float]:
     """Smallest and largest distance along rays in the returned world, for a capture with a background."""
     if capture.bounds is None:
         return LEAST_DISTANCE, UNBOUNDED_FAR

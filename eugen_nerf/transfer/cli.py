@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import shutil
 import sys
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from eugen_nerf.cli_support import exit_on_user_error
+from eugen_nerf.cli_support import exit_on_user_error, make_console
 from eugen_nerf.errors import UserError
 from eugen_nerf.folders import check_place, refused
 
@@ -35,7 +36,7 @@ class Transfer:
     load_config: Path
     """config.yml of the trained run: eugen-nerf-mlp, or nerfstudio's vanilla-nerf, mipnerf, or nerfacto trained with
     --pipeline.model.implementation torch. The run is only read."""
-    features: int
+    num_features: int
     """m, features of each EUGen layer and order; at most the width of the layers."""
     solver: Literal["ridge", "layerwise"] = "ridge"
     """ridge: closed form, takes seconds. layerwise: also trains the projections, one layer at a time."""
@@ -49,7 +50,8 @@ class Transfer:
     order: int = 1
     """k, the largest number of factors in a product."""
     norm: bool = False
-    """Give the first layers the norm of their input. With rows of a teacher it has no effect before training."""
+    """Append the norm of the input: in eugen-nerf for each network's first layer, in nerfstudio's models for every
+    converted layer. With rows of a teacher it has no effect before training."""
     phi: str = "relu"
     """Nonlinearity of the features."""
     ridge: float = 1e-6
@@ -58,7 +60,7 @@ class Transfer:
     """Steps per layer of the layerwise solver."""
     learning_rate: float = 2e-3
     """Initial learning rate of the layerwise solver."""
-    pixels: float = 0.01
+    pixel_fraction: float = 0.01
     """Share of the training views' pixels whose rays are recorded."""
     max_samples: int = 1 << 17
     """Samples of a field after which no more rays are drawn. All samples are kept in memory."""
@@ -89,11 +91,11 @@ def transfer(options: Transfer, console: Console) -> Outcome:
     Raises:
         UserError: an option, the run or its scene cannot be used. Nothing has been written then.
     """
-    if not 0 < options.pixels <= 1:
-        raise UserError(f"--pixels is a share above 0 and at most 1, not {options.pixels}.")
+    if not 0 < options.pixel_fraction <= 1:
+        raise UserError(f"--pixel-fraction is a share above 0 and at most 1, not {options.pixel_fraction}.")
     if not 0 <= options.seed < 1 << 63:
         raise UserError(f"--seed must be a number from 0 to 2^63 - 1, not {options.seed}.")
-    for name in ("features", "order", "max_samples", "views"):
+    for name in ("num_features", "order", "max_samples", "views"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}.")
     if options.timestamp in ("", ".", "..") or "/" in options.timestamp:
@@ -124,7 +126,7 @@ def transfer(options: Transfer, console: Console) -> Outcome:
     except ValueError as error:
         raise UserError(f"{error}.") from error
     plan = ConversionPlan(
-        options.features,
+        options.num_features,
         options.layers,
         options.order,
         options.norm,
@@ -146,7 +148,12 @@ def transfer(options: Transfer, console: Console) -> Outcome:
             before = _measure(teacher.pipeline, options.views, _bar(progress, "teacher's test views"))
             start = time.perf_counter()
             recorded = recording.record(
-                teacher.pipeline, owners, options.pixels, options.max_samples, options.seed, _bar(progress, "samples")
+                teacher.pipeline,
+                owners,
+                options.pixel_fraction,
+                options.max_samples,
+                options.seed,
+                _bar(progress, "samples"),
             )
             _check_samples(recorded, options)
             bar = _bar(progress, "layers")
@@ -172,13 +179,13 @@ def transfer(options: Transfer, console: Console) -> Outcome:
 
 def _check_samples(recorded: Any, options: Transfer) -> None:
     """Raise UserError if so few samples were recorded that a fit meets them whatever the layers do elsewhere."""
-    unknowns = options.features * options.order + 1
+    unknowns = options.num_features * options.order + 1
     kept = min(samples.kept for samples in recorded.fields.values())
     if kept < SAMPLES_PER_UNKNOWN * unknowns:
         raise UserError(
             f"{kept:,} samples are too few for the {unknowns:,} unknowns behind each output of a layer; at least "
-            f"{SAMPLES_PER_UNKNOWN * unknowns:,} are wanted. Record more with a larger --pixels or --max-samples, or "
-            "take fewer --features."
+            f"{SAMPLES_PER_UNKNOWN * unknowns:,} are wanted. Record more with a larger --pixel-fraction or "
+            "--max-samples, or take fewer --num-features."
         )
 
 
@@ -195,7 +202,7 @@ def _place(config: Any, options: Transfer) -> None:
         UserError: the folder exists, or cannot be written.
     """
     # nerfstudio's commands must find the run from any folder.
-    config.output_dir = (options.output_dir or config.output_dir).expanduser().absolute()
+    config.output_dir = Path(os.path.expanduser(options.output_dir or config.output_dir)).absolute()
     config.timestamp = options.timestamp
     config.set_timestamp()
     run = Path(config.get_base_dir())
@@ -336,7 +343,7 @@ def _bar(progress: Progress, name: str) -> Any:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the program."""
     options = tyro.cli(Transfer, prog="eugen-transfer", args=arguments, description=__doc__)
-    console = Console()
+    console = make_console()
     with exit_on_user_error(console, "Interrupted; nothing was written."):
         transfer(options, console)
 

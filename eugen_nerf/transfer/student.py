@@ -17,12 +17,10 @@ from eugen_nerf.field import ChainNetwork, EugenField
 from eugen_nerf.layers import ConversionPlan, EUGen, LayerStack, convert
 from eugen_nerf.layers.transfer import LayerFit, TransferOptions, transfer_network
 from eugen_nerf.plugin.checkpoints import MODEL
+from eugen_nerf.plugin.converted import PlanError
 from eugen_nerf.plugin.model import EugenModelConfig
 from eugen_nerf.plugin.recording import Recording
 from eugen_nerf.transfer.teacher import Teacher
-
-# Prefix of messages about a plan. It names options of the new method, which the user of eugen-transfer has not typed.
-PLAN = "pipeline.model.eugen: "
 
 
 def student_config(teacher: Teacher, plan: ConversionPlan) -> Any:
@@ -75,7 +73,7 @@ def _check_our_field(teacher: Teacher, plan: ConversionPlan) -> None:
 
 def _unfit(reason: str) -> UserError:
     """Phrase an error in terms of what the user typed, without the name of our function."""
-    return UserError(f"--layers, --features and --order do not fit the model: {reason.removeprefix('convert: ')}.")
+    return UserError(f"--layers, --num-features and --order do not fit the model: {reason}.")
 
 
 def build_student(teacher: Teacher, config: Any) -> Any:
@@ -93,10 +91,8 @@ def build_student(teacher: Teacher, config: Any) -> Any:
             device=teacher.pipeline.device,
             grad_scaler=None,
         ).to(teacher.pipeline.device)
-    except UserError as error:
-        if not str(error).startswith(PLAN):
-            raise
-        raise _unfit(str(error).removeprefix(PLAN).removesuffix(".")) from error
+    except PlanError as error:
+        raise _unfit(error.reason) from error
     replaced = {path for path, module in model.named_modules() if isinstance(module, EUGen)}
     known = {name.removeprefix(MODEL): value for name, value in teacher.state.items() if name.startswith(MODEL)}
 
@@ -172,7 +168,7 @@ def fit(
                 lambda one, path=path: report(path, one),  # type: ignore[misc]
             )
         except ValueError as error:
-            raise UserError(f"{path}: {str(error).removeprefix('transfer: ')}.") from error
+            raise UserError(f"{path}: {error}.") from error
     return fits
 
 

@@ -88,6 +88,33 @@ def test_refuses_what_is_no_yaml(tmp_path: Path) -> None:
         load_benchmark(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "budget: {iterations: 3}\nscenes: [a]\nmethods: [b]\nscenes: [c]",
+            "is not valid YAML: 'scenes' appears twice .*line 4",
+        ),
+        ("methods: [{method: a, overrides: {x: 1, x: 2}}]", "'x' appears twice"),
+        ("title: 2024-02-30", "is not valid YAML: day is out of range"),
+        ("title: " + "[" * 5000, "is not valid YAML"),
+    ],
+    ids=["key", "inner key", "date", "nesting"],
+)
+def test_refuses_what_yaml_would_take_or_choke_on(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_benchmark(path)
+
+
+def test_keys_that_yaml_merges_are_not_repeated(write_config: WriteConfig) -> None:
+    path = write_config(pictures=None, curve=None)
+    path.write_text(path.read_text() + "pictures: &n 1\ncurve: {<<: {views: 2, pixels: *n}, views: 3}\n")
+    curve = load_benchmark(path).curve
+    assert (curve.views, curve.pixels) == (3, 1)
+
+
 def test_scenes_are_looked_for_beside_the_file_and_in_eugen_data(
     write_config: WriteConfig, ball_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,7 +98,7 @@ def test_a_demo_is_not_replaced_while_it_runs(options: DemoOptions, quiet: Conso
     [
         ({"frames": 2}, {}, "--frames must be at least 3, not 2"),
         ({"size": 1}, {}, "--size must be at least 2, not 1"),
-        ({}, {"pictures": 0}, "pictures: 1 or more"),
+        ({}, {"pictures": 0}, "pictures of at least 1"),
         ({}, {"seeds": [0, 1]}, "one seed"),
     ],
 )
@@ -121,5 +121,7 @@ def test_a_full_disk_after_the_trainings(options: DemoOptions, quiet: Console, m
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(demo, "compare", full)
-    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\). The results of the trainings"):
+    with pytest.raises(
+        UserError, match=r"cannot be written \(No space left on device\). The training results are saved"
+    ):
         demo.demo(options, quiet)

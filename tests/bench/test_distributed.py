@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.cuda.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from eugen_nerf.bench.methods import apply_overrides, method_config
+from eugen_nerf.bench.methods import apply_overrides, registered_config
 from tests.bench.conftest import SMALL
 
 STEPS = 64
@@ -49,7 +49,7 @@ class Training:
         random.seed(0)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        config: Any = copy.deepcopy(method_config("eugen-nerf"))
+        config: Any = copy.deepcopy(registered_config("eugen-nerf"))
         apply_overrides(config, OPTIONS)
         config.pipeline.datamanager.data = scene
         self.pipeline = config.pipeline.setup(device="cpu", test_mode="val")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from eugen_nerf.bench import engines, jobs
 from eugen_nerf.bench.config import load_benchmark
-from eugen_nerf.bench.engines import LocalEngine, describe_exit, end_worker, visible_devices
+from eugen_nerf.bench.engines import LocalEngine, describe_exit, end_worker, start_worker, visible_devices
 from tests.bench.conftest import WriteConfig
 
 
@@ -103,3 +104,14 @@ def test_a_real_worker_records_what_it_was_told(write_config: WriteConfig, tmp_p
     assert result["status"] == "failed"
     assert result["message"].startswith("job: unknown key 'color'.")
     assert (folder / "log.txt").exists()
+
+
+def test_workers_do_not_import_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may hold another checkout, or a module with the name of one of Python's."""
+    (tmp_path / "copy.py").write_text("raise SystemExit('shadowed')")
+    (tmp_path / "job").mkdir()
+    monkeypatch.chdir(tmp_path)
+    process = start_worker(tmp_path / "job", dict(os.environ))
+    process.wait(120)
+    assert "shadowed" not in (tmp_path / "job" / "log.txt").read_text()
+    assert json.loads((tmp_path / "job" / "result.json").read_text())["status"] == "failed"  # there is no job.json

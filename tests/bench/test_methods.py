@@ -10,7 +10,7 @@ import pytest
 
 from eugen_nerf.bench.config import Budget, load_benchmark
 from eugen_nerf.bench.jobs import TrainingJob, training_jobs
-from eugen_nerf.bench.methods import DECIDED, apply_overrides, method_config, row_config
+from eugen_nerf.bench.methods import DECIDED, apply_overrides, registered_config, row_config
 from eugen_nerf.errors import UserError
 from tests.bench.conftest import WriteConfig
 
@@ -41,16 +41,16 @@ def test_all_methods_see_photos_of_one_size(job: TrainingJob, tmp_path: Path, me
 
 
 def test_the_method_itself_is_left_alone(job: TrainingJob, tmp_path: Path) -> None:
-    before = method_config("eugen-nerf")
+    before = registered_config("eugen-nerf")
     row_config(job, tmp_path, "cpu")
-    assert method_config("eugen-nerf") == before
+    assert registered_config("eugen-nerf") == before
 
 
 def test_schedules_are_fitted_to_iterations(job: TrainingJob, tmp_path: Path) -> None:
     fitted: Any = row_config(job, tmp_path, "cpu")
     own: Any = row_config(dataclasses.replace(job, fit_schedules=False), tmp_path, "cpu")
     assert fitted.optimizers["encoding"]["scheduler"].max_steps == 12
-    for config, steps in ((fitted, 12), (own, method_config("eugen-nerf").max_num_iterations)):
+    for config, steps in ((fitted, 12), (own, registered_config("eugen-nerf").max_num_iterations)):
         config.save_config()  # at this point this package's methods fit their schedules themselves
         assert config.optimizers["encoding"]["scheduler"].max_steps == steps
         assert config.optimizers["networks"]["scheduler"].max_steps == steps
@@ -61,7 +61,7 @@ def test_all_step_counts_of_a_schedule_shrink_alike(job: TrainingJob, tmp_path: 
     config: Any = row_config(nerfacto, tmp_path, "cpu")
     assert config.optimizers["fields"]["scheduler"].max_steps == 20_000
     ngp = dataclasses.replace(nerfacto, method="neus", overrides={})
-    own: Any = method_config("neus").optimizers["fields"]["scheduler"]
+    own: Any = registered_config("neus").optimizers["fields"]["scheduler"]
     fitted: Any = row_config(ngp, tmp_path, "cpu").optimizers["fields"]["scheduler"]
     assert fitted.max_steps == 20_000
     assert fitted.warm_up_end == round(own.warm_up_end * 20_000 / own.max_steps)
@@ -81,7 +81,7 @@ def test_milestones_in_steps_do_not_follow_a_clock(job: TrainingJob, tmp_path: P
 
 
 def test_overrides_reach_every_kind_of_option() -> None:
-    config: Any = method_config("nerfacto")
+    config: Any = registered_config("nerfacto")
     apply_overrides(
         config,
         {
@@ -111,11 +111,13 @@ def test_overrides_reach_every_kind_of_option() -> None:
         ({"pipeline.model.camera_optimizer.mode": "sometimes"}, "must be one of off, SO3xR3, SE3"),
         ({"optimizers.field.optimizer.lr": 1}, "optimizers has no option 'field'. Did you mean 'fields'?"),
         ({"max_num_iterations.x": 1}, "max_num_iterations has no option 'x'"),
+        ({"optimizers": {"fields": {"lr": 1}}}, "is a group of options. Known are: .*fields"),
+        ({"optimizers.fields": {"lr": 1}}, "is a group of options. Known are: optimizer, scheduler"),
     ],
 )
 def test_bad_overrides(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        apply_overrides(method_config("nerfacto"), overrides)
+        apply_overrides(registered_config("nerfacto"), overrides)
 
 
 @pytest.mark.parametrize(
@@ -132,20 +134,22 @@ def test_bad_overrides(overrides: dict[str, Any], message: str) -> None:
 def test_what_the_benchmark_decides_cannot_be_overridden(
     job: TrainingJob, tmp_path: Path, option: str, instead: str
 ) -> None:
-    with pytest.raises(UserError, match=f"Override {option}: is decided by the benchmark itself; .* {instead}"):
+    with pytest.raises(
+        UserError, match=f"Override {option}: cannot be overridden in a benchmark; it follows from {instead}"
+    ):
         row_config(dataclasses.replace(job, overrides={option: 1}), tmp_path, "cpu")
 
 
 def test_every_decided_option_exists() -> None:
     for option in DECIDED:
         with pytest.raises(UserError, match=rf"Override {option}: must"):
-            apply_overrides(method_config("eugen-nerf"), {option: {"no": "value"}})
+            apply_overrides(registered_config("eugen-nerf"), {option: {"no": "value"}})
 
 
 def test_unknown_names(job: TrainingJob, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Unknown method 'eugen-nef'. Did you mean 'eugen-nerf'\?"):
-        method_config("eugen-nef")
+        registered_config("eugen-nef")
     with pytest.raises(UserError, match="'zipnerf' is not installed; ns-train zipnerf says how"):
-        method_config("zipnerf")
+        registered_config("zipnerf")
     with pytest.raises(UserError, match=r"Unknown dataparser 'eugen-scen'. Did you mean 'eugen-scene'\?"):
         row_config(dataclasses.replace(job, dataparser="eugen-scen"), tmp_path, "cpu")

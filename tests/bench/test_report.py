@@ -26,7 +26,7 @@ from eugen_nerf.bench.readme import BEGIN, END, update_readme
 from eugen_nerf.bench.report import publish, write_report
 from eugen_nerf.bench.results import ResultStore, prepare_folder, read_benchmark
 from eugen_nerf.bench.summary import AVERAGED, MethodSummary
-from eugen_nerf.bench.tables import seconds
+from eugen_nerf.bench.tables import format_seconds
 from eugen_nerf.errors import UserError
 
 
@@ -303,7 +303,7 @@ class TestPlots:
 
     def test_points_stand_where_their_values_are(self) -> None:
         points = [Point("slow & good", 2.0, 30.0, 0, (1.5, 3.0)), Point("fast", 0.5, 25.0, 1)]
-        tree = ElementTree.fromstring(scatter(points, [1, 0], "time", seconds))
+        tree = ElementTree.fromstring(scatter(points, [1, 0], "time", format_seconds))
         namespace = {"s": "http://www.w3.org/2000/svg"}
         titles = [title.text for title in tree.findall(".//s:title", namespace)]
         assert titles == ["slow & good: 30.00 dB, 2 s", "fast: 25.00 dB, 500 ms"]
@@ -326,5 +326,5 @@ class TestPlots:
         assert len(signs) == 20
 
     def test_lines(self) -> None:
-        tree = ElementTree.fromstring(line_plot([Line("a", [(1.0, 10.0), (2.0, 20.0)], 0)], "time", seconds))
+        tree = ElementTree.fromstring(line_plot([Line("a", [(1.0, 10.0), (2.0, 20.0)], 0)], "time", format_seconds))
         assert len(tree.findall(".//{http://www.w3.org/2000/svg}circle")) == 2

@@ -262,6 +262,21 @@ def test_replacing_removes_results_and_nothing_else(tmp_path: Path, benchmark_: 
     assert (out / "mine.txt").read_text() == "kept"
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_replacing_refuses_the_results_of_another_benchmark(
+    tmp_path: Path, benchmark_: Benchmark, damaged: bool
+) -> None:
+    out = tmp_path / "out"
+    prepare_folder(out, dataclasses.replace(benchmark_, title="Measured for days"))
+    (out / RESULTS).write_text("")
+    if damaged:
+        (out / "benchmark.json").write_text("{")
+    told = "" if damaged else ", 'Measured for days'"
+    with pytest.raises(UserError, match=f"holds the results of another benchmark{told}, which would be lost"):
+        prepare_folder(out, benchmark_, replace=True)
+    assert (out / RESULTS).exists()
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, benchmark_: Benchmark, resume: bool) -> None:
     folder = tmp_path / "papers"

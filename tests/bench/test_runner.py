@@ -181,7 +181,7 @@ def test_mistakes_come_to_light_before_anything_is_trained(write_config: WriteCo
         check_rows(load_benchmark(write_config(methods=["eugen-nerf", "nerfact"])))
     with pytest.raises(UserError, match=r"eugen-nerf on ball: Override pipeline.model.feld"):
         check_rows(load_benchmark(write_config(methods=["eugen-nerf"], overrides={"pipeline.model.feld": 1})))
-    for option, value in (("pipeline.model.field.num_features", 0), ("pipeline.selection_share", 1.0)):
+    for option, value in (("pipeline.model.field.num_features", 0), ("pipeline.selection_fraction", 1.0)):
         with pytest.raises(UserError, match=rf"eugen-nerf on ball: .*{option.split('.')[-1]} must be .*, not {value}"):
             check_rows(load_benchmark(write_config(methods=["eugen-nerf"], overrides={option: value})))
     unfit = {"pipeline.model.eugen.num_features": 257}

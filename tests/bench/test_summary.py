@@ -12,7 +12,7 @@ from eugen_nerf.bench.config import Benchmark, Budget, MethodEntry, SceneEntry
 from eugen_nerf.bench.jobs import FramesJob, Result, TrainingJob, training_jobs
 from eugen_nerf.bench.results import ResultStore, frames_jobs
 from eugen_nerf.bench.summary import AVERAGED, MethodSummary, collect, mean_over_scenes, summarize
-from eugen_nerf.bench.tables import Table, chosen, method_table, method_tables, seconds, transposed
+from eugen_nerf.bench.tables import Table, chosen, format_seconds, method_table, method_tables, transposed
 from tests.bench.conftest import done
 
 BENCHMARK = Benchmark(
@@ -232,4 +232,4 @@ def test_table_shapes() -> None:
     [(None, "–"), (0.01234, "12.3 ms"), (2.5, "2.5 s"), (300.2, "300 s"), (1500, "25.0 min"), (7200, "2.00 h")],
 )
 def test_durations(value: float | None, text: str) -> None:
-    assert seconds(value) == text
+    assert format_seconds(value) == text

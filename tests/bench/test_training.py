@@ -149,7 +149,7 @@ def test_steps_to_come_are_known_where_the_budget_is_in_steps(
 @pytest.mark.slow
 class TestRealTraining:
     def test_features_are_selected_before_the_last_step_at_the_latest(self, job: TrainingJob, tmp_path: Path) -> None:
-        late = {"pipeline.model.field.candidate_features": 24, "pipeline.selection_share": 0.999}
+        late = {"pipeline.model.field.candidate_features": 24, "pipeline.selection_fraction": 0.999}
         job = dataclasses.replace(job, overrides={**job.overrides, **late})
         train_and_evaluate(job, tmp_path, lambda _: None)
         state = torch.load(next(tmp_path.rglob("*.ckpt")), weights_only=False)["pipeline"]

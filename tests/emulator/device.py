@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 KERNELS = {
     "network.cu": ("network_forward", "network_backward", "largest_magnitude", "round_weights"),
     "grid.cu": ("hash_encode_forward", "hash_encode_backward", "hash_encode_position_gradient"),
-    "adam.cu": ("sparse_adam",),
+    "adam.cu": ("masked_adam",),
     "rays.cu": (
         "spherical_harmonics",
         "occupied_blocks",

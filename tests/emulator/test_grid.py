@@ -83,13 +83,13 @@ def test_only_the_gradients_that_are_needed() -> None:
         assert [grad.numel() > 0 for grad in grads] == [needs[0], needs[1] and n > 0]
 
 
-def test_sparse_adam() -> None:
+def test_masked_adam() -> None:
     generator = torch.Generator().manual_seed(0)
     grad = torch.randn(100, 3, generator=generator) * (torch.rand(100, 3, generator=generator) < 0.5)
     parameter, first = torch.randn(2, 100, 3, generator=generator)
     second = torch.rand(100, 3, generator=generator)
     before = [t.clone() for t in (parameter, first, second)]
-    cuda.sparse_adam(EmulatedDevice(80), parameter, grad, first, second, (0.9, 0.99), 1e-8, 0.1, 2.0)
+    cuda.masked_adam(EmulatedDevice(80), parameter, grad, first, second, (0.9, 0.99), 1e-8, 0.1, 2.0)
     m = before[1].double().lerp(grad.double(), 0.1)
     v = before[2].double().lerp(grad.double().square(), 0.01)
     expected = [before[0].double() - 0.1 * m / ((2 * v).sqrt() + 1e-8), m, v]

@@ -99,14 +99,14 @@ def test_render() -> None:
         assert relative_error(mine, theirs) <= 5e-3
 
 
-@pytest.mark.parametrize("skip_hidden", [False, True], ids=["all", "visible"])
+@pytest.mark.parametrize("skip_occluded", [False, True], ids=["all", "visible"])
 @pytest.mark.parametrize("where", [BOUNDED, UNBOUNDED], ids=["bounded", "unbounded"])
 @pytest.mark.parametrize("kind", ["eugen", "order-2"])
-def test_rendering_with_gradients(kind: str, where: tuple[Space, StepRule], skip_hidden: bool) -> None:
+def test_rendering_with_gradients(kind: str, where: tuple[Space, StepRule], skip_occluded: bool) -> None:
     """From rays to the gradient of every parameter."""
     field = Field(kind)
     with emulated(EmulatedDevice(80)):
-        *got, samples = differentiable_render(field.merged(), 40, skip_hidden, where)
+        *got, samples = differentiable_render(field.merged(), 40, skip_occluded, where)
         loss(*got).backward()
     mine = gradients(field)
     field.zero_grad()
@@ -117,15 +117,15 @@ def test_rendering_with_gradients(kind: str, where: tuple[Space, StepRule], skip
         assert relative_error(got_one, exact) <= 0.03  # half precision, and ReLUs that pass a unit in only one of them
 
 
-def test_sparse_adam() -> None:
+def test_masked_adam() -> None:
     generator = torch.Generator().manual_seed(0)
     grad = torch.randn(9, 2, generator=generator) * torch.tensor([1.0, 0.0])
     mine = [torch.rand(9, 2, generator=generator) for _ in range(3)]
     theirs, numbers = [tensor.clone() for tensor in mine], ((0.9, 0.99), 1e-8, 0.1, 2.0)
-    operators.sparse_adam(theirs[0], grad, *theirs[1:], *numbers)
+    operators.masked_adam(theirs[0], grad, *theirs[1:], *numbers)
     with emulated(EmulatedDevice(80)):
-        operators.sparse_adam(mine[0], grad, *mine[1:], *numbers)
+        operators.masked_adam(mine[0], grad, *mine[1:], *numbers)
         with pytest.raises(ValueError, match="contiguous"):
-            operators.sparse_adam(torch.rand(2, 9).T, grad, *mine[1:], *numbers)
+            operators.masked_adam(torch.rand(2, 9).T, grad, *mine[1:], *numbers)
     for one, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(one, other)

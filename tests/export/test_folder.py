@@ -111,6 +111,47 @@ class TestExisting:
         assert (output / "scene" / "scene.json").read_text() == OLD
         assert (output / "a").read_text() == "old"
 
+    @pytest.mark.parametrize("moment", ["before", "after"])
+    def test_is_put_back_when_interrupted_beside_a_move(
+        self, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        output = tmp_path / "out"
+        write_folder(output, fill)
+        (output / "scene" / "scene.json").write_text(OLD)
+        rename, interrupted = Path.rename, False
+
+        def interrupt_once(path: Path, target: Path) -> Path:
+            nonlocal interrupted
+            if interrupted:
+                return rename(path, target)
+            interrupted = True
+            if moment == "after":
+                rename(path, target)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Path, "rename", interrupt_once)
+        with pytest.raises(KeyboardInterrupt):
+            write_folder(output, fill, overwrite=True)
+        assert (output / "scene" / "scene.json").read_text() == OLD
+        assert [path.name for path in output.iterdir()] == ["scene"]
+
+    def test_what_cannot_be_put_back_is_not_deleted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        output = tmp_path / "out"
+        write_folder(output, fill)
+        (output / "scene" / "scene.json").write_text(OLD)
+        rename = Path.rename
+
+        def only_away(path: Path, target: Path) -> Path:
+            if path.parent == output:
+                return rename(path, target)
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(Path, "rename", only_away)
+        with pytest.raises(UserError, match="cannot be written"):
+            write_folder(output, fill, overwrite=True)
+        (kept,) = output.glob(".out.*/old/scene/scene.json")
+        assert kept.read_text() == OLD
+
     def test_one_that_another_process_has_filled_meanwhile(self, tmp_path: Path) -> None:
         def slow(folder: Path) -> None:
             write_folder(tmp_path / "out", lambda other: (fill(other), (other / "first").write_text("x"))[0])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eugen_nerf.layers import ACTIVATIONS, SNNK, EUGen, resolve
+from eugen_nerf.layers import ACTIVATIONS, SNNK, EUGen, resolve_activation
 
 F64 = torch.float64
 
@@ -368,10 +368,10 @@ def test_activations_by_name_are_the_functions_they_are_called() -> None:
     }
     assert set(expected) == set(ACTIVATIONS)
     for name, values in expected.items():
-        torch.testing.assert_close(resolve(name)(x), values)
-    assert resolve(torch.tanh) is torch.tanh
+        torch.testing.assert_close(resolve_activation(name)(x), values)
+    assert resolve_activation(torch.tanh) is torch.tanh
     with pytest.raises(TypeError, match="a name or a callable, not int"):
-        resolve(3)  # type: ignore[arg-type]
+        resolve_activation(3)  # type: ignore[arg-type]
 
 
 class TestFeatureBias:

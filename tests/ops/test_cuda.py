@@ -41,7 +41,7 @@ from eugen_nerf.ops.nvrtc import compile_cached, find_nvrtc
 from eugen_nerf.ops.packing import pack_chain
 from eugen_nerf.ops.self_check import check_ops
 from eugen_nerf.ops.tiles import OLDEST_ARCHITECTURE
-from eugen_nerf.optim import SparseAdam
+from eugen_nerf.optim import MaskedAdam
 from eugen_nerf.renderer import Renderer
 from tests.emulator.device import KERNELS
 from tests.ops.comparisons import (
@@ -313,7 +313,7 @@ def test_a_training_step_from_rays_to_gradients(space: Space, rule: StepRule, mo
     for backend in ("cuda", "reference"):
         monkeypatch.setenv("EUGEN_BACKEND", backend)
         field.zero_grad()
-        out = renderer.differentiable(origins, directions, jitter)
+        out = renderer.render_differentiable(origins, directions, jitter)
         (out.rgb.square().sum() + out.depth.sum()).backward()
         results.append([out.rgb, out.depth, *(p.grad.clone() for p in field.parameters() if p.grad is not None)])
     assert len(results[0]) == 2 + len(list(field.parameters()))
@@ -325,7 +325,7 @@ def test_mixed_precision_training_step() -> None:
     """As with ns-train --mixed-precision True."""
     torch.manual_seed(0)
     field = EugenField(FieldConfig(num_levels=4, log2_hashmap_size=10, max_resolution=64)).cuda()
-    optimizer, scaler = SparseAdam(field.parameters(), lr=1e-3), torch.amp.GradScaler("cuda")
+    optimizer, scaler = MaskedAdam(field.parameters(), lr=1e-3), torch.amp.GradScaler("cuda")
     before = [parameter.detach().clone() for parameter in field.parameters()]
     x = torch.rand(333, 3, device="cuda")
     with torch.autocast("cuda", torch.float16):
@@ -375,7 +375,7 @@ def test_two_threads_on_streams_of_their_own() -> None:
     assert max(errors) <= TOLERANCE[torch.float16]
 
 
-def test_sparse_adam(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masked_adam(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     grads = [torch.randn(1000, 2, generator=generator) * (torch.rand(1000, 2, generator=generator) < 0.3)
              for _ in range(3)]  # fmt: skip
@@ -383,7 +383,7 @@ def test_sparse_adam(monkeypatch: pytest.MonkeyPatch) -> None:
     for backend in ("cuda", "reference"):
         monkeypatch.setenv("EUGEN_BACKEND", backend)
         parameter = torch.nn.Parameter(torch.ones(1000, 2, device="cuda"))
-        optimizer = SparseAdam([parameter], lr=0.01)
+        optimizer = MaskedAdam([parameter], lr=0.01)
         for grad in grads:
             parameter.grad = grad.cuda()
             optimizer.step()
@@ -447,7 +447,7 @@ def test_compute_sanitizer(tool: str) -> None:
     chains = ("density", "color", "order-2-twice", "offsets-and-norm", "width-256")
     others = ("hash_encode", "march", "render")
     tests = [f"test_network and {name}-333" for name in chains] + [f"test_{name} and 333" for name in others]
-    tests += ["bfloat16", "test_sparse_adam"]
+    tests += ["bfloat16", "test_masked_adam"]
     ours = f"kns={'|'.join(sum(KERNELS.values(), ()))}"
     command = ["compute-sanitizer", "--tool", tool, "--report-api-errors", "no", "--kernel-regex", ours,
                "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", "-x", "-k", " or ".join(tests),

@@ -62,10 +62,10 @@ def rays(n: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 def render(
-    field: RadianceField, n: int, skip_hidden: bool, where: tuple[Space, StepRule] = BOUNDED
+    field: RadianceField, n: int, skip_occluded: bool, where: tuple[Space, StepRule] = BOUNDED
 ) -> tuple[Tensor, Tensor, Tensor, PackedSamples]:
     *limits, jitter = rays(n)
-    return ops.differentiable_render(*limits, BITS, RESOLUTION, *where, field, jitter, skip_hidden)
+    return ops.differentiable_render(*limits, BITS, RESOLUTION, *where, field, jitter, skip_occluded)
 
 
 def loss(colors: Tensor, alphas: Tensor, depths: Tensor) -> Tensor:
@@ -86,13 +86,13 @@ def gradients(field: Field) -> list[Tensor]:
     return [parameter.grad.clone() for parameter in field.parameters() if parameter.grad is not None]
 
 
-@pytest.mark.parametrize("skip_hidden", [False, True], ids=["all", "visible"])
+@pytest.mark.parametrize("skip_occluded", [False, True], ids=["all", "visible"])
 @pytest.mark.parametrize("where", [BOUNDED, UNBOUNDED], ids=["bounded", "unbounded"])
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("n", [1, 333])
-def test_values_and_gradients(n: int, kind: str, where: tuple[Space, StepRule], skip_hidden: bool) -> None:
+def test_values_and_gradients(n: int, kind: str, where: tuple[Space, StepRule], skip_occluded: bool) -> None:
     field = Field(kind)
-    *got, samples = render(field.merged(), n, skip_hidden, where)
+    *got, samples = render(field.merged(), n, skip_occluded, where)
     assert got[0].grad_fn is not None
     assert "InOnePiece" in got[0].grad_fn.name()
     loss(*got).backward()
@@ -128,12 +128,12 @@ def unfused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(differentiable, "_native_networks", lambda *_: None)
 
 
-@pytest.mark.parametrize("skip_hidden", [False, True], ids=["all", "visible"])
-def test_op_by_op_comes_to_the_same(skip_hidden: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("skip_occluded", [False, True], ids=["all", "visible"])
+def test_op_by_op_comes_to_the_same(skip_occluded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for _ in range(2):
         field = Field()
-        *got, samples = render(field.merged(), 100, skip_hidden)
+        *got, samples = render(field.merged(), 100, skip_occluded)
         loss(*got).backward()
         results.append([*got, *vars(samples).values(), *gradients(field)])
         unfused(monkeypatch)

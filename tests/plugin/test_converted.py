@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 import torch
 import tyro
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion, method_configs
+from nerfstudio.data.datamanagers.base_datamanager import variable_res_collate
 from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.data.utils.nerfstudio_collate import nerfstudio_collate
 from nerfstudio.scripts import eval as ns_eval
 from nerfstudio.scripts.train import main
 from PIL import Image
@@ -24,9 +27,12 @@ from eugen_nerf.metrics import SSIM_MIN_SIDE
 from eugen_nerf.ops import operators
 from eugen_nerf.plugin import methods
 from eugen_nerf.plugin.averages import AveragingPipeline
+from eugen_nerf.plugin.dataparsers import SceneDataParserConfig
 from eugen_nerf.plugin.methods import converted_method_config
 from eugen_nerf.plugin.runs import build_pipeline, read_config
+from eugen_nerf.scenes import load_scene
 from tests.plugin.test_methods import flat
+from tests.scenes import builders
 
 STEPS = 60
 NERF_SAMPLES = ["--pipeline.model.num-coarse-samples=12", "--pipeline.model.num-importance-samples=12"]
@@ -99,7 +105,7 @@ def test_nothing_but_the_layers_differs_from_nerfstudios_method(method: str, dev
 @pytest.mark.parametrize("method", METHODS)
 def test_the_layers_that_are_replaced(method: str) -> None:
     _, config, _, paths = METHODS[method]
-    lines = config.pipeline.model.validate().splitlines()
+    lines = config.pipeline.model.describe_conversion().splitlines()
     assert [line.split(":")[0] for line in lines if "-> EUGen" in line] == paths
     assert all(line.endswith(": kept") for line in lines if "-> EUGen" not in line)
 
@@ -271,3 +277,60 @@ def edit(folder: Path, index: int, mask: str = "L", dark: int | None = None) -> 
     listing = json.loads((folder.parent / "transforms_train.json").read_text())
     listing["frames"][index]["mask_path"] = "m.png"
     (folder.parent / "transforms_train.json").write_text(json.dumps(listing))
+
+
+@pytest.mark.parametrize("method", ["eugen-vanilla-nerf", "eugen-mipnerf"])
+def test_both_passes_have_outputs_that_nerfstudios_commands_know(method: str) -> None:
+    """The viewer composites `depth`, ns-render writes `rgb`, and meshes are textured with `rgb` and `accumulation`."""
+    model = METHODS[method][1].pipeline.model.setup(
+        scene_box=SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3])), num_train_data=1
+    )
+    rays = RayBundle(
+        torch.zeros(4, 3), torch.eye(4, 3) + 0.1, torch.ones(4, 1), nears=torch.ones(4, 1), fars=2 * torch.ones(4, 1)
+    )
+    outputs = model.eval()(rays)
+    for name in ("rgb", "depth", "accumulation"):
+        assert torch.equal(outputs[name], outputs[f"{name}_fine"])
+    assert model.get_rgba_image(outputs).shape == (4, 4)
+    assert "rgb" not in model.train()(rays)
+
+
+def parsed(method: str, scene: Path, output: Path) -> Any:
+    """The configuration as ns-train completes it."""
+    config = parse(method, scene, output)
+    config.pipeline.datamanager.data = config.data
+    return config
+
+
+@pytest.mark.parametrize(
+    ("method", "starts"), [("eugen-vanilla-nerf", True), ("eugen-mipnerf", True), ("eugen-nerfacto", False)]
+)
+def test_rays_of_captures_start_in_front_of_them(method: str, starts: bool, ball_scene: Path, tmp_path: Path) -> None:
+    capture = builders.make_transforms(tmp_path / "capture")
+    config = parsed(method, capture, tmp_path)
+    scene = load_scene(capture)
+    config.save_config()
+    assert (config.pipeline.model.collider_params["near_plane"] == scene.near) == starts
+    chosen = parsed(method, capture, tmp_path / "chosen")
+    chosen.pipeline.model.collider_params = {"near_plane": 0.5, "far_plane": 3.0}
+    chosen.save_config()
+    assert chosen.pipeline.model.collider_params["near_plane"] == 0.5
+    bounded = parsed(method, ball_scene, tmp_path / "bounded")
+    bounded.save_config()
+    assert bounded.pipeline.model.collider_params["near_plane"] == 2
+
+
+def test_photos_of_several_sizes_are_collated_as_such(tmp_path: Path) -> None:
+    capture = builders.make_transforms(tmp_path / "capture")
+    for name, collate in (("alike", nerfstudio_collate), ("mixed", variable_res_collate)):
+        config = parsed("eugen-vanilla-nerf", capture, tmp_path / name)
+        config.save_config()
+        assert config.pipeline.datamanager.collate_fn is collate
+        image = Image.open(capture / "images" / "000.png")  # held out
+        image.transpose(Image.Transpose.ROTATE_90).save(capture / "images" / "000.png")
+        builders.edit_frame(capture / "transforms.json", 0, w=builders.HEIGHT, h=builders.WIDTH)
+
+
+def test_cameras_have_the_metadata_that_exporting_them_wants(ball_scene: Path) -> None:
+    parser: Any = SceneDataParserConfig(data=ball_scene).setup()
+    assert parser.get_dataparser_outputs("train").cameras.metadata == {}

@@ -16,7 +16,7 @@ from PIL import Image
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.plugin.datamanager import SceneDataManager
-from eugen_nerf.plugin.recording import usable_pixels
+from eugen_nerf.plugin.recording import training_masks
 from tests.pretended_gpu import WAITS, OnGpu, pretended_gpu
 
 
@@ -131,7 +131,7 @@ class TestMasks:
             assert mask.shape == (16, 16, 1)
             assert mask[:, :6].any() == (index != masked)
             assert mask[:, 6:].all()
-            assert torch.equal((usable_pixels(manager.train_dataset) or [])[index], mask[..., 0])
+            assert torch.equal((training_masks(manager.train_dataset) or [])[index], mask[..., 0])
         for step in range(30):
             _, batch = manager.next_train(step)
             image, _, column = batch["indices"].unbind(-1)

@@ -51,7 +51,7 @@ def test_methods_differ_in_their_networks_alone(network: Any, device: Any) -> No
     assert different - {"optimizers.networks.optimizer.lr"} == {"method_name", "pipeline.model.field.network"}
     assert second["pipeline.model.field.network"] == network
     for options in (first, second):
-        assert options["optimizers.networks.scheduler.final_share"] == pytest.approx(1 / 30)
+        assert options["optimizers.networks.scheduler.final_fraction"] == pytest.approx(1 / 30)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -91,7 +91,7 @@ def test_defaults_follow_the_device() -> None:
         "pipeline.model.field.max_resolution",
     ):
         assert cpu[option] < gpu[option], option
-    assert (cpu["pipeline.model.skip_hidden"], gpu["pipeline.model.skip_hidden"]) == (None, True)
+    assert (cpu["pipeline.model.skip_occluded"], gpu["pipeline.model.skip_occluded"]) == (None, True)
     # The full-size grid on a GPU; on a CPU a smaller one with as many features.
     assert (gpu["pipeline.model.field.num_levels"], gpu["pipeline.model.field.features_per_level"]) == (16, 2)
     assert cpu["pipeline.model.field.num_levels"] * cpu["pipeline.model.field.features_per_level"] == 32
@@ -209,8 +209,19 @@ class TestSaveConfig:
                 r"networks\.scheduler\.max_steps must be at least 1, not 0",
             ),
             (
-                ["--optimizers.networks.scheduler.final-share=-0.5"],
-                r"networks\.scheduler\.final_share must be from 0 to 1, not -0\.5",
+                ["--optimizers.networks.scheduler.final-fraction=-0.5"],
+                r"networks\.scheduler\.final_fraction must be from 0 to 1, not -0\.5",
+            ),
+            (["--machine.num-devices=0"], "must be at least 1"),
+            (["--machine.num-devices=2"], r"num_devices is 2, but PyTorch finds \d+ NVIDIA GPUs"),
+            (["--machine.num-machines=2"], r"dist_url must name the first one: tcp://HOST:PORT"),
+            (
+                ["--pipeline.datamanager.patch-size=129"],
+                "patch_size 129 needs 16641 rays per step, more than",
+            ),
+            (
+                ["blender-data", "--alpha-color=black"],
+                r"alpha_color black has no effect.*\.eval-background",
             ),
             (["--pipeline.datamanager.camera-res-scale-factor=0"], "camera_res_scale_factor must be a positive number"),
             (
@@ -224,8 +235,8 @@ class TestSaveConfig:
             (["--pipeline.target-num-samples=0"], "target_num_samples must be at least 1, not 0"),
             (["--pipeline.selection-samples=0"], "selection_samples must be at least 1, not 0"),
             (["--pipeline.max-rays-per-batch=63"], "max_rays_per_batch must be at least 64, not 63"),
-            (["--pipeline.selection-share=1"], r"selection_share must be 0 or more and below 1, not 1\.0"),
-            (["--pipeline.selection-share=-0.1"], r"selection_share must be .*, not -0\.1"),
+            (["--pipeline.selection-fraction=1"], r"selection_fraction must be 0 or more and below 1, not 1\.0"),
+            (["--pipeline.selection-fraction=-0.1"], r"selection_fraction must be .*, not -0\.1"),
             (
                 ["--pipeline.model.near=5", "--pipeline.model.far=2"],
                 r"near limit of rays \(5\.0\).* below far \(2\.0\)",

@@ -61,10 +61,10 @@ def pipeline(trained_run: Path) -> SampleBudgetPipeline:
     return eval_setup(trained_run / "config.yml", test_mode="val")[1]  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("skip_hidden", [False, True])
-def test_samples_are_counted(parse: Any, skip_hidden: bool) -> None:
-    model = build(parse=parse, skip_hidden=skip_hidden)
-    assert model.renderer.skip_hidden == skip_hidden
+@pytest.mark.parametrize("skip_occluded", [False, True])
+def test_samples_are_counted(parse: Any, skip_occluded: bool) -> None:
+    model = build(parse=parse, skip_occluded=skip_occluded)
+    assert model.renderer.skip_occluded == skip_occluded
     for training in (True, False):
         outputs = model.train(training)(bundle())
         count = model.get_metrics_dict(outputs, {})["num_samples_per_batch"]
@@ -79,13 +79,13 @@ def test_samples_are_counted(parse: Any, skip_hidden: bool) -> None:
 def test_training_shifts_the_samples_of_each_ray(parse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(parse=parse).train()
     shifts: list[torch.Tensor] = []
-    render = model.renderer.differentiable
+    render = model.renderer.render_differentiable
 
     def noted(origins: torch.Tensor, directions: torch.Tensor, jitter: torch.Tensor) -> RenderOutput:
         shifts.append(jitter)
         return render(origins, directions, jitter)
 
-    monkeypatch.setattr(model.renderer, "differentiable", noted)
+    monkeypatch.setattr(model.renderer, "render_differentiable", noted)
     model(bundle())
     model(bundle())
     for jitter in shifts:
@@ -179,7 +179,7 @@ class TestSpace:
         assert not bounded.space.contracted
         assert unbounded.space.contracted
         assert bounded.rule.step_size == unbounded.rule.step_size == pytest.approx(3 * 3**0.5 / 128)
-        assert (bounded.skip_hidden, unbounded.skip_hidden) == (False, True)
+        assert (bounded.skip_occluded, unbounded.skip_occluded) == (False, True)
         assert bounded.rule.cone_angle == 0
         assert unbounded.rule.cone_angle > 0
 
@@ -376,7 +376,7 @@ class TestSelection:
         assert not before(100)
 
     def test_before_the_last_step_at_the_latest(self, candidates: SampleBudgetPipeline) -> None:
-        candidates.config.selection_share = 0.999
+        candidates.config.selection_fraction = 0.999
         before = self.trainer(candidates, steps=40)
         assert before(38)
         assert not before(39)

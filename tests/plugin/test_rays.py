@@ -9,7 +9,7 @@ import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.model_components.ray_generators import RayGenerator
 
-from eugen_nerf.plugin.rays import PictureRayGenerator, PictureRays, TabulatedRays, z_order
+from eugen_nerf.plugin.rays import ImageRayGenerator, ImageRays, TabulatedRays, z_order
 
 
 def cameras(distorted: bool, fisheye: bool = False) -> Cameras:
@@ -71,7 +71,7 @@ def test_a_fisheye_lens_looks_straight_ahead_in_its_middle() -> None:
     expected = -camera.camera_to_worlds[0, :, 2]
     ray = TabulatedRays(camera)(torch.tensor([[0, 6, 8]]))
     torch.testing.assert_close(ray.directions[0], expected)
-    picture = drawn(PictureRayGenerator(), camera)
+    picture = drawn(ImageRayGenerator(), camera)
     whole = picture.in_place(picture.rays.directions)
     assert whole.isfinite().all()
     assert picture.rays.pixel_area is not None
@@ -92,7 +92,7 @@ def test_refuses_a_table_beyond_its_limit(monkeypatch: pytest.MonkeyPatch) -> No
         TabulatedRays(cameras(False))
 
 
-def drawn(generator: PictureRayGenerator, camera: Cameras) -> PictureRays:
+def drawn(generator: ImageRayGenerator, camera: Cameras) -> ImageRays:
     picture = generator(camera)
     assert picture is not None
     return picture
@@ -101,7 +101,7 @@ def drawn(generator: PictureRayGenerator, camera: Cameras) -> PictureRays:
 class TestPictures:
     @LENSES
     def test_equal_nerfstudios_whatever_was_drawn_before(self, distorted: bool, fisheye: bool) -> None:
-        generator = PictureRayGenerator()
+        generator = ImageRayGenerator()
         for index in (0, 2, 1, 3, 4):  # the same intrinsics, others, and back again
             camera = cameras(distorted, fisheye)[index : index + 1]
             expected = camera.generate_rays(camera_indices=0, keep_shape=True)
@@ -118,42 +118,42 @@ class TestPictures:
         camera = cameras(distorted, fisheye)[1:2]
         exact = replace(camera, fx=camera.fx.double(), fy=camera.fy.double(), cx=camera.cx.double())
         assert exact.fx.dtype == torch.float64
-        got, expected = drawn(PictureRayGenerator(), exact), drawn(PictureRayGenerator(), camera)
+        got, expected = drawn(ImageRayGenerator(), exact), drawn(ImageRayGenerator(), camera)
         assert (got.rays.origins.dtype, got.rays.directions.dtype) == (torch.float32, torch.float32)
         torch.testing.assert_close(got.rays.directions, expected.rays.directions)
 
     def test_a_picture_stays_what_it_was_when_another_is_drawn(self) -> None:
-        generator = PictureRayGenerator()
+        generator = ImageRayGenerator()
         first = drawn(generator, cameras(False)[0:1])
         before = first.in_place(first.rays.directions)
         generator(cameras(False)[1:2])
         assert torch.equal(first.in_place(first.rays.directions), before)
 
     def test_turning_the_camera_turns_the_rays(self) -> None:
-        generator, camera = PictureRayGenerator(), cameras(True)[0:1]
+        generator, camera = ImageRayGenerator(), cameras(True)[0:1]
         picture = drawn(generator, camera)
         half_turn = camera.camera_to_worlds * torch.tensor([[-1.0], [1.0], [-1.0]])
         turned = drawn(generator, replace(camera, camera_to_worlds=half_turn))
         assert torch.equal(turned.rays.directions, picture.rays.directions * torch.tensor([-1.0, 1.0, -1.0]))
 
     def test_a_single_camera_may_come_without_a_dimension(self) -> None:
-        generator, camera = PictureRayGenerator(), cameras(False)[0:1]
+        generator, camera = ImageRayGenerator(), cameras(False)[0:1]
         one, other = drawn(generator, camera), drawn(generator, camera[0])
         assert torch.equal(one.rays.directions, other.rays.directions)
 
     @pytest.mark.parametrize("kind", [CameraType.ORTHOPHOTO, CameraType.OMNIDIRECTIONALSTEREO_L, CameraType.VR180_R])
     def test_leaves_to_nerfstudio_rays_that_do_not_start_at_one_point(self, kind: CameraType) -> None:
         camera = replace(cameras(False)[0:1], camera_type=torch.tensor([[kind.value]]))
-        assert PictureRayGenerator()(camera) is None
+        assert ImageRayGenerator()(camera) is None
 
     def test_leaves_several_cameras_and_huge_pictures_to_nerfstudio(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert PictureRayGenerator()(cameras(False)[0:2]) is None
-        monkeypatch.setattr(PictureRayGenerator, "MAX_PIXELS", 16 * 12 - 1)
-        assert PictureRayGenerator()(cameras(False)[0:1]) is None
-        assert PictureRayGenerator()(cameras(False)[3:4]) is not None  # 12 x 14
+        assert ImageRayGenerator()(cameras(False)[0:2]) is None
+        monkeypatch.setattr(ImageRayGenerator, "MAX_PIXELS", 16 * 12 - 1)
+        assert ImageRayGenerator()(cameras(False)[0:1]) is None
+        assert ImageRayGenerator()(cameras(False)[3:4]) is not None  # 12 x 14
 
     def test_half_precision_of_mixed_training_does_not_reach_them(self) -> None:
-        generator, camera = PictureRayGenerator(), cameras(True)[0:1]
+        generator, camera = ImageRayGenerator(), cameras(True)[0:1]
         expected = drawn(generator, camera)
         with torch.autocast("cpu", torch.bfloat16):
             got = drawn(generator, camera)

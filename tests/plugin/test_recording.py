@@ -12,7 +12,7 @@ from nerfstudio.field_components.field_heads import FieldHeadNames
 from nerfstudio.fields.base_field import Field
 from torch import Tensor, nn
 
-from eugen_nerf.plugin.recording import random_rays, record, usable_pixels
+from eugen_nerf.plugin.recording import random_rays, record, training_masks
 
 SAMPLES, LENGTH = 40, 0.1
 UNMASKED = SimpleNamespace(mask_filenames=None)
@@ -105,7 +105,7 @@ class Photos:
 
 
 def test_masked_pixels_get_no_rays() -> None:
-    usable = usable_pixels(Photos())
+    usable = training_masks(Photos())
     assert usable is not None
     generator = torch.Generator().manual_seed(0)
     rays = random_rays(Photos.cameras, 4000, generator, usable)
@@ -118,4 +118,4 @@ def test_masked_pixels_get_no_rays() -> None:
 def test_photos_without_masks() -> None:
     plain: Any = Photos()
     plain._dataparser_outputs = UNMASKED
-    assert usable_pixels(plain) is None
+    assert training_masks(plain) is None

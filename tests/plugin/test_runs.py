@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Callable
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from nerfstudio.configs.method_configs import method_configs
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.plugin.checkpoints import latest_checkpoint, read_checkpoint
-from eugen_nerf.plugin.runs import load_run, read_config
+from eugen_nerf.plugin.runs import build_pipeline, load_run, read_config
 
 BIAS = "_model.field.density_network.layers.1.bias"
 
@@ -108,6 +110,16 @@ class TestRefusals:
 
     def test_another_file_of_the_run(self, trained_run: Path) -> None:
         self.refused(trained_run / "dataparser_transforms.json", "is not a configuration written by ns-train")
+
+    def test_a_scene_that_is_not_there(self, copied: Path, tmp_path: Path) -> None:
+        """nerfstudio's own methods store its path as it was typed."""
+        config = read_config(copied / "config.yml")
+        config.method_name = "nerfacto"
+        config.pipeline = copy.deepcopy(method_configs["nerfacto"].pipeline)
+        config.pipeline.datamanager.data = Path("scenes/mine")
+        (copied / "config.yml").write_text(yaml.dump(config))
+        with pytest.raises(UserError, match=r"its scene scenes/mine cannot be read .*run this from the folder"):
+            build_pipeline(read_config(copied / "config.yml"), copied / "config.yml", torch.device("cpu"))
 
     def test_a_method_that_is_not_there(self, copied: Path) -> None:
         config = read_config(copied / "config.yml")

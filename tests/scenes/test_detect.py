@@ -121,3 +121,15 @@ def test_importing_scenes_needs_neither_torch_nor_nerfstudio():
     code = "import sys, eugen_nerf.scenes; sys.exit(any(m in sys.modules for m in ('torch', 'nerfstudio')))"
     root = Path(__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_links_that_lead_nowhere_are_no_folders(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(SceneError, match=r"holds no scene.* The folder holds loop"):
+        load_scene(tmp_path)
+    builders.make_colmap_text(tmp_path / "scene")
+    shutil.rmtree(tmp_path / "scene" / "images")
+    (tmp_path / "scene" / "images").mkdir()
+    (tmp_path / "scene" / "images" / "loop").symlink_to("loop")
+    with pytest.raises(SceneError, match="has no photos next to it"):
+        load_scene(tmp_path / "scene")

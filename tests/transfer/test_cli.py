@@ -41,7 +41,14 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 
 def options(run: Path, output: Path, **changes: Any) -> Transfer:
-    chosen = {"features": 24, "views": 2, "pixels": 0.5, "max_samples": 20_000, "timestamp": "t", "output_dir": output}
+    chosen = {
+        "num_features": 24,
+        "views": 2,
+        "pixel_fraction": 0.5,
+        "max_samples": 20_000,
+        "timestamp": "t",
+        "output_dir": output,
+    }
     return Transfer(run / "config.yml", **{**chosen, **changes})
 
 
@@ -140,7 +147,7 @@ class TestResult:
 
 
 def test_layerwise_with_random_rows(mlp_run: Path, tmp_path: Path) -> None:
-    given = options(mlp_run, tmp_path, solver="layerwise", rows="orthogonal", features=16, steps=20, views=1)
+    given = options(mlp_run, tmp_path, solver="layerwise", rows="orthogonal", num_features=16, steps=20, views=1)
     outcome, _ = run_transfer(given)
     assert outcome.after["psnr"] > 12
 
@@ -165,7 +172,7 @@ def test_the_seed_is_that_of_the_fits_too(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("eugen_nerf.layers.transfer.TransferOptions", Noted)
     with pytest.raises(SystemExit):
-        main([f"--load-config={tmp_path / 'config.yml'}", "--features=8", "--seed=5"])
+        main([f"--load-config={tmp_path / 'config.yml'}", "--num-features=8", "--seed=5"])
     assert seeds == [5]
 
 
@@ -174,24 +181,24 @@ class TestRefusals:
         ("changes", "message"),
         [
             (
-                {"features": 65},
-                r"^--layers, --features and --order do not fit the model: [^:]*: 65 features of 1 order\(s\) are more",
+                {"num_features": 65},
+                r"^--layers, --num-features and --order do not fit the .*: 65 features of 1 order\(s\) are more",
             ),
-            ({"features": 0}, "--features must be at least 1, not 0"),
+            ({"num_features": 0}, "--num-features must be at least 1, not 0"),
             ({"order": 0}, "--order must be at least 1, not 0"),
             ({"seed": 1 << 63}, r"--seed must be a number from 0 to 2\^63 - 1, not 9223372036854775808"),
             ({"learning_rate": float("inf")}, "learning_rate must be positive, got .*, inf"),
-            ({"order": 3, "features": 32}, r"32 features of 3 order\(s\) are more than"),
+            ({"order": 3, "num_features": 32}, r"32 features of 3 order\(s\) are more than"),
             ({"phi": "relux"}, "--phi must be one of"),
             ({"ridge": -1.0}, "ridge must be finite and not negative"),
-            ({"pixels": 0.0}, "--pixels is a share above 0"),
+            ({"pixel_fraction": 0.0}, "--pixel-fraction is a share above 0"),
             ({"views": 0}, "--views must be at least 1"),
             ({"layers": ("field.*",)}, "every hidden layer becomes an EUGen layer"),
             ({"timestamp": "../../../x"}, "--timestamp is the name of a folder, not '../../../x'; --output-dir says"),
             ({"timestamp": ".."}, "--timestamp is the name of a folder"),
             ({"timestamp": ""}, "--timestamp is the name of a folder"),
             (
-                {"max_samples": 1, "pixels": 0.002, "views": 1},
+                {"max_samples": 1, "pixel_fraction": 0.002, "views": 1},
                 r"samples are too few for the 25 unknowns .* at least 250 are wanted",
             ),
         ],
@@ -321,6 +328,6 @@ class TestRefusals:
 
     def test_the_program_prints_one_message_and_fails(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as ended:
-            main([f"--load-config={tmp_path / 'config.yml'}", "--features=8"])
+            main([f"--load-config={tmp_path / 'config.yml'}", "--num-features=8"])
         assert ended.value.code == 1
         assert capsys.readouterr().out.startswith("Error: ")

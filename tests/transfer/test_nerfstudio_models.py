@@ -97,7 +97,9 @@ def test_a_run_becomes_one_with_eugen_layers(
     run = runs[method]
     *_, features, name, layers = METHODS[method]
     console = Console(file=io.StringIO(), width=160)
-    given = Transfer(run / "config.yml", features, pixels=1.0, max_samples=3000, views=1, timestamp="s", ridge=1e-9)
+    given = Transfer(
+        run / "config.yml", features, pixel_fraction=1.0, max_samples=3000, views=1, timestamp="s", ridge=1e-9
+    )
     outcome = transfer(given, console)
     assert outcome.run.parts[-2:] == (name, "s")
     assert {path: len(shares) for path, shares in outcome.explained.items()} == layers

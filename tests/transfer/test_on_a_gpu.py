@@ -18,7 +18,13 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"solver": "layerwise", "rows": "gaussian", "steps": 20}])
 def test_transfer(how: dict[str, Any], mlp_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = Transfer(
-        mlp_run / "config.yml", features=16, views=1, pixels=0.5, max_samples=5000, output_dir=tmp_path, **how
+        mlp_run / "config.yml",
+        num_features=16,
+        views=1,
+        pixel_fraction=0.5,
+        max_samples=5000,
+        output_dir=tmp_path,
+        **how,
     )
     with pretended_gpu(monkeypatch):
         outcome = transfer(given, Console(file=io.StringIO()))

@@ -487,7 +487,7 @@ int eugen_render(const float* origins, const float* directions, const float* nea
 }
 
 // Adam on those of the n values whose gradient is not zero. The others stay unchanged, including their moments.
-int eugen_sparse_adam(float* parameter, const float* grad, float* first, float* second, int64 n, float beta1,
+int eugen_masked_adam(float* parameter, const float* grad, float* first, float* second, int64 n, float beta1,
                       float beta2, float eps, float step_size, float second_scale, int threads) {
   const AdamStep step{beta1, beta2, eps, step_size, second_scale};
   in_ranges(threads, n, [&](int64 b, int64 e, int) {
