@@ -36,13 +36,14 @@ class FieldConfig:
     hidden_features: int = 64
     """Width of the hidden layers. For EUGen this is the nominal width, which merging removes at inference."""
     num_features: int = 32
-    """Number of random features m of each EUGen or SNNK layer, or rank of each low-rank layer. MLPs ignore it."""
+    """Number of random features m (per order) of each EUGen or SNNK layer, or rank of each low-rank layer. MLPs ignore
+    it."""
     candidate_features: int = 0
     """Number of random features with which EUGen layers start training; during training, the best num_features of them
     are selected and kept (see selection_fraction of the pipeline). 0, or any value up to num_features, disables
     selection. Other kinds of layers ignore it."""
     order: int = 1
-    """Order k of the EUGen layers: the features are num_features products each of 1, 2, ..., k projections."""
+    """Order k of the EUGen layers: the features are num_features products of i projections for each i from 1 to k."""
     shared: bool = False
     """Share the projections between the products of all orders: k matrices instead of k (k + 1) / 2."""
     norm: bool = False

@@ -77,7 +77,7 @@ def expected_depth(sigma: float, entry: float, length: float) -> float:
 
 
 @pytest.mark.parametrize("sigma", [0.05, 1.0, 3.0])
-@pytest.mark.parametrize("mode", ["render", "differentiable"])
+@pytest.mark.parametrize("mode", ["render", "render_differentiable"])
 def test_a_box_of_constant_density(sigma: float, mode: str) -> None:
     """Samples tile the box from x = -1 to 1 exactly, so only the depth has a quadrature error."""
     out = getattr(renderer(uniform(sigma)), mode)(*along_x([0.0, 0.5]))
@@ -257,7 +257,7 @@ def test_a_bounded_space_may_be_seen_from_any_distance() -> None:
 def test_rays_of_other_shapes_and_dtypes_are_refused() -> None:
     _, scene = small_scene()
     origins, directions = (tensor.float() for tensor in along_x([0.0, 0.5]))
-    for call in (scene.differentiable, scene.render):
+    for call in (scene.render_differentiable, scene.render):
         with pytest.raises(ValueError, match=r"origins must have the shape \[R, 3\], not \[1, 2, 3\]"):
             call(origins[None], directions[None])
         with pytest.raises(ValueError, match=r"directions must have the origins' shape \[2, 3\], not \[1, 3\]"):

@@ -78,7 +78,7 @@ def test_a_bounded_scene_is_whole_from_near_and_far(ball_scene: Path, factor: fl
     near, far = outputs.metadata["near"], outputs.metadata["far"]
     renderer = Renderer(cast(EugenField, mist), OccupancyGrid(8), space, rule, near, far)
     back = outputs.cameras.camera_to_worlds[:, :, 2].double()
-    for mode in (renderer.render, renderer.differentiable):
+    for mode in (renderer.render, renderer.render_differentiable):
         out = mode(factor * DISTANCE * back, -back)
         torch.testing.assert_close(out.alpha, torch.full_like(out.alpha, 1 - math.exp(-2 * RADIUS)), atol=0.005, rtol=0)
         assert (out.depth < factor * DISTANCE).all()  # more light comes from the front
