@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -775,19 +776,23 @@ def main() -> None:
     if mi is None:
         sys.exit("Mitsuba 3, which renders the scene, is not installed. Fix: pip install '.[demo-scene]'")
 
+    foreign = [p for s in SPLITS for p in (options.output / s).glob("*") if not re.fullmatch(r"r_\d+\.png", p.name)]
+    if foreign:
+        sys.exit(f"{foreign[0]}: is not an image of this scene and would be lost. Fix: choose another --output")
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         # Complete or not at all: the images of an interrupted run would not belong to the earlier cameras.
         with tempfile.TemporaryDirectory(prefix=".", dir=options.output) as folder:
-            render_scene(options, Path(folder))
+            try:
+                render_scene(options, Path(folder))
+            except KeyboardInterrupt:
+                sys.exit("\ninterrupted; nothing was written")
             for made in Path(folder).iterdir():
                 if os.path.isdir(options.output / made.name):
                     shutil.rmtree(options.output / made.name)
                 os.replace(made, options.output / made.name)
     except OSError as error:
         sys.exit(f"{options.output}: {error.strerror}. Fix: name a folder that can be written with --output")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted; nothing was written")
     print(f"\nwrote {options.output}")
 
 

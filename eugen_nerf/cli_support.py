@@ -56,7 +56,7 @@ def exit_on_user_error(console: Console, interrupted: str = "Interrupted.") -> I
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which this module does not import
             raise
         reason = str(error).splitlines()[0]
-        advice = "Free it, or hide the GPU with CUDA_VISIBLE_DEVICES= to use the CPU."
+        advice = "Free memory of the GPU, or hide the GPU with CUDA_VISIBLE_DEVICES= to use the CPU."
         console.print(f"Error: {reason} {advice}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(1)
     finally:

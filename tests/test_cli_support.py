@@ -67,7 +67,9 @@ def test_a_full_gpu_is_told_in_one_message(console: Console) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nadvice of PyTorch")
     assert ended.value.code == 1
     told = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "Tried to allocate 2 GiB. Free it, or hide the GPU with CUDA_VISIBLE_DEVICES=" in " ".join(told.split())
+    assert "Tried to allocate 2 GiB. Free memory of the GPU, or hide the GPU with CUDA_VISIBLE_DEVICES=" in " ".join(
+        told.split()
+    )
     assert "advice of PyTorch" not in told
     with pytest.raises(RuntimeError, match="another"), exit_on_user_error(console):
         raise RuntimeError("another")

@@ -108,14 +108,15 @@ class Benchmark:
 class _UniqueKeys(yaml.SafeLoader):
     """Refuses mappings with a repeated key, of which PyYAML silently keeps the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # before "<<" merges other mappings into it
+        node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} appears twice", key.start_mark)
+                    raise yaml.composer.ComposerError(None, None, f"{key.value!r} appears twice", key.start_mark)
                 seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def load_benchmark(path: Path) -> Benchmark:

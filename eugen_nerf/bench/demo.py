@@ -105,7 +105,7 @@ def _show(benchmark: Benchmark, store: ResultStore, options: DemoOptions, consol
     comparison = compare(jobs, store)
     report = write_report(store.folder)
     table = _table(benchmark, store)
-    (store.folder / f"{TABLE}.md").write_text(table.markdown(), "utf8")
+    (store.folder / f"{TABLE}.md").write_text(table.markdown(), "utf8", "backslashreplace")
     write_json(store.folder / f"{TABLE}.json", _as_mapping(table))
     console.print(table.rich())
     for what, path in [*films, ("Truth and both methods", comparison), ("Full report", report)]:

@@ -15,7 +15,15 @@ from typing import Any
 SECONDS_TO_STOP = 5.0
 # Like `python -m eugen_nerf.bench.worker`, but with this package's folder in place of the working directory, which may
 # hold another checkout or a module that shadows one of Python's.
-WORKER = "import sys; sys.path[0] = {package!r}; from eugen_nerf.bench.worker import main; main()"
+WORKER = """
+import sys
+if sys.path[0] == "":
+    del sys.path[0]
+if {package!r} not in sys.path:
+    sys.path.insert(0, {package!r})
+from eugen_nerf.bench.worker import main
+main()
+"""
 
 
 class Engine(ABC):

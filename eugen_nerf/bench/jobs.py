@@ -165,7 +165,7 @@ def _digest(job: Job) -> str:
     if content.get("curve_pixels", 0) is None:
         del content["curve_pixels"]
     text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode("utf8", "surrogateescape")).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf8", "backslashreplace")).hexdigest()[:16]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -48,9 +48,10 @@ class RayEngine(Engine):
         self.gpus = gpus if gpus is not None else float(has_gpus)
         self.cpus = cpus if cpus is not None else 1.0
         for name, wanted in (("GPU", self.gpus), ("CPU", self.cpus)):
-            # Ray gives a job parts of one device or several whole ones, in steps of 1/10,000.
-            if not 0 <= wanted < math.inf or (wanted > 1 and wanted != int(wanted)) or 0 < wanted < 1e-4:
-                raise UserError(f"--{name.lower()}s-per-job must be a whole number or a fraction of 1, not {wanted:g}.")
+            if not 0 <= wanted < math.inf or 0 < wanted < 1e-4:  # Ray counts in steps of 1/10,000
+                raise UserError(f"--{name.lower()}s-per-job must be 0 or a number from 0.0001 on, not {wanted:g}.")
+            if name == "GPU" and wanted > 1 and wanted != int(wanted):
+                raise UserError(f"--gpus-per-job must be a whole number or a fraction of 1, not {wanted:g}.")
             most = max((node["Resources"].get(name, 0) for node in ray.nodes() if node["Alive"]), default=0)
             if wanted > most:
                 raise UserError(

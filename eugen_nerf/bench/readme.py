@@ -57,7 +57,7 @@ def update_readme(file: Path, folders: Sequence[Path]) -> None:
     if rest.startswith("\r\n"):
         between = between.replace("\n", "\r\n")
     try:
-        replace_file(file.resolve(), f"{before}{BEGIN}{between}{END}{after}".encode())
+        replace_file(file.resolve(), f"{before}{BEGIN}{between}{END}{after}".encode("utf8", "backslashreplace"))
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({error.strerror}).") from error
 

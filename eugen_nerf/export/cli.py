@@ -30,7 +30,7 @@ class Web:
     output: Path
     """Folder for the page."""
     compare: Path | None = None
-    """config.yml of a second run on the same scene (for example the MLP baseline); the page can switch between the two."""
+    """config.yml of a second run on the same scene, for example the MLP baseline. The page can switch between both."""
     size_budget: float | None = None
     """Maximum size of each network's scene file in megabytes. The resulting loss of PSNR is printed."""
     with_images: bool = False

@@ -61,7 +61,8 @@ def write_folder(output: Path, fill: Callable[[Path], None], overwrite: bool = F
         overwrite: replace an earlier export in the folder.
 
     Raises:
-        UserError: `output` may not be replaced, cannot be written, or the disk is full. Its content is unchanged then.
+        UserError: `output` may not be replaced, cannot be written, or the disk is full. Its content is unchanged then,
+            or the message says where it is.
     """
     check_output(output, overwrite)
     target = Path(os.path.realpath(output))
@@ -84,6 +85,11 @@ def write_folder(output: Path, fill: Callable[[Path], None], overwrite: bool = F
             new.rename(target)  # fails if another process has filled it meanwhile
         complete = True
     except OSError as error:
+        if os.path.isdir(old) and os.listdir(old):
+            raise UserError(
+                f"{output}: cannot be written ({error.strerror}), and the earlier page could not be put back. Its "
+                f"files are in {old}; move them back."
+            ) from None
         raise refused(output, error, "--output") from None
     finally:
         if complete or not os.path.isdir(old) or not os.listdir(old):  # what could not be put back is not deleted

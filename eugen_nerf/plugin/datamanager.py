@@ -123,8 +123,8 @@ class SceneDataManagerConfig(VanillaDataManagerConfig):
         color = getattr(self.dataparser, "alpha_color", "white")
         if color != "white":
             raise UserError(
-                f"alpha_color {color} has no effect: training uses transparency itself. Choose the background of "
-                "images and metrics with --pipeline.datamanager.eval-background."
+                f"alpha_color must stay white, not {color}: training uses transparency itself, and the background of "
+                "images and metrics is chosen with --pipeline.datamanager.eval-background."
             )
         for name in ("train_num_images_to_sample_from", "eval_num_images_to_sample_from"):
             value = getattr(self, name)

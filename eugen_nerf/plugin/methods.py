@@ -291,7 +291,10 @@ class ConvertedTrainerConfig(EugenTrainerConfig):
             refuse_reduction(frames, int(parser.downscale_factor or 1))
             for scene in scenes:
                 check_readable_by_nerfstudio(scene.frames)
-            if len({(frame.width, frame.height) for frame in frames}) > 1:
+            held_out: list[Frame] = []
+            with contextlib.suppress(SceneError):  # training does not need the test split
+                held_out = list(SceneDataParser(parser).load("test").frames)
+            if len({(frame.width, frame.height) for frame in (*frames, *held_out)}) > 1:
                 # nerfstudio looks at the sizes of the training images alone.
                 self.pipeline.datamanager.collate_fn = variable_res_collate  # type: ignore[attr-defined]
             self._set_near_limit(scenes[0])
@@ -313,7 +316,8 @@ class ConvertedTrainerConfig(EugenTrainerConfig):
         are scaled into [-1, 1], that lies behind what the photos show.
         """
         model: Any = self.pipeline.model
-        if not isinstance(model, VanillaModelConfig) or scene.bounded:
+        resumed = self.load_dir is not None or self.load_checkpoint is not None  # the checkpoint was fitted to its rays
+        if not isinstance(model, VanillaModelConfig) or scene.bounded or resumed:
             return
         if dict(model.collider_params or {}) == dict(VanillaModelConfig().collider_params or {}):
             model.collider_params = {**model.collider_params, "near_plane": scene.near}  # type: ignore[dict-item]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from eugen_nerf.bench.config import Budget, MethodEntry, benchmark_from_json, find_scene, load_benchmark
+from eugen_nerf.bench.config import Budget, MethodEntry, _UniqueKeys, benchmark_from_json, find_scene, load_benchmark
 from eugen_nerf.errors import UserError
 from tests.bench.conftest import WriteConfig
 
@@ -110,9 +110,12 @@ def test_refuses_what_yaml_would_take_or_choke_on(tmp_path: Path, text: str, mes
 
 def test_keys_that_yaml_merges_are_not_repeated(write_config: WriteConfig) -> None:
     path = write_config(pictures=None, curve=None)
-    path.write_text(path.read_text() + "pictures: &n 1\ncurve: {<<: {views: 2, pixels: *n}, views: 3}\n")
+    text = "pictures: &n 1\ncurve: &c {<<: &b {views: 2, pixels: *n}, views: 3}\n"
+    path.write_text(path.read_text() + text)
     curve = load_benchmark(path).curve
     assert (curve.views, curve.pixels) == (3, 1)
+    nested = "scenes: [{path: a, overrides: &o {<<: &p {x: 1}, x: 2}}]\noverrides: {<<: *o}\n"
+    assert yaml.load(nested, Loader=_UniqueKeys)["overrides"].keys() == {"x"}
 
 
 def test_scenes_are_looked_for_beside_the_file_and_in_eugen_data(

@@ -147,7 +147,7 @@ class TestExisting:
             raise OSError(errno.EIO, "Input/output error")
 
         monkeypatch.setattr(Path, "rename", only_away)
-        with pytest.raises(UserError, match="cannot be written"):
+        with pytest.raises(UserError, match=r"could not be put back. Its files are in .*/old; move them back"):
             write_folder(output, fill, overwrite=True)
         (kept,) = output.glob(".out.*/old/scene/scene.json")
         assert kept.read_text() == OLD

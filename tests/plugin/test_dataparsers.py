@@ -189,7 +189,7 @@ def test_options_of_ns_train_reach_the_loader(tmp_path: Path, parse: Parse) -> N
 def test_who_opens_the_files_is_not_told_of_pictures_that_are_smaller(ball_scene: Path, tmp_path: Path) -> None:
     """nerfstudio's own data managers would wait forever for them."""
     config = SceneDataParserConfig(data=ball_scene, downscale_factor=2)
-    with pytest.raises(SceneError, match=r"r_0\.png: there is no copy .* by 2, .*scale-factor 0\.5\."):
+    with pytest.raises(SceneError, match=r"r_0\.png: there is no copy .* by 2, .*scale-factor 0\.5 of ns-train\."):
         config.setup().get_dataparser_outputs("train")
     builders.make_transforms(tmp_path)
     (tmp_path / "images_2").mkdir()
@@ -199,7 +199,7 @@ def test_who_opens_the_files_is_not_told_of_pictures_that_are_smaller(ball_scene
     config = SceneDataParserConfig(data=tmp_path, downscale_factor=2)
     assert config.setup().get_dataparser_outputs("train").image_filenames[0].parent.name == "images_2"
     config.downscale_factor = 4
-    with pytest.raises(SceneError, match=r"camera-res-scale-factor 0\.25\."):
+    with pytest.raises(SceneError, match=r"camera-res-scale-factor 0\.25 of ns-train\."):
         config.setup().get_dataparser_outputs("train")
 
 
