@@ -56,7 +56,7 @@ def test_run_resume_and_report(
     readme = tmp_path / "README.md"
     readme.write_text(f"{BEGIN}\n{END}\n")
     status, printed = eugen_bench(capsys, "readme", readme)
-    assert (status, "name the folders with results" in printed) == (1, True)
+    assert (status, "Name the folders whose tables to insert" in printed) == (1, True)
     status, _ = eugen_bench(capsys, "readme", readme, tmp_path / "published")
     assert status == 0
     assert "| eugen-nerf |" in readme.read_text()

@@ -442,7 +442,7 @@ def test_says_what_is_waited_for(page: Page, address: str) -> None:
     hidden = "document.getElementById('loading').hidden"
     assert page.evaluate(hidden)
     page.evaluate("compiled = []; window.put = prototype.texSubImage2D; prototype.texSubImage2D = () => undefined, 0")
-    page.key("KeyN", "n")
+    finished(page, lambda: page.key("KeyN", "n"))  # the network of before is drawn again
     page.wait("!document.getElementById('message').hidden")
     assert page.evaluate(f"compiled.length === 1 && {hidden}")
     page.evaluate("compiled = []; prototype.texSubImage2D = put; document.getElementById('dismiss').click()")
