@@ -81,7 +81,7 @@ def test_it_is_a_method(method_class: Any) -> None:
             assert found.get_method_info()["method_id"] == found.name == name
 
 
-def test_training_learns_and_evaluation_takes_its_pictures(trained: Any, scene: Path) -> None:
+def test_training_learns_and_evaluation_writes_its_images(trained: Any, scene: Path) -> None:
     """Like its evaluation, except for LPIPS, whose weights it would download."""
     from nerfbaselines.evaluation import NerfEvaluationProtocol
     from nerfbaselines.metrics import psnr
