@@ -34,3 +34,12 @@ def replace_file(path: Path, content: bytes) -> None:
     except BaseException:
         new.unlink(missing_ok=True)
         raise
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a text file atomically, in UTF-8. File names in the text need not be UTF-8: such bytes are escaped.
+
+    Raises:
+        OSError: see `replace_file`.
+    """
+    replace_file(path, text.encode("utf8", "backslashreplace"))

@@ -26,6 +26,7 @@ from eugen_nerf.bench.summary import summarize
 from eugen_nerf.bench.tables import Table, chosen, method_table, transposed
 from eugen_nerf.cli_support import command_line, exit_on_user_error, make_console
 from eugen_nerf.errors import UserError
+from eugen_nerf.files import replace_text
 from eugen_nerf.metrics import to_uint8
 
 # Rows of the table, selected from those of the report.
@@ -105,7 +106,7 @@ def _show(benchmark: Benchmark, store: ResultStore, options: DemoOptions, consol
     comparison = compare(jobs, store)
     report = write_report(store.folder)
     table = _table(benchmark, store)
-    (store.folder / f"{TABLE}.md").write_text(table.markdown(), "utf8", "backslashreplace")
+    replace_text(store.folder / f"{TABLE}.md", table.markdown())
     write_json(store.folder / f"{TABLE}.json", _as_mapping(table))
     console.print(table.rich())
     for what, path in [*films, ("Truth and both methods", comparison), ("Full report", report)]:

@@ -11,7 +11,7 @@ from eugen_nerf.bench.results import ResultStore, read_benchmark
 from eugen_nerf.bench.summary import mean_over_scenes, summarize
 from eugen_nerf.bench.tables import chosen, method_table
 from eugen_nerf.errors import UserError
-from eugen_nerf.files import replace_file
+from eugen_nerf.files import replace_text
 
 BEGIN, END = "<!-- eugen-bench:begin -->", "<!-- eugen-bench:end -->"
 
@@ -57,7 +57,7 @@ def update_readme(file: Path, folders: Sequence[Path]) -> None:
     if rest.startswith("\r\n"):
         between = between.replace("\n", "\r\n")
     try:
-        replace_file(file.resolve(), f"{before}{BEGIN}{between}{END}{after}".encode("utf8", "backslashreplace"))
+        replace_text(file.resolve(), f"{before}{BEGIN}{between}{END}{after}")
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({error.strerror}).") from error
 

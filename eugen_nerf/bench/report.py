@@ -15,7 +15,7 @@ from eugen_nerf.bench.results import CONFIG, REPORT, RESULTS, TABLES, ResultStor
 from eugen_nerf.bench.summary import Rows, SceneSummary, collect, mean_over_scenes, summarize
 from eugen_nerf.bench.tables import method_tables
 from eugen_nerf.errors import UserError
-from eugen_nerf.files import replace_file
+from eugen_nerf.files import replace_file, replace_text
 
 
 def write_report(folder: Path) -> Path:
@@ -36,8 +36,8 @@ def write_report(folder: Path) -> Path:
     html = page.render(benchmark, scenes, rows, folder / "pictures")
     markdown = render_markdown(benchmark, scenes, rows)
     try:
-        replace_file(folder / TABLES, markdown.encode("utf8", "backslashreplace"))
-        replace_file(folder / REPORT, html.encode("utf8", "backslashreplace"))
+        replace_text(folder / TABLES, markdown)
+        replace_text(folder / REPORT, html)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
     return folder / REPORT

@@ -15,8 +15,8 @@ from eugen_nerf.folders import check_place, refused
 # Identifies an exported folder by the format it names. --overwrite must not touch any other folder.
 MARK = Path("scene/scene.json")
 FORMAT = "eugen-scene"
-# Files that earlier versions wrote beside it and this one does not: they go when a page is replaced.
-DROPPED = ("sources.sha256",)
+# The built viewer's hash of its sources, for the tests. Pages have no such file, but those of earlier versions do.
+BUILT_FROM = "sources.sha256"
 
 
 def check_output(output: Path, overwrite: bool) -> None:
@@ -105,9 +105,8 @@ def _exchange(folder: Path, new: Path, old: Path) -> None:
         path.rename(destination / path.name)
 
     try:
-        for name in DROPPED:
-            if (folder / name).exists():
-                move(folder / name, old)
+        if (folder / BUILT_FROM).exists():
+            move(folder / BUILT_FROM, old)
         for path in list(new.iterdir()):
             present = folder / path.name
             if present.is_symlink() or present.exists():

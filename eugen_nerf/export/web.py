@@ -17,7 +17,7 @@ import torch
 from eugen_nerf import __version__
 from eugen_nerf.errors import UserError
 from eugen_nerf.export import budget, views
-from eugen_nerf.export.folder import FORMAT, check_output, write_folder
+from eugen_nerf.export.folder import BUILT_FROM, FORMAT, check_output, write_folder
 from eugen_nerf.export.scene_file import VERSION, ExportedField
 from eugen_nerf.export.tables import StoredTable, half_precision
 from eugen_nerf.ops import RadianceField
@@ -26,7 +26,6 @@ from eugen_nerf.plugin.model import EugenModel
 from eugen_nerf.plugin.runs import load_run, read_config
 
 VIEWER = Path(__file__).parent / "web"  # built from viewer/; see its README
-BUILT_FROM = "sources.sha256"  # for the tests: whether the built files are those of viewer/'s sources
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
 NETWORKS = {"eugen": "EUGen", "mlp": "MLP", "low-rank": "Low rank", "snnk": "SNNK"}
 # The viewer's shader has every parameter as a literal, which makes its source long. Networks of 24,832 multiply-adds
