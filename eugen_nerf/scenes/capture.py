@@ -10,6 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+from eugen_nerf.scenes.normalize import SimilarityTransform
+
 CameraModel = Literal["pinhole", "opencv", "opencv_fisheye"]
 Split = Literal["train", "val", "test"]
 Distortion = tuple[float, float, float, float, float, float]
@@ -95,6 +97,7 @@ class Capture:
         splits: indices into `shots` if the files define splits; None: every n-th photo is held out.
         bounds: nearest and farthest depth of the content in the file's units, if the files state it.
         points: [P, 3] float64 sparse points in the file's world, `colors`: [P, 3] uint8.
+        applied: the change from the world before the file was written to the file's, if the file states it.
         warnings: readable warnings.
     """
 
@@ -105,4 +108,5 @@ class Capture:
     bounds: tuple[float, float] | None = None
     points: np.ndarray | None = None
     colors: np.ndarray | None = None
+    applied: SimilarityTransform | None = None
     warnings: tuple[str, ...] = ()

@@ -32,6 +32,14 @@ class SimilarityTransform:
         """Points [..., 3] in the new world."""
         return self.scale * (points @ self.transform[:, :3].T + self.transform[:, 3])
 
+    def after(self, first: SimilarityTransform) -> SimilarityTransform:
+        """The composition: `first`, then this one."""
+        rotation, translation = self.transform[:, :3], self.transform[:, 3:]
+        moved = rotation @ first.transform[:, 3:] + translation / first.scale
+        return SimilarityTransform(
+            np.concatenate([rotation @ first.transform[:, :3], moved], axis=1), self.scale * first.scale
+        )
+
 
 def normalize(
     poses: np.ndarray,

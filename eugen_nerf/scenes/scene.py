@@ -75,7 +75,8 @@ class Scene:
             any camera position.
         has_alpha: whether the frames have four channels.
         world_transform, world_scale: [3, 4] and a number; x' = world_scale * (world_transform x) takes the
-            file's world to the returned one, the same for all splits.
+            file's world to the returned one, the same for all splits. If a transforms.json states `applied_transform`
+            or `applied_scale`, which had changed another world into the file's, it takes that world instead.
         points, colors: [P, 3] float64 sparse points in the returned world and [P, 3] uint8 colors, if any.
         warnings: warnings for the user.
     """
@@ -144,6 +145,7 @@ def load_scene(
     # Computed from all splits, so that they share one world and one range.
     poses = np.stack([shot.camera_to_world for shot in usable])
     change = change_world(capture, poses, bounded, orientation, center)
+    original = change if capture.applied is None else change.after(capture.applied)
     moved = change.poses(poses)
     if scene_scale is None:
         scene_scale = BLENDER_HALF_SIDE if bounded and detected == "blender" else 1.0
@@ -169,8 +171,8 @@ def load_scene(
         near=near,
         far=far,
         has_alpha=has_alpha,
-        world_transform=change.transform,
-        world_scale=change.scale,
+        world_transform=original.transform,
+        world_scale=original.scale,
         points=None if capture.points is None else change.points(capture.points),
         colors=capture.colors,
         warnings=(*capture.warnings, *warnings),

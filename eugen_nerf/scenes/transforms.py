@@ -13,6 +13,7 @@ from eugen_nerf.errors import SceneError
 from eugen_nerf.scenes.capture import CameraModel, Capture, Distortion, Intrinsics, Shot
 from eugen_nerf.scenes.colmap_model import PARAMETERS
 from eugen_nerf.scenes.image_files import EXTENSIONS, ImageFinder
+from eugen_nerf.scenes.normalize import SimilarityTransform
 from eugen_nerf.scenes.point_cloud import read_ply
 from eugen_nerf.scenes.validate import (
     as_list,
@@ -42,8 +43,16 @@ def read_transforms(path: Path) -> Capture:
     meta = read_json_object(path)
     shots = read_frames(path, meta, ImageFinder())
     points, colors, warnings = read_listed_points(path, meta)
-    splits = _read_splits(path, meta, shots)
-    return Capture("transforms", path.parent, shots, splits, points=points, colors=colors, warnings=warnings)
+    return Capture(
+        "transforms",
+        path.parent,
+        shots,
+        _read_splits(path, meta, shots),
+        points=points,
+        colors=colors,
+        applied=_read_applied(path, meta),
+        warnings=warnings,
+    )
 
 
 def read_frames(path: Path, meta: Mapping[str, object], finder: ImageFinder) -> tuple[Shot, ...]:
@@ -228,6 +237,18 @@ def read_listed_points(
     if not len(positions):
         return None, None, (f"{file}: holds no points",)
     return positions, colors, ()
+
+
+def _read_applied(path: Path, meta: Mapping[str, object]) -> SimilarityTransform | None:
+    """nerfstudio's applied_transform and applied_scale, which took the original world to the file's."""
+    matrix, scale = meta.get("applied_transform"), meta.get("applied_scale")
+    if matrix is None and scale is None:
+        return None
+    where = f"{path}: applied_transform"
+    return SimilarityTransform(
+        np.eye(3, 4) if matrix is None else check_pose(as_matrix(matrix, where), where),
+        1.0 if scale is None else as_positive(scale, f"{path}: applied_scale"),
+    )
 
 
 def _read_splits(path: Path, meta: Mapping[str, object], shots: tuple[Shot, ...]) -> dict[str, tuple[int, ...]] | None:

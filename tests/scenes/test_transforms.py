@@ -137,6 +137,41 @@ class TestIntrinsics:
         assert "state w and h" in warning
 
 
+APPLIED = [[1, 0, 0, 0.5], [0, 0, 1, -2], [0, -1, 0, 3], [0, 0, 0, 1]]
+
+
+class TestAppliedTransform:
+    """The world transform starts before what the file says was applied to its world."""
+
+    @pytest.mark.parametrize("matrix", [None, APPLIED[:3], APPLIED])
+    @pytest.mark.parametrize("scale", [None, 0.25])
+    def test_points_of_the_original_world(self, tmp_path, matrix, scale):
+        plain = load_scene(builders.make_transforms(tmp_path / "plain"))
+        scene = load_scene(builders.make_transforms(tmp_path / "x", applied_transform=matrix, applied_scale=scale))
+        np.testing.assert_array_equal(scene.frames[0].camera_to_world, plain.frames[0].camera_to_world)
+        original = np.array([1.0, -2.0, 0.7])
+        rotation = np.eye(3, 4) if matrix is None else np.array(matrix, dtype=float)[:3]
+        in_file = (scale or 1.0) * (rotation[:, :3] @ original + rotation[:, 3])
+        expected = plain.world_scale * (plain.world_transform[:, :3] @ in_file + plain.world_transform[:, 3])
+        found = scene.world_scale * (scene.world_transform[:, :3] @ original + scene.world_transform[:, 3])
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"applied_transform": [[1, 0, 0]]}, r"transforms.json: applied_transform: expected a 3 x 4 or 4 x 4"),
+            (
+                {"applied_transform": np.diag([2.0, 2, 2, 1]).tolist()},
+                r"json: applied_transform: .* not rigid",
+            ),
+            ({"applied_scale": 0}, r"transforms.json: applied_scale"),
+        ],
+    )
+    def test_bad_values(self, tmp_path, changes, said):
+        with pytest.raises(SceneError, match=said):
+            load_scene(builders.make_transforms(tmp_path, **changes))
+
+
 class TestPoints:
     HEADER = (
         "ply\nformat {kind} 1.0\nelement vertex {count}\nproperty float x\nproperty float y\nproperty float z\n"
