@@ -24,7 +24,7 @@ from eugen_nerf.bench.methods import apply_overrides, registered_config
 from eugen_nerf.errors import UserError
 from eugen_nerf.plugin.checkpoints import check_weights, latest_checkpoint, read_checkpoint
 from eugen_nerf.plugin.dataparsers import CAMERA_TYPES
-from eugen_nerf.plugin.runs import read_config
+from eugen_nerf.plugin.run_config import read_config
 from eugen_nerf.scenes.normalize import SimilarityTransform, faces_forward, near_depth_of_points, normalize
 from eugen_nerf.scenes.scene import BLENDER_HALF_SIDE
 from eugen_nerf.scenes.world import LEAST_DISTANCE, UNBOUNDED_FAR, bounded_range

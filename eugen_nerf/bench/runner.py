@@ -43,7 +43,7 @@ def check_rows(benchmark: Benchmark) -> None:
             the same folder name.
     """
     from eugen_nerf.bench.methods import row_config
-    from eugen_nerf.plugin.methods import EugenTrainerConfig
+    from eugen_nerf.plugin.trainer_config import EugenTrainerConfig
 
     folders: dict[str, jobs.TrainingJob] = {}
     for job in jobs.training_jobs(benchmark):

@@ -23,7 +23,8 @@ from eugen_nerf.export.tables import StoredTable, half_precision
 from eugen_nerf.ops import RadianceField
 from eugen_nerf.plugin import evaluation
 from eugen_nerf.plugin.model import EugenModel
-from eugen_nerf.plugin.runs import load_run, read_config
+from eugen_nerf.plugin.run_config import read_config
+from eugen_nerf.plugin.runs import load_run
 
 VIEWER = Path(__file__).parent / "web"  # built from viewer/; see its README
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}

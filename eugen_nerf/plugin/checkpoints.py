@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from eugen_nerf.errors import UserError
+from eugen_nerf.plugin.run_config import read_config
 
 MODEL = "_model."  # prefix of the names of a model's weights
+# The options that decide which function of which world a model's weights are. Some change no weight's size.
+MEANING = (
+    "pipeline.model.field",
+    "pipeline.model.eugen",
+    "pipeline.model.contraction",
+    "pipeline.datamanager.dataparser",
+)
+# Options below those that training may change without harm.
+HARMLESS = {"implementation", "trainable_projections", "candidate_features", "downscale_factor", "eval_interval"}
 
 
 def latest_checkpoint(load_config: Path, config: Any) -> Path:
@@ -24,6 +36,30 @@ def latest_checkpoint(load_config: Path, config: Any) -> Path:
     if not steps:
         raise UserError(f"{load_config.parent}: holds no checkpoint ({config.relative_model_dir}/step-*.ckpt).")
     return steps[-1]
+
+
+def chosen_checkpoint(load_dir: Path | None, load_step: int | None, load_checkpoint: Path | None) -> Path | None:
+    """The checkpoint that ns-train's options of these names select; None to train from scratch.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if load_dir is None:
+        if load_checkpoint is not None and not os.path.isfile(load_checkpoint):
+            raise UserError(f"{load_checkpoint}: does not exist; load-checkpoint takes a file step-*.ckpt.")
+        return load_checkpoint
+    files = sorted(load_dir.glob("step-*.ckpt"))
+    if not files:
+        raise UserError(
+            f"{load_dir}: holds no checkpoint (step-*.ckpt); load-dir takes the folder nerfstudio_models of a run."
+        )
+    if load_step is None:
+        return files[-1]
+    wanted = load_dir / f"step-{load_step:09d}.ckpt"
+    if wanted not in files:
+        there = ", ".join(str(int(file.stem.removeprefix("step-"))) for file in files)
+        raise UserError(f"{wanted}: does not exist; {load_dir} has checkpoints of load-step {there}.")
+    return wanted
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -84,3 +120,42 @@ def check_weights(model: nn.Module, state: Mapping[str, Tensor], file: Path, own
             f"{file}: does not belong to {owner} and its scene; {'; '.join(wrong[:3])}{more}. Was it trained with "
             "another method, other options or another scene?"
         )
+
+
+def options_changed_since(file: Path, config: Any) -> list[str]:
+    """Warnings about options that give a checkpoint's weights another meaning than they were trained for.
+
+    Args:
+        file: the checkpoint. The options it was trained with are those of its run's config.yml; a checkpoint that was
+            copied out of its run has none.
+        config: the configuration that is to continue with its weights.
+    """
+    trained = file.absolute().parent.parent / "config.yml"
+    try:
+        before = read_config(trained)
+    except UserError:
+        return []
+    return [
+        f"{path} is {new}, but {file.name} was trained with {old}."
+        for name in MEANING
+        for path, old, new in _differences(name, _option(before, name), _option(config, name))
+    ]
+
+
+def _option(config: Any, path: str) -> Any:
+    for name in path.split("."):
+        config = getattr(config, name, None)
+    return config
+
+
+def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    if dataclasses.is_dataclass(new) and type(old) is type(new):
+        for option in dataclasses.fields(new):
+            if option.name not in HARMLESS and not option.name.startswith("_"):
+                yield from _differences(
+                    f"{path}.{option.name}", getattr(old, option.name, None), getattr(new, option.name)
+                )
+    elif dataclasses.is_dataclass(new) or dataclasses.is_dataclass(old):
+        yield path, type(old).__name__, type(new).__name__
+    elif old != new:
+        yield path, old, new

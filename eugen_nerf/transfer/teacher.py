@@ -16,7 +16,8 @@ from torch import Tensor
 from eugen_nerf.errors import UserError
 from eugen_nerf.plugin.checkpoints import MODEL, check_weights, latest_checkpoint, read_checkpoint, undistributed
 from eugen_nerf.plugin.model import EugenModel
-from eugen_nerf.plugin.runs import build_pipeline, read_config
+from eugen_nerf.plugin.run_config import read_config
+from eugen_nerf.plugin.runs import build_pipeline
 
 LPIPS = f"{MODEL}lpips."
 

@@ -10,7 +10,7 @@ import tyro
 from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion
 from nerfstudio.scripts.train import main
 
-from eugen_nerf.plugin.methods import EugenTrainerConfig
+from eugen_nerf.plugin.trainer_config import EugenTrainerConfig
 
 SMALL_FIELD = ["num-levels=4", "log2-hashmap-size=11", "base-resolution=4", "max-resolution=32", "num-features=16"]
 SMALL = [

@@ -29,7 +29,8 @@ from eugen_nerf.plugin import methods
 from eugen_nerf.plugin.averages import AveragingPipeline
 from eugen_nerf.plugin.dataparsers import SceneDataParserConfig
 from eugen_nerf.plugin.methods import converted_method_config
-from eugen_nerf.plugin.runs import build_pipeline, read_config
+from eugen_nerf.plugin.run_config import read_config
+from eugen_nerf.plugin.runs import build_pipeline
 from eugen_nerf.scenes import load_scene
 from tests.plugin.test_methods import flat
 from tests.scenes import builders

@@ -17,7 +17,8 @@ from nerfstudio.configs.method_configs import method_configs
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.plugin.checkpoints import latest_checkpoint, read_checkpoint
-from eugen_nerf.plugin.runs import build_pipeline, load_run, read_config
+from eugen_nerf.plugin.run_config import read_config
+from eugen_nerf.plugin.runs import build_pipeline, load_run
 
 BIAS = "_model.field.density_network.layers.1.bias"
 
