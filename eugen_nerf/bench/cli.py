@@ -12,9 +12,9 @@ from rich.console import Console
 
 from eugen_nerf.bench.config import load_benchmark
 from eugen_nerf.bench.engines import Engine, LocalEngine
+from eugen_nerf.bench.folder import prepared_folder
 from eugen_nerf.bench.readme import update_readme
 from eugen_nerf.bench.report import publish, write_report
-from eugen_nerf.bench.results import prepared_folder
 from eugen_nerf.bench.runner import check_rows, run
 from eugen_nerf.cli_support import command_line, exit_on_user_error, make_console
 from eugen_nerf.errors import UserError

@@ -17,10 +17,11 @@ from rich.console import Console
 
 from eugen_nerf.bench.config import Benchmark, load_benchmark
 from eugen_nerf.bench.engines import LocalEngine
+from eugen_nerf.bench.folder import prepared_folder
 from eugen_nerf.bench.jobs import TrainingJob, training_jobs, write_json
 from eugen_nerf.bench.pictures import enlarged, open_picture, side_by_side
 from eugen_nerf.bench.report import write_report
-from eugen_nerf.bench.results import ResultStore, finished_records, prepared_folder
+from eugen_nerf.bench.results import ResultStore, finished_records
 from eugen_nerf.bench.runner import check_rows, run
 from eugen_nerf.bench.summary import summarize
 from eugen_nerf.bench.tables import Table, chosen, method_table, transposed

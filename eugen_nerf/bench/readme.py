@@ -6,8 +6,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from eugen_nerf.bench.folder import read_benchmark
 from eugen_nerf.bench.notes import conditions, describe_machines
-from eugen_nerf.bench.results import ResultStore, read_benchmark
+from eugen_nerf.bench.results import ResultStore
 from eugen_nerf.bench.summary import mean_over_scenes, summarize
 from eugen_nerf.bench.tables import chosen, method_table
 from eugen_nerf.errors import UserError

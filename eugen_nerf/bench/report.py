@@ -9,9 +9,10 @@ from pathlib import Path
 
 from eugen_nerf.bench import page
 from eugen_nerf.bench.config import Benchmark
+from eugen_nerf.bench.folder import CONFIG, REPORT, TABLES, read_benchmark
 from eugen_nerf.bench.jobs import write_json
 from eugen_nerf.bench.notes import conditions, describe_machines, notes, without_mean
-from eugen_nerf.bench.results import CONFIG, REPORT, RESULTS, TABLES, ResultStore, read_benchmark
+from eugen_nerf.bench.results import RESULTS, ResultStore
 from eugen_nerf.bench.summary import Rows, SceneSummary, collect, mean_over_scenes, summarize
 from eugen_nerf.bench.tables import method_tables
 from eugen_nerf.errors import UserError

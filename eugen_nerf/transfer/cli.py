@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import os
 import shlex
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +18,6 @@ from rich.table import Table
 
 from eugen_nerf.cli_support import exit_on_user_error, make_console
 from eugen_nerf.errors import UserError
-from eugen_nerf.folders import check_place, refused
 
 # With this many samples for each unknown, overfitting hides a tenth of the unexplained variance. With fewer, the
 # explained share soon becomes meaningless.
@@ -108,7 +103,7 @@ def transfer(options: Transfer, console: Console) -> Outcome:
     from eugen_nerf.layers import ACTIVATIONS, ConversionPlan
     from eugen_nerf.layers.transfer import TransferOptions
     from eugen_nerf.plugin import recording
-    from eugen_nerf.transfer import student
+    from eugen_nerf.transfer import new_run, student
     from eugen_nerf.transfer.teacher import load_teacher
 
     if options.phi not in ACTIVATIONS:
@@ -139,7 +134,7 @@ def transfer(options: Transfer, console: Console) -> Outcome:
         with redirect_stdout(sys.stderr):  # nerfstudio's reports while it loads
             teacher = load_teacher(options.load_config, device)
             config = student.student_config(teacher, plan)
-            _place(config, options)
+            new_run.place_run(config, options.output_dir, options.timestamp)
             model = student.build_student(teacher, config)
             owners = student.fields(model, list(student.networks(model)))
         original = teacher.pipeline.model
@@ -171,7 +166,7 @@ def transfer(options: Transfer, console: Console) -> Outcome:
             teacher.pipeline._model = model
             after = _measure(teacher.pipeline, options.views, _bar(progress, "student's test views"))
     console.print(f"Recorded {recorded}.", markup=False, soft_wrap=True)
-    run = _write(config, teacher, model, options.load_config)
+    run = new_run.write_run(config, teacher, model, options.load_config)
     outcome = Outcome(run, before, after, seconds, explained)
     _tell(outcome, config, console)
     return outcome
@@ -195,22 +190,6 @@ def _eugen_layers(network: Any) -> Iterator[Any]:
     return (module for module in network.modules() if isinstance(module, EUGen))
 
 
-def _place(config: Any, options: Transfer) -> None:
-    """Decide where the new run goes.
-
-    Raises:
-        UserError: the folder exists, or cannot be written.
-    """
-    # nerfstudio's commands must find the run from any folder.
-    config.output_dir = Path(os.path.expanduser(options.output_dir or config.output_dir)).absolute()
-    config.timestamp = options.timestamp
-    config.set_timestamp()
-    run = Path(config.get_base_dir())
-    check_place(run, "--output-dir")
-    if run.exists():
-        raise UserError(f"{run}: exists already; choose another --timestamp or --output-dir.")
-
-
 def _measure(pipeline: Any, views: int, report: Any) -> dict[str, Any]:
     """PSNR of test views by the protocol of eugen-bench, and its counts of parameters and multiply-adds."""
     from eugen_nerf.bench.counting import count
@@ -225,48 +204,9 @@ def _measure(pipeline: Any, views: int, report: Any) -> dict[str, Any]:
         return {"psnr": evaluation.mean(rows, "psnr"), **count(pipeline.model, camera)}
 
 
-def _write(config: Any, teacher: Any, model: Any, load_config: Path) -> Path:
-    """Write a run folder like that of ns-train, completely or not at all.
-
-    Raises:
-        UserError: the folder cannot be written, or the disk is full.
-    """
-    import torch
-    import yaml
-
-    from eugen_nerf.plugin.checkpoints import MODEL
-
-    run = Path(config.get_base_dir())
-    state = {name: value for name, value in teacher.state.items() if not name.startswith(MODEL)}
-    state.update({f"{MODEL}{name}": value.cpu() for name, value in model.state_dict().items()})
-    # Optimizers and schedules belong to the teacher's parameters; further training creates its own.
-    checkpoint = {**teacher.checkpoint, "pipeline": state, "optimizers": {}, "schedulers": {}}
-    try:
-        run.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{run.name}-", dir=run.parent))
-    except OSError as error:
-        raise refused(run, error, "--output-dir") from None
-    try:
-        new = temporary / "run"  # its permissions follow the user's umask; `temporary` is private
-        folder = new / config.relative_model_dir
-        folder.mkdir(parents=True)
-        # If torch wrote the file itself, a full disk would raise a general RuntimeError.
-        stored = io.BytesIO()
-        torch.save(checkpoint, stored)
-        (folder / f"step-{int(teacher.checkpoint['step']):09d}.ckpt").write_bytes(stored.getbuffer())
-        (new / "config.yml").write_text(yaml.dump(config), "utf8")
-        transforms = load_config.parent / "dataparser_transforms.json"
-        if transforms.is_file():
-            shutil.copyfile(transforms, new / transforms.name)
-        new.replace(run)
-    except OSError as error:
-        raise refused(run, error, "--output-dir") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return run
-
-
 def _tell(outcome: Outcome, config: Any, console: Console) -> None:
+    from eugen_nerf.transfer.training_command import training_command
+
     table = Table("", "before", "after", title="Transfer")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -285,47 +225,8 @@ def _tell(outcome: Outcome, config: Any, console: Console) -> None:
         numbers = ", ".join(f"{100 * share:.2f}" for share in shares)
         console.print(f"Explained variance of the layers of {path}: {numbers} %", markup=False, soft_wrap=True)
     console.print(f"Run: {outcome.run / 'config.yml'}", markup=False, soft_wrap=True)
-    command = shlex.join(_training_command(config, outcome.run))
+    command = shlex.join(training_command(config, outcome.run))
     console.print(f"To train it further:\n{command}", markup=False, soft_wrap=True)
-
-
-def _training_command(config: Any, run: Path) -> list[str]:
-    """The ns-train command with all model and dataparser options that differ from their defaults."""
-    from nerfstudio.configs.dataparser_configs import all_dataparsers
-    from nerfstudio.configs.method_configs import all_methods
-
-    registered: Any = all_methods[config.method_name]
-    default = registered.pipeline.model
-    manager = config.pipeline.datamanager
-    data = getattr(manager, "data", None) or getattr(manager.dataparser, "data", None)
-    words = ["ns-train", config.method_name, "--data", str(data)]
-    words += ["--load-dir", str(run / config.relative_model_dir)]
-    words += _different(config.pipeline.model, default, "--pipeline.model.")
-    # The weights are only valid in the world that the dataparser makes of the scene.
-    parser = manager.dataparser
-    readers = [
-        [name, *_different(parser, known, "--", {"data"})]
-        for name, known in all_dataparsers.items()
-        if type(known) is type(parser)
-    ]
-    reader = min(readers, key=len, default=[])
-    same = type(parser) is type(registered.pipeline.datamanager.dataparser)
-    return words if same and len(reader) == 1 else words + reader
-
-
-def _different(options: Any, default: Any, prefix: str, known: Container[str] = ()) -> Iterator[str]:
-    """Command-line words that set `options` starting from `default`, without the names in `known`."""
-    for name, value in vars(options).items():
-        if name in known:
-            continue
-        flag = f"{prefix}{name.replace('_', '-')}"
-        other = getattr(default, name, None)
-        if hasattr(value, "__dataclass_fields__"):
-            yield from _different(value, other, f"{flag}.")
-        elif (value is None or isinstance(value, bool | int | float | str | Path)) and value != other:
-            yield from (flag, str(value))
-        elif isinstance(value, tuple) and value and value != other and all(isinstance(v, str | int) for v in value):
-            yield from (flag, *map(str, value))
 
 
 @contextmanager

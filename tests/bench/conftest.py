@@ -15,8 +15,9 @@ from rich.console import Console
 from eugen_nerf.bench import jobs, worker
 from eugen_nerf.bench.config import Benchmark, load_benchmark
 from eugen_nerf.bench.engines import Engine
+from eugen_nerf.bench.folder import prepare_folder
 from eugen_nerf.bench.jobs import Result
-from eugen_nerf.bench.results import ResultStore, prepare_folder
+from eugen_nerf.bench.results import ResultStore
 from eugen_nerf.bench.runner import Outcome, run
 from eugen_nerf.bench.values import AVERAGED
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from eugen_nerf.bench.folder import TABLES, read_benchmark
 from eugen_nerf.bench.readme import BEGIN, END, update_readme
 from eugen_nerf.bench.report import render_markdown
-from eugen_nerf.bench.results import RESULTS, TABLES, ResultStore, read_benchmark
+from eugen_nerf.bench.results import RESULTS, ResultStore
 from eugen_nerf.bench.summary import collect, summarize
 
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,8 @@ from rich.console import Console
 from eugen_nerf.bench import demo
 from eugen_nerf.bench.config import load_benchmark
 from eugen_nerf.bench.demo import DemoOptions
+from eugen_nerf.bench.folder import prepare_folder
 from eugen_nerf.bench.lock import alone_in
-from eugen_nerf.bench.results import prepare_folder
 from eugen_nerf.errors import UserError
 from tests.bench.conftest import InProcessEngine, WriteConfig
 

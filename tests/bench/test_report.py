@@ -18,13 +18,14 @@ from PIL import Image
 
 from eugen_nerf.bench import plots
 from eugen_nerf.bench.config import SceneEntry
+from eugen_nerf.bench.folder import prepare_folder, read_benchmark
 from eugen_nerf.bench.jobs import Result, training_jobs, write_json
 from eugen_nerf.bench.page import near_the_best
 from eugen_nerf.bench.pictures import open_picture
 from eugen_nerf.bench.plots import Line, Point, line_plot, linear_axis, log_axis, scatter
 from eugen_nerf.bench.readme import BEGIN, END, update_readme
 from eugen_nerf.bench.report import publish, write_report
-from eugen_nerf.bench.results import ResultStore, prepare_folder, read_benchmark
+from eugen_nerf.bench.results import ResultStore
 from eugen_nerf.bench.summary import AVERAGED, MethodSummary
 from eugen_nerf.bench.tables import format_seconds
 from eugen_nerf.errors import UserError

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from eugen_nerf.bench import runner
 from eugen_nerf.bench.config import Benchmark, load_benchmark
+from eugen_nerf.bench.folder import prepare_folder
 from eugen_nerf.bench.jobs import Result, TrainingJob, read_json, write_json
 from eugen_nerf.bench.methods import row_config
-from eugen_nerf.bench.results import ResultStore, frames_job, frames_jobs, prepare_folder, training_job
+from eugen_nerf.bench.results import ResultStore, frames_job, frames_jobs, training_job
 from eugen_nerf.bench.runner import Outcome, check_rows
 from eugen_nerf.bench.schema import from_mapping
 from eugen_nerf.errors import UserError
