@@ -34,7 +34,7 @@ class FieldConfig:
     network: NetworkKind = "eugen"
     """Kind of hidden layers in the density and color networks."""
     hidden_features: int = 64
-    """Width of the hidden layers. For EUGen this is the nominal width, which merging removes at inference."""
+    """Width of the hidden layers. For EUGen this is the nominal width, which merging removes."""
     num_features: int = 32
     """Number of random features m (per order) of each EUGen or SNNK layer, or rank of each low-rank layer. MLPs ignore
     it."""

@@ -56,8 +56,8 @@ def normalize(
         center: the new origin: "focus", the point the cameras look at (or the mean camera position if they have no
             common point); "poses", the mean camera position; "none", the origin of the file.
         near_depth: depth of the nearest content in the file's units, if known. Used for forward-facing cameras around
-            the origin, which then see this content at a distance of at least 1, where the contraction of mip-NeRF 360
-            (CVPR 2022, eq. 10) begins.
+            the origin, which then see this content at a distance of 1, where the contraction of mip-NeRF 360 (CVPR
+            2022, eq. 10) begins, or less if the cameras are farther apart than this depth.
 
     Returns:
         The change of world.

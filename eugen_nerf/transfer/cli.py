@@ -32,7 +32,7 @@ class Transfer:
     """config.yml of the trained run: eugen-nerf-mlp, or nerfstudio's vanilla-nerf, mipnerf, or nerfacto trained with
     --pipeline.model.implementation torch. The run is only read."""
     num_features: int
-    """Number of features m, per order, of each EUGen layer; at most the width of the layers."""
+    """Number of features m, per order, of each EUGen layer; m times the order is at most the width of the layers."""
     solver: Literal["ridge", "layerwise"] = "ridge"
     """ridge: closed form, takes seconds. layerwise: also trains the projections, one layer at a time."""
     rows: Literal["teacher", "gaussian", "orthogonal"] = "teacher"
