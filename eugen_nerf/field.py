@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from eugen_nerf import ops
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers import ACTIVATIONS, EUGen, build_network, merge_chain
-from eugen_nerf.layers.merge import MergedChain, changed_method, has_hooks
+from eugen_nerf.layers.merge import MergedChain, changed_method, has_hooks, without_autocast
 from eugen_nerf.layers.selection import Kept, select_features
 from eugen_nerf.ops import Backend, HashGridLayout, RadianceField
 from eugen_nerf.ops.network_spec import HARMONICS
@@ -177,7 +177,7 @@ class ChainNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         chain = self.merged()
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             return ops.network(x, chain, backend=self.backend)
 
 
@@ -290,11 +290,14 @@ class EugenField(nn.Module):
             The kept features. Pass them to `layers.selection.follow` to update an optimizer.
 
         Raises:
-            ValueError: there are no samples, or the field is not finite at them. The field is then unchanged.
+            ValueError: m is below 1, there are no samples, or the field is not finite at them. The field is then
+                unchanged.
         """
         assert isinstance(self.density_network, ChainNetwork)
         assert isinstance(self.color_network, ChainNetwork)
         of_density, of_color = num_features if isinstance(num_features, tuple) else (num_features, num_features)
+        if min(of_density, of_color) < 1:
+            raise ValueError(f"select_features: m must be at least 1, got {num_features}")
         encoded = [self.encoding(x) for x, _ in samples]
         harmonics = [ops.spherical_harmonics(directions, backend=self.backend) for _, directions in samples]
 
@@ -319,13 +322,16 @@ class EugenField(nn.Module):
         sigma, geometry = self.density_at(x)
         harmonics = ops.spherical_harmonics(directions, backend=self.backend)
         color = self.color_network(torch.cat([harmonics, geometry], dim=-1))
-        return sigma, torch.sigmoid(color.to(geometry.dtype))
+        return sigma, torch.sigmoid(color.to(sigma.dtype))
 
     def merged(self) -> RadianceField | EugenField:
         """The field with merged networks, differentiable in its parameters and valid until they change.
 
         Returns the field itself where merging would change what is evaluated: with tiny-cuda-nn, with hooks, or if a
         subclass of the field or of one of its parts overrides a method.
+
+        Raises:
+            ValueError: a layer inside a network has hooks or a `forward` of its own; see `merge_chain`.
         """
         if not isinstance(self.encoding, HashGrid) or self._does_more():
             return self
@@ -344,15 +350,21 @@ class EugenField(nn.Module):
 
     @torch.no_grad()
     def evaluator(self) -> RadianceField | EugenField:
-        """`merged` for inference: its tensors do not require gradients."""
+        """`merged` for inference: the tensors of a merged field do not require gradients.
+
+        Raises:
+            ValueError: see `merged`.
+        """
         field = self.merged()
-        return replace(field, table=field.table.detach()) if isinstance(field, RadianceField) else field
+        if not isinstance(field, RadianceField):
+            return field
+        return replace(field, table=field.table.detach(), density=field.density.detach(), color=field.color.detach())
 
     @staticmethod
     def _split(raw: Tensor) -> tuple[Tensor, Tensor]:
         # tiny-cuda-nn returns half precision; densities need the range of float32.
-        raw = raw if raw.dtype == torch.float64 else raw.float()
-        return TruncatedExp.apply(raw[:, 0]), raw[:, 1:]
+        log_density = raw[:, 0] if raw.dtype == torch.float64 else raw[:, 0].float()
+        return TruncatedExp.apply(log_density), raw[:, 1:]
 
     def num_parameters(self) -> int:
         """Number of trained and frozen values that a checkpoint stores for the field."""

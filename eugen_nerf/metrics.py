@@ -124,7 +124,8 @@ class Lpips:
             self._load(prediction.device)
         if self._network is None:
             return None
-        first, second = (image.float().div(255).permute(2, 0, 1)[None] for image in (prediction, truth))
+        device = next(self._network.parameters()).device  # of the first images
+        first, second = (image.to(device).float().div(255).permute(2, 0, 1)[None] for image in (prediction, truth))
         with torch.no_grad():
             return float(self._network(first, second))
 

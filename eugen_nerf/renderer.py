@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eugen_nerf import ops
-from eugen_nerf.field import EugenField
+from eugen_nerf.field import EugenField, HashGrid
 from eugen_nerf.occupancy import OccupancyGrid
 from eugen_nerf.ops import RadianceField, Space, StepRule
 
@@ -171,8 +171,12 @@ def _check_rays(origins: Tensor, directions: Tensor, field: RadianceField | Euge
         raise ValueError(f"origins must have the shape [R, 3], not {list(origins.shape)}")
     if directions.shape != origins.shape:
         raise ValueError(f"directions must have the origins' shape {list(origins.shape)}, not {list(directions.shape)}")
-    # The networks' dtype: a GPU's table may be in half precision. Fields that are not merged convert their inputs.
-    dtype = field.density.weight.dtype if isinstance(field, RadianceField) else origins.dtype
+    if isinstance(field, RadianceField):
+        dtype = field.density.weight.dtype  # a GPU's table may be in half precision
+    elif isinstance(encoding := getattr(field, "encoding", None), HashGrid):
+        dtype = encoding.table.dtype
+    else:
+        dtype = origins.dtype  # tiny-cuda-nn's modules convert their inputs
     for name, tensor in (("origins", origins), ("directions", directions)):
         if tensor.dtype != dtype:
             raise ValueError(f"{name} must be {dtype}, as the field's parameters are, not {tensor.dtype}")

@@ -377,3 +377,24 @@ def test_what_is_done_beside_the_parameters_is_done_in_pictures_too(change: Call
     with torch.no_grad():
         for got, expected in zip(field.evaluator()(x, directions), changed, strict=True):
             torch.testing.assert_close(got, expected)
+
+
+@every_kind
+def test_evaluators_require_no_gradients(kind: str) -> None:
+    sigma, rgb = small_field(**KINDS[kind]).evaluator()(*queries(5))
+    assert not sigma.requires_grad
+    assert not rgb.requires_grad
+
+
+def test_half_precision_is_the_evaluators() -> None:
+    field = small_field().bfloat16()
+    x, directions = queries(20, torch.bfloat16)
+    for value, other in zip(field(x, directions), field.evaluator()(x, directions), strict=True):
+        torch.testing.assert_close(value.float(), other.float(), rtol=0.05, atol=0.05)
+
+
+def test_a_selection_that_cannot_be_leaves_the_field_alone() -> None:
+    field = small_field(candidate_features=12)
+    with pytest.raises(ValueError, match="m must be at least 1"):
+        field.select_features((4, 0), [queries(50)])
+    assert {layer.num_features for layer in field.modules() if isinstance(layer, EUGen)} == {12}

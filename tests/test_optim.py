@@ -126,3 +126,14 @@ def test_a_cuda_graph_would_repeat_one_step(monkeypatch: pytest.MonkeyPatch) -> 
     table.grad = torch.ones(2, 2)
     optimizer.step()  # on a CPU nothing is captured
     assert table.any()
+
+
+def test_strided_parameters() -> None:
+    """PyTorch's operators do the work, with or without native code."""
+    parameters = [torch.nn.Parameter(torch.arange(12.0).view(3, 4).T.contiguous()), None]
+    parameters[1] = torch.nn.Parameter(torch.arange(12.0).view(3, 4).T)
+    for parameter in parameters:
+        assert parameter is not None
+        parameter.grad = torch.ones(4, 3)
+        MaskedAdam([parameter], lr=0.1).step()
+    torch.testing.assert_close(parameters[0], parameters[1])

@@ -45,6 +45,10 @@ class ConversionPlan:
     projection: str = "orthogonal"
     """How the projections are drawn: gaussian, orthogonal or rademacher."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, str):  # its letters would be taken for patterns
+            self.layers = (self.layers,)
+
 
 @dataclass(frozen=True)
 class Replacement:

@@ -261,15 +261,22 @@ class EUGen(nn.Module):
         )
 
     @torch.no_grad()
-    def set_output(self, weight: Tensor, bias: Tensor) -> None:
+    def set_output(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Copy a learned g(W), [out, k * m], and a bias, [out], into the layer. A layer without bias ignores the bias.
 
         Raises:
-            ValueError: weight or bias is computed from other parameters (`torch.nn.utils.parametrize`).
+            ValueError: the layer is of the kernel form, whose g(W) is not learned directly; a shape is wrong, or the
+                bias is missing; weight or bias is computed from other parameters (`torch.nn.utils.parametrize`).
         """
+        if self.psi is not None:
+            raise ValueError("EUGen: the output can be set only if g(W) is a learned parameter (psi=None)")
         self._check_editable()
+        for name, own, given in (("weight", self.weight, weight), ("bias", self.bias, bias)):
+            if own is not None and (given is None or given.shape != own.shape):
+                shape = None if given is None else list(given.shape)
+                raise ValueError(f"EUGen: the {name} must be {list(own.shape)}, got {shape}")
         self.weight.copy_(weight)
-        if self.bias is not None:
+        if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
 
     def columns(self, features: Tensor) -> Tensor:
@@ -291,12 +298,13 @@ class EUGen(nn.Module):
             raise ValueError("EUGen: features can be removed only if g(W) is a learned parameter (psi=None)")
         self._check_editable()
         index = torch.arange(max(features, 0)) if isinstance(features, int) else torch.as_tensor(features)
-        positions = [] if index.dtype == torch.bool or index.dim() != 1 else index.tolist()
+        kinds = (torch.int64, torch.int32, torch.int16, torch.int8)  # uint8 may be meant as a mask
+        positions = index.tolist() if index.dtype in kinds and index.dim() == 1 else []
         if not positions or len(set(positions)) < len(positions) or not set(positions) <= set(range(self.num_features)):
             raise ValueError(
                 f"EUGen: keep() takes one or more distinct positions from 0 to {self.num_features - 1}, got {features}"
             )
-        index = index.to(self.weight.device)
+        index = index.to(self.weight.device, torch.int64)
         for tensor, where in ((self.projections, index), (self.offsets, index), (self.weight, self.columns(index))):
             if tensor is not None:
                 _resize(tensor, tensor.detach().index_select(1, where))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from eugen_nerf.layers.activations import describe, resolve_activation, squared_relu
+from eugen_nerf.layers.activations import describe, identity, resolve_activation, squared_relu
 from eugen_nerf.layers.baselines import Dense
 from eugen_nerf.layers.eugen import EUGen
 from eugen_nerf.layers.merge import changed_method
@@ -154,8 +154,13 @@ def _feeds_forward_itself(block: nn.TransformerEncoderLayer | nn.TransformerDeco
 def _put_in_pair(parent: nn.Module, linear: str, activation: str) -> Callable[[EUGen], None]:
     def put(layer: EUGen) -> None:
         setattr(parent, linear, layer)
-        # Not removed: that would change the indices, and so the paths, of the following modules in a Sequential.
-        setattr(parent, activation, nn.Identity())
+        if isinstance(parent, nn.TransformerDecoderLayer):
+            # PyTorch gives copies of a decoder layer whose activation is a module a ReLU beside it.
+            delattr(parent, activation)
+            setattr(parent, activation, identity)
+        else:
+            # Not removed: that would change the indices, and so the paths, of the following modules in a Sequential.
+            setattr(parent, activation, nn.Identity())
         if isinstance(parent, nn.TransformerEncoderLayer):
             parent.activation_relu_or_gelu = 0  # disables PyTorch's fused path, which reads a dense layer's weights
 

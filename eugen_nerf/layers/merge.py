@@ -8,8 +8,11 @@ merged again in every training step and trained through its merged form.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -139,6 +142,18 @@ class MergedChain:
         """Multiply-adds of the merged network per input row; offsets and biases are not counted."""
         return sum(stage.multiply_adds for stage in self.stages) + (self.weight.numel() if self.ends else 0)
 
+    def detach(self) -> MergedChain:
+        """The chain with detached tensors, which share their values with this chain's."""
+        return dataclasses.replace(_detached(self), stages=tuple(_detached(stage) for stage in self.stages))
+
+
+Part = TypeVar("Part", FeatureStage, MergedChain)
+
+
+def _detached(part: Part) -> Part:
+    tensors: dict[str, Any] = {name: value for name, value in vars(part).items() if isinstance(value, Tensor)}
+    return dataclasses.replace(part, **{name: value.detach() for name, value in tensors.items()})
+
 
 Evaluate = Callable[[Tensor, MergedChain], Tensor]
 
@@ -162,8 +177,9 @@ def merge_chain(
     Differentiation treats the basis as fixed, which keeps first-order gradients exact but not second-order ones.
     Without gradients (under `torch.no_grad()`) one row of this basis is replaced by a single stored constant.
 
-    A chain that ends with an activation gets the identity as its output matrix. Parameters are multiplied in their own
-    precision, even under autocast.
+    A chain that ends with an activation gets the identity as its output matrix, which is not evaluated. Parameters are
+    multiplied in their own precision, even under autocast. The merged chain is valid until a parameter changes: some of
+    its tensors are the parameters themselves. `MergedNetwork` copies them.
 
     Args:
         modules: the layers in order.
@@ -182,7 +198,7 @@ def merge_chain(
     if not layers:
         raise ValueError("merge_chain: the chain is empty")
     device_type = next((p.device.type for layer in layers for p in layer.parameters()), "cpu")
-    with torch.autocast(device_type=device_type, enabled=False):
+    with without_autocast(device_type):
         merging = _Merging(_Affine(*after) if after else _Affine())
         for position, layer in enumerate(layers):
             merging.add(layer, f"layer {position} ({type(layer).__name__})")
@@ -225,7 +241,7 @@ class _Affine:
         if bias is None:
             return factor, None, None
         offset = basis.T @ bias
-        if factor.requires_grad or offset.requires_grad:
+        if factor.requires_grad or offset.requires_grad or _has_tangent(factor) or _has_tangent(offset):
             return factor, offset, None
         # The last basis vector is orthogonal to W: its row of R is zero (its gradient is not) and a constant remains.
         columns = weight.shape[1]
@@ -268,7 +284,7 @@ class _Merging:
             return MergedChain(tuple(self.stages), self.affine.weight, self.affine.bias)
         last = self.stages[-1]
         identity = torch.eye(last.out_features, dtype=last.projections.dtype, device=last.projections.device)
-        return MergedChain(tuple(self.stages), identity, None)
+        return MergedChain(tuple(self.stages), identity, None, ends=False)
 
     def _add_stage(
         self,
@@ -335,7 +351,9 @@ _MERGED_KINDS = (EUGen, Dense, LowRank, SNNK, nn.Linear, nn.ReLU, nn.GELU, nn.So
 
 
 def _flatten(modules: nn.Module | Iterable[nn.Module]) -> Iterator[nn.Module]:
-    for module in [modules] if isinstance(modules, nn.Module) else modules:
+    alone = isinstance(modules, nn.Module) and not isinstance(modules, nn.ModuleList)
+    listed: Iterable[Any] = [modules] if alone else modules  # type: ignore[assignment]
+    for module in listed:
         reason = own_behavior(module)
         if reason is not None:
             raise ValueError(f"merge_chain: {type(module).__name__} has {reason}, which merging would ignore")
@@ -387,6 +405,18 @@ def activation_name(module: nn.Module) -> str | None:
     if isinstance(module, nn.Softplus) and module.beta == 1 and module.threshold == 20:
         return "softplus"
     return None
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Compute in the tensors' own precision. The meta device, which computes nothing, has no autocast."""
+    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    """Whether forward-mode differentiation, or another transform of torch.func that may hide it, sees this tensor."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _numel(*tensors: Tensor | None) -> int:

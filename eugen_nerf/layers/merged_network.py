@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from eugen_nerf.layers.merge import Evaluate, FeatureStage, MergedChain, evaluate_chain
@@ -39,14 +40,21 @@ class MergedNetwork(nn.Module):
         for field in dataclasses.fields(part):
             value = getattr(part, field.name)
             if isinstance(value, Tensor):
-                self.register_buffer(f"{prefix}{field.name}", value.detach().clone())
+                value = value.detach().clone()
+                # A squared length may overflow where the module is converted to half precision; the length does not.
+                stored = value.sqrt() if field.name == "norm_constant" else value
+                self.register_buffer(f"{prefix}{field.name}", stored)
             else:
                 rest[field.name] = value
         return rest
 
     def _tensors(self, prefix: str) -> dict[str, Any]:
         named = (name for name in self._buffers if name.startswith(prefix))
-        return {name.removeprefix(prefix): self.get_buffer(name) for name in named}
+        tensors = {name.removeprefix(prefix): self.get_buffer(name) for name in named}
+        if "norm_constant" in tensors:
+            length = tensors["norm_constant"]
+            tensors["norm_constant"] = (length if length.dtype == torch.float64 else length.float()).square()
+        return tensors
 
     @property
     def chain(self) -> MergedChain:

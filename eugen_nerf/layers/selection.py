@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from eugen_nerf.layers.baselines import Dense
 from eugen_nerf.layers.eugen import EUGen
@@ -65,6 +66,8 @@ def select_features(
             raise ValueError(f"select_features: {type(layer).__name__} layers are not supported")
         if isinstance(layer, EUGen) and (layer.order < 1 or layer.psi is not None):
             raise ValueError("select_features: features are selected in layers of order 1 or more with a learned g(W)")
+        if isinstance(layer, EUGen) and is_parametrized(layer):
+            raise ValueError("select_features: parameters computed by torch.nn.utils.parametrize cannot be cut")
     before, after = [x for x, _ in batches if len(x)], [x for _, x in batches if len(x)]
     if not before:
         raise ValueError("select_features: no samples were collected")

@@ -21,6 +21,7 @@ from eugen_nerf.layers.baselines import Dense
 from eugen_nerf.layers.eugen import EUGen
 from eugen_nerf.layers.feed_forward import as_layer_stack
 from eugen_nerf.layers.least_squares import NormalEquations
+from eugen_nerf.layers.merge import changed_method
 from eugen_nerf.layers.projections import make_projection
 
 Rows = Literal["teacher", "gaussian", "orthogonal"]
@@ -63,7 +64,8 @@ class TransferOptions:
             raise ValueError(f"ridge must be finite and not negative, got {self.ridge}")
         if min(self.steps, self.batch) < 1 or not 0 < self.learning_rate < math.inf:
             raise ValueError(
-                f"steps, batch and learning_rate must be positive, got {self.steps}, {self.batch}, {self.learning_rate}"
+                "steps, batch and learning_rate must be positive and finite, got "
+                f"{self.steps}, {self.batch}, {self.learning_rate}"
             )
 
 
@@ -98,7 +100,7 @@ class Unit:
 
 
 def units(network: nn.Module) -> list[Unit]:
-    """List the layers of a `torch.nn.Sequential`, a `LayerStack` or nerfstudio's `MLP`.
+    """List the layers of a `torch.nn.Sequential`, which may be nested, a `LayerStack` or nerfstudio's `MLP`.
 
     Raises:
         ValueError: the network is of another kind.
@@ -117,8 +119,16 @@ def units(network: nn.Module) -> list[Unit]:
     ]
 
 
+def _flattened(network: nn.Sequential) -> Iterator[nn.Module]:
+    for child in network:
+        if isinstance(child, nn.Sequential) and not changed_method(child, nn.Sequential, "forward"):
+            yield from _flattened(child)
+        else:
+            yield child
+
+
 def _of_sequential(network: nn.Sequential) -> Iterator[Unit]:
-    children = list(network)
+    children = list(_flattened(network))
     while children:
         layer = children.pop(0)
         is_linear = isinstance(layer, nn.Linear | EUGen)
@@ -152,12 +162,16 @@ def transfer_network(
         One fit for each EUGen layer that replaces a dense one.
 
     Raises:
-        ValueError: a network is of an unsupported kind, the networks do not correspond, there are no samples, or a
-            layer cannot be fitted (see `fit_layer`).
+        ValueError: a network is of an unsupported kind, the networks do not correspond, an EUGen layer is not among the
+            layers that `units` lists, there are no samples, or a layer cannot be fitted (see `fit_layer`).
     """
     originals, copies = units(teacher), units(student)
     if len(originals) != len(copies) or [u.skip for u in originals] != [u.skip for u in copies]:
         raise ValueError("teacher and student must have the same layers and skip connections")
+    within = {id(unit.layer) for unit in copies}
+    for path, module in student.named_modules():
+        if isinstance(module, EUGen) and id(module) not in within:
+            raise ValueError(f"the EUGen layer {path} is inside a module of the network and cannot be fitted")
     inputs = [(a.detach(), b.detach()) for a, b in batches if a.shape[0] > 0]
     if not inputs:
         raise ValueError("no samples were collected")
@@ -228,9 +242,11 @@ def fit_layer(
         The explained fraction of the targets' variance, or of their second moment if the layer has no bias.
 
     Raises:
-        ValueError: the layer is of the kernel form, rows are to be taken from a dense layer with fewer than m units, or
-            inputs or targets are not finite.
+        ValueError: the layer is of the kernel form or of order 0, rows are to be taken from a layer that is not dense
+            or has fewer than m units, or inputs or targets are not finite.
     """
+    if layer.order == 0:
+        raise ValueError("an EUGen layer of order 0 has no features to fit")
     if layer.psi is not None:
         raise ValueError("an EUGen layer of the kernel form has no output matrix to fit")
     generator = generator or torch.Generator().manual_seed(options.seed)
@@ -298,12 +314,15 @@ def _candidates(
     """Candidate rows, [n, d] or [n, d + 1] with the norm column, and their offsets, [n]."""
     like = layer.projections
     if options.rows == "teacher":
-        assert isinstance(dense, nn.Linear | Dense)
+        if not isinstance(dense, nn.Linear | Dense):
+            raise ValueError(
+                f'a {type(dense).__name__} layer has no units to take as projections; use rows="orthogonal"'
+            )
         weight, bias = dense.weight.detach(), dense.bias
         rows = F.pad(weight, (0, 1)) if layer.norm else weight
         return rows, weight.new_zeros(len(weight)) if bias is None else bias.detach()
     count = layer.num_features * (1 if options.selection == "random" else CANDIDATES_PER_FEATURE)
-    inputs = pairs[0][0]
+    inputs = torch.cat([x for x, _ in pairs])
     if layer.norm:
         inputs = torch.cat([inputs, inputs.norm(dim=-1, keepdim=True)], dim=-1)
     # Every column has equal weight, and projections have unit variance, whatever the scale of the inputs.

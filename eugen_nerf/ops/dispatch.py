@@ -380,7 +380,9 @@ def masked_adam(
     Raises:
         UserError: see the module; likewise TypeError and ValueError.
     """
-    if uses_native(backend, parameter, grad, first, second):
+    changed = parameter, first, second
+    reason = None if all(tensor.is_contiguous() for tensor in changed) else "only contiguous tensors change in place"
+    if uses_native(backend, *changed, grad, unsupported=reason):
         operators.masked_adam(parameter, grad, first, second, betas, eps, step_size, second_scale)
     else:
         reference.masked_adam(parameter, grad, first, second, betas, eps, step_size, second_scale)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eugen_nerf.layers.merge import MergedChain
+from eugen_nerf.layers.merge import MergedChain, without_autocast
 from eugen_nerf.ops import dispatch
 from eugen_nerf.ops.checks import why_not_grid
 from eugen_nerf.ops.dispatch import Backend
@@ -75,7 +75,7 @@ class RadianceField:
 
     def _network(self, x: Tensor, chain: MergedChain) -> Tensor:
         # Autocast would cast to half precision; native code chooses its own precision.
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             return dispatch.network(x, chain, backend=self.backend)
 
     def native_networks(self, *rays: Tensor) -> tuple[PackedChain, PackedChain] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from functools import partial
 from typing import Any
 
@@ -185,6 +187,16 @@ class TestTransformer:
             expected = block.norm1(expected + attended)
             expected = block.norm2(expected + block.linear2(block.linear1(expected)))
         torch.testing.assert_close(y[~padding], expected[~padding], rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("kind", [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer])
+    @pytest.mark.parametrize("activation", ["gelu", nn.GELU()])
+    @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda block: pickle.loads(pickle.dumps(block))])
+    def test_copies_compute_the_same(self, kind: Any, activation: Any, duplicate: Any) -> None:
+        block = kind(16, 2, 32, activation=activation, batch_first=True).eval()
+        convert(block, ConversionPlan(8))
+        # Another ReLU would not be noticed behind a layer whose outputs are positive.
+        x = (torch.randn(2, 5, 16),) * (1 if kind is nn.TransformerEncoderLayer else 2)
+        torch.testing.assert_close(duplicate(block)(*x), block(*x))
 
     @pytest.mark.parametrize("name", ["gpt-2", "vit-b"])
     @pytest.mark.parametrize("m", [32, 64])
@@ -500,3 +512,9 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"head keeps its weights in one opaque array of tiny-cuda-nn"):
             convert(nn.ModuleDict({"head": mlp, "other": perceptron()}), ConversionPlan(4, (pattern,)))
         assert paths(convert(nn.ModuleDict({"head": mlp, "other": perceptron()}), ConversionPlan(4, ("other.*",))))
+
+
+def test_one_pattern_may_be_given_by_itself() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert paths(convert(model, ConversionPlan(4, "0"))) == ["0"]  # type: ignore[arg-type]
+    assert ConversionPlan(4, "net.*.0").layers == ("net.*.0",)  # type: ignore[arg-type]

@@ -401,3 +401,36 @@ class TestFeatureBias:
     def test_the_kernel_form_has_none(self) -> None:
         with pytest.raises(ValueError, match="cannot be combined with psi"):
             EUGen(4, 3, 5, psi="relu", feature_bias=True)
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "message"),
+    [
+        (torch.ones(1, 5), torch.zeros(4), r"the weight must be \[4, 5\], got \[1, 5\]"),
+        (torch.ones(4, 5), torch.zeros(1), r"the bias must be \[4\], got \[1\]"),
+        (torch.ones(4, 5), None, r"the bias must be \[4\], got None"),
+    ],
+)
+def test_outputs_of_another_shape_are_refused(weight: Tensor, bias: Tensor | None, message: str) -> None:
+    layer = EUGen(6, 4, 5)
+    before = layer.weight.clone()
+    with pytest.raises(ValueError, match=message):
+        layer.set_output(weight, bias)
+    assert torch.equal(layer.weight, before)
+
+
+def test_outputs_are_set_only_where_they_are_learned() -> None:
+    with pytest.raises(ValueError, match="psi=None"):
+        EUGen(6, 4, 6, psi="relu").set_output(torch.ones(4, 6), torch.zeros(4))
+    layer = EUGen(6, 4, 5, bias=False)
+    layer.set_output(torch.ones(4, 5))
+    assert torch.equal(layer.weight, torch.ones(4, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bool])
+def test_features_are_kept_by_integers(dtype: torch.dtype) -> None:
+    layer = EUGen(6, 4, 5)
+    with pytest.raises(ValueError, match="one or more distinct positions from 0 to 4"):
+        layer.keep(torch.tensor([0, 1], dtype=dtype))
+    layer.keep(torch.tensor([0, 1], dtype=torch.int32))
+    assert layer.num_features == 2

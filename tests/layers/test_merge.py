@@ -451,3 +451,52 @@ def test_merged_chain_is_immutable() -> None:
     chain: MergedChain = merge_chain([nn.Linear(3, 4)])
     with pytest.raises(AttributeError):
         chain.bias = None  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_forward_mode_derivatives_through_a_norm(frozen: bool) -> None:
+    """Also of parameters that require no gradient, as `torch.func.functional_call` takes them."""
+    layers = randomized(nn.Sequential(EUGen(3, 12, 4, dtype=F64), EUGen(12, 5, 3, dtype=F64)))
+    parameters = {name: p.detach() if frozen else p for name, p in layers.named_parameters()}
+    tangents = {name: normal(*p.shape, seed=i) for i, (name, p) in enumerate(parameters.items())}
+    x = normal(7, 3)
+
+    class Merged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x: Tensor) -> Tensor:
+            return merge_chain(self.layers).evaluate(x)
+
+    def merged(values: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(Merged(), {f"layers.{name}": v for name, v in values.items()}, (x,))
+
+    def factored(values: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(layers, values, (x,))
+
+    expected = torch.func.jvp(factored, (parameters,), (tangents,))
+    for actual, wanted in zip(torch.func.jvp(merged, (parameters,), (tangents,)), expected, strict=True):
+        assert_equal_to_round_off(actual, wanted)
+
+
+def test_an_activation_at_the_end_costs_nothing() -> None:
+    chain = merge_chain([nn.Linear(6, 40, dtype=F64), nn.ReLU()])
+    assert (chain.multiply_adds, chain.num_parameters) == (240, 280)
+    assert chain.evaluate(normal(3, 6)).shape == (3, 40)
+
+
+def test_layers_in_a_list_and_on_the_meta_device() -> None:
+    layers = [EUGen(6, 9, 3, device="meta"), nn.Linear(9, 2, device="meta")]
+    counts = {merge_chain(given).multiply_adds for given in (layers, nn.ModuleList(layers), nn.Sequential(*layers))}
+    assert counts == {6 * 3 + 3 + 6 + 3 * 2}
+
+
+def test_a_detached_chain_shares_values() -> None:
+    layers = nn.Sequential(EUGen(6, 9, 3, feature_bias=True), EUGen(9, 4, 2), nn.Linear(4, 2))
+    chain = merge_chain(layers)
+    detached = chain.detach()
+    x = torch.randn(5, 6)
+    assert torch.equal(detached.evaluate(x), chain.evaluate(x))
+    assert not detached.evaluate(x).requires_grad
+    assert detached.weight.data_ptr() == chain.weight.data_ptr()

@@ -100,3 +100,16 @@ def test_in_the_place_of_a_pair_of_a_transformer(norm_first: bool) -> None:
         block.linear1, block.linear2 = MergedNetwork(merge_chain(chain)), nn.Identity()  # type: ignore[assignment]
     for got, expected in zip(outputs(), before, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_large_biases_in_half_precision() -> None:
+    """The length of the constant before the norm fits into half precision, its square does not."""
+    layers = nn.Sequential(EUGen(3, 64, 2), EUGen(64, 2, 4))
+    with torch.no_grad():
+        layers[0].bias.fill_(50.0)
+        merged = MergedNetwork(merge_chain(layers))
+    x = torch.randn(5, 3)
+    expected = layers(x)
+    torch.testing.assert_close(
+        merged.half()(x.half()).float(), expected, rtol=0.02, atol=0.02 * expected.abs().max().item()
+    )

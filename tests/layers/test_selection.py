@@ -232,5 +232,17 @@ def test_adafactor_goes_on() -> None:
     ],
 )
 def test_what_cannot_be(net: Any, number: int, batches: Any, message: str) -> None:
+    given = net()
+    before = copy.deepcopy(given.state_dict())
     with pytest.raises(ValueError, match=message):
-        select_features(net(), number, batches)
+        select_features(given, number, batches)
+    after = given.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_parametrized_layers_are_refused_before_any_layer_is_cut() -> None:
+    net = network(8)
+    nn.utils.parametrizations.weight_norm(net[1])
+    with pytest.raises(ValueError, match="parametrize cannot be cut"):
+        select_features(net, 4, pairs(inputs()))
+    assert [layer.num_features for layer in net[:2]] == [8, 8]  # type: ignore[union-attr]

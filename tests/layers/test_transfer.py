@@ -10,7 +10,7 @@ import torch
 from nerfstudio.field_components.mlp import MLP
 from torch import Tensor, nn
 
-from eugen_nerf.layers import ConversionPlan, Dense, EUGen, LayerStack, convert, merge_chain
+from eugen_nerf.layers import ConversionPlan, Dense, EUGen, LayerStack, LowRank, convert, merge_chain
 from eugen_nerf.layers.transfer import LayerFit, TransferOptions, _consumer, fit_layer, transfer_network, units
 from eugen_nerf.ops.reference import network as evaluate
 
@@ -356,3 +356,47 @@ class TestRefusals:
     def test_options(self, options: dict) -> None:
         with pytest.raises(ValueError, match=next(iter(options))):
             TransferOptions(**options)
+
+
+def test_nested_sequences() -> None:
+    flat = teacher(5, 12, 12, 3)
+    nested = nn.Sequential(nn.Sequential(flat[0]), nn.Sequential(flat[1], flat[2]))
+    student = student_of(nested, 12)
+    fits = transfer_network(nested, student, batches(normal(400, 5)), TransferOptions(ridge=1e-13))
+    assert [fit.position for fit in fits] == [0, 1]
+    assert distance(nested, student, normal(50, 5, seed=1)) < 1e-9
+
+
+def test_layers_that_would_be_forgotten() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = Dense(5, 12, dtype=F64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)
+
+    network = nn.Sequential(Block(), nn.Linear(12, 3, dtype=F64))
+    with pytest.raises(
+        ValueError, match=r"the EUGen layer 0\.layer is inside a module of the network and cannot be fit"
+    ):
+        transfer_network(network, student_of(network, 12), batches(normal(40, 5)), TransferOptions())
+
+
+def test_random_rows_are_scaled_to_all_inputs() -> None:
+    """Not to those of the first batch, which may be a single sample."""
+    x = normal(400, 5)
+    layers = [EUGen(5, 3, 8, norm=False, feature_bias=True, dtype=F64) for _ in range(2)]
+    dense = teacher(5, 3, 3)[0]
+    options = TransferOptions(rows="gaussian")
+    for layer, parts in zip(layers, ([x], [x[:1], x[1:]]), strict=True):
+        fit_layer(layer, dense, [(part, dense(part)) for part in parts], options)
+    torch.testing.assert_close(layers[0].projections, layers[1].projections)
+
+
+def test_layers_that_have_nothing_to_fit_or_to_take() -> None:
+    pairs = [(normal(40, 5), normal(40, 3))]
+    with pytest.raises(ValueError, match="of order 0 has no features to fit"):
+        fit_layer(EUGen(5, 3, 2, order=0, dtype=F64), nn.Linear(5, 3, dtype=F64), pairs, TransferOptions())
+    with pytest.raises(ValueError, match='a LowRank layer has no units to take as projections; use rows="orthogonal"'):
+        fit_layer(EUGen(5, 3, 2, dtype=F64), LowRank(5, 3, 2, dtype=F64), pairs, TransferOptions())

@@ -187,7 +187,7 @@ class TestRefusals:
             ({"num_features": 0}, "--num-features must be at least 1, not 0"),
             ({"order": 0}, "--order must be at least 1, not 0"),
             ({"seed": 1 << 63}, r"--seed must be a number from 0 to 2\^63 - 1, not 9223372036854775808"),
-            ({"learning_rate": float("inf")}, "learning_rate must be positive, got .*, inf"),
+            ({"learning_rate": float("inf")}, "learning_rate must be positive and finite, got .*, inf"),
             ({"order": 3, "num_features": 32}, r"32 features of 3 order\(s\) are more than"),
             ({"phi": "relux"}, "--phi must be one of"),
             ({"ridge": -1.0}, "ridge must be finite and not negative"),
