@@ -47,8 +47,8 @@ class Transfer:
     norm: bool = False
     """Append the norm of the input: in eugen-nerf for each network's first layer, in nerfstudio's models for every
     converted layer. With rows of a teacher it has no effect before training."""
-    phi: str = "relu"
-    """Nonlinearity of the features."""
+    phi: str | None = None
+    """Nonlinearity of the features. By default the activation of the trained layers."""
     ridge: float = 1e-6
     """Penalty of the closed form, relative to the mean variance of the features."""
     steps: int = 1000
@@ -106,7 +106,7 @@ def transfer(options: Transfer, console: Console) -> Outcome:
     from eugen_nerf.transfer import new_run, student
     from eugen_nerf.transfer.teacher import load_teacher
 
-    if options.phi not in ACTIVATIONS:
+    if options.phi not in (None, *ACTIVATIONS):
         raise UserError(f"--phi must be one of {', '.join(ACTIVATIONS)}, not {options.phi!r}.")
     try:
         how = TransferOptions(
@@ -120,19 +120,19 @@ def transfer(options: Transfer, console: Console) -> Outcome:
         )
     except ValueError as error:
         raise UserError(f"{error}.") from error
-    plan = ConversionPlan(
-        options.num_features,
-        options.layers,
-        options.order,
-        options.norm,
-        options.phi,
-        feature_bias=True,
-    )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         with redirect_stdout(sys.stderr):  # nerfstudio's reports while it loads
             teacher = load_teacher(options.load_config, device)
+            plan = ConversionPlan(
+                options.num_features,
+                options.layers,
+                options.order,
+                options.norm,
+                options.phi or teacher.phi,
+                feature_bias=True,
+            )
             config = student.student_config(teacher, plan)
             new_run.place_run(config, options.output_dir, options.timestamp)
             model = student.build_student(teacher, config)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.field import ChainNetwork, EugenField
-from eugen_nerf.layers import ConversionPlan, EUGen, LayerStack, convert
+from eugen_nerf.layers import ConversionPlan, EUGen, LayerStack
 from eugen_nerf.layers.transfer import LayerFit, TransferOptions, transfer_network
 from eugen_nerf.plugin.checkpoints import MODEL
 from eugen_nerf.plugin.converted import PlanError
@@ -60,15 +60,16 @@ def student_config(teacher: Teacher, plan: ConversionPlan) -> Any:
 
 
 def _check_our_field(teacher: Teacher, plan: ConversionPlan) -> None:
-    """Raise what `convert` would raise, before anything is built; our field's configuration converts all layers."""
+    """Check a plan for our field before anything is built. Its configuration converts all hidden layers."""
     if plan.layers:
         raise UserError(
             "--layers is for nerfstudio's models; in eugen-nerf-mlp every hidden layer becomes an EUGen layer."
         )
-    try:
-        convert(copy.deepcopy(teacher.pipeline.model.field), dataclasses.replace(plan, layers=("*",)))
-    except ValueError as error:
-        raise _unfit(str(error)) from error
+    units = teacher.config.pipeline.model.field.hidden_features
+    if plan.num_features * plan.order > units:
+        raise _unfit(
+            f"{plan.num_features} features of {plan.order} order(s) are more than the {units} units of a layer"
+        )
 
 
 def _unfit(reason: str) -> UserError:

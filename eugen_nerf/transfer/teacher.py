@@ -40,6 +40,12 @@ class Teacher:
     checkpoint: dict[str, Any]  # the rest of the file: step, scalers
     method: str  # of the student
 
+    @property
+    def phi(self) -> str:
+        """Activation of the field's hidden layers, by its name in `eugen_nerf.layers.ACTIVATIONS`."""
+        model = self.config.pipeline.model
+        return str(model.field.phi) if model._target is EugenModel else "relu"
+
 
 def load_teacher(load_config: Path, device: torch.device) -> Teacher:
     """Load a run of `eugen-nerf-mlp`, `vanilla-nerf`, `mipnerf` or `nerfacto`. The run is never written to.

@@ -35,8 +35,11 @@ pytestmark = pytest.mark.slow
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """Every file below a folder, with a hash of its content."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Every file below a folder, with a hash of its content.
+
+    TensorBoard's log is left out: the training in this process keeps it open and flushes it at some time.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and "tfevents" not in path.name)
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -150,6 +153,19 @@ def test_layerwise_with_random_rows(mlp_run: Path, tmp_path: Path) -> None:
     given = options(mlp_run, tmp_path, solver="layerwise", rows="orthogonal", num_features=16, steps=20, views=1)
     outcome, _ = run_transfer(given)
     assert outcome.after["psnr"] > 12
+
+
+@pytest.mark.parametrize("phi", ["gelu", "sin"])
+def test_features_have_the_activation_of_the_trained_layers(mlp_run: Path, tmp_path: Path, phi: str) -> None:
+    """All units of a layer, with its activation, are the layer."""
+    run = shutil.copytree(mlp_run, tmp_path / "run")
+    config = run / "config.yml"
+    config.write_text(config.read_text().replace("phi: relu", f"phi: {phi}"))
+    outcome, _ = run_transfer(options(run, tmp_path / "out", num_features=64, ridge=1e-12))
+    assert outcome.after["psnr"] == pytest.approx(outcome.before["psnr"], abs=0.1)
+    for shares in outcome.explained.values():
+        assert min(shares) > 0.9999
+    assert f"phi: {phi}" in (outcome.run / "config.yml").read_text()
 
 
 def test_rays_pass_through_the_middles_of_all_pixels() -> None:
