@@ -522,3 +522,19 @@ def test_training_and_frames(ball_scene: Path, tmp_path: Path, monkeypatch: pyte
             *(f"{size} x {size}, {kind}" for size in (16, 32) for kind in KINDS),
         ]
         assert all(float(row[2]) > 0 for row in mine)
+
+
+@pytest.mark.parametrize("op", ["network", "hash_encode"])
+def test_wrong_results_are_not_timed(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = getattr(gpu_kernels.operators, op)
+
+    def wrong(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return right(x, *rest) * (torch.arange(len(x)) < len(x) - 5)[:, None]
+
+    monkeypatch.setattr(gpu_kernels.operators, op, wrong)
+    device = gpu.Gpu()
+    rows = (
+        gpu_kernels.hash_rows(64, device, False) if op != "network" else gpu_kernels.network_rows(16, 64, device, False)
+    )
+    with pytest.raises(RuntimeError, match=f"{op}: the last rows of the batch differ"):
+        next(rows)

@@ -75,7 +75,11 @@ def check_ops(device: torch.device, backend: Backend, told: Callable[[str], None
     Args:
         device: the device to check.
         backend: the native backend.
-        told: called with one line for each op, which lists the relative differences of its outputs and gradients.
+        told: called with one line for each op, which lists the relative differences of its outputs and gradients. An op
+            that raises an exception then counts as one that disagrees, unless the device can no longer be used.
+
+    Raises:
+        Exception: without `told`, whatever the first failing op raised.
     """
     failed = []
     choices: tuple[Backend, Backend] = (backend, "reference")
@@ -85,8 +89,17 @@ def check_ops(device: torch.device, backend: Backend, told: Callable[[str], None
         for mode in (*modes, _usual_defaults()):
             stack.enter_context(mode)
         for name, tolerance, run, _ in _trials(device, told):
-            pairs = list(zip(*(run(which) for which in choices), strict=True))
-            differences = [_difference(mine, theirs) for mine, theirs in pairs]
+            try:
+                pairs = list(zip(*(run(which) for which in choices), strict=True))
+                differences = [_difference(mine, theirs) for mine, theirs in pairs]
+            except Exception as error:
+                if told is None:
+                    raise
+                told(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+                failed.append(name)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)  # raises again if the device's state is lost
+                continue
             if told:
                 told(f"{name}: {', '.join(f'{d:.1e}' for d in differences)}, tolerance {tolerance:.0e}")
             if not all(difference <= tolerance for difference in differences):

@@ -61,14 +61,20 @@ pytestmark = [
 ]
 
 BATCHES = (1, 333, 100_003)
+# Arguments of HashGridLayout.build; the first ones are the methods' defaults on a GPU.
+GRIDS = [(16, 2, 19, 16, 2048), (16, 2, 14, 16, 512), (4, 1, 8, 2, 40), (8, 4, 12, 4, 128), (3, 8, 10, 5, 20)]
 SPACES = pytest.mark.parametrize(("space", "rule"), [BOUNDED, UNBOUNDED], ids=["bounded", "unbounded"])
 RESOLUTION = 16
 
 
 @pytest.fixture(autouse=True)
 def cuda_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Force the native backend, since a silent fallback to the reference would make the tests meaningless."""
+    """Force the native backend, since a silent fallback to the reference would make the tests meaningless.
+
+    Without the self-check, which has a test of its own: one wrong op would otherwise make all tests fail alike.
+    """
     monkeypatch.setenv("EUGEN_BACKEND", "cuda")
+    monkeypatch.setenv("EUGEN_CUDA_CHECK", "0")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,6 +109,11 @@ def test_network(name: str, n: int) -> None:
     run_network(name, n, torch.float16)
 
 
+@pytest.mark.parametrize("name", ["density", "color"])
+def test_network_where_each_block_takes_many_tiles(name: str) -> None:
+    run_network(name, 1_000_003, torch.float16)
+
+
 def test_numbers_beyond_halves() -> None:
     check_numbers_beyond_halves(
         lambda case, x: operators.network(x.cuda(), case.parameters.cuda(), list(case.spec), list(case.eps)).cpu()
@@ -131,7 +142,7 @@ def test_network_in_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("n", BATCHES)
-@pytest.mark.parametrize("layout", [(16, 2, 14, 16, 512), (4, 1, 8, 2, 40), (8, 4, 12, 4, 128), (3, 8, 10, 5, 20)])
+@pytest.mark.parametrize("layout", GRIDS)
 def test_hash_encode(layout: tuple[int, int, int, int, int], n: int) -> None:
     grid = HashGridLayout.build(*layout)
     generator = torch.Generator().manual_seed(0)
@@ -440,7 +451,41 @@ def test_every_gpu_has_its_own_module() -> None:
         assert relative_error(y, case.y) <= TOLERANCE[torch.float16]
 
 
-@pytest.mark.skipif(not shutil.which("compute-sanitizer"), reason="no compute-sanitizer")
+def sanitized(tool: str, *arguments: str) -> list[str]:
+    """The command that runs Python under NVIDIA's compute-sanitizer and checks this package's kernels alone."""
+    ours = f"kns={'|'.join(sum(KERNELS.values(), ()))}"
+    checks = ["--report-api-errors", "no", "--kernel-regex", ours, "--error-exitcode", "9"]
+    return ["compute-sanitizer", "--tool", tool, *checks, sys.executable, *arguments]
+
+
+# With PyTorch's memory pool, an access beyond an array could hit another array and go unnoticed.
+SANITIZER_SETTINGS = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "EUGEN_CUDA_CHECK": "0"}
+needs_sanitizer = pytest.mark.skipif(not shutil.which("compute-sanitizer"), reason="no compute-sanitizer")
+
+BEYOND_THE_END = """
+import ctypes, torch
+from eugen_nerf.ops.cuda import AdamStep
+from eugen_nerf.ops.cuda_driver import gpu
+tensors = [torch.ones(1024, device="cuda") for _ in range(4)]
+step = AdamStep(0.9, 0.99, 1e-8, 0.1, 2.0)
+gpu(0).launch("adam.cu", (), "masked_adam", (64, 1), 256, 0, (*tensors, ctypes.c_int64(1 << 14), step))
+torch.cuda.synchronize()
+"""
+
+
+@needs_sanitizer
+def test_compute_sanitizer_looks_at_our_kernels() -> None:
+    """A planted access beyond the end is found; otherwise the test below could not fail."""
+    settings = {**os.environ, **SANITIZER_SETTINGS}
+    command = sanitized("memcheck", "-c", BEYOND_THE_END)
+    done = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=120, check=False)
+    if "Device not supported" in done.stdout:
+        pytest.skip("compute-sanitizer does not support this device")
+    assert done.returncode == 9, done.stdout[-6000:]
+    assert "masked_adam" in done.stdout
+
+
+@needs_sanitizer
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
 def test_compute_sanitizer(tool: str) -> None:
     """Repeat the tests with small batches under NVIDIA's compute-sanitizer."""
@@ -448,12 +493,8 @@ def test_compute_sanitizer(tool: str) -> None:
     others = ("hash_encode", "march", "render")
     tests = [f"test_network and {name}-333" for name in chains] + [f"test_{name} and 333" for name in others]
     tests += ["bfloat16", "test_masked_adam"]
-    ours = f"kns={'|'.join(sum(KERNELS.values(), ()))}"
-    command = ["compute-sanitizer", "--tool", tool, "--report-api-errors", "no", "--kernel-regex", ours,
-               "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", "-x", "-k", " or ".join(tests),
-               str(Path(__file__))]  # fmt: skip
-    # With PyTorch's memory pool, an access beyond an array could hit another array and go unnoticed.
-    settings = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "EUGEN_CUDA_CHECK": "0"}
+    command = sanitized(tool, "-m", "pytest", "-q", "-x", "-k", " or ".join(tests), str(Path(__file__)))
+    settings = {**os.environ, **SANITIZER_SETTINGS}
     # In a new session, because the tool's child would keep the GPU if only the tool were stopped.
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=settings, start_new_session=True

@@ -96,6 +96,19 @@ def test_a_runner_that_disagrees_is_named(op: str, monkeypatch: pytest.MonkeyPat
     assert all(name.split(" ")[0] == op for name in failed)
 
 
+def test_an_op_that_raises_leaves_the_others_to_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no\nluck")
+
+    monkeypatch.setattr(dispatch.operators, "composite", broken)
+    told: list[str] = []
+    assert check_ops(CPU, "cpu", told.append) == ["composite"]
+    assert "composite: RuntimeError: no luck" in told
+    assert any(line.startswith("masked_adam: ") for line in told)
+    with pytest.raises(RuntimeError, match="no\nluck"):  # in the separate process, it is the reason of the crash
+        check_ops(CPU, "cpu")
+
+
 def test_what_is_not_finite_disagrees(monkeypatch: pytest.MonkeyPatch) -> None:
     right = operators.spherical_harmonics
     monkeypatch.setattr(dispatch.operators, "spherical_harmonics", lambda d: right(d) * float("nan"))
