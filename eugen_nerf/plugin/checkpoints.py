@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from eugen_nerf.errors import UserError
-from eugen_nerf.plugin.run_config import read_config
+from eugen_nerf.plugin.run_config import CLASS, plain_config
 
 MODEL = "_model."  # prefix of the names of a model's weights
-# The options that decide which function of which world a model's weights are. Some change no weight's size.
+# The options that decide which function of which world a model's weights are. Many of them change no weight's size.
 MEANING = (
     "pipeline.model.field",
     "pipeline.model.eugen",
     "pipeline.model.contraction",
+    "pipeline.model.collider_params",
+    "pipeline.model.disable_scene_contraction",
+    "pipeline.model.base_res",
+    "pipeline.model.max_res",
+    "pipeline.model.proposal_net_args_list",
+    "pipeline.model.average_init_density",
     "pipeline.datamanager.dataparser",
 )
 # Options below those that training may change without harm.
@@ -122,40 +128,46 @@ def check_weights(model: nn.Module, state: Mapping[str, Tensor], file: Path, own
         )
 
 
+def trained_config(file: Path) -> dict[str, Any] | None:
+    """The configuration that a checkpoint was trained with, see `plain_config`; None if it was moved out of its run."""
+    for place in (file.absolute(), file.resolve()):
+        try:
+            return plain_config((place.parent.parent / "config.yml").read_text("utf8"))
+        except (OSError, ValueError):
+            pass
+    return None
+
+
 def options_changed_since(file: Path, config: Any) -> list[str]:
     """Warnings about options that give a checkpoint's weights another meaning than they were trained for.
 
     Args:
-        file: the checkpoint. The options it was trained with are those of its run's config.yml; a checkpoint that was
-            copied out of its run has none.
-        config: the configuration that is to continue with its weights.
+        file: the checkpoint; see `trained_config`.
+        config: nerfstudio's configuration that is to continue with its weights.
     """
-    trained = file.absolute().parent.parent / "config.yml"
-    try:
-        before = read_config(trained)
-    except UserError:
+    trained = trained_config(file)
+    if trained is None:
         return []
+    now = plain_config(yaml.dump(config))
     return [
         f"{path} is {new}, but {file.name} was trained with {old}."
         for name in MEANING
-        for path, old, new in _differences(name, _option(before, name), _option(config, name))
+        for path, old, new in _differences(name, option(trained, name), option(now, name))
     ]
 
 
-def _option(config: Any, path: str) -> Any:
+def option(config: Mapping[str, Any], path: str) -> Any:
+    """A value of a plain configuration, by its dotted path; None if there is none."""
+    value: Any = config
     for name in path.split("."):
-        config = getattr(config, name, None)
-    return config
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    if dataclasses.is_dataclass(new) and type(old) is type(new):
-        for option in dataclasses.fields(new):
-            if option.name not in HARMLESS and not option.name.startswith("_"):
-                yield from _differences(
-                    f"{path}.{option.name}", getattr(old, option.name, None), getattr(new, option.name)
-                )
-    elif dataclasses.is_dataclass(new) or dataclasses.is_dataclass(old):
-        yield path, type(old).__name__, type(new).__name__
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and old.get(CLASS) == new.get(CLASS):
+        # Another version of this package may have had other options.
+        for name in new.keys() & old.keys() - HARMLESS - {"_target"}:
+            yield from _differences(f"{path}.{name}", old[name], new[name])
     elif old != new:
-        yield path, old, new
+        yield path, *(value.get(CLASS, value) if isinstance(value, Mapping) else value for value in (old, new))

@@ -109,7 +109,8 @@ class ConvertedModel(Model):
         if self.lpips.distance.reason and not self._lpips_warned:
             self._lpips_warned = True
             CONSOLE.print(f"Warning: {self.lpips.distance.reason}", style="bold yellow", markup=False)
-        return {name: value for name, value in metrics.items() if not math.isnan(value)}, images
+        # NaN means a missing metric, except that a diverged model has no PSNR.
+        return {name: value for name, value in metrics.items() if name == "psnr" or not math.isnan(value)}, images
 
 
 class ConvertedModelConfig:

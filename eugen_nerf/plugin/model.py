@@ -91,16 +91,25 @@ class EugenModelConfig(ModelConfig):
         """The distances at which every ray starts and ends, world units.
 
         Args:
-            metadata: the scene's limits from the dataparser; only this package's dataparsers provide them.
+            metadata: the scene's limits, and whether it is bounded, from the dataparser; only this package's
+                dataparsers provide them.
 
         Raises:
-            UserError: near is negative or not below far.
+            UserError: near is negative or not below far, or far is infinite in a contracted scene.
         """
         near = self.near if self.near is not None else float(metadata.get("near", 0.05))
         far = self.far if self.far is not None else float(metadata.get("far", 1e3))
         if not 0 <= near < far:
             raise UserError(f"The near limit of rays ({near}) must not be negative and must be below far ({far}).")
+        if self.contracted(metadata) and math.isinf(far):
+            raise UserError(
+                "The far limit of rays must be finite in a contracted scene: set a finite far, or leave the option out."
+            )
         return near, far
+
+    def contracted(self, metadata: Mapping[str, Any]) -> bool:
+        """Whether the world beyond the scene box is contracted; `metadata` as in `limits`."""
+        return self.contraction if self.contraction is not None else not metadata.get("bounded", False)
 
 
 class EugenModel(Model):
@@ -113,17 +122,11 @@ class EugenModel(Model):
         config.validate()
         super().populate_modules()
         metadata: dict[str, Any] = self.kwargs.get("metadata") or {}
-        # Only this package's dataparsers provide the scene's bounds.
-        bounded = bool(metadata.get("bounded", False))
-        contracted = config.contraction if config.contraction is not None else not bounded
+        contracted = config.contracted(metadata)
         low, high = (tuple(float(v) for v in corner) for corner in self.scene_box.aabb)
         space = Space(((low[0], low[1], low[2]), (high[0], high[1], high[2])), contracted)
         rule = StepRule(space.diagonal / config.steps_per_diagonal, config.cone_angle if contracted else 0.0)
         near, far = config.limits(metadata)
-        if contracted and math.isinf(far):
-            raise UserError(
-                "The far limit of rays must be finite in a contracted scene: set a finite far, or leave the option out."
-            )
 
         self.field = EugenField(config.field)
         self.occupancy = OccupancyGrid(config.occupancy_resolution, config.occupancy_threshold)

@@ -65,7 +65,7 @@ class _Pixels:
         if usable is not None and not usable.number:
             raise UserError(
                 "The masks of the training photos leave no pixel to train on. Training uses white pixels; the masks "
-                "may have to be inverted."
+                "may have to be inverted. With train-num-images-to-sample-from this holds for the sampled photos alone."
             )
         starts = torch.tensor([0, *(image.shape[0] * image.shape[1] for image in images)]).cumsum(0).to(device)
         widths = torch.tensor([image.shape[1] for image in images], device=device)

@@ -42,7 +42,8 @@ class EugenTrainer(Trainer):
         place = self.checkpoint_dir
         try:
             place.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".", dir=place.parent) as temporary:
+            # The folder of checkpoints may be a link to another disk.
+            with tempfile.TemporaryDirectory(prefix=".", dir=place.resolve().parent) as temporary:
                 self.checkpoint_dir = Path(temporary)
                 try:
                     super().save_checkpoint(step)

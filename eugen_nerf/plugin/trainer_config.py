@@ -3,13 +3,14 @@
 import contextlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from nerfstudio.data.datamanagers.base_datamanager import variable_res_collate
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.engine.trainer import TrainerConfig
@@ -17,9 +18,17 @@ from nerfstudio.models.vanilla_nerf import VanillaModelConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from eugen_nerf.errors import SceneError, UserError
+from eugen_nerf.files import replace_text
 from eugen_nerf.folders import check_place, refused
 from eugen_nerf.ops.dispatch import native_problem, requested_backend
-from eugen_nerf.plugin.checkpoints import check_weights, chosen_checkpoint, options_changed_since, read_checkpoint
+from eugen_nerf.plugin.checkpoints import (
+    check_weights,
+    chosen_checkpoint,
+    option,
+    options_changed_since,
+    read_checkpoint,
+    trained_config,
+)
 from eugen_nerf.plugin.compat import without_nerfstudio_lpips
 from eugen_nerf.plugin.datamanager import SceneDataManagerConfig
 from eugen_nerf.plugin.dataparsers import (
@@ -32,7 +41,7 @@ from eugen_nerf.plugin.dataparsers import (
 from eugen_nerf.plugin.model import EugenModelConfig
 from eugen_nerf.plugin.schedules import LinearDecaySchedulerConfig
 from eugen_nerf.plugin.trainer import EugenTrainer
-from eugen_nerf.scenes import Frame, Scene, read_image
+from eugen_nerf.scenes import Frame, Scene, read_image, read_mask
 
 
 def busy_machine_hint(load: float, cores: int) -> str | None:
@@ -119,14 +128,30 @@ class EugenTrainerConfig(TrainerConfig):
                 CONSOLE.print(f"Warning: {warning}", style="bold yellow", markup=False)
             # Name the checkpoint by its file alone. A load_step in config.yml would make ns-eval look for that step in
             # the new run.
-            self.load_checkpoint, self.load_dir, self.load_step = file, None, None
+            self.load_checkpoint, self.load_dir, self.load_step = file.absolute(), None, None
             schedules = loaded.get("schedulers", {}) if self.load_scheduler else {}
         self.set_schedules(schedules)
         self._announce()
+        self._write_config()
+
+    def _write_config(self) -> None:
+        """Write config.yml as nerfstudio does, or nothing.
+
+        Raises:
+            UserError: the folder cannot be written, or the disk is full.
+        """
+        folder = Path(self.get_base_dir())
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
+        file = folder / "config.yml"
+        CONSOLE.log(f"Saving config to: {file}")
         try:
-            super().save_config()
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_text(file, yaml.dump(self))
         except OSError as error:
-            raise refused(self.get_base_dir(), error, "--output-dir") from error
+            for place in made:
+                with contextlib.suppress(OSError):
+                    place.rmdir()
+            raise refused(folder, error, "--output-dir") from error
 
     def _check_machine(self) -> None:
         """Raise a UserError if the device is missing or cannot run the native code that EUGEN_BACKEND requests."""
@@ -180,7 +205,15 @@ class EugenTrainerConfig(TrainerConfig):
                     message = f"Warning: ns-eval, ns-viewer, ns-render and ns-export will fail on this run: {error}"
                     CONSOLE.print(message, style="bold yellow", markup=False)
         if isinstance(self.pipeline.model, EugenModelConfig):
-            self.pipeline.model.limits({"near": scenes[0].near, "far": scenes[0].far} if scenes else {})
+            first = scenes[:1]
+            self.pipeline.model.limits({k: getattr(s, k) for s in first for k in ("near", "far", "bounded")})
+        scale = float(getattr(manager, "camera_res_scale_factor", 1.0))
+        for frame in (frame for scene in scenes for frame in scene.frames):
+            if int(min(frame.width, frame.height) * scale) < 1:
+                raise SceneError(
+                    f"{frame.image_path}: no pixel is left of its {frame.width} x {frame.height} with "
+                    f"camera-res-scale-factor {scale:g}; choose a larger one"
+                )
         return scenes
 
     def _check_checkpoint(self, file: Path, loaded: Mapping[str, Any], scenes: list[Scene]) -> None:
@@ -196,21 +229,28 @@ class EugenTrainerConfig(TrainerConfig):
                 metadata=outputs.metadata,
             )
         check_weights(model, loaded["pipeline"], file, str(self.method_name))
+        gone = sorted(loaded.get("optimizers", {}).keys() - model.get_param_groups().keys())
+        if gone:
+            raise UserError(
+                f"{file}: was trained with parameters of the group {gone[0]}, which this model does not have. Use the "
+                "options that it was trained with."
+            )
 
     def _kept_options(self, loaded: Mapping[str, Any]) -> list[str]:
         """Warnings about optimizer options whose configured values the checkpoint overrides."""
         kept = []
         for name, group in self.optimizers.items():
             for saved in loaded.get("optimizers", {}).get(name, {}).get("param_groups", [])[:1]:
-                # Without the schedule's state, the configured learning rate is used.
-                options = ("lr", "betas", "eps") if self.load_scheduler else ("betas", "eps")
-                for option in options:
-                    before = saved.get("initial_lr", saved.get("lr")) if option == "lr" else saved.get(option)
-                    given = getattr(group["optimizer"], option, before)
+                # A schedule without its state begins with the configured learning rate.
+                begins = group["scheduler"] is not None and not self.load_scheduler
+                for key in ("betas", "eps", "weight_decay") if begins else ("lr", "betas", "eps", "weight_decay"):
+                    before = saved.get("initial_lr", saved.get("lr")) if key == "lr" else saved.get(key)
+                    given = getattr(group["optimizer"], key, before)
                     if before is not None and given != (tuple(before) if isinstance(before, list) else before):
-                        way = "; --load-scheduler False starts a new decay from yours" if option == "lr" else ""
+                        decays = key == "lr" and group["scheduler"] is not None
+                        way = "; --load-scheduler False starts a new decay from yours" if decays else ""
                         kept.append(
-                            f"optimizers.{name}.optimizer.{option} keeps the checkpoint's value {before}; {given} is "
+                            f"optimizers.{name}.optimizer.{key} keeps the checkpoint's value {before}; {given} is "
                             f"ignored{way}."
                         )
         return kept
@@ -244,6 +284,7 @@ class ConvertedTrainerConfig(EugenTrainerConfig):
             refuse_reduction(frames, int(parser.downscale_factor or 1))
             for scene in scenes:
                 check_readable_by_nerfstudio(scene.frames)
+            self._check_masks(scenes[0].frames)
             held_out: list[Frame] = []
             with contextlib.suppress(SceneError):  # training does not need the test split
                 held_out = list(SceneDataParser(parser).load("test").frames)
@@ -262,18 +303,44 @@ class ConvertedTrainerConfig(EugenTrainerConfig):
                 pass
         return scenes
 
+    def _check_masks(self, frames: Sequence[Frame]) -> None:
+        """Check what nerfstudio's sampler of masked pixels cannot do, and would fail at after the start of training.
+
+        Raises:
+            SceneError: the training photos differ in size, are one alone, or have too few usable pixels.
+        """
+        if frames[0].mask_path is None:
+            return
+        manager: Any = self.pipeline.datamanager
+        where = f"{frames[0].mask_path}: this method reads masks through nerfstudio, which"
+        if len({(frame.width, frame.height) for frame in frames}) > 1:
+            raise SceneError(f"{where} needs photos of one size for that; resize them, or remove the masks")
+        if len(frames) == 1:
+            raise SceneError(f"{where} needs at least two training photos for that; remove the mask")
+        usable = sum(int(read_mask(frame).sum()) for frame in frames) * float(manager.camera_res_scale_factor) ** 2
+        if usable < manager.train_num_rays_per_batch:
+            raise SceneError(
+                f"{where} draws {manager.train_num_rays_per_batch} different pixels in each step, and the masks leave "
+                f"{int(usable)}; use fewer with --pipeline.datamanager.train-num-rays-per-batch"
+            )
+
     def _set_near_limit(self, scene: Scene) -> None:
         """Start the rays of captures in front of what they show.
 
         By default rays of vanilla-nerf and mipnerf start at 2, which suits Blender scenes. In captures, whose cameras
-        are scaled into [-1, 1], that lies behind what the photos show.
+        are scaled into [-1, 1], that lies behind what the photos show. A resumed training keeps its rays.
         """
         model: Any = self.pipeline.model
-        resumed = self.load_dir is not None or self.load_checkpoint is not None  # the checkpoint was fitted to its rays
-        if not isinstance(model, VanillaModelConfig) or scene.bounded or resumed:
+        usual = dict(VanillaModelConfig().collider_params or {})
+        if not isinstance(model, VanillaModelConfig) or dict(model.collider_params or {}) != usual:
             return
-        if dict(model.collider_params or {}) == dict(VanillaModelConfig().collider_params or {}):
-            model.collider_params = {**model.collider_params, "near_plane": scene.near}  # type: ignore[dict-item]
+        file = chosen_checkpoint(self.load_dir, self.load_step, self.load_checkpoint)
+        trained = None if file is None else option(trained_config(file) or {}, "pipeline.model.collider_params")
+        if isinstance(trained, Mapping):
+            model.collider_params = dict(trained)
+        elif not scene.bounded:
+            far = usual["far_plane"] if scene.near < usual["far_plane"] else scene.far
+            model.collider_params = {**usual, "near_plane": scene.near, "far_plane": far}
 
     def _announce(self) -> None:
         model: Any = self.pipeline.model

@@ -50,7 +50,8 @@ def read_mask(frame: Frame) -> np.ndarray:
     if (width // frame.downscale, height // frame.downscale) == (frame.width, frame.height):
         usable = usable[: frame.height * frame.downscale, : frame.width * frame.downscale]
     area = Image.fromarray(usable.astype(np.float32)).resize((frame.width, frame.height), Image.Resampling.BOX)
-    return np.asarray(area) > 0.999
+    pixels = max(1.0, usable.size / area.width / area.height)  # of the file, for each of the frame
+    return np.asarray(area) > 1 - 0.5 / pixels
 
 
 def usable_pixels(mask: np.ndarray) -> np.ndarray:
@@ -67,7 +68,7 @@ def usable_pixels(mask: np.ndarray) -> np.ndarray:
     brightness, alpha = np.moveaxis(mask.astype(np.float64), -1, 0)
     if alpha.min() < alpha.max() and brightness.min() == brightness.max():
         brightness = alpha
-    return 2.0 * brightness > brightness.max()
+    return (2.0 * brightness >= brightness.max()) & (brightness > 0)
 
 
 def decode(path: Path, mode: str, stretched: bool = False) -> np.ndarray:

@@ -46,21 +46,22 @@ def automatic_downscale(shots: Sequence[Shot]) -> tuple[int, list[str]]:
     """The power of two by which images are downscaled so that no side is longer than LONGEST_SIDE.
 
     Args:
-        shots: of all splits, each with an image.
+        shots: of all splits. Those without a readable image are left out.
 
     Returns:
         The factor, relative to the size that the scene's files state, and warnings for the user.
-
-    Raises:
-        SceneError: an image has no readable header.
     """
     longest, factor = (0, 0), 1
     for shot in shots:
-        if shot.image_path is not None:
+        if shot.image_path is None:
+            continue
+        try:
             size = image_size(shot.image_path)
-            longest = max(longest, size, key=max)
-            # Images may already be smaller than the files state, which `choose_images` checks.
-            factor = max(factor, round(shot.intrinsics.stated_size(size)[0] / size[0]))
+        except SceneError:
+            continue  # `choose_images` reports it if its split is used
+        longest = max(longest, size, key=max)
+        # Images may already be smaller than the files state, which `choose_images` checks.
+        factor = max(factor, round(shot.intrinsics.stated_size(size)[0] / size[0]))
     rest = 1
     while max(longest) > rest * LONGEST_SIDE:
         rest *= 2

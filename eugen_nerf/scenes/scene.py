@@ -205,7 +205,9 @@ def _check_options(
             "must be at least 2, or 0 to hold out none"
         )
     if scene_scale is not None and not 1e-6 <= scene_scale <= 1e6:
-        raise SceneError(f"scene scale, half the side length of the scene box, must be positive, not {scene_scale}")
+        raise SceneError(
+            f"scene scale, half the side length of the scene box, must be from 1e-6 to 1e6, not {scene_scale}"
+        )
 
 
 def _layout(path: Path, layout: str) -> str:

@@ -43,6 +43,7 @@ def read_transforms(path: Path) -> Capture:
     meta = read_json_object(path)
     shots = read_frames(path, meta, ImageFinder())
     points, colors, warnings = read_listed_points(path, meta)
+    applied, remarks = _read_applied(path, meta)
     return Capture(
         "transforms",
         path.parent,
@@ -50,8 +51,8 @@ def read_transforms(path: Path) -> Capture:
         _read_splits(path, meta, shots),
         points=points,
         colors=colors,
-        applied=_read_applied(path, meta),
-        warnings=warnings,
+        applied=applied,
+        warnings=(*warnings, *remarks),
     )
 
 
@@ -117,6 +118,8 @@ def _merged(meta: Mapping[str, object], frame: dict[str, object]) -> dict[str, o
         shared.pop("distortion_params", None)
     if "camera_model" in frame:
         shared.pop("is_fisheye", None)
+    elif "is_fisheye" in frame:
+        shared.pop("camera_model", None)
     return {**shared, **frame}
 
 
@@ -239,16 +242,20 @@ def read_listed_points(
     return positions, colors, ()
 
 
-def _read_applied(path: Path, meta: Mapping[str, object]) -> SimilarityTransform | None:
-    """nerfstudio's applied_transform and applied_scale, which took the original world to the file's."""
+def _read_applied(path: Path, meta: Mapping[str, object]) -> tuple[SimilarityTransform | None, tuple[str, ...]]:
+    """nerfstudio's applied_transform and applied_scale, which took the original world to the file's, and warnings."""
     matrix, scale = meta.get("applied_transform"), meta.get("applied_scale")
     if matrix is None and scale is None:
-        return None
-    where = f"{path}: applied_transform"
-    return SimilarityTransform(
-        np.eye(3, 4) if matrix is None else check_pose(as_matrix(matrix, where), where),
-        1.0 if scale is None else as_positive(scale, f"{path}: applied_scale"),
-    )
+        return None, ()
+    try:
+        transform = np.eye(3, 4) if matrix is None else check_pose(as_matrix(matrix, ""), "")
+        factor = 1.0 if scale is None else as_positive(scale, "")
+    except SceneError:  # no reason not to train
+        return None, (
+            f"{path}: applied_transform and applied_scale have no effect, because they are not a rotation with a "
+            "translation and a positive number",
+        )
+    return SimilarityTransform(transform, factor), ()
 
 
 def _read_splits(path: Path, meta: Mapping[str, object], shots: tuple[Shot, ...]) -> dict[str, tuple[int, ...]] | None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import tyro
@@ -21,7 +22,7 @@ from nerfstudio.scripts import eval as ns_eval
 from nerfstudio.scripts.train import main
 from PIL import Image
 
-from eugen_nerf.errors import UserError
+from eugen_nerf.errors import SceneError, UserError
 from eugen_nerf.layers import EUGen, LayerStack
 from eugen_nerf.metrics import SSIM_MIN_SIDE
 from eugen_nerf.ops import operators
@@ -319,6 +320,55 @@ def test_rays_of_captures_start_in_front_of_them(method: str, starts: bool, ball
     bounded = parsed(method, ball_scene, tmp_path / "bounded")
     bounded.save_config()
     assert bounded.pipeline.model.collider_params["near_plane"] == 2
+
+
+def test_a_resumed_training_keeps_its_rays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capture = builders.make_transforms(tmp_path / "capture")
+    config = parsed("eugen-vanilla-nerf", capture, tmp_path)
+    config.max_num_iterations, config.vis = 1, "tensorboard"
+    main(config)
+    folder = config.get_base_dir() / "nerfstudio_models"
+    resumed = parsed("eugen-vanilla-nerf", capture, tmp_path / "resumed")
+    resumed.load_dir = folder
+    resumed.save_config()
+    assert resumed.pipeline.model.collider_params == config.pipeline.model.collider_params
+    assert resumed.pipeline.model.collider_params["near_plane"] != 2
+    capsys.readouterr()
+    other = parsed("eugen-vanilla-nerf", capture, tmp_path / "other")
+    other.load_dir = folder
+    other.pipeline.model.collider_params = {"near_plane": 0.5, "far_plane": 3.0}
+    other.save_config()
+    assert "collider_params.near_plane is 0.5, but step-000000000.ckpt was" in " ".join(capsys.readouterr().out.split())
+
+
+def test_masks_that_nerfstudios_sampler_fails_at(tmp_path: Path) -> None:
+    """Found before anything is written; nerfstudio would fail, or wait for a dead process, after it has begun."""
+
+    def mask(capture: Path, index: int, share: float, size: tuple[int, int]) -> None:
+        pixels = np.zeros(size[::-1], dtype=np.uint8)
+        pixels[: round(size[1] * share)] = 255
+        Image.fromarray(pixels).save(capture / f"mask{index}.png")
+        builders.edit_frame(capture / "transforms.json", index, mask_path=f"mask{index}.png")
+
+    def refused(capture: Path, message: str) -> None:
+        config = parsed("eugen-vanilla-nerf", capture, tmp_path / "out")
+        with pytest.raises(SceneError, match=message):
+            config.save_config()
+        assert not (tmp_path / "out").exists()
+
+    whole = (builders.WIDTH, builders.HEIGHT)
+    capture = builders.make_transforms(tmp_path / "capture")
+    for index in range(9):
+        mask(capture, index, 0.0 if index else 0.5, whole)
+    refused(capture, r"draws 64 different pixels in each step, and the masks leave 0; .*train-num-rays-per-batch")
+    for index in range(9):
+        mask(capture, index, 0.5, whole)
+    parsed("eugen-vanilla-nerf", capture, tmp_path / "fine").save_config()
+    image = Image.open(capture / "images" / "003.png")
+    image.transpose(Image.Transpose.ROTATE_90).save(capture / "images" / "003.png")
+    builders.edit_frame(capture / "transforms.json", 3, w=builders.HEIGHT, h=builders.WIDTH)
+    mask(capture, 3, 0.5, whole[::-1])
+    refused(capture, "needs photos of one size for that")
 
 
 def test_photos_of_several_sizes_are_collated_as_such(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from nerfstudio.engine.trainer import TrainerConfig
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.plugin import methods
@@ -132,6 +131,14 @@ class TestSaveConfig:
                 ["--pipeline.model.near=5", "--pipeline.model.far=2"],
                 r"near limit of rays \(5\.0\).* below far \(2\.0\)",
             ),
+            (
+                ["--pipeline.model.far=inf", "--pipeline.model.contraction=True"],
+                "far limit of rays must be finite in a contracted scene",
+            ),
+            (
+                ["--pipeline.datamanager.camera-res-scale-factor=0.001"],
+                r"no pixel is left of its \d+ x \d+ with camera",
+            ),
             # against the scene's far limit
             (["--pipeline.model.near=1e7"], r"near limit of rays \(10000000\.0\) must .* below far \(\d"),
         ],
@@ -154,12 +161,13 @@ class TestSaveConfig:
     def test_tells_of_a_full_disk(
         self, parse: Any, ball_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def full(*_: Any) -> None:
+        def full(path: Path, content: bytes) -> None:
             raise OSError(errno.ENOSPC, "full")
 
-        monkeypatch.setattr(TrainerConfig, "save_config", full)
-        with pytest.raises(UserError, match="the disk is full"):
-            self.config(parse, ball_scene, tmp_path).save_config()
+        monkeypatch.setattr("eugen_nerf.files.replace_file", full)
+        with pytest.raises(UserError, match="the disk is full; nothing was written"):
+            self.config(parse, ball_scene, tmp_path / "out").save_config()
+        assert not (tmp_path / "out").exists()
 
     def test_refuses_a_folder_without_a_scene(self, parse: Any, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
@@ -236,6 +244,31 @@ class TestCheckpoint:
         assert "--load-scheduler False starts" in told[1]
         assert "optimizers.encoding.optimizer.betas keeps the checkpoint's value (0.9, 0.99); " in told[3]
 
+    def test_a_learning_rate_without_a_schedule_is_the_checkpoints(
+        self, parse: Any, ball_scene: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = ["--load-dir", trained_run / "nerfstudio_models", "--load-scheduler=False"]
+        config = self.config(parse, ball_scene, tmp_path, *options)
+        config.optimizers["networks"]["optimizer"].lr = 0.001
+        config.optimizers["networks"]["optimizer"].weight_decay = 0.1
+        config.optimizers["networks"]["scheduler"] = None
+        config.fit_schedules = False
+        config.save_config()
+        text = " ".join(capsys.readouterr().out.split())
+        assert "optimizers.networks.optimizer.lr keeps the checkpoint's value 0.004; 0.001 is ignored. " in text
+        assert "optimizers.networks.optimizer.weight_decay keeps the checkpoint's value 0; 0.1 is ignored." in text
+
+    def test_parameters_that_the_model_lacks(
+        self, parse: Any, ball_scene: Path, trained_run: Path, tmp_path: Path
+    ) -> None:
+        (file,) = (trained_run / "nerfstudio_models").iterdir()
+        loaded = torch.load(file)
+        torch.save({**loaded, "optimizers": {**loaded["optimizers"], "camera_opt": {}}}, tmp_path / file.name)
+        config = self.config(parse, ball_scene, tmp_path / "out", "--load-checkpoint", tmp_path / file.name)
+        with pytest.raises(UserError, match="was trained with parameters of the group camera_opt"):
+            config.save_config()
+        assert not (tmp_path / "out").exists()
+
     @pytest.mark.parametrize(
         ("options", "told"),
         [
@@ -280,6 +313,19 @@ class TestCheckpoint:
         self.config(parse, scene, tmp_path / "out", *load).save_config()
         text = " ".join(capsys.readouterr().out.split())
         assert f"dataparser.data is {scene}, but step-000000299.ckpt was trained with {ball_scene}." in text
+
+    def test_what_its_run_names_is_not_executed(
+        self, parse: Any, ball_scene: Path, trained_run: Path, tmp_path: Path
+    ) -> None:
+        """A config.yml can name any function of Python."""
+        run = shutil.copytree(trained_run, tmp_path / "run")
+        text = (run / "config.yml").read_text()
+        called = (
+            f"!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [{tmp_path / 'called'}]]"
+        )
+        (run / "config.yml").write_text(f"{text}\nrelative_model_dir_2: {called}\n")
+        self.config(parse, ball_scene, tmp_path / "out", "--load-dir", run / "nerfstudio_models").save_config()
+        assert not (tmp_path / "called").exists()
 
     def test_a_checkpoint_without_its_run_is_taken_as_it_is(
         self, parse: Any, ball_scene: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

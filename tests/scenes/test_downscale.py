@@ -74,6 +74,13 @@ class TestAutomatic:
         assert {frame.downscale for frame in load_scene(tmp_path, "train", downscale=None).frames} == {2}
         assert {frame.downscale for frame in load_scene(tmp_path, "test", downscale=None).frames} == {2}
 
+    def test_an_unreadable_photo_of_another_split(self, tmp_path):
+        builders.make_transforms(tmp_path)
+        (tmp_path / "images" / "000.png").write_bytes(b"")  # held out
+        assert len(load_scene(tmp_path, "train", downscale=None).frames) == 7
+        with pytest.raises(SceneError, match=r"000\.png"):
+            load_scene(tmp_path, "test", downscale=None)
+
     def test_images_that_are_smaller_than_stated(self, tmp_path, monkeypatch):
         builders.make_transforms(tmp_path)
         reduce_images(tmp_path, 2)

@@ -117,12 +117,24 @@ def test_masks_end_at_half_gray(frame):
     np.testing.assert_array_equal(mask, [[False, False, True, True]])
 
 
-@pytest.mark.parametrize(("values", "usable"), [([0, 1, 1, 0], [0, 1, 1, 0]), ([0, 0, 0, 0], [0, 0, 0, 0])])
+@pytest.mark.parametrize(
+    ("values", "usable"),
+    [([0, 1, 1, 0], [0, 1, 1, 0]), ([0, 0, 0, 0], [0, 0, 0, 0]), ([100, 99, 200, 0], [1, 0, 1, 0])],
+)
 def test_a_mask_of_zeros_and_ones(frame, values, usable):
     """As labeling tools write it; nerfstudio treats every value except 0 as usable."""
     save(frame, np.array([values], dtype=np.uint8))
     mask = read_mask(replace(frame, width=4, height=1, mask_path=frame.image_path))
     np.testing.assert_array_equal(mask, np.array([usable], dtype=bool))
+
+
+def test_one_dark_pixel_of_a_large_block_counts(frame):
+    mask = np.full((6 * 40, 8 * 40), 255, dtype=np.uint8)
+    mask[7, 9] = 0
+    Image.fromarray(mask).save(frame.image_path.with_name("mask.png"))
+    usable = read_mask(replace(frame, mask_path=frame.image_path.with_name("mask.png"), downscale=40))
+    assert not usable[0, 0]
+    assert usable.sum() == 8 * 6 - 1
 
 
 def test_masks_in_the_alpha_channel(frame):
