@@ -78,6 +78,12 @@ def _check_folder(folder: Path, benchmark: Benchmark, resume: bool, replace: boo
         return True
     if folder.exists():
         _check_content(folder, resume)
+    title = _title(folder)
+    if title not in (None, benchmark.title):
+        raise UserError(
+            f"{folder}: holds the results of another benchmark, {title!r}, which cannot be continued with "
+            f"{benchmark.title!r}. Choose another folder with --out."
+        )
     return False
 
 

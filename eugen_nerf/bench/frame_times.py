@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,8 +33,8 @@ def time_frames(
 
     A frame begins with a camera on the device and ends when the image is on the device. Rays are generated and
     rendered in between; no file is read or written and nothing is compared. Each pipeline renders two frames as
-    warm-up, or one if that takes long. In every turn, each pipeline renders the same view. Each turn begins with
-    another pipeline, so that neither drift of the machine nor warm caches favor one.
+    warm-up, or one if that takes long. In every turn, each pipeline renders the same view, in an order of its own, so
+    that neither drift of the machine nor what another pipeline leaves in the caches favors one.
 
     Args:
         timed_frames: number for each pipeline; one that has rendered all of its frames drops out.
@@ -47,8 +48,7 @@ def time_frames(
     warm_up = [0.0] * len(pipelines)
     with torch.random.fork_rng():
         for turn in range(-WARM_UP, max(timed_frames)):
-            for place in range(len(pipelines)):
-                which = (place + turn) % len(pipelines)
+            for which in _order(turn, len(pipelines)):
                 if turn >= timed_frames[which]:
                     continue
                 if turn < 0 and warm_up[which] > SECONDS_OF_WARM_UP:
@@ -62,6 +62,11 @@ def time_frames(
                 done += 1
                 report(done / total)
     return frames
+
+
+def _order(turn: int, number: int) -> list[int]:
+    """A random order, the same in every measurement."""
+    return random.Random(turn).sample(range(number), number)
 
 
 def measure_runs(load_configs: Sequence[Path], frames: int, command: str) -> tuple[Table, str]:

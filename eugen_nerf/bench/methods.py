@@ -39,6 +39,7 @@ DECIDED = {
     "load_step": "the rule that every row is trained from the start",
     "load_checkpoint": "the rule that every row is trained from the start",
     "load_config": "the rule that every row is trained from the start",
+    "pipeline.datamanager.eval_background": "the rule that transparent images are compared on white",
 }
 
 # Options of a schedule that count steps; fitting the schedule scales all of them.

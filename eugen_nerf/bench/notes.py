@@ -9,6 +9,7 @@ from eugen_nerf.bench.config import Benchmark, Curve
 from eugen_nerf.bench.summary import MethodSummary, SceneSummary
 
 FEW_VIEWS = 10  # with fewer, a bootstrap of the median is unreliable
+FEW_SEEDS = 5  # with fewer, a bootstrap over the trainings is too narrow
 
 
 def conditions(benchmark: Benchmark) -> list[str]:
@@ -71,13 +72,7 @@ def notes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
         "A dash means that they cannot be counted. Samples per ray are those of one test view.",
         "nerfstudio's models were built without their own LPIPS module, which downloads weights and is not used here.",
     ]
-    few = dict.fromkeys(
-        method.name for scene in scenes for method in scene.methods if 0 < method.timed_views < FEW_VIEWS
-    )
-    if few:
-        lines.append(
-            f"Frames of few views were timed with {', '.join(few)}: the interval of the time ratio is too narrow there."
-        )
+    lines += doubts(benchmark, scenes)
     if len(benchmark.seeds) > 1:
         lines.append("The number after ± is the standard deviation of the PSNR over the seeds.")
     if benchmark.fit_schedules:
@@ -102,6 +97,24 @@ def notes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
                 f"On {scene.name} the methods' images differ in size ({each}): neither PSNR nor frame times can be "
                 "compared."
             )
+    return lines
+
+
+def doubts(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
+    """What the intervals of the time ratios leave out."""
+    timed = [method for scene in scenes for method in scene.methods if method.timed_views > 0]
+    lines = []
+    if len({method.name for method in timed}) > 1 and len(benchmark.seeds) < FEW_SEEDS:
+        trainings = "one training" if len(benchmark.seeds) == 1 else f"{len(benchmark.seeds)} trainings"
+        lines.append(
+            f"With {trainings} of each method, the interval of a time ratio describes these models; other trainings "
+            "may differ by more."
+        )
+    few = dict.fromkeys(method.name for method in timed if method.timed_views < FEW_VIEWS)
+    if few:
+        lines.append(
+            f"Frames of few views were timed with {', '.join(few)}: the interval of the time ratio is too narrow there."
+        )
     return lines
 
 

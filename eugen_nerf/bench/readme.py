@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eugen_nerf.bench.folder import read_benchmark
-from eugen_nerf.bench.notes import conditions, describe_machines
+from eugen_nerf.bench.notes import conditions, describe_machines, doubts
 from eugen_nerf.bench.results import ResultStore
 from eugen_nerf.bench.summary import mean_over_scenes, summarize
 from eugen_nerf.bench.tables import chosen, method_table
@@ -74,4 +74,5 @@ def _section(folder: Path) -> str:
         raise UserError(f"{folder}: no method has results on every scene yet, so there is no mean to show.")
     table = chosen(method_table(methods), SHOWN).markdown()
     measured = " ".join(f"Measured {line}" for line in describe_machines(scenes))
-    return f"**{benchmark.title}** ({where}). {' '.join(conditions(benchmark))} {measured}\n\n{table}"
+    text = " ".join([*conditions(benchmark), measured, *doubts(benchmark, scenes)])
+    return f"**{benchmark.title}** ({where}). {text}\n\n{table}"

@@ -105,9 +105,21 @@ def _parsed(line: bytes, where: str) -> Record:
     return record
 
 
+def valid_records(store: ResultStore) -> list[Record]:
+    """All records except those of frame times that are older than one of the trainings they are of."""
+    records = store.read()
+    trained = {record.digest: place for place, record in enumerate(records) if record.kind == "training"}
+    return [
+        record
+        for place, record in enumerate(records)
+        if record.kind == "training" or all(trained.get(digest, -1) < place for digest in frames_job(record).trained)
+    ]
+
+
 def finished_records(store: ResultStore) -> dict[str, Record]:
     """The newest record of each job that succeeded."""
-    return {digest: record for digest, record in store.latest().items() if record.result.status == "done"}
+    latest = {record.digest: record for record in valid_records(store)}
+    return {digest: record for digest, record in latest.items() if record.result.status == "done"}
 
 
 def frames_jobs(benchmark: Benchmark, store: ResultStore) -> list[FramesJob]:

@@ -161,7 +161,10 @@ class _Runner:
 
 
 def _progress(folder: Path) -> jobs.Progress:
-    data = jobs.read_json(folder / "progress.json")
+    try:
+        data = jobs.read_json(folder / "progress.json")
+    except OSError:  # a network file system may fail for a moment; the next call may succeed
+        data = None
     return jobs.Progress() if data is None else jobs.Progress(**data)
 
 

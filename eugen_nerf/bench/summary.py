@@ -10,7 +10,7 @@ import numpy as np
 
 from eugen_nerf.bench import jobs
 from eugen_nerf.bench.config import Benchmark
-from eugen_nerf.bench.results import Record, ResultStore, frames_job, frames_jobs, training_job
+from eugen_nerf.bench.results import Record, ResultStore, frames_job, frames_jobs, training_job, valid_records
 from eugen_nerf.bench.statistics import Interval, middle, paired_ratio, time_to_reach
 from eugen_nerf.bench.values import AVERAGED
 
@@ -83,7 +83,7 @@ def collect(benchmark: Benchmark, store: ResultStore) -> Rows:
     wanted = {job.digest for job in jobs.training_jobs(benchmark)}
     trainings: dict[tuple[str, str, int], Record] = {}
     frames: dict[tuple[str, int], Record] = {}
-    records = store.read()
+    records = valid_records(store)
     for record in records:
         if record.kind == "training" and record.digest in wanted:
             job = training_job(record)

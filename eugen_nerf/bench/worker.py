@@ -5,6 +5,7 @@ A separate process keeps a crash from affecting other rows, makes peak memory me
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -39,7 +40,8 @@ class Reporter:
         if os.getppid() != self.parent:
             raise SystemExit("the runner has ended")
         self._last, self._phase = now, progress.phase
-        write_json(self.file, dataclasses.asdict(progress))
+        with contextlib.suppress(OSError):  # the report is for display alone
+            write_json(self.file, dataclasses.asdict(progress))
 
 
 def run_job(folder: Path) -> Result:

@@ -7,6 +7,7 @@ import http.server
 import os
 import socket
 import sys
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,10 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     def send_head(self) -> Any:
         """Always send the file: a browser may have cached a newer file of this name from another folder."""
         del self.headers["If-Modified-Since"]
+        # A published folder may be a repository.
+        if any(part.startswith(".") for part in urllib.parse.unquote(self.path).split("/")):
+            self.send_error(404)
+            return None
         try:
             return super().send_head()
         except ValueError:  # a null byte, which no file name has

@@ -14,6 +14,7 @@ import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from PIL import Image
 
+from eugen_nerf.errors import UserError
 from eugen_nerf.metrics import to_uint8
 from eugen_nerf.scenes.normalize import axes_equations, focus_point
 
@@ -69,8 +70,14 @@ def write_photo(dataset: Any, index: int, path: Path, background: tuple[float, f
     """Write the photo of a view as a JPEG on the background color, as a pinhole camera would have taken it.
 
     The viewer's cameras have no lens distortion, so it is removed from the photo.
+
+    Raises:
+        UserError: the photo cannot be read.
     """
-    image = dataset[index]["image"]
+    try:
+        image = dataset[index]["image"]
+    except OSError as error:
+        raise UserError(f"{dataset.image_filenames[index]}: cannot be read ({error}).") from error
     if image.shape[-1] == 4:
         image = image[..., :3] * image[..., 3:] + (1 - image[..., 3:]) * torch.tensor(background)
     pixels = undistorted(to_uint8(image[..., :3]).numpy(), dataset.cameras, index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from eugen_nerf.plugin import evaluation
 from eugen_nerf.plugin.model import EugenModel
 from eugen_nerf.plugin.run_config import read_config
 from eugen_nerf.plugin.runs import load_run
+from eugen_nerf.scenes.world import bounded_range
 
 VIEWER = Path(__file__).parent / "web"  # built from viewer/; see its README
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
@@ -32,6 +34,8 @@ NETWORKS = {"eugen": "EUGen", "mlp": "MLP", "low-rank": "Low rank", "snnk": "SNN
 # The viewer's shader has every parameter as a literal, which makes its source long. Networks of 24,832 multiply-adds
 # have been tested.
 MAX_MULTIPLY_ADDS = 25_000
+# Its texture has a row for 32,768 cells, and graphics processors have at most 16,384 rows.
+MAX_OCCUPANCY = 812
 # Number of views whose PSNR is compared before and after shrinking a table.
 JUDGED_VIEWS = 4
 
@@ -126,6 +130,12 @@ def _load(load_config: Path) -> Any:
             f"{load_config}: its merged networks take {work} multiply-adds a sample, and the web viewer's shader has "
             f"room for {MAX_MULTIPLY_ADDS}. Train with smaller --pipeline.model.field.num-features or hidden-features."
         )
+    cells = model.occupancy.resolution
+    if cells > MAX_OCCUPANCY:
+        raise UserError(
+            f"{load_config}: its occupancy grid has {cells} cells a side, and graphics processors have textures for "
+            f"{MAX_OCCUPANCY}. Train with a smaller --pipeline.model.occupancy-resolution."
+        )
     return pipeline
 
 
@@ -166,7 +176,8 @@ def exported_field(model: EugenModel, table: StoredTable) -> ExportedField:
         space=renderer.space,
         rule=renderer.rule,
         near=renderer.near,
-        far=renderer.far,
+        # A box ends the rays of a bounded scene anyway, and JSON has no infinity.
+        far=min(renderer.far, bounded_range(max(map(abs, itertools.chain(*renderer.space.box))))[1]),
         occupancy_bits=model.occupancy.bits,
         occupancy_resolution=model.occupancy.resolution,
     )

@@ -183,3 +183,12 @@ def test_folders_that_cannot_be(tmp_path: Path, benchmark_: Benchmark) -> None:
         prepare_folder(tmp_path / "file" / "below", benchmark_)
     with pytest.raises(UserError, match=r"holds no benchmark \(benchmark.json is missing\)"):
         read_benchmark(tmp_path)
+
+
+def test_another_benchmark_is_not_continued(tmp_path: Path, benchmark_: Benchmark) -> None:
+    out = tmp_path / "out"
+    prepare_folder(out, dataclasses.replace(benchmark_, title="Measured for days"))
+    before = (out / CONFIG).read_bytes()
+    with pytest.raises(UserError, match="holds the results of another benchmark, 'Measured for days', which cannot be"):
+        prepare_folder(out, benchmark_, resume=True)
+    assert (out / CONFIG).read_bytes() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,8 +50,22 @@ def test_methods_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(name for name, _ in warm) == sorted("abc" * WARM_UP)
     turns = [timed[0:3], timed[3:6], timed[6:8], timed[8:10]]
     assert [len({view for _, view in turn}) for turn in turns] == [1, 1, 1, 1]
-    assert [turn[0][0] for turn in turns[:2]] == ["a", "b"]  # each round begins with another method
+    assert all(sorted(name for name, _ in turn) == list("abc") for turn in turns[:2])
     assert reports[-1] == 1.0
+
+
+def test_no_method_has_a_place_or_a_predecessor_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    log: list[tuple[str, int]] = []
+    time_frames([Scripted(name, 1.0, clock, log) for name in "abc"], [60] * 3)
+    names = [name for name, _ in log[3 * WARM_UP :]]
+    turns = [names[i : i + 3] for i in range(0, len(names), 3)]
+    for name in "abc":
+        places = [sum(turn[place] == name for turn in turns) for place in range(3)]
+        assert min(places) > 10
+        before = [first for first, second in itertools.pairwise(names) if second == name]
+        assert all(before.count(other) > 15 for other in "abc" if other != name)
 
 
 def test_slow_methods_are_warm_after_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:

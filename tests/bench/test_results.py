@@ -13,7 +13,7 @@ import pytest
 
 from eugen_nerf.bench.config import load_benchmark
 from eugen_nerf.bench.jobs import FramesJob, Result, TrainingJob, training_jobs
-from eugen_nerf.bench.results import ResultStore, frames_jobs, training_job
+from eugen_nerf.bench.results import ResultStore, finished_records, frames_jobs, training_job
 from eugen_nerf.errors import UserError
 from tests.bench.conftest import WriteConfig, done
 
@@ -50,6 +50,19 @@ def test_a_method_may_have_a_number_of_timed_frames_of_its_own(store: ResultStor
         store.append(job, done())
     (timing,) = frames_jobs(benchmark, store)
     assert (timing.names, timing.timed_frames) == (("eugen-nerf", "nerfacto"), (20, 3))
+
+
+def test_frame_times_of_before_a_training_are_measured_again(store: ResultStore, jobs: list[TrainingJob]) -> None:
+    """A row whose line was removed is trained again; its frames were those of the model before."""
+    timing = FramesJob("ball", 0, ("EUGen",), ("config.yml",), (1,), (jobs[0].digest,))
+    values = {"frames": {"EUGen": [{"view": 0, "seconds": 1.0}]}}
+    store.append(jobs[0], done())
+    store.append(timing, Result("done", values=values))
+    assert set(finished_records(store)) == {jobs[0].digest, timing.digest}
+    lines = store.path.read_text().splitlines(keepends=True)
+    store.path.write_text(lines[1])
+    store.append(jobs[0], done())
+    assert set(finished_records(store)) == {jobs[0].digest}
 
 
 def test_a_line_cut_short_by_a_crash_is_skipped_and_written_over(store: ResultStore, jobs: list[TrainingJob]) -> None:

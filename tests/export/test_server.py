@@ -57,9 +57,17 @@ def test_files_with_types_and_a_strict_policy(address: tuple[str, int]) -> None:
         assert "unsafe" not in headers["content-security-policy"]
 
 
-@pytest.mark.parametrize("path", ["/scene/", "/missing", "/../secret", "/%2e%2e/secret", "/%00", "/index.html%00.png"])
+HIDDEN = ["/.git/config", "/%2egit/config", "/scene/.hidden"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/scene/", "/missing", "/../secret", "/%2e%2e/secret", "/%00", "/index.html%00.png", *HIDDEN]
+)
 def test_nothing_else(address: tuple[str, int], tmp_path: Path, path: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path.parent / "secret").write_text("x")
+    (tmp_path / ".git").mkdir()
+    for name in (".git/config", "scene/.hidden"):
+        (tmp_path / name).write_text("x")
     assert get(address, path)[0] == 404
     assert capsys.readouterr().err == ""
 
@@ -92,7 +100,7 @@ def test_urls(tmp_path: Path) -> None:
     try:
         server = make_server(tmp_path, "::1", 0)
     except UserError:
-        return  # a system without IPv6
+        pytest.skip("a system without IPv6")
     with server:
         assert url(server) == f"http://[::1]:{server.server_address[1]}/"
 

@@ -85,6 +85,16 @@ def test_a_copied_run_keeps_its_title(run: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "page" / "scene" / "scene.json").read_text())["title"] == "ball"
 
 
+def test_rays_without_an_end_end_beyond_the_box(run: Path, tmp_path: Path) -> None:
+    config = copied(run, tmp_path / "endless")
+    text = config.read_text()
+    assert "    far: null\n" in text
+    config.write_text(text.replace("    far: null\n", "    far: .inf\n"))
+    export_web([config], tmp_path / "page", Options())
+    (entry,) = json.loads((tmp_path / "page" / "scene" / "scene.json").read_text())["fields"]
+    assert entry["far"] == pytest.approx(1e6 * max(entry["space"]["box"][1]))
+
+
 def copied(run: Path, folder: Path) -> Path:
     """config.yml of a copy of a run in another folder."""
     shutil.copytree(run.parent, folder)
@@ -209,6 +219,11 @@ class TestRefusals:
         with pytest.raises(
             UserError, match=r"take \d+ multiply-adds a sample, and the web viewer's shader has room for 500"
         ):
+            export_web([run], tmp_path / "page", Options())
+
+    def test_an_occupancy_grid_too_fine(self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("eugen_nerf.export.web.MAX_OCCUPANCY", 8)
+        with pytest.raises(UserError, match=r"cells a side, and .* textures for 8\. Train with a smaller"):
             export_web([run], tmp_path / "page", Options())
 
     def test_an_output_that_is_not_empty_is_found_before_loading(self, tmp_path: Path) -> None:
