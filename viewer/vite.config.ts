@@ -21,7 +21,11 @@ function sourceHash(): string {
 const classicScript: Plugin = {
   name: "classic-script",
   enforce: "post",
-  transformIndexHtml: (html) => html.replace('type="module" crossorigin', "defer").replaceAll(" crossorigin", ""),
+  transformIndexHtml: (html) => {
+    const local = html.replace('type="module" crossorigin', "defer").replaceAll(" crossorigin", "");
+    // Caches may hold the files of another version.
+    return local.replace(/\.\/viewer\.(js|css)/g, `$&?${sourceHash().slice(0, 12)}`);
+  },
   generateBundle() {
     this.emitFile({ type: "asset", fileName: "sources.sha256", source: `${sourceHash()}\n` });
   },

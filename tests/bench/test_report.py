@@ -92,6 +92,7 @@ def test_methods_near_the_best_are_shown_closer_where_one_is_far_off() -> None:
 
 def test_charts_are_valid_svg(html: str) -> None:
     charts = re.findall(r'<svg viewBox="0 0 420 300".*?</svg>', html)
+    assert charts
     for chart in charts:
         ElementTree.fromstring(chart)
 

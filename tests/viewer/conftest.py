@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -102,11 +103,14 @@ def page(browser: Page) -> Page:
     return browser
 
 
-def rendered(page: Tab, view: int, size: int, mode: str = "color", network: int = 0) -> np.ndarray:
-    """A view as rendered by the page: [size, size, 4] uint8."""
+def rendered(page: Tab, view: int, size: int, mode: str = "color", network: int = 0, step: float = 1) -> np.ndarray:
+    """A view as rendered by the page, with steps this many times as long as in training: [size, size, 4] uint8."""
+    options = json.dumps(
+        {"view": view, "width": size, "height": size, "mode": mode, "network": network, "stepFactor": step}
+    )
     data = page.evaluate(
         f"""eugenViewer.then(async viewer => {{
-            const options = {{view: {view}, width: {size}, height: {size}, mode: "{mode}", network: {network}}};
+            const options = {options};
             let text = "";
             for (const byte of (await viewer.render(options)).pixels) text += String.fromCharCode(byte);
             return btoa(text);

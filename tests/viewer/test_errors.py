@@ -146,6 +146,67 @@ def test_a_connection_that_breaks(page: Page, page_folder: Path) -> None:
     assert "reload the page" in text
 
 
+def test_an_old_file_in_the_cache(page: Page, page_folder: Path) -> None:
+    """A visitor who came while the page was replaced keeps the file of before under the new address."""
+    asked: list[str] = []
+
+    class Replaced(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if ".safetensors" not in self.path:
+                super().do_GET()
+                return
+            asked.append(self.headers.get("Cache-Control", ""))
+            content = bytearray((page_folder / "scene" / "scene.safetensors").read_bytes())
+            if len(asked) == 1:
+                content[len(content) // 2] ^= 16
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Cache-Control", "max-age=3600")
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    def handler(*arguments: object) -> Replaced:
+        return Replaced(*arguments, directory=str(page_folder))  # type: ignore[arg-type]
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page.size(200, 150, scale=0.5)
+        page.open(f"http://127.0.0.1:{server.server_address[1]}/")
+        page.wait("document.getElementById('status').textContent.includes('per image at')")
+        server.shutdown()
+    assert len(asked) == 2
+    assert asked[1] == "no-cache"
+
+
+def test_a_link_to_a_network_that_is_missing(page: Page, copy: Path, serve: Serve) -> None:
+    (copy / "scene" / "compare.safetensors").unlink()
+    page.size(200, 150, scale=0.5)
+    page.open(f"{serve(copy)}#view=1&network=1")
+    page.wait("document.getElementById('status').textContent.includes('per image at')")
+    assert "compare.safetensors was not found" in page.evaluate("document.getElementById('message').innerText")
+    assert page.evaluate("location.hash") == "#view=1"
+    page.evaluate("document.getElementById('dismiss').click()")
+    assert page.evaluate("document.getElementById('message').hidden")
+
+
+def test_a_device_that_stops_during_the_download(page: Page, page_folder: Path, serve: Serve) -> None:
+    undo = page.before_scripts(
+        "window.fetch = new Proxy(window.fetch, {apply: async (f, self, given) => {"
+        "if (String(given[0]).includes('.safetensors'))"
+        " document.getElementById('canvas').getContext('webgl2').getExtension('WEBGL_lose_context').loseContext();"
+        "return f.apply(self, given)}})"
+    )
+    try:
+        assert "graphics device stopped answering" in message(page, serve(page_folder))
+        page.wait("document.getElementById('loading').hidden")
+        assert "stopped answering" in page.evaluate("document.getElementById('message').innerText")
+    finally:
+        undo()
+
+
 def test_a_photo_that_is_missing(page: Page, copy: Path, serve: Serve) -> None:
     photos = copy / "scene" / "photos"
     photos.rename(copy / "elsewhere")

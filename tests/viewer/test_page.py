@@ -462,6 +462,10 @@ def test_the_other_network(sharp: Page) -> None:
     assert np.abs(seen(sharp).astype(int) - before).mean() > 1
     assert sharp.evaluate("document.getElementById('time-0').textContent").endswith("at 200 × 150")
     assert sharp.evaluate("document.getElementById('time-1').textContent").endswith("at 200 × 150")
+    # A time is compared with one of the same view alone.
+    finished(sharp, lambda: sharp.key("BracketRight", "]"))
+    assert sharp.evaluate("document.getElementById('time-1').textContent").endswith("at 200 × 150")
+    assert sharp.evaluate("document.getElementById('time-0').textContent") == ""
 
 
 def test_the_network_chosen_last_is_shown(page: Page, page_folder: Path) -> None:
@@ -514,8 +518,10 @@ def test_light_dark_and_phone(page: Page, address: str) -> None:
         page.size(360, 500, phone=True, scale=COARSE)
         page.evaluate("document.getElementById('toggle').click()")
         colors[scheme] = page.evaluate("getComputedStyle(document.getElementById('title')).color")
-        fits = page.evaluate("document.documentElement.scrollWidth <= 360")
-        assert fits
+        panel = "document.getElementById('panel')"
+        assert page.evaluate(
+            f"{panel}.scrollWidth <= {panel}.clientWidth && {panel}.getBoundingClientRect().right <= 360"
+        )
         box = page.evaluate("document.getElementById('panel').getBoundingClientRect().top")
         assert box > 200  # and stays visible
     assert colors["light"] != colors["dark"]

@@ -27,9 +27,12 @@ const LEAST_RESOLUTION = 25; // percent, as in index.html
 const RESOLUTION_KEY = "eugen-resolution";
 const QUALITY_KEY = "eugen-quality";
 const SHOWN: readonly Mode[] = ["color", "depth", "opacity", "normals"];
-// Side of the square images that are timed.
+// Smallest and largest side of the square images that are timed.
 const MEASURED_SIDE = 256;
+const LARGEST_MEASURED_SIDE = 2048;
 const MEASURED_TURNS = 5;
+// Browsers round times to up to a millisecond, so images that take less than this are enlarged.
+const MEASURABLE_MS = 50;
 
 /** The page: its content and its controls. */
 export class App implements Controlled {
@@ -49,6 +52,7 @@ export class App implements Controlled {
   private quality = kept(QUALITY_KEY, 0, QUALITIES.length - 1);
   private renderer: FieldRenderer | undefined;
   private drawn = false; // whether a complete image has been drawn
+  private readonly timed = new Map<number, string>(); // what the image showed whose time stands beside a network
   private readonly wipe = new Wipe();
   private readonly canvas = element("canvas", HTMLCanvasElement);
 
@@ -69,10 +73,10 @@ export class App implements Controlled {
       this.drawn = true;
       const size = `${timing.width} × ${timing.height}`;
       this.status(`${format(timing.milliseconds)} per image at ${size}`);
-      const label = document.getElementById(`time-${this.network}`);
       // Times of coarser images cannot be compared with those of exact ones.
-      const comparable = frame.look.mode === "color" && frame.look.stepFactor === 1;
-      if (label !== null && comparable) label.textContent = `${format(timing.milliseconds)} at ${size}`;
+      if (frame.look.mode === "color" && frame.look.stepFactor === 1) {
+        this.writeTime(`${format(timing.milliseconds)} at ${size}`, JSON.stringify([frame.pose, frame.lens]));
+      }
     };
     progressive.onError = (error) => {
       const fatal = !this.drawn || this.mode === "color";
@@ -89,9 +93,27 @@ export class App implements Controlled {
     this.wireDevice();
   }
 
-  /** Load the chosen network and draw. */
+  /** Load the chosen network and draw. If a link asks for what this device refuses, show the first network in color. */
   async start(): Promise<void> {
-    await this.useNetwork(this.network);
+    try {
+      await this.useNetwork(this.network);
+    } catch (error) {
+      if (this.network === 0 && this.mode === "color") throw error;
+      this.mode = "color";
+      await this.useNetwork(0);
+      showError(error, false);
+    }
+  }
+
+  /** Write the time of an image beside the network, and remove those of images that showed something else. */
+  private writeTime(text: string, shown: string): void {
+    this.timed.set(this.network, shown);
+    for (const [network, other] of this.timed) {
+      const label = document.getElementById(`time-${network}`);
+      if (label === null) continue;
+      if (network === this.network) label.textContent = text;
+      else if (other !== shown) label.textContent = "";
+    }
   }
 
   // Controlled
@@ -139,12 +161,19 @@ export class App implements Controlled {
 
   // For scripts; see the viewer's README.md.
 
-  /** A frame of a view of the dataset at a given size. */
-  async frameOfView(view: number, width: number, height: number, mode: Mode, network: number): Promise<Frame> {
+  /** A frame of a view of the dataset at a given size, with steps `stepFactor` times as long as in training. */
+  async frameOfView(
+    view: number,
+    width: number,
+    height: number,
+    mode: Mode,
+    network: number,
+    stepFactor: number,
+  ): Promise<Frame> {
     const renderer = await this.networks.get(network, mode);
     const described = this.scene.views[view];
     const pose = poseOf(described);
-    return { renderer, pose, lens: fitted(described, width, height), look: { ...this.look(pose), mode, stepFactor: 1 } };
+    return { renderer, pose, lens: fitted(described, width, height), look: { ...this.look(pose), mode, stepFactor } };
   }
 
   private linked(): Link {
@@ -421,6 +450,7 @@ export class App implements Controlled {
       button.disabled = true;
       this.measureNetworks()
         .catch((error: unknown) => {
+          element("measured", HTMLOutputElement).textContent = "";
           showError(error, false);
         })
         .finally(() => {
@@ -432,15 +462,27 @@ export class App implements Controlled {
   private async measureNetworks(): Promise<void> {
     const output = element("measured", HTMLOutputElement);
     output.textContent = "Measuring …";
-    const lens = this.canvasLens(MEASURED_SIDE, MEASURED_SIDE);
+    const { fields } = this.scene;
+    const { pose } = this;
     const look: Look = { ...this.look(), mode: "color", stepFactor: 1 };
-    const renderers = await Promise.all(this.scene.fields.map((_, index) => this.networks.get(index)));
-    const frames = renderers.map((renderer) => ({ renderer, pose: this.pose, lens, look }));
-    const results = await measure(this.progressive, frames, MEASURED_TURNS);
-    const lines = results.map(({ milliseconds }, index) => `${this.scene.fields[index].name}: ${format(milliseconds)}`);
-    const ratio = results[1].milliseconds / results[0].milliseconds;
-    lines.push(`${this.scene.fields[1].name} takes ${ratio.toFixed(2)} times as long as ${this.scene.fields[0].name}.`);
-    output.textContent = `${MEASURED_SIDE} × ${MEASURED_SIDE} from this view, interleaved. ${lines.join("; ")}`;
+    const renderers = await Promise.all(fields.map((_, index) => this.networks.get(index)));
+    let side = MEASURED_SIDE;
+    let times: number[];
+    for (;;) {
+      const lens = this.canvasLens(side, side);
+      const results = await measure(this.progressive, renderers.map((renderer) => ({ renderer, pose, lens, look })), MEASURED_TURNS);
+      times = results.map(({ milliseconds }) => milliseconds);
+      if (Math.min(...times) >= MEASURABLE_MS || side >= LARGEST_MEASURED_SIDE) break;
+      side *= 2;
+    }
+    const lines = times.map((milliseconds, index) => `${fields[index].name}: ${format(milliseconds)}`);
+    const ratio = times[1] / times[0];
+    lines.push(
+      Number.isFinite(ratio) && ratio > 0
+        ? `${fields[1].name} takes ${ratio.toFixed(2)} times as long as ${fields[0].name}.`
+        : "This browser's clock is too coarse for them.",
+    );
+    output.textContent = `${side} × ${side} from this view, interleaved. ${lines.join("; ")}`;
   }
 
   private tryNetwork(index: number): void {

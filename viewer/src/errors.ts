@@ -14,6 +14,9 @@ export class ViewerError extends Error {
 const EXPORT_AGAIN = "Copy the whole exported folder again, or export the scene again with eugen-export.";
 
 /** A scene file with invalid content. */
-export function damaged(file: string, problem: string): ViewerError {
-  return new ViewerError(`${file} is damaged: ${problem}`, EXPORT_AGAIN);
+export class DamagedFile extends ViewerError {}
+
+/** The error for a scene file with invalid content. */
+export function damaged(file: string, problem: string): DamagedFile {
+  return new DamagedFile(`${file} is damaged: ${problem}`, EXPORT_AGAIN);
 }

@@ -15,6 +15,7 @@ interface PictureOptions {
   height: number;
   mode?: string;
   network?: number;
+  stepFactor?: number;
 }
 
 /** The interface for scripts, available as `await window.eugenViewer`. */
@@ -57,9 +58,9 @@ async function start(): Promise<Api> {
   const progressive = await Progressive.create(gl);
   const app = new App(scene, progressive, networks);
   await app.start();
-  const frame = ({ view, width, height, mode = "color", network = 0 }: PictureOptions) => {
+  const frame = ({ view, width, height, mode = "color", network = 0, stepFactor = 1 }: PictureOptions) => {
     if (!isMode(mode)) throw new RangeError(`no mode ${mode}`);
-    return app.frameOfView(view, width, height, mode, network);
+    return app.frameOfView(view, width, height, mode, network, stepFactor);
   };
   return {
     scene,

@@ -25,6 +25,8 @@ export interface Controlled {
 const TURN_PER_PIXEL = Math.PI / 700;
 const TURN_PER_SECOND = Math.PI / 3;
 const WHEEL_STEP = 1.0015;
+// Of a pixel, a line and a page, in the order of WheelEvent's deltaMode.
+const WHEEL_PIXELS = [1, 30, 600];
 /** The camera counts as at rest after this time without input. */
 export const REST_MS = 180;
 
@@ -94,18 +96,17 @@ export class Controls {
       "wheel",
       (event) => {
         event.preventDefault();
-        const pixels = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 30 * event.deltaY : event.deltaY;
-        this.dolly(WHEEL_STEP ** -pixels);
+        this.dolly(WHEEL_STEP ** (-WHEEL_PIXELS[event.deltaMode] * event.deltaY));
         this.change();
       },
       { passive: false },
     );
     window.addEventListener("keydown", (event) => {
+      this.fast = event.shiftKey;
       if (isTaken(event) || event.defaultPrevented) return;
       const motion = SIGNS[label(event)] ?? PLACES[event.code];
       if (motion === undefined) return;
       event.preventDefault();
-      this.fast = event.shiftKey;
       this.pressed.set(event.code, motion);
       this.tick();
     });

@@ -108,6 +108,7 @@ export function dataTexture(
   height: number,
   data: ArrayBufferView,
 ): WebGLTexture {
+  if (gl.isContextLost()) throw contextLost(); // nothing is known of a lost device
   const limit = gl.getParameter(gl.MAX_TEXTURE_SIZE) as number;
   if (width > limit || height > limit) {
     throw new ViewerError(

@@ -14,7 +14,7 @@ import {
   type Work,
 } from "../shader/fragment";
 import { OCCUPANCY_WIDTH } from "../shader/march";
-import { dataTexture, Program } from "./context";
+import { contextLost, dataTexture, Program } from "./context";
 
 /** What to draw besides the camera. */
 export interface Look {
@@ -110,6 +110,7 @@ export class FieldRenderer {
         (value, i) => Math.abs(computed[4 * n + i] - value) <= 0.01 + 0.01 * Math.abs(value),
       );
       if (!right) {
+        if (gl.isContextLost()) throw contextLost();
         throw new ViewerError(
           "This device's graphics compute the scene incorrectly",
           "Half floats or integers do not work as WebGL 2 requires. Update the browser and the graphics driver, or " +
@@ -117,6 +118,11 @@ export class FieldRenderer {
         );
       }
     }
+  }
+
+  /** Free the device's memory; nothing can be drawn afterwards. */
+  delete(): void {
+    for (const texture of [this.table, this.occupancy]) this.gl.deleteTexture(texture);
   }
 
   private program(kind: ProgramKind): Promise<Program> {

@@ -156,8 +156,8 @@ export class Progressive {
     const spent = performance.now() - begin;
     const perPixel = Math.max(spent, 0.01) / ((undone - from) * width);
     // Rows differ, so the estimate decreases slowly but increases at once: a slice that is too long is worse than one that is
-    // too short.
-    this.cost.set(key, cost === undefined || perPixel > cost ? perPixel : 0.7 * cost + 0.3 * perPixel);
+    // too short. Above a scene there may be many rows of empty sky.
+    this.cost.set(key, cost === undefined || perPixel > cost ? perPixel : 0.9 * cost + 0.1 * perPixel);
     return { undone: from, milliseconds: spent };
   }
 

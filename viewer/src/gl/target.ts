@@ -1,5 +1,6 @@
 import type { Lens } from "../camera/camera";
-import { Program } from "./context";
+import { ViewerError } from "../errors";
+import { contextLost, Program } from "./context";
 
 /** An image on the graphics device that can be drawn into and shown. */
 export class Target {
@@ -24,6 +25,14 @@ export class Target {
     for (const side of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(gl.TEXTURE_2D, side, gl.LINEAR);
     for (const axis of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T]) gl.texParameteri(gl.TEXTURE_2D, axis, gl.CLAMP_TO_EDGE);
     gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, this.texture, 0);
+    if (gl.checkFramebufferStatus(gl.FRAMEBUFFER) !== gl.FRAMEBUFFER_COMPLETE) {
+      [this.width, this.height] = [0, 0];
+      if (gl.isContextLost()) throw contextLost();
+      throw new ViewerError(
+        `This device's graphics have no room for an image of ${width} x ${height}`,
+        "Lower the resolution, make the window smaller, or close other pages.",
+      );
+    }
     this.width = width;
     this.height = height;
   }

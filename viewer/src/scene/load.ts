@@ -28,10 +28,15 @@ export async function loadScene(): Promise<SceneDescription> {
 
 /**
  * Fetch the file with a field's tensors.
+ * @param cache whether the browser may answer from its cache, as for `fetch`.
  * @throws ViewerError that says what to do.
  */
-export async function downloadField(description: FieldDescription, progress: Progress): Promise<Uint8Array<ArrayBuffer>> {
-  return download(SCENE_FOLDER + description.file, `?${description.crc32}`, description.bytes, progress);
+export async function downloadField(
+  description: FieldDescription,
+  progress: Progress,
+  cache: RequestCache = "default",
+): Promise<Uint8Array<ArrayBuffer>> {
+  return download(SCENE_FOLDER + description.file, `?${description.crc32}`, description.bytes, progress, cache);
 }
 
 /**
@@ -141,8 +146,9 @@ async function download(
   query: string,
   expected: number,
   progress: Progress,
+  cache: RequestCache,
 ): Promise<Uint8Array<ArrayBuffer>> {
-  const response = await request(file, query);
+  const response = await request(file, query, { cache });
   const bytes = room(expected);
   let loaded = 0;
   if (response.body === null) throw unreachable(file);

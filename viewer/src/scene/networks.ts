@@ -1,6 +1,8 @@
+import { DamagedFile } from "../errors";
+import type { Field } from "../field/field";
 import { FieldRenderer } from "../gl/fieldRenderer";
 import type { Mode } from "../shader/fragment";
-import type { SceneDescription } from "./format";
+import type { FieldDescription, SceneDescription } from "./format";
 import { downloadField, readField } from "./load";
 
 /** Called with what the user is waiting for. */
@@ -43,17 +45,31 @@ export class Networks {
     const description = this.scene.fields[index];
     this.underway++;
     try {
-      const bytes = await downloadField(description, (loaded, total) => {
-        this.waiting.loading(description.name, loaded, total);
+      // A visitor who came while the files were being replaced has an old file under the new address in the cache.
+      const field = await this.read(description, "default").catch((error: unknown) => {
+        if (error instanceof DamagedFile) return this.read(description, "reload");
+        throw error;
       });
-      await this.waiting.preparing();
-      const field = readField(description, bytes);
       const renderer = new FieldRenderer(this.gl, field);
-      await renderer.check(field);
-      await renderer.prepare(mode);
+      try {
+        await renderer.check(field);
+        await renderer.prepare(mode);
+      } catch (error) {
+        renderer.delete();
+        throw error;
+      }
       return renderer;
     } finally {
       if (--this.underway === 0) this.waiting.over();
     }
+  }
+
+  private async read(description: FieldDescription, cache: RequestCache): Promise<Field> {
+    const progress = (loaded: number, total: number) => {
+      this.waiting.loading(description.name, loaded, total);
+    };
+    const bytes = await downloadField(description, progress, cache);
+    await this.waiting.preparing();
+    return readField(description, bytes);
   }
 }

@@ -188,10 +188,10 @@ ${
   normals
     ? `
 // Minus the gradient of the log density, from four samples at the corners of a tetrahedron.
-vec3 normalAt(vec3 p) {
+vec3 normalAt(vec3 p, float t) {
   ${words.declared}
   vec3 sum = vec3(0.0);
-  float reach = 1.5 * ${float(description.step.size)};
+  float reach = 1.5 * max(${float(description.step.size)}, CONE * t);  // in steps at that distance
   for (int i = 0; i < 4; i++) {
     vec3 corner = vec3(i == 0 || i == 3 ? 1.0 : -1.0, i == 1 || i == 3 ? 1.0 : -1.0, i == 2 || i == 3 ? 1.0 : -1.0);
     density(toUnit(p + reach * corner), ${words.raw});
@@ -240,7 +240,7 @@ ${normals ? "" : `    color += weight * radiance(${words.raw}, ${words.view}, ${
   depth = alpha > 1e-4 ? depth / alpha : 0.0;
 ${
   normals
-    ? `  vec3 n = transpose(rotation) * normalAt(origin + direction * depth);
+    ? `  vec3 n = transpose(rotation) * normalAt(origin + direction * depth, depth);
   result = vec4(mix(background, 0.5 + 0.5 * n, alpha), 1.0);`
     : `  if (mode == ${MODES.color}) {
     result = vec4(color + (1.0 - alpha) * background, 1.0);

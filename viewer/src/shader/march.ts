@@ -18,17 +18,19 @@ const vec3 LOW = ${vec3(low)};
 const vec3 SCALE = ${vec3(scale)};
 const float CONE = ${float(step.cone_angle)};
 
+// Both scale with the factor: step k of a coarse image is step stepFactor * k of the exact one.
 float stepSize() { return ${float(step.size)} * stepFactor; }
+float cone() { return CONE * stepFactor; }
 
 float stepDistance(float s) {
-  if (s * CONE <= 1.0) return stepSize() * s;
-  return stepSize() / CONE * exp(CONE * s - 1.0);
+  if (s * cone() <= 1.0) return stepSize() * s;
+  return stepSize() / cone() * exp(cone() * s - 1.0);
 }
 
 float stepCoordinate(float t) {
   float s = t / stepSize();
-  if (s * CONE <= 1.0) return s;
-  return (1.0 + log(s * CONE)) / CONE;
+  if (s * cone() <= 1.0) return s;
+  return (1.0 + log(s * cone())) / cone();
 }
 
 vec3 toUnit(vec3 p) {
