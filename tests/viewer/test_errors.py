@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import http.server
 import json
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,22 @@ def copy(page_folder: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "page"
     shutil.copytree(page_folder, folder)
     return folder
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files without a log."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def answered_by(handler: type[Quiet], folder: Path) -> Iterator[str]:
+    """The address of a server for a folder."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
 
 
 def message(page: Page, address: str) -> str:
@@ -121,7 +139,7 @@ def test_devices_that_cannot(page: Page, page_folder: Path, serve: Serve, script
 
 
 def test_a_connection_that_breaks(page: Page, page_folder: Path) -> None:
-    class Breaking(http.server.SimpleHTTPRequestHandler):
+    class Breaking(Quiet):
         def do_GET(self) -> None:
             if ".safetensors" in self.path:
                 self.send_response(200)
@@ -132,16 +150,8 @@ def test_a_connection_that_breaks(page: Page, page_folder: Path) -> None:
             else:
                 super().do_GET()
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    def handler(*arguments: object) -> Breaking:
-        return Breaking(*arguments, directory=str(page_folder))  # type: ignore[arg-type]
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        text = message(page, f"http://127.0.0.1:{server.server_address[1]}/")
-        server.shutdown()
+    with answered_by(Breaking, page_folder) as address:
+        text = message(page, address)
     assert "scene/scene.safetensors cannot be loaded: the connection failed" in text
     assert "reload the page" in text
 
@@ -150,7 +160,7 @@ def test_an_old_file_in_the_cache(page: Page, page_folder: Path) -> None:
     """A visitor who came while the page was replaced keeps the file of before under the new address."""
     asked: list[str] = []
 
-    class Replaced(http.server.SimpleHTTPRequestHandler):
+    class Replaced(Quiet):
         def do_GET(self) -> None:
             if ".safetensors" not in self.path:
                 super().do_GET()
@@ -165,18 +175,10 @@ def test_an_old_file_in_the_cache(page: Page, page_folder: Path) -> None:
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    def handler(*arguments: object) -> Replaced:
-        return Replaced(*arguments, directory=str(page_folder))  # type: ignore[arg-type]
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with answered_by(Replaced, page_folder) as address:
         page.size(200, 150, scale=0.5)
-        page.open(f"http://127.0.0.1:{server.server_address[1]}/")
+        page.open(address)
         page.wait("document.getElementById('status').textContent.includes('per image at')")
-        server.shutdown()
     assert len(asked) == 2
     assert asked[1] == "no-cache"
 
@@ -200,9 +202,10 @@ def test_a_device_that_stops_during_the_download(page: Page, page_folder: Path, 
         "return f.apply(self, given)}})"
     )
     try:
-        assert "graphics device stopped answering" in message(page, serve(page_folder))
-        page.wait("document.getElementById('loading').hidden")
-        assert "stopped answering" in page.evaluate("document.getElementById('message').innerText")
+        page.open(serve(page_folder))
+        # The message of the event comes first; what the rest of the loading meets must not replace it.
+        page.wait("!document.getElementById('message').hidden && document.getElementById('loading').hidden")
+        assert "graphics device stopped answering" in page.evaluate("document.getElementById('message').innerText")
     finally:
         undo()
 
