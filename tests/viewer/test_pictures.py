@@ -133,10 +133,10 @@ def test_a_capture_with_a_background(
     assert psnr(rendered(page, 0, 24)[..., :3], exact) >= 38
     # Longer steps everywhere, also far away, where they grow with distance.
     rule = pipeline.model.renderer.rule
-    pipeline.model.renderer.rule = StepRule(4 * rule.step_size, 4 * rule.cone_angle)
+    pipeline.model.renderer.rule = StepRule(8 * rule.step_size, 8 * rule.cone_angle)
     coarse = expected(pipeline, 0, 24)["rgb"]
-    assert psnr(rendered(page, 0, 24, step=4)[..., :3], coarse) >= 38
-    assert psnr(exact, coarse) < 38
+    assert psnr(coarse, exact) < 40
+    assert psnr(rendered(page, 0, 24, step=8)[..., :3], coarse) >= 50
 
 
 def test_lego(
