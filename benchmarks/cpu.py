@@ -2,8 +2,8 @@
 
     python benchmarks/cpu.py [--threads 2] [--scene DIR] [--markdown FILE]
 
-Prints one table; every ratio compares timings that are interleaved within this run. ``--scene`` adds a training step on
-that scene and the share of it that is spent outside the model.
+Prints one table; every ratio compares timings that are interleaved within this run. ``--scene`` adds training steps on
+that scene, of several methods in turns, and the share of them that is spent outside the model.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from printing import print_table
 from torch import nn
 
 from eugen_nerf.bench.machine import cpu_model
+from eugen_nerf.bench.statistics import middle, paired_ratio
 from eugen_nerf.field import EugenField, FieldConfig
 from eugen_nerf.layers import EUGen, LayerStack, build_network, merge_chain
 from eugen_nerf.occupancy import pack_bits
@@ -276,53 +278,79 @@ def ray_rows() -> list[list[str]]:
     return rows
 
 
-def training_rows(scene: Path, steps: int = 200) -> list[list[str]]:
-    """Time a step of ns-train after a warm-up, and the share of it outside the model's forward, backward and update."""
-    from nerfstudio.configs.method_configs import all_methods
+TURN = 5  # steps of one training before the next one's
+WARM_UP = 300  # steps
 
-    rows = []
-    for method in ("eugen-nerf", "eugen-nerf-mlp"):
-        config = copy.deepcopy(all_methods[method])
+
+class TimedTraining:
+    """A training of ns-train, step by step, with the time inside the model's forward, backward and update."""
+
+    def __init__(self, method: str, scene: Path, **field: object) -> None:
+        from nerfstudio.configs.method_configs import all_methods
+
+        config: Any = copy.deepcopy(all_methods[method])
         config.pipeline.datamanager.data = scene
-        config.vis = "viewer+tensorboard"  # type: ignore[assignment]
-        trainer = config.setup(local_rank=0, world_size=1)
+        config.vis = "viewer+tensorboard"
+        for name, value in field.items():
+            setattr(config.pipeline.model.field, name, value)
+        self.trainer = config.setup(local_rank=0, world_size=1)
         pipeline = config.pipeline.setup(device="cpu", test_mode="val", world_size=1, local_rank=0, grad_scaler=None)
-        trainer.pipeline = pipeline
-        trainer.optimizers = trainer.setup_optimizers()
-        inside = 0.0
-        rays = 0
+        self.trainer.pipeline, self.pipeline = pipeline, pipeline
+        self.trainer.optimizers = self.trainer.setup_optimizers()
+        self.done, self.rays, self.inside = 0, 0, 0.0
+        self.seconds: list[float] = []  # a step, of each turn
+        pipeline.model.get_outputs = self.timed(pipeline.model.get_outputs)
+        for optimizer in self.trainer.optimizers.optimizers.values():
+            optimizer.step = self.timed(optimizer.step)
 
-        def timed(function: Callable[..., object]) -> Callable[..., object]:
-            def run(*args: object, **kwargs: object) -> object:
-                nonlocal inside
-                start = time.perf_counter()
-                result = function(*args, **kwargs)
-                inside += time.perf_counter() - start
-                return result
+    def timed(self, function: Callable[..., object]) -> Callable[..., object]:
+        def run(*args: object, **kwargs: object) -> object:
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            self.inside += time.perf_counter() - start
+            return result
 
-            return run
+        return run
 
-        model = pipeline.model
-        model.get_outputs = timed(model.get_outputs)  # type: ignore[method-assign]
-        original_backward = torch.Tensor.backward
-        torch.Tensor.backward = timed(original_backward)  # type: ignore[method-assign, assignment]
-        for optimizer in trainer.optimizers.optimizers.values():
-            optimizer.step = timed(optimizer.step)
+    def run(self, steps: int) -> None:
+        backward = torch.Tensor.backward
+        torch.Tensor.backward = self.timed(backward)  # type: ignore[method-assign, assignment]
+        begin = time.perf_counter()
         try:
-            for step in range(300 + steps):
-                if step == 300:
-                    inside, rays, begin = 0.0, 0, time.perf_counter()
-                start = time.perf_counter()
-                model.renderer.update_occupancy(step)
-                inside += time.perf_counter() - start
-                pipeline.train()
-                trainer.train_iteration(step)
-                rays += pipeline.datamanager.get_train_rays_per_batch()
-            total = time.perf_counter() - begin
+            for _ in range(steps):
+                self.timed(self.pipeline.model.renderer.update_occupancy)(self.done)
+                self.pipeline.train()
+                self.trainer.train_iteration(self.done)
+                self.done += 1
+                self.rays += self.pipeline.datamanager.get_train_rays_per_batch()
         finally:
-            torch.Tensor.backward = original_backward  # type: ignore[method-assign]
-        note = f"{rays / total:,.0f} rays/s; outside the model {1 - inside / total:.0%}"
-        rows.append([f"{method}, training step", f"{1000 * total / steps:.1f}", "", "", note])
+            torch.Tensor.backward = backward  # type: ignore[method-assign]
+        self.seconds.append((time.perf_counter() - begin) / steps)
+
+
+def training_rows(scene: Path, turns: int = 40) -> list[list[str]]:
+    """Time a step of ns-train, of several methods in turns, and its share outside the model."""
+    trainings = {
+        "eugen-nerf": TimedTraining("eugen-nerf", scene),
+        "eugen-nerf-mlp": TimedTraining("eugen-nerf-mlp", scene),
+        "eugen-nerf-mlp, 32 wide": TimedTraining("eugen-nerf-mlp", scene, hidden_features=32),
+    }
+    for training in trainings.values():
+        training.run(WARM_UP)
+        training.seconds.clear()
+        training.rays, training.inside = 0, 0.0
+    for turn in range(turns):
+        for training in list(trainings.values())[:: 1 if turn % 2 else -1]:
+            training.run(TURN)
+    reference = trainings["eugen-nerf"].seconds
+    rows = []
+    for name, training in trainings.items():
+        total = TURN * sum(training.seconds)
+        note = (
+            f"{paired_ratio(training.seconds, reference)} of eugen-nerf's time; {training.rays / total:,.0f} rays/s; "
+            f"outside the model {1 - training.inside / total:.0%}"
+        )
+        rows.append([f"{name}, training step", f"{1000 * middle(training.seconds).value:.1f}", "", "", note])
     return rows
 
 
