@@ -68,8 +68,8 @@ def _check_folder(folder: Path, benchmark: Benchmark, resume: bool, replace: boo
     """Whether an earlier benchmark is to be removed. Raises UserError if the folder may not be written."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; --out takes a folder.")
+    title = _title(folder)
     if replace and os.path.isfile(folder / CONFIG):
-        title = _title(folder)
         if title != benchmark.title:
             raise UserError(
                 f"{folder}: holds the results of another benchmark{f', {title!r}' if title else ''}, which would be "
@@ -78,7 +78,6 @@ def _check_folder(folder: Path, benchmark: Benchmark, resume: bool, replace: boo
         return True
     if folder.exists():
         _check_content(folder, resume)
-    title = _title(folder)
     if title not in (None, benchmark.title):
         raise UserError(
             f"{folder}: holds the results of another benchmark, {title!r}, which cannot be continued with "

@@ -166,8 +166,9 @@ def option(config: Mapping[str, Any], path: str) -> Any:
 
 def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(old, Mapping) and isinstance(new, Mapping) and old.get(CLASS) == new.get(CLASS):
-        # Another version of this package may have had other options.
-        for name in new.keys() & old.keys() - HARMLESS - {"_target"}:
-            yield from _differences(f"{path}.{name}", old[name], new[name])
+        for name in new:
+            # Another version of this package may have had other options.
+            if name in old and name not in HARMLESS and name != "_target":
+                yield from _differences(f"{path}.{name}", old[name], new[name])
     elif old != new:
         yield path, *(value.get(CLASS, value) if isinstance(value, Mapping) else value for value in (old, new))

@@ -98,7 +98,7 @@ CHAINS: dict[str, Callable[[], nn.Sequential | MergedChain]] = {
 def chain_of(name: str) -> MergedChain:
     torch.manual_seed(0)
     made = CHAINS[name]()  # merged with gradients, as in training, so no norm has a constant
-    return convert(made if isinstance(made, MergedChain) else merge_chain(made), lambda _, t: t.detach())
+    return (made if isinstance(made, MergedChain) else merge_chain(made)).detach()
 
 
 def convert(chain: MergedChain, change: Callable[[str, Tensor], Tensor]) -> MergedChain:
