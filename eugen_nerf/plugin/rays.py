@@ -45,8 +45,9 @@ class TabulatedRays(torch.nn.Module):
         self.table = torch.cat(tables)  # [pixels of all groups, 4]: unit direction, area
         self.first = torch.tensor(first, device=self.table.device)[self.group_of]  # [C] first row of a camera
         self.width = cameras.width[:, 0]
-        self.rotations = cameras.camera_to_worlds[:, :, :3]
-        self.origins = cameras.camera_to_worlds[:, :, 3]
+        # Indexing is several times faster in contiguous tensors.
+        self.rotations = cameras.camera_to_worlds[:, :, :3].contiguous()
+        self.origins = cameras.camera_to_worlds[:, :, 3].contiguous()
 
     @staticmethod
     def _group(cameras: Cameras) -> tuple[list[int], torch.Tensor]:
@@ -59,14 +60,24 @@ class TabulatedRays(torch.nn.Module):
         """Rays of pixels, given as [N, 3] camera, row and column."""
         # nerfstudio draws pixels in main memory, where the images are.
         camera, y, x = ray_indices.to(self.table.device).unbind(-1)
-        entry = self.table[self.first[camera] + y * self.width[camera] + x]
-        directions = (self.rotations[camera] * entry[:, None, :3]).sum(-1)
+        row = self.first.index_select(0, camera) + y * self.width.index_select(0, camera) + x
+        entry = self.table.index_select(0, row)
         return RayBundle(
-            origins=self.origins[camera],
-            directions=directions,
+            origins=self.origins.index_select(0, camera),
+            directions=_rotated(entry[:, :3], self.rotations.index_select(0, camera)),
             pixel_area=entry[:, 3:],
             camera_indices=camera[:, None],
         )
+
+
+def _rotated(directions: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    """Directions [..., 3] times a matrix [3, 3] or one for each, [..., 3, 3].
+
+    Written out, since autocast would run a matrix product in half precision.
+    """
+    x, y, z = directions.unsqueeze(-1).unbind(-2)
+    columns = rotation.unbind(-1)
+    return (columns[0] * x).addcmul_(columns[1], y).addcmul_(columns[2], z)
 
 
 @dataclass(frozen=True)
@@ -123,10 +134,7 @@ class ImageRayGenerator:
         lens = self._lens  # read once: the viewer renders in its own thread
         if lens is None or (lens.device, lens.intrinsics) != (pose.device, intrinsics):
             self._lens = lens = _look_through(camera, intrinsics)
-        # Written out, since autocast would run a matrix product in half precision.
-        directions = lens.directions[..., :1] * pose[:, 0]
-        for i in (1, 2):
-            directions.addcmul_(lens.directions[..., i : i + 1], pose[:, i])
+        directions = _rotated(lens.directions, pose[:, :3])
         origins = pose[:, 3].expand(height, width, 3).contiguous()
         return ImageRays(RayBundle(origins, directions, lens.pixel_area), lens.rank)
 
