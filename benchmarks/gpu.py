@@ -17,6 +17,9 @@ without JIT fusion, and the faster variant is compared.
 second at the size of the scene and at twice that size. It needs nerfstudio; this package need not be installed. The
 methods differ in rays per step, so both steps and rays are compared.
 
+``--only tiles`` compares the ways in which the kernels of networks can divide their work: how many warps a block has,
+how many rows a warp carries, where weights and sums are kept.
+
 Each section runs in its own process, for at most its share of the time. A process that hangs is killed; after a crash
 the section continues with the next measurement. Kernels that the self-check rejects are not launched. Every row is
 printed, and the file rewritten, as soon as it is measured. A failure affects its own row only, and makes the exit code
@@ -43,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 
 HEADS = ("what", "who", "ms", "time against ours", "against the machine")
 START = "start"  # runs before all others: which GPU it is, and whether the kernels can be trusted on it
-# Shares of the remaining time, relative to the shares of all later sections. The most important come first.
+# Shares of the remaining time, relative to the shares of all measured later sections. The most important come first.
 SHARES = {
     "networks": 4,
     "hash-grid": 2,
@@ -52,8 +55,16 @@ SHARES = {
     "nerfacto": 4,
     "training-mlp": 4,
     "torch.compile": 3,
+    "tiles": 3,
 }
-LAUNCHING = ("networks", "hash-grid", "rays", "torch.compile")  # these launch our kernels regardless of the self-check
+ON_REQUEST = ("tiles",)  # measured only if named
+LAUNCHING = (
+    "networks",
+    "hash-grid",
+    "rays",
+    "torch.compile",
+    "tiles",
+)  # these launch our kernels regardless of the self-check
 WITH_SCENE = ("training", "nerfacto", "training-mlp")
 START_SHARE = 1 / 3  # of the total time; a self-check that hangs would take five minutes
 RESERVE = 10  # seconds to finish
@@ -179,7 +190,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1 << 20, help="rows and positions per run")
     parser.add_argument("--minutes", type=float, default=8, help="time limit of the whole benchmark")
     parser.add_argument(
-        "--only", nargs="+", choices=SHARES, default=list(SHARES), metavar="SECTION", help=f"of {', '.join(SHARES)}"
+        "--only",
+        nargs="+",
+        choices=SHARES,
+        default=[section for section in SHARES if section not in ON_REQUEST],
+        metavar="SECTION",
+        help=f"of {', '.join(SHARES)}",
     )
     parser.add_argument("--markdown", type=Path, help="write the table to this file too")
     parser.add_argument("--task", nargs=2, help=argparse.SUPPRESS)  # used by `in_a_process`

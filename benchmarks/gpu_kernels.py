@@ -1,4 +1,4 @@
-"""Measure single kernels against PyTorch and tiny-cuda-nn, and the fused path from rays to gradients."""
+"""Measure single kernels against PyTorch, tiny-cuda-nn and their own variants, and the path from rays to gradients."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ from eugen_nerf.ops import (
     RadianceField,
     Space,
     StepRule,
+    cuda,
+    cuda_driver,
     differentiable_render,
     operators,
     reference,
 )
 from eugen_nerf.ops.operators import rule_argument, space_arguments
 from eugen_nerf.ops.packing import PackedChain, pack_chain
+from eugen_nerf.ops.tiles import Tiles, choices
 from eugen_nerf.tcnn_modules import hash_grid, mlp
 
 WIDTHS = (32, 64, 128)
@@ -36,6 +39,7 @@ OURS_FLOAT32 = "ours, float32 rows"
 TCNN_ROWS, TCNN_TABLE = "tcnn, float32 rows in", "tcnn, fp16 table"
 COMPILER_SECONDS = 30  # reserved for torch.compile, for each width
 STEPS_THROUGH_BOX = 500  # of one ray, approximately
+FEWEST_WARPS = 4  # of the blocks that are tried; smaller ones leave multiprocessors idle
 LAST = 1000  # rows of a batch that are compared with PyTorch's
 FEW_CELLS = 0.03  # share of occupied cells once a training has found the object
 
@@ -64,7 +68,7 @@ def _half_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 @torch.no_grad()
-def check_last_rows(name: str, mine: Tensor, theirs: Tensor, tolerance: float) -> None:
+def check_last_rows(name: str, mine: Tensor, theirs: Tensor, tolerance: float, whose: str = "PyTorch's") -> None:
     """Compare the end of a batch with another implementation, so that no wrong result is reported as a speed.
 
     Raises:
@@ -72,7 +76,7 @@ def check_last_rows(name: str, mine: Tensor, theirs: Tensor, tolerance: float) -
     """
     difference = float((mine.double() - theirs.double()).norm() / theirs.double().norm().clamp_min(1e-12))
     if not difference <= tolerance:
-        raise RuntimeError(f"{name}: the last rows of the batch differ from PyTorch's by {difference:.1e}")
+        raise RuntimeError(f"{name}: the last rows of the batch differ from {whose} by {difference:.1e}")
 
 
 def eugen_chain(width: int) -> tuple[MergedChain, PackedChain]:
@@ -153,6 +157,47 @@ def network_rows(width: int, batch: int, gpu: Gpu, tcnn: bool, compiled_until: f
             beside=dict.fromkeys(remarks, OURS_FLOAT32),
             ways=tuple(remarks),
         )
+
+
+def tile_rows(width: int, batch: int) -> Iterator[Row]:
+    """The kernels of a merged EUGen network 32-W-W-16 with other tiles than those that `tiles.plan` chooses."""
+    _, packed = eugen_chain(width)
+    device = cuda_driver.gpu(torch.cuda.current_device())
+    half = cuda.half_dtype()
+    x, grad = (torch.randn(batch, n, device=DEVICE).to(half) for n in (32, 16))
+    network = packed.parameters, packed.spec, packed.eps
+    forward, backward = choices(packed.spec, device.shared_memory)
+
+    def evaluate(tiles: Tiles) -> list[Tensor]:
+        return [cuda.network_forward(device, x, *network, tiles)]
+
+    def differentiate(tiles: Tiles) -> list[Tensor]:
+        parameters, *rest = network
+        return list(cuda.network_backward(device, x, parameters, grad, *rest, True, tiles))
+
+    def racer(run: Callable[[Tiles], list[Tensor]], tiles: Tiles, expected: list[Tensor]) -> Callable[[], object]:
+        for mine, chosen in zip(run(tiles), expected, strict=True):
+            check_last_rows("network", mine[-LAST:], chosen[-LAST:], 2e-2, "those with the chosen tiles")
+        return lambda: run(tiles)
+
+    of_forward = [
+        (f"{t.warps} warps of {16 * t.tiles} rows{', weights in parts' * t.streamed}", t)
+        for t in forward
+        if t.warps >= FEWEST_WARPS
+    ]
+    of_backward = [
+        (
+            f"{t.back_warps} warps of {16 * t.back_tiles} rows{', weights in parts' * t.back_streamed}"
+            f"{', sums in registers' * t.keep_sums}",
+            t,
+        )
+        for t in backward
+        if t.back_warps >= FEWEST_WARPS
+    ]
+    for passes, run, tried in (("forward", evaluate, of_forward), ("backward", differentiate, of_backward)):
+        expected = run(tried[0][1])
+        contenders = [(name, functools.partial(racer, run, tiles, expected)) for name, tiles in tried]
+        yield from race(f"network 32-{width}-{width}-16, {passes}", contenders, lambda *_: "")
 
 
 def hash_rows(batch: int, gpu: Gpu, tcnn: bool) -> Iterator[Row]:

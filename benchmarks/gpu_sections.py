@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gpu_timing
 import torch
-from gpu_kernels import FEW_CELLS, WIDTHS, gradient_rows, hash_rows, network_rows, ray_rows
+from gpu_kernels import FEW_CELLS, WIDTHS, gradient_rows, hash_rows, network_rows, ray_rows, tile_rows
 from gpu_processes import BROKEN, DONE, Row, Task, Tell
 from gpu_timing import DEVICE, failure
 from gpu_training import Trainings
@@ -57,6 +57,8 @@ def _pieces(task: Task, tell: Tell, deadline: float) -> Pieces:
         }
     if task.section == "networks":
         return {f"{w} wide": lambda w=w: network_rows(w, batch, gpu, tcnn) for w in WIDTHS}  # type: ignore[misc]
+    if task.section == "tiles":
+        return {f"{w} wide": lambda w=w: tile_rows(w, batch) for w in WIDTHS}  # type: ignore[misc]
     if task.section == "hash-grid":
         return {"hash_encode": lambda: hash_rows(batch, gpu, tcnn)}
     if task.section == "rays":

@@ -31,6 +31,7 @@ from eugen_nerf.bench import training
 from eugen_nerf.bench.jobs import Progress
 from eugen_nerf.plugin.rays import ImageRayGenerator, z_order
 from tests.bench.conftest import SMALL
+from tests.emulator.device import EmulatedDevice, have_compiler
 from tests.pretended_gpu import pretended_gpu
 
 TASK = gpu.Task(gpu.START, float("inf"), 64, 1, None, "")
@@ -129,6 +130,42 @@ def test_one_section_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "| march, " in text
     assert "network" not in text
     assert "hash_encode" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not have_compiler(), reason="no C++ compiler that knows _Float16")
+@pytest.mark.usefixtures("in_this_process")
+def test_tiles_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels run on the emulator."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(gpu_kernels.cuda_driver, "gpu", lambda index: EmulatedDevice(90))
+    real = gpu_kernels.choices
+    # Some of them, because the emulator compiles each for some seconds.
+    monkeypatch.setattr(gpu_kernels, "choices", lambda *of: tuple(found[:2] for found in real(*of)))
+    file = tmp_path / "table.md"
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--batch", "64", "--only", "tiles", "--markdown", str(file)])
+    gpu.main()
+    told = table(file)
+    assert {(what.split(", ")[1], who) for what, who in told if who} == {
+        ("forward", "4 warps of 32 rows"),
+        ("forward", "8 warps of 16 rows"),
+        ("backward", "4 warps of 32 rows, sums in registers"),
+        ("backward", "8 warps of 16 rows, sums in registers"),
+    }
+    assert all(float(ms) > 0 for (_, who), (ms, _) in told.items() if who)
+
+    wrong = gpu_kernels.cuda.network_forward
+
+    def differently(*arguments: Any) -> torch.Tensor:
+        return wrong(*arguments) * (2 if arguments[-1].warps == 8 else 1)
+
+    monkeypatch.setattr(gpu_kernels.cuda, "network_forward", differently)
+    with pytest.raises(SystemExit, match="Not everything could be measured"):
+        gpu.main()
+    assert (
+        "differ from those with the chosen tiles"
+        in table(file)["network 32-16-16-16, forward", "8 warps of 16 rows"][1]
+    )
 
 
 def test_no_width_is_begun_too_late_for_the_compiler() -> None:

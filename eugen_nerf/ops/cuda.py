@@ -7,6 +7,7 @@ Kernels of networks are compiled for their widths at first use, which takes a fe
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -70,9 +71,18 @@ def network_tiles(device: Device, spec: Sequence[int]) -> Tiles:
 
 def network_constants(spec: Sequence[int], tiles: Tiles, half_rows: bool) -> tuple[str, ...]:
     """Preprocessor definitions of src/network.cu for a network."""
+    return _network_constants(tuple(spec), tiles, half_rows, precision() == "bf16")
+
+
+@functools.cache
+def _network_constants(spec: tuple[int, ...], tiles: Tiles, half_rows: bool, bf16: bool) -> tuple[str, ...]:
     numbers = ",".join(str(number) for number in spec)
-    bf16 = int(precision() == "bf16")
-    return (f"EUGEN_SPEC={numbers}", *tiles.constants(), f"EUGEN_HALF_ROWS={int(half_rows)}", f"EUGEN_BF16={bf16}")
+    return (
+        f"EUGEN_SPEC={numbers}",
+        *tiles.constants(),
+        f"EUGEN_HALF_ROWS={int(half_rows)}",
+        f"EUGEN_BF16={int(bf16)}",
+    )
 
 
 def _epsilons(eps: Sequence[float]) -> ctypes.Array[ctypes.c_float]:
@@ -107,11 +117,21 @@ def _rounded(device: Device, parameters: Tensor, spec: Sequence[int], constants:
     return rounded
 
 
-def network_forward(device: Device, x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Sequence[float]) -> Tensor:
-    """[n, in] -> [n, out] in the dtype of ``x``: float32, or the half type of `precision`."""
+def network_forward(
+    device: Device,
+    x: Tensor,
+    parameters: Tensor,
+    spec: Sequence[int],
+    eps: Sequence[float],
+    tiles: Tiles | None = None,
+) -> Tensor:
+    """[n, in] -> [n, out] in the dtype of ``x``: float32, or the half type of `precision`.
+
+    ``tiles`` replaces `network_tiles`, for measurements.
+    """
     n = x.shape[0]
     out = x.new_empty(n, outputs_of(spec))
-    tiles = network_tiles(device, spec)
+    tiles = tiles or network_tiles(device, spec)
     constants = network_constants(spec, tiles, x.dtype != torch.float32)
     kernel = "network.cu", constants, "network_forward"
     size = WARP * tiles.warps, tiles.shared_bytes
@@ -131,12 +151,16 @@ def network_backward(
     spec: Sequence[int],
     eps: Sequence[float],
     needs_x: bool,
+    tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x (empty if not needed) and of the packed parameters, which are float32."""
+    """Gradients of x (empty if not needed) and of the packed parameters, which are float32.
+
+    ``tiles`` replaces `network_tiles`, for measurements.
+    """
     n = x.shape[0]
     grad_x = torch.empty_like(x) if needs_x else x.new_empty(0)
     grad_parameters = torch.zeros_like(parameters)
-    tiles = network_tiles(device, spec)
+    tiles = tiles or network_tiles(device, spec)
     constants = network_constants(spec, tiles, x.dtype != torch.float32)
     size = WARP * tiles.back_warps, tiles.back_shared_bytes
     if n:
@@ -166,6 +190,7 @@ class GridLevels(ctypes.Structure):
     )
 
 
+@functools.cache
 def _levels(layout: HashGridLayout) -> GridLevels:
     return GridLevels(
         layout.num_levels,

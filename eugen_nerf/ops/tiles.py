@@ -132,23 +132,39 @@ def plan(spec: tuple[int, ...], shared_memory: int) -> Tiles | None:
     Weights stay in shared memory if possible. More rows per warp reuse each weight that is read more often.
     """
     shape = Shape(spec)
-    forward = next(
-        (
-            (warps, tiles, streamed)
-            for streamed in (False, True)
-            for warps, tiles in ((4, 2), (8, 1), (4, 1))
-            if shape.forward_registers(tiles) <= 136 and shape.weights_in_shared(streamed) <= shared_memory
-        ),
-        None,
-    )
+    forward = next(_forward_choices(shape, shared_memory), None)
     backward = next(_backward_choices(shape, shared_memory), None)
-    if forward is None or backward is None:
-        return None
-    warps, tiles, streamed = forward
-    return Tiles(warps, tiles, streamed, shape.weights_in_shared(streamed), *backward)
+    return None if forward is None or backward is None else _both(forward, backward)
 
 
-def _backward_choices(shape: Shape, shared_memory: int) -> Iterator[tuple[int, int, bool, int, bool]]:
+def choices(spec: tuple[int, ...], shared_memory: int) -> tuple[list[Tiles], list[Tiles]]:
+    """All tiles that fit, for measurements: those for the forward and those for the backward kernel.
+
+    `plan` takes the first of each. The other kernel's are those of `plan`.
+    """
+    shape = Shape(spec)
+    forward, backward = list(_forward_choices(shape, shared_memory)), list(_backward_choices(shape, shared_memory))
+    return [_both(each, backward[0]) for each in forward], [_both(forward[0], each) for each in backward]
+
+
+_Forward = tuple[int, int, bool, int]  # the first fields of Tiles
+_Backward = tuple[int, int, bool, int, bool]  # and the others
+
+
+def _both(forward: _Forward, backward: _Backward) -> Tiles:
+    warps, tiles, streamed, shared_bytes = forward
+    return Tiles(warps, tiles, streamed, shared_bytes, *backward)
+
+
+def _forward_choices(shape: Shape, shared_memory: int) -> Iterator[_Forward]:
+    for streamed in (False, True):
+        for warps, tiles in ((4, 2), (8, 1), (4, 1)):
+            needed = shape.weights_in_shared(streamed)
+            if shape.forward_registers(tiles) <= 136 and needed <= shared_memory:
+                yield warps, tiles, streamed, needed
+
+
+def _backward_choices(shape: Shape, shared_memory: int) -> Iterator[_Backward]:
     for keep_sums, streamed in ((True, False), (False, False), (True, True), (False, True)):
         for warps, tiles in ((4, 2), (8, 1), (4, 1), (2, 1), (1, 1)):
             held = shape.backward_registers(tiles) + (shape.sum_registers(warps) if keep_sums else 0)

@@ -10,7 +10,7 @@ import torch
 
 from eugen_nerf.ops import cuda
 from eugen_nerf.ops.packing import pack_chain
-from eugen_nerf.ops.tiles import plan
+from eugen_nerf.ops.tiles import choices, plan
 from tests.emulator.device import ORDERS, EmulatedDevice, library
 from tests.ops.comparisons import (
     CHAINS,
@@ -48,6 +48,28 @@ def check(name: str, n: int, device: EmulatedDevice, half: torch.dtype = torch.f
 def test_network(name: str, order: str) -> None:
     check(name, 300, EmulatedDevice(80, order))
     check(name, 1, EmulatedDevice(80, order))
+
+
+def test_other_tiles_compute_the_same() -> None:
+    """Four warps or eight, rows of 16 or 32, weights and sums here or there."""
+    case, device = network_case("color", 300, torch.float16), EmulatedDevice(80)
+    forward, backward = choices(case.spec, device.shared_memory)
+    assert forward[0] == backward[0] == plan(case.spec, device.shared_memory)
+    tried = {(t.warps, t.tiles, t.streamed): t for t in forward}
+    tried |= {(t.back_warps, t.back_tiles, t.back_streamed, t.keep_sums): t for t in backward if t.back_warps > 2}
+    assert {(8, 1, False), (4, 1, True), (8, 1, False, True), (4, 2, True, False)} < set(tried)
+    with ThreadPoolExecutor(2) as pool:
+        list(
+            pool.map(
+                lambda tiles: library("network.cu", cuda.network_constants(case.spec, tiles, False), 80), tried.values()
+            )
+        )
+    for tiles in tried.values():
+        y = cuda.network_forward(device, case.x, case.parameters, case.spec, case.eps, tiles)
+        assert relative_error(y, case.y) <= TOLERANCE[torch.float16]
+        gradients = cuda.network_backward(device, case.x, case.parameters, case.grad, case.spec, case.eps, True, tiles)
+        for got, expected in zip(gradients, (case.grad_x, case.grad_parameters), strict=True):
+            assert relative_error(got, expected) <= TOLERANCE[torch.float16]
 
 
 @pytest.mark.parametrize("name", ["color", "norm", "order-2", "inner-norm"])
