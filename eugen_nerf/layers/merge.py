@@ -379,14 +379,19 @@ def own_behavior(module: nn.Module) -> str | None:
     norm) or change the output. Merging parameters would ignore both. Weights computed by `torch.nn.utils.parametrize`
     are supported.
     """
-    kind = next((kind for kind in _MERGED_KINDS if isinstance(module, kind)), type(module))
-    return "hooks" if has_hooks(module) else changed_method(module, kind, "forward", "__call__", "features")
+    if has_hooks(module):
+        return "hooks"
+    kind = type(module)
+    if kind not in _MERGED_KINDS:
+        kind = next((kind for kind in _MERGED_KINDS if isinstance(module, kind)), kind)
+    return changed_method(module, kind, "forward", "__call__", "features")
 
 
 def changed_method(module: nn.Module, kind: type[nn.Module], *names: str) -> str | None:
     """Name the first of these methods that a module overrides relative to its kind; None if it overrides none."""
     for name in names:
-        if name in vars(module) or getattr(type(module), name, None) is not getattr(kind, name, None):
+        other = type(module) is not kind and getattr(type(module), name, None) is not getattr(kind, name, None)
+        if other or name in vars(module):
             return f"its own {name}"
     return None
 
@@ -409,7 +414,9 @@ def activation_name(module: nn.Module) -> str | None:
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """Compute in the tensors' own precision. The meta device, which computes nothing, has no autocast."""
-    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _has_tangent(tensor: Tensor) -> bool:
