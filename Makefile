@@ -44,13 +44,21 @@ test-gpu: .venv/installed-dev
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 
-# About 8 GB and a few minutes, nearly all of it torch.
-.venv/installed: .venv/bin/python pyproject.toml
-	$(BIN)/pip install --editable .
+# pip compiles a C library for nerfstudio's viewer. Where there is no C compiler, zig does, which pip installs.
+C_COMPILER := $(or $(shell command -v gcc),$(shell command -v clang),$(shell command -v cc))
+ZIG = "$$($(BIN)/python -c 'import ziglang; print(*ziglang.__path__)')/zig cc"
+PIP_INSTALL = CC=$${CC:-$(or $(C_COMPILER),$(ZIG))} $(BIN)/pip install
+.venv/compiler: .venv/bin/python
+	$(if $(C_COMPILER),,$(BIN)/pip install --quiet ziglang)
 	touch $@
 
-.venv/installed-dev: .venv/bin/python pyproject.toml
-	$(BIN)/pip install --editable '.[dev]'
+# About 8 GB and a few minutes, nearly all of it torch.
+.venv/installed: .venv/compiler pyproject.toml
+	$(PIP_INSTALL) --editable .
+	touch $@
+
+.venv/installed-dev: .venv/compiler pyproject.toml
+	$(PIP_INSTALL) --editable '.[dev]'
 	touch $@ .venv/installed
 
 # Remove everything that can be rebuilt; trained runs (outputs, renders) are kept.
