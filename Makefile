@@ -28,7 +28,8 @@ sanitize: .venv/installed-dev
 	@command -v $(CXX) >/dev/null || { echo "make sanitize: no C++ compiler $(CXX), nothing to check"; exit 0; }; \
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 EUGEN_CXXFLAGS="$(SANITIZER_FLAGS)" \
-	$(BIN)/python -m pytest -q -p no:cacheprovider tests/ops/test_cpu.py tests/test_optim.py
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/ops/test_cpu.py tests/ops/test_factor_products.py \
+	    tests/test_optim.py
 
 # Plant every bug of tests/emulator/mutations.py into the CUDA sources; make test tries a third of them.
 mutation: .venv/installed-dev

@@ -36,6 +36,7 @@ from eugen_nerf.ops import (
     Space,
     StepRule,
     composite,
+    cpu,
     differentiable_render,
     hash_encode,
     march,
@@ -44,6 +45,9 @@ from eugen_nerf.ops import (
     render,
     spherical_harmonics,
 )
+from eugen_nerf.ops.packing import pack_products
+from eugen_nerf.ops.products import describe
+from eugen_nerf.ops.radiance_field import FactoredField
 from eugen_nerf.optim import MaskedAdam
 
 N = 65_536  # samples, as in a training step
@@ -209,6 +213,27 @@ def optimizer_rows(bandwidth: float) -> list[list[str]]:
     return rows
 
 
+def merging_rows() -> list[list[str]]:
+    """Time merging the layers of eugen-nerf's networks and the gradient of it, as a training step does both."""
+    field = EugenField(FieldConfig(log2_hashmap_size=4)).factored()
+    assert isinstance(field, FactoredField)
+    products = [product for chain in (field.density, field.color) for product in pack_products(chain).products]
+    factors, places = describe(products)
+    detached, needed = [factor.detach() for factor in factors], [True] * len(factors)
+    grad = torch.randn(len(reference.factor_products(products)), generator=torch.Generator().manual_seed(0))
+
+    def train_natively() -> None:
+        cpu.factor_products_forward(detached, places)
+        cpu.factor_products_backward(detached, places, grad, needed)
+
+    def train() -> None:
+        torch.autograd.grad(reference.factor_products(products), factors, grad)
+
+    native, eager = times(train_natively, train, rounds=1001)
+    label = "factor_products, eugen-nerf, forward + backward"
+    return [[label, f"{native:.3f}", f"{eager:.3f}", f"{eager / native:.1f}x", ""]]
+
+
 def composite_rows() -> list[list[str]]:
     generator = torch.Generator().manual_seed(0)
     counts = torch.randint(0, 64, (N // 32,), generator=generator)
@@ -363,7 +388,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     peak, bandwidth = machine()
-    rows = [*network_rows(peak), *hash_rows(bandwidth), *optimizer_rows(bandwidth), *composite_rows(), *ray_rows()]
+    rows = [*network_rows(peak), *hash_rows(bandwidth), *optimizer_rows(bandwidth)]
+    rows += [*merging_rows(), *composite_rows(), *ray_rows()]
     if arguments.scene:
         rows += training_rows(arguments.scene)
     title = f"{cpu_model()}, {arguments.threads} threads, torch {torch.__version__}, {datetime.date.today()}; N = {N}"

@@ -62,6 +62,7 @@ def default_programs(architecture: int) -> Iterator[Program]:
     """Programs for training and rendering. Kinds of networks that merge to the same chain are listed once."""
     yield Program("rays", "rays.cu", (), architecture)
     yield Program("optimizer", "adam.cu", (), architecture)
+    yield Program("merging", "products.cu", (), architecture)
     yield Program("hash grid", "grid.cu", cuda.grid_constants(2, False), architecture)
     seen: dict[tuple[int, ...] | tuple[tuple[int, ...], tuple[int, ...]], None] = {}
     for kind in KINDS:

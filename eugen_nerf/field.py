@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from eugen_nerf import ops
 from eugen_nerf.errors import UserError
 from eugen_nerf.layers import ACTIVATIONS, EUGen, build_network, merge_chain
-from eugen_nerf.layers.merge import MergedChain, changed_method, has_hooks, without_autocast
+from eugen_nerf.layers.autocast import without_autocast
+from eugen_nerf.layers.merge import FactoredChain, MergedChain, changed_method, factor_chain, has_hooks
 from eugen_nerf.layers.selection import Kept, select_features
 from eugen_nerf.ops import Backend, HashGridLayout, RadianceField
 from eugen_nerf.ops.network_spec import HARMONICS
-from eugen_nerf.ops.radiance_field import TruncatedExp
+from eugen_nerf.ops.radiance_field import FactoredField, TruncatedExp
 
 # Factor on the initial output weights of EUGen layers. The features of a hash grid start near zero; larger output
 # weights pass larger gradients to them early in training. docs/performance.md has the measurements.
@@ -174,6 +175,10 @@ class ChainNetwork(nn.Module):
     def merged(self) -> MergedChain:
         """The merged chain, differentiable in the parameters, in their precision even under autocast."""
         return merge_chain(self.layers)
+
+    def factored(self) -> FactoredChain:
+        """The merged chain with products that are not multiplied yet."""
+        return factor_chain(self.layers)
 
     def forward(self, x: Tensor) -> Tensor:
         chain = self.merged()
@@ -333,10 +338,21 @@ class EugenField(nn.Module):
         Raises:
             ValueError: a layer inside a network has hooks or a `forward` of its own; see `merge_chain`.
         """
+        factored = self.factored()
+        return factored.merged() if isinstance(factored, FactoredField) else self
+
+    def factored(self) -> FactoredField | EugenField:
+        """`merged` with products of the networks' factors that are not multiplied yet.
+
+        Raises:
+            ValueError: see `merged`.
+        """
         if not isinstance(self.encoding, HashGrid) or self._does_more():
             return self
-        density, color = self._merged_chains()
-        return RadianceField(self.encoding.table, self.encoding.layout, density, color, self.backend)
+        assert isinstance(self.density_network, ChainNetwork)
+        assert isinstance(self.color_network, ChainNetwork)
+        density, color = self.density_network.factored(), self.color_network.factored()
+        return FactoredField(self.encoding.table, self.encoding.layout, density, color, self.backend)
 
     def _does_more(self) -> bool:
         parts: tuple[tuple[nn.Module, type[nn.Module]], ...] = (

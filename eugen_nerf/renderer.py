@@ -13,6 +13,7 @@ from eugen_nerf import ops
 from eugen_nerf.field import EugenField, HashGrid
 from eugen_nerf.occupancy import OccupancyGrid
 from eugen_nerf.ops import RadianceField, Space, StepRule
+from eugen_nerf.ops.radiance_field import FactoredField
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Renderer:
         Raises:
             ValueError: a tensor has the wrong shape, or its dtype is not that of the field's parameters.
         """
-        field = self.field.merged()
+        field = self.field.factored()
         _check_rays(origins, directions, field)
         if jitter is not None:
             jitter = _one_per_ray("jitter", jitter, origins)
@@ -166,12 +167,14 @@ class Renderer:
         return self.occupancy.update_every_n_steps(step, thickness)
 
 
-def _check_rays(origins: Tensor, directions: Tensor, field: RadianceField | EugenField) -> None:
+def _check_rays(origins: Tensor, directions: Tensor, field: RadianceField | FactoredField | EugenField) -> None:
     if origins.dim() != 2 or origins.shape[1] != 3:
         raise ValueError(f"origins must have the shape [R, 3], not {list(origins.shape)}")
     if directions.shape != origins.shape:
         raise ValueError(f"directions must have the origins' shape {list(origins.shape)}, not {list(directions.shape)}")
-    if isinstance(field, RadianceField):
+    if isinstance(field, FactoredField):
+        dtype = field.density.dtype
+    elif isinstance(field, RadianceField):
         dtype = field.density.weight.dtype  # a GPU's table may be in half precision
     elif isinstance(encoding := getattr(field, "encoding", None), HashGrid):
         dtype = encoding.table.dtype

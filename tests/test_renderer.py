@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eugen_nerf.field import EugenField, FieldConfig
-from eugen_nerf.layers.merge import MergedChain, merge_chain
+from eugen_nerf.layers.merge import FactoredChain, factor_chain
 from eugen_nerf.occupancy import OccupancyGrid
 from eugen_nerf.ops import Space, StepRule, dispatch
 from eugen_nerf.renderer import Renderer
@@ -44,7 +44,7 @@ class Medium(nn.Module):
     def merged(self) -> Medium:
         return self
 
-    evaluator = merged
+    evaluator = factored = merged
 
 
 def renderer(
@@ -332,11 +332,11 @@ def test_networks_are_merged_once_a_step(backend: str, monkeypatch: pytest.Monke
     monkeypatch.setenv("EUGEN_BACKEND", backend)
     merged: list[nn.Sequential] = []
 
-    def merge(layers: nn.Sequential) -> MergedChain:
+    def merge(layers: nn.Sequential) -> FactoredChain:
         merged.append(layers)
-        return merge_chain(layers)
+        return factor_chain(layers)
 
-    monkeypatch.setattr("eugen_nerf.field.merge_chain", merge)
+    monkeypatch.setattr("eugen_nerf.field.factor_chain", merge)
     field, scene = small_scene()
     origins, directions = (t.float() for t in along_x([0.0, 0.5]))
     scene.render_differentiable(origins, directions).rgb.sum().backward()

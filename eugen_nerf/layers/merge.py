@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eugen_nerf.layers.activations import ACTIVATIONS, Activation, describe, resolve_activation
+from eugen_nerf.layers.autocast import without_autocast
 from eugen_nerf.layers.baselines import Dense, LowRank
 from eugen_nerf.layers.eugen import EUGen, combine_orders, num_projections, smooth_norm, squared_norm
+from eugen_nerf.layers.factor_products import Product
 from eugen_nerf.layers.snnk import SNNK
 
 
@@ -142,6 +143,11 @@ class MergedChain:
         """Multiply-adds of the merged network per input row; offsets and biases are not counted."""
         return sum(stage.multiply_adds for stage in self.stages) + (self.weight.numel() if self.ends else 0)
 
+    def factored(self) -> FactoredChain:
+        """The chain with products of one factor each."""
+        stages = tuple(FactoredStage.of(stage) for stage in self.stages)
+        return FactoredChain(stages, Product(self.weight), None if self.bias is None else Product(self.bias))
+
     def detach(self) -> MergedChain:
         """The chain with detached tensors, which share their values with this chain's."""
         return dataclasses.replace(_detached(self), stages=tuple(_detached(stage) for stage in self.stages))
@@ -153,6 +159,66 @@ Part = TypeVar("Part", FeatureStage, MergedChain)
 def _detached(part: Part) -> Part:
     tensors: dict[str, Any] = {name: value for name, value in vars(part).items() if isinstance(value, Tensor)}
     return dataclasses.replace(part, **{name: value.detach() for name, value in tensors.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class FactoredStage:
+    """A `FeatureStage` whose projections and offsets are products that are not multiplied yet."""
+
+    projections: Product
+    offsets: Product | None
+    norm_column: Tensor | None
+    norm_factor: Tensor | None
+    norm_offset: Tensor | None
+    norm_constant: Tensor | None
+    order: int
+    shared: bool
+    phi: str
+    eps: float
+
+    @classmethod
+    def of(cls, stage: FeatureStage) -> FactoredStage:
+        """Return a stage whose products have one factor."""
+        offsets = None if stage.offsets is None else Product(stage.offsets)
+        return cls(**{**vars(stage), "projections": Product(stage.projections), "offsets": offsets})
+
+    def merged(self) -> FeatureStage:
+        """The stage with these products multiplied."""
+        offsets = None if self.offsets is None else self.offsets.value()
+        return FeatureStage(**{**vars(self), "projections": self.projections.value(), "offsets": offsets})
+
+
+@dataclass(frozen=True, eq=False)
+class FactoredChain:
+    """A merged chain whose tensors are products that are not multiplied yet; `factor_chain` creates it."""
+
+    stages: tuple[FactoredStage, ...]
+    weight: Product | None  # None: the chain ends with its last stage
+    bias: Product | None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the factors."""
+        return (self.weight or self.stages[0].projections).right.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the factors."""
+        return (self.weight or self.stages[0].projections).right.dtype
+
+    def merged(self) -> MergedChain:
+        """The chain with its products multiplied, differentiable in their factors."""
+        with without_autocast(self.device.type):
+            stages = tuple(stage.merged() for stage in self.stages)
+            if self.weight is not None:
+                return MergedChain(stages, self.weight.value(), None if self.bias is None else self.bias.value())
+        return MergedChain(stages, self.identity(), None, ends=False)
+
+    def identity(self) -> Tensor:
+        """The output matrix of a chain that ends with its last stage, [k * m, k * m]."""
+        last = self.stages[-1]
+        rows = last.projections.shape[0] // num_projections(last.order, last.shared)
+        return torch.eye(last.order * rows, dtype=self.dtype, device=self.device)
 
 
 Evaluate = Callable[[Tensor, MergedChain], Tensor]
@@ -194,39 +260,69 @@ def merge_chain(
             activation after EUGen or SNNK, an activation given as a callable, order 0, Fourier features of SNNK); a
             module has hooks or overrides `forward`, which merging would ignore.
     """
+    return factor_chain(modules, after).merged()
+
+
+def factor_chain(
+    modules: nn.Module | Iterable[nn.Module], after: tuple[Tensor, Tensor | None] | None = None
+) -> FactoredChain:
+    """Merge a chain as `merge_chain` does, but leave the last product of each matrix unmultiplied.
+
+    Raises:
+        ValueError: see `merge_chain`.
+    """
     layers = list(_flatten(modules))
     if not layers:
         raise ValueError("merge_chain: the chain is empty")
     device_type = next((p.device.type for layer in layers for p in layer.parameters()), "cpu")
     with without_autocast(device_type):
-        merging = _Merging(_Affine(*after) if after else _Affine())
+        merging = _Merging(_Affine.of(*after) if after else _Affine())
         for position, layer in enumerate(layers):
             merging.add(layer, f"layer {position} ({type(layer).__name__})")
         return merging.finish()
 
 
 class _Affine:
-    """The affine map y = f W^T + b from the last stage's features f to the next layer; y = f without W."""
+    """The affine map y = f W^T + b from the last stage's features f to the next layer; y = f without W.
 
-    def __init__(self, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
+    The last product in W and in b is not multiplied until it is needed.
+    """
+
+    def __init__(self, weight: Product | None = None, bias: Product | None = None) -> None:
         self.weight = weight
         self.bias = bias
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None) -> _Affine:
+        """Return the map of a weight [out, M] and a bias [out] or None."""
+        return cls(Product(weight), None if bias is None else Product(bias))
 
     def then(self, weight: Tensor, bias: Tensor | None) -> _Affine:
         """Return this map followed by y' = y weight^T + bias."""
         if self.weight is None:
-            return _Affine(weight, bias)
-        moved = None if self.bias is None else weight @ self.bias
-        if moved is None or bias is None:
-            return _Affine(weight @ self.weight, moved if bias is None else bias)
-        return _Affine(weight @ self.weight, moved + bias)
+            return _Affine.of(weight, bias)
+        own_weight, own_bias = self.multiplied()
+        assert own_weight is not None
+        if own_bias is not None:
+            moved: Product | None = Product(own_bias, weight, bias)
+        else:
+            moved = None if bias is None else Product(bias)
+        return _Affine(Product(own_weight, weight), moved)
+
+    def multiplied(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return W and b. Products are multiplied once, whoever needs them."""
+        for name in ("weight", "bias"):
+            product = getattr(self, name)
+            if product is not None and product.left is not None:
+                setattr(self, name, Product(product.value()))
+        return None if self.weight is None else self.weight.right, None if self.bias is None else self.bias.right
 
     def norm_form(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return R, c, s with ||W f + b||^2 = ||R f + c||^2 + s; R has at most M + 1 rows for M features.
 
         R is None if y = f.
         """
-        weight, bias = self.weight, self.bias
+        weight, bias = self.multiplied()
         if weight is None:
             return None, None, None
         spanning = weight if bias is None else torch.cat([weight, bias.unsqueeze(1)], dim=1)
@@ -253,7 +349,7 @@ class _Merging:
     """A chain being merged: the stages so far, and the affine map behind them that the next layer absorbs."""
 
     def __init__(self, affine: _Affine) -> None:
-        self.stages: list[FeatureStage] = []
+        self.stages: list[FactoredStage] = []
         self.affine = affine
         self.width: int | None = None if affine.weight is None else affine.weight.shape[0]
         self.previous: nn.Module | None = None
@@ -267,10 +363,10 @@ class _Merging:
         if isinstance(layer, EUGen):
             self._add_eugen(layer, where)
         elif isinstance(layer, Dense):
-            self._add_stage(layer.weight, layer.bias, _named(layer.activation, where))
+            self._add_stage(self.affine.then(layer.weight, layer.bias), _named(layer.activation, where))
         elif isinstance(layer, LowRank):
-            self._add_stage(layer.projections, None, "identity")
-            self._add_stage(layer.weight, layer.bias, _named(layer.activation, where))
+            self._add_stage(self.affine.then(layer.projections, None), "identity")
+            self._add_stage(_Affine.of(layer.weight, layer.bias), _named(layer.activation, where))
         elif isinstance(layer, SNNK):
             self._add_snnk(layer, where)
         elif isinstance(layer, nn.Linear):
@@ -279,17 +375,12 @@ class _Merging:
             self._add_activation(layer, where)
         self.previous = layer
 
-    def finish(self) -> MergedChain:
-        if self.affine.weight is not None:
-            return MergedChain(tuple(self.stages), self.affine.weight, self.affine.bias)
-        last = self.stages[-1]
-        identity = torch.eye(last.out_features, dtype=last.projections.dtype, device=last.projections.device)
-        return MergedChain(tuple(self.stages), identity, None, ends=False)
+    def finish(self) -> FactoredChain:
+        return FactoredChain(tuple(self.stages), self.affine.weight, self.affine.bias)
 
     def _add_stage(
         self,
-        projections: Tensor,
-        offsets: Tensor | None,
+        into: _Affine,
         phi: str,
         *,
         norm_column: Tensor | None = None,
@@ -297,28 +388,26 @@ class _Merging:
         shared: bool = False,
         eps: float = 0.0,
     ) -> None:
-        into = self.affine.then(projections, offsets)
+        """Append a stage whose projections and offsets are `into`."""
         assert into.weight is not None
-        factor, offset, constant = (None, None, None) if norm_column is None else self.affine.norm_form()
-        self.stages.append(
-            FeatureStage(into.weight, into.bias, norm_column, factor, offset, constant, order, shared, phi, eps)
-        )
+        norm = (None, None, None) if norm_column is None else self.affine.norm_form()
+        self.stages.append(FactoredStage(into.weight, into.bias, norm_column, *norm, order, shared, phi, eps))
         self.affine = _Affine()
 
     def _add_eugen(self, layer: EUGen, where: str) -> None:
         if layer.order == 0:
             raise ValueError(f"merge_chain: {where} has order 0, a constant with no features to merge")
         rows = layer.projections.flatten(0, 1)
+        matrix = rows[:, : layer.in_features].contiguous() if layer.norm else rows
         self._add_stage(
-            rows[:, : layer.in_features].contiguous(),
-            None if layer.offsets is None else layer.offsets.flatten(),
+            self.affine.then(matrix, None if layer.offsets is None else layer.offsets.flatten()),
             _named(layer.phi, where),
             norm_column=rows[:, layer.in_features].contiguous() if layer.norm else None,
             order=layer.order,
             shared=layer.shared,
             eps=layer.eps,
         )
-        self.affine = _Affine(layer.effective_weight(), layer.effective_bias())
+        self.affine = _Affine.of(layer.effective_weight(), layer.effective_bias())
 
     def _add_snnk(self, layer: SNNK, where: str) -> None:
         if layer.activation != "relu":
@@ -326,8 +415,8 @@ class _Merging:
                 f"merge_chain: {where} has {layer.activation} features, which contain ||x||^2 inside a "
                 "cosine and do not form a feature stage; only ReLU features can be merged"
             )
-        self._add_stage(layer.projections, None, "relu")
-        self.affine = _Affine(layer.weight, layer.bias)
+        self._add_stage(self.affine.then(layer.projections, None), "relu")
+        self.affine = _Affine.of(layer.weight, layer.bias)
 
     def _add_activation(self, layer: nn.Module, where: str) -> None:
         phi = activation_name(layer)
@@ -341,10 +430,7 @@ class _Merging:
             )
         if not isinstance(self.previous, nn.Linear):
             raise ValueError(f"merge_chain: {where}: an activation must follow a torch.nn.Linear")
-        weight, bias = self.affine.weight, self.affine.bias
-        assert weight is not None
-        self.affine = _Affine()
-        self._add_stage(weight, bias, phi)
+        self._add_stage(self.affine, phi)
 
 
 _MERGED_KINDS = (EUGen, Dense, LowRank, SNNK, nn.Linear, nn.ReLU, nn.GELU, nn.Softplus, nn.Sequential, nn.Identity)
@@ -410,13 +496,6 @@ def activation_name(module: nn.Module) -> str | None:
     if isinstance(module, nn.Softplus) and module.beta == 1 and module.threshold == 20:
         return "softplus"
     return None
-
-
-def without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Compute in the tensors' own precision. The meta device, which computes nothing, has no autocast."""
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)
 
 
 def _has_tangent(tensor: Tensor) -> bool:

@@ -4,6 +4,7 @@ from eugen_nerf.ops.differentiable import differentiable_render
 from eugen_nerf.ops.dispatch import (
     Backend,
     composite,
+    factor_products,
     hash_encode,
     march,
     masked_adam,
@@ -26,6 +27,7 @@ __all__ = [
     "StepRule",
     "composite",
     "differentiable_render",
+    "factor_products",
     "hash_encode",
     "march",
     "masked_adam",

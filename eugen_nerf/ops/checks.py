@@ -10,6 +10,7 @@ from torch import Tensor
 
 from eugen_nerf.ops.layout import HashGridLayout
 from eugen_nerf.ops.network_spec import has_bias, inputs_of, length, outputs_of, stages_of
+from eugen_nerf.ops.products import FIELDS, MAX_FACTORS, MAX_PRODUCTS
 from eugen_nerf.ops.tiles import MAX_LEVELS
 
 # Features per vertex of a hash grid for which code is compiled.
@@ -113,6 +114,36 @@ def check_network(
         prepare("x", x, (None, inputs_of(spec)), dtype, x.device),
         prepare("parameters", parameters, (last,), torch.float32, x.device),
     )
+
+
+def check_products(factors: Sequence[Tensor], places: Sequence[int]) -> list[Tensor]:
+    """Check that factors have the shapes that the places of their products require; see `products.describe`.
+
+    Raises:
+        TypeError: wrong dtype or device.
+        ValueError: a shape does not fit, a factor has no place, or there are too many products or factors.
+    """
+    count = len(FIELDS)
+    if not factors or len(places) % count or len(places) > count * MAX_PRODUCTS or len(factors) > MAX_FACTORS:
+        raise ValueError(f"there must be 1 to {MAX_FACTORS} factors and at most {MAX_PRODUCTS} products")
+    sizes: dict[int, int] = {}
+    for left, right, constant, rows, inner, columns in zip(*[iter(places)] * count, strict=True):
+        wanted = [(right, (rows if left == -1 else inner) * columns)]
+        wanted += [(left, rows * inner)] if left != -1 else []
+        wanted += [(constant, rows)] if constant != -1 else []
+        fits = min(rows, inner, columns) >= 1 and (constant == -1 or (left != -1 and columns == 1))
+        fits = fits and (left != -1 or rows == inner)
+        if not fits or any(sizes.setdefault(factor, size) != size for factor, size in wanted):
+            raise ValueError("the factors' products do not fit together")
+    if set(sizes) != set(range(len(factors))):
+        raise ValueError("the factors' products do not fit together")
+    checked = []
+    for number, factor in enumerate(factors):
+        name, shape = f"factor {number}", tuple(factor.shape)
+        if factor.numel() != sizes[number]:
+            raise ValueError(f"{name} must have {sizes[number]} values, not {factor.numel()}")
+        checked.append(prepare(name, factor, shape, torch.float32, factors[0].device))
+    return checked
 
 
 def check_color_outputs(spec: Sequence[int]) -> None:

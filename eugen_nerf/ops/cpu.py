@@ -17,6 +17,7 @@ from eugen_nerf.ops.build import cpu_library
 from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
 from eugen_nerf.ops.network_spec import HARMONICS, outputs_of
 from eugen_nerf.ops.packing import PackedChain
+from eugen_nerf.ops.products import product_table
 
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
@@ -201,6 +202,30 @@ def render(
         samples,
     )
     return out, samples
+
+
+def factor_products_forward(factors: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+    """Factors and the places of products -> all values [K]; see `products.describe`."""
+    table = product_table(tuple(places))
+    out = factors[0].new_empty(table.values)
+    _call("eugen_factor_products_forward", _pointers(factors), table.places, ctypes.c_int(len(table.places)), out)
+    return out
+
+
+def factor_products_backward(
+    factors: Sequence[Tensor], places: Sequence[int], grad: Tensor, needed: Sequence[bool]
+) -> list[Tensor]:
+    """Gradients of the factors; one that is not needed is an empty tensor."""
+    table = product_table(tuple(places)).places
+    grads = [torch.empty_like(f) if need else f.new_empty(0) for f, need in zip(factors, needed, strict=True)]
+    wanted = [one if need else None for one, need in zip(grads, needed, strict=True)]
+    products = _pointers(factors), table, ctypes.c_int(len(table))
+    _call("eugen_factor_products_backward", *products, grad, _pointers(wanted))
+    return grads
+
+
+def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(None if tensor is None else tensor.data_ptr() for tensor in tensors))
 
 
 def masked_adam(

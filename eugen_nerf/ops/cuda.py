@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from eugen_nerf.ops.cuda_driver import Device
 from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
 from eugen_nerf.ops.network_spec import HARMONICS, outputs_of
 from eugen_nerf.ops.packing import PackedChain
+from eugen_nerf.ops.products import MAX_FACTORS, MAX_PRODUCTS, ProductPlace, product_table
 from eugen_nerf.ops.tiles import (
     MAX_LEVELS,
     MAX_STAGES,
@@ -266,6 +268,69 @@ def masked_adam(
         step = AdamStep(*betas, eps, step_size, second_scale)
         arguments = (parameter, grad, first, second, ctypes.c_int64(n), step)
         device.launch("adam.cu", (), "masked_adam", (_blocks(n, THREADS), 1), THREADS, 0, arguments)
+
+
+class Products(ctypes.Structure):
+    """struct Products of src/products.cu."""
+
+    _fields_ = (("count", ctypes.c_int), ("at", ProductPlace * MAX_PRODUCTS))
+
+
+class Factors(ctypes.Structure):
+    """struct Factors of src/products.cu."""
+
+    _fields_ = (("at", ctypes.c_void_p * MAX_FACTORS),)
+
+
+class Gradients(ctypes.Structure):
+    """struct Gradients of src/products.cu."""
+
+    _fields_ = (
+        ("count", ctypes.c_int),
+        ("start", ctypes.c_int * (MAX_FACTORS + 1)),
+        ("at", ctypes.c_void_p * MAX_FACTORS),
+    )
+
+
+@functools.cache
+def _products(places: tuple[int, ...]) -> Products:
+    table = product_table(places).places
+    return Products(len(table), (ProductPlace * MAX_PRODUCTS)(*table))
+
+
+def _factors(factors: Sequence[Tensor]) -> Factors:
+    return Factors((ctypes.c_void_p * MAX_FACTORS)(*(factor.data_ptr() for factor in factors)))
+
+
+def factor_products_forward(device: Device, factors: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+    """Factors and the places of products -> all values [K]; see `products.describe`."""
+    places = tuple(places)
+    n = product_table(places).values
+    out = factors[0].new_empty(n)
+    if n:
+        arguments = (_factors(factors), _products(places), ctypes.c_int(n), out)
+        grid = _blocks(n, THREADS), 1
+        device.launch("products.cu", (), "factor_products_forward", grid, THREADS, 0, arguments)
+    return out
+
+
+def factor_products_backward(
+    device: Device, factors: Sequence[Tensor], places: Sequence[int], grad: Tensor, needed: Sequence[bool]
+) -> list[Tensor]:
+    """Gradients of the factors; one that is not needed is an empty tensor."""
+    grads = [torch.empty_like(f) if need else f.new_empty(0) for f, need in zip(factors, needed, strict=True)]
+    starts = list(itertools.accumulate((factor.numel() for factor in factors), initial=0))
+    if starts[-1]:
+        pointers = (one.data_ptr() if need else None for one, need in zip(grads, needed, strict=True))
+        gradients = Gradients(
+            len(factors),
+            (ctypes.c_int * (MAX_FACTORS + 1))(*starts),
+            (ctypes.c_void_p * MAX_FACTORS)(*pointers),
+        )
+        arguments = (_factors(factors), _products(tuple(places)), grad, gradients)
+        grid = _blocks(starts[-1], THREADS), 1
+        device.launch("products.cu", (), "factor_products_backward", grid, THREADS, 0, arguments)
+    return grads
 
 
 class MarchArguments(ctypes.Structure):

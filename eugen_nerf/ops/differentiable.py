@@ -19,7 +19,8 @@ from eugen_nerf.ops.checks import check_color_outputs, check_grid, check_network
 from eugen_nerf.ops.dispatch import Backend, runs_network
 from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule
 from eugen_nerf.ops.packing import PackedChain
-from eugen_nerf.ops.radiance_field import MAX_LOG_DENSITY, MAX_LOG_SLOPE, RadianceField
+from eugen_nerf.ops.products import describe
+from eugen_nerf.ops.radiance_field import MAX_LOG_DENSITY, MAX_LOG_SLOPE, FactoredField, RadianceField
 from eugen_nerf.ops.reference import MIN_TRANSMITTANCE, transmittance
 
 F32 = torch.float32
@@ -48,7 +49,7 @@ def differentiable_render(
     resolution: int,
     space: Space,
     rule: StepRule,
-    field: RadianceField | Field,
+    field: RadianceField | FactoredField | Field,
     jitter: Tensor | None = None,
     skip_occluded: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, PackedSamples]:
@@ -83,14 +84,21 @@ def differentiable_render(
             field's parts do not fit together.
     """
     rays = (origins, directions, near, far)
-    if isinstance(field, RadianceField) and (networks := _native_networks(field, *rays)) is not None:
-        shift = torch.full_like(near, 0.5) if jitter is None else jitter
-        with torch.no_grad():
-            where = _march(rays, shift, bits, resolution, space, rule)
-            evaluated = _evaluate_densities(*where, field, networks[0], skip_occluded)
-        density, color = (network.parameters for network in networks)
-        colors, alphas, depths = _InOnePiece.apply(field.table, density, color, evaluated, field.layout, networks)
-        return colors, alphas, depths, evaluated.samples
+    if isinstance(field, RadianceField | FactoredField):
+        factored = field if isinstance(field, FactoredField) else field.factored()
+        if (networks := _native_networks(factored, *rays)) is not None:
+            shift = torch.full_like(near, 0.5) if jitter is None else jitter
+            with torch.no_grad():
+                density, color = (network.multiplied() for network in networks)
+                where = _march(rays, shift, bits, resolution, space, rule)
+                evaluated = _evaluate_densities(*where, factored, density, skip_occluded)
+            factors = [factor for network in networks for factor in network.factors]
+            places = [(network.places, len(network.factors)) for network in networks]
+            tensors = field.table, *factors
+            colors, alphas, depths = _InOnePiece.apply(evaluated, field.layout, (density, color), places, *tensors)
+            return colors, alphas, depths, evaluated.samples
+    if isinstance(field, FactoredField):
+        field = field.merged()
 
     backend = field.backend
     samples = dispatch.march(*rays, bits, resolution, space, rule, jitter, backend=backend)
@@ -111,20 +119,33 @@ def _seen(sigma: Tensor, samples: PackedSamples) -> Tensor:
     return (transmittance(sigma, samples) >= MIN_TRANSMITTANCE).nonzero()[:, 0]
 
 
-def _native_networks(field: RadianceField, *rays: Tensor) -> tuple[PackedChain, PackedChain] | None:
-    """The field's networks packed for the native code of its device; None if the ops have to run one by one."""
-    tensors = (*rays, field.table, field.density.weight, field.color.weight)
-    # torch.compile and subclasses of Tensor need to see the individual operators.
-    if torch.compiler.is_compiling() or any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
-        return None
-    if torch._C._are_functorch_transforms_active():  # their tensors have no memory of their own
+@dataclass(frozen=True, eq=False)
+class _Network:
+    """A network whose matrices are not multiplied yet."""
+
+    factors: list[Tensor]
+    places: tuple[int, ...]
+    spec: tuple[int, ...]
+    eps: tuple[float, ...]
+
+    def multiplied(self) -> PackedChain:
+        return PackedChain(_run("factor_products_forward", self.factors, self.places), self.spec, self.eps)
+
+
+def _native_networks(field: FactoredField, *rays: Tensor) -> tuple[_Network, _Network] | None:
+    """The networks for the native code of the field's device; None if the ops have to run one by one."""
+    # torch.compile needs to see the individual operators; tensors of torch.func have no memory of their own.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return None
     if any(t.requires_grad for t in rays) or field.table.dtype != F32:
         return None
-    networks = field.native_networks(*rays)
-    if networks is None or not all(runs_network(chain, field.table.device, field.backend) for chain in networks):
+    packed = field.native_networks(*rays)
+    if packed is None or not all(runs_network(chain.spec, field.table.device, field.backend) for chain in packed):
         return None
-    return networks
+    density, color = (_Network(*describe(chain.products), chain.spec, chain.eps) for chain in packed)
+    tensors = (*rays, field.table, *density.factors, *color.factors)
+    # Subclasses of Tensor need to see the individual operators, too.
+    return (density, color) if all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,8 +166,9 @@ class _Evaluated:
 
 
 def _run(name: str, *arguments: Any) -> Any:
-    """Call an op's native code for the device of its first argument."""
-    return operators.choose(arguments[0].device, getattr(cpu, name), getattr(cuda, name))(*arguments)
+    """Call an op's native code for the device of its first argument, a tensor or a list of tensors."""
+    first = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
+    return operators.choose(first.device, getattr(cpu, name), getattr(cuda, name))(*arguments)
 
 
 def _march(
@@ -166,7 +188,7 @@ def _march(
 
 
 def _evaluate_densities(
-    samples: PackedSamples, unit: Tensor, views: Tensor, field: RadianceField, density: PackedChain, skip_occluded: bool
+    samples: PackedSamples, unit: Tensor, views: Tensor, field: FactoredField, density: PackedChain, skip_occluded: bool
 ) -> _Evaluated:
     layout = field.layout
     check_grid(layout, unit.device)
@@ -179,33 +201,37 @@ def _evaluate_densities(
 
 
 class _InOnePiece(torch.autograd.Function):
-    """Colors and compositing of samples, and the gradients back to the hash table."""
+    """Colors and compositing of samples, and the gradients back to the hash table and the networks' factors."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        table: Tensor,
-        density: Tensor,
-        color: Tensor,
         at: _Evaluated,
         layout: HashGridLayout,
         networks: tuple[PackedChain, PackedChain],
+        places: list[tuple[tuple[int, ...], int]],
+        table: Tensor,
+        *factors: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.layout, ctx.networks = layout, networks
+        ctx.layout, ctx.networks, ctx.places = layout, networks, places
+        density, color = networks
         seen = torch.cat([_run("spherical_harmonics", at.views), at.raw[:, 1:]], dim=-1)
-        check_network(seen, color, networks[1].spec, networks[1].eps)
-        check_color_outputs(networks[1].spec)
-        rgb = torch.sigmoid(_run("network_forward", seen, color, networks[1].spec, networks[1].eps))
+        check_network(seen, color.parameters, color.spec, color.eps)
+        check_color_outputs(color.spec)
+        rgb = torch.sigmoid(_run("network_forward", seen, color.parameters, color.spec, color.eps))
         samples = at.samples
         packed = (samples.t_starts, samples.t_ends, samples.ray_offsets)
         out = _run("composite_forward", at.sigma, rgb, *packed)
-        ctx.save_for_backward(table, density, color, at.unit, at.encoded, at.raw, at.sigma, seen, rgb, *packed)
+        of_samples = at.unit, at.encoded, at.raw, at.sigma, seen, rgb, *packed
+        ctx.save_for_backward(table, density.parameters, color.parameters, *of_samples, *factors)
         return out[:, :3], out[:, 3], out[:, 4]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        table, density, color, unit, encoded, raw, sigma, seen, rgb, *packed = ctx.saved_tensors
+        table, density, color, unit, encoded, raw, sigma, seen, rgb, *rest = ctx.saved_tensors
+        packed, factors = rest[:3], rest[3:]
+        needs_table, *needed = ctx.needs_input_grad[4:]
         of_density, of_color = ((chain.spec, chain.eps) for chain in ctx.networks)
         grad = torch.cat([grads[0], grads[1][:, None], grads[2][:, None]], dim=1)
         grad_sigma, grad_rgb = _run("composite_backward", sigma, rgb, *packed, grad)
@@ -214,9 +240,14 @@ class _InOnePiece(torch.autograd.Function):
         grad_log = grad_sigma * torch.exp(raw[:, 0].clamp(max=MAX_LOG_SLOPE))
         harmonics = seen.shape[1] - raw.shape[1] + 1
         grad_raw = torch.cat([grad_log[:, None], grad_seen[:, harmonics:]], dim=1)
-        needs_table = ctx.needs_input_grad[0]
         grad_encoded, grad_density = _run("network_backward", encoded, density, grad_raw, *of_density, needs_table)
         grad_table = None
         if needs_table:
             grad_table, _ = _run("hash_encode_backward", unit, table, grad_encoded, ctx.layout, True, False)
-        return grad_table, grad_density, grad_color, None, None, None
+        grad_factors: list[Tensor | None] = []
+        for (places, count), grad_values in zip(ctx.places, (grad_density, grad_color), strict=True):
+            begin = len(grad_factors)
+            mine, wanted = factors[begin : begin + count], needed[begin : begin + count]
+            found = _run("factor_products_backward", mine, places, grad_values, wanted)
+            grad_factors += [one if need else None for one, need in zip(found, wanted, strict=True)]
+        return None, None, None, None, grad_table, *grad_factors

@@ -16,12 +16,14 @@ import functools
 import importlib
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from eugen_nerf.errors import UserError
+from eugen_nerf.layers.factor_products import Product
 from eugen_nerf.layers.merge import MergedChain
 from eugen_nerf.ops import cuda, operators, reference
 from eugen_nerf.ops.build import BuildError, cpu_library
@@ -29,7 +31,8 @@ from eugen_nerf.ops.checks import why_not_grid
 from eugen_nerf.ops.cuda_driver import CudaError, gpu, gpu_number
 from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule
 from eugen_nerf.ops.operators import grid_arguments, rule_argument, space_arguments
-from eugen_nerf.ops.packing import PackedChain, pack_chain, why_not_native
+from eugen_nerf.ops.packing import pack_chain, why_not_native
+from eugen_nerf.ops.products import describe
 from eugen_nerf.ops.tiles import OLDEST_ARCHITECTURE, plan, why_not_cuda
 
 Backend = Literal["auto", "reference", "cpu", "cuda"]
@@ -177,15 +180,15 @@ def _network_problem(spec: tuple[int, ...], index: int) -> str | None:
     return _cuda_network_problem(spec, index, cuda.precision())
 
 
-def runs_network(packed: PackedChain, device: torch.device, backend: Backend) -> bool:
-    """Whether the device's native runner, which `uses_native` has selected, has code for a chain.
+def runs_network(spec: tuple[int, ...], device: torch.device, backend: Backend) -> bool:
+    """Whether the device's native runner, which `uses_native` has selected, has code for a packed chain.
 
     Raises:
         UserError: the native runner was requested by name but has no code for the chain.
     """
     if device.type != "cuda":
         return True
-    problem = _network_problem(packed.spec, gpu_number(device))
+    problem = _network_problem(spec, gpu_number(device))
     if problem and requested_backend(backend) == "cuda":
         raise UserError(f"Backend cuda was asked for, but there are no kernels for this network: {problem}.")
     return problem is None
@@ -255,10 +258,29 @@ def network(x: Tensor, chain: MergedChain, *, backend: Backend = "auto") -> Tens
         raise TypeError(f"network takes a MergedChain, not {type(chain).__name__}; layers.merge_chain creates one")
     if uses_native(backend, x, chain.weight, unsupported=why_not_native(chain)):
         packed = pack_chain(chain)
-        if runs_network(packed, x.device, backend):
+        if runs_network(packed.spec, x.device, backend):
             y = operators.network(x.reshape(-1, x.shape[-1]), packed.parameters, packed.spec, packed.eps)
             return y.reshape(*x.shape[:-1], y.shape[-1])
     return reference.network(x, chain)
+
+
+def factor_products(products: Sequence[Product], *, backend: Backend = "auto") -> Tensor:
+    """Multiply the factors of a chain's matrices, which merges its layers (EUGens, arXiv 2601.22563, appendix B.1).
+
+    Args:
+        products: matrices and vectors, see `eugen_nerf.layers.merge.FactoredChain`.
+        backend: see the module.
+
+    Returns:
+        All values, one product behind the other and row by row: [K]. Differentiable in every factor.
+
+    Raises:
+        UserError, TypeError, ValueError, NotImplementedError: see the module.
+    """
+    factors, places = describe(products)
+    if uses_native(backend, *factors):
+        return operators.factor_products(factors, places)
+    return reference.factor_products(products)
 
 
 def march(

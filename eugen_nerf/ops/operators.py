@@ -19,11 +19,20 @@ import torch
 from torch import Tensor
 
 from eugen_nerf.ops import cpu, cuda
-from eugen_nerf.ops.checks import check_color_outputs, check_grid, check_network, check_offsets, check_rays, prepare
+from eugen_nerf.ops.checks import (
+    check_color_outputs,
+    check_grid,
+    check_network,
+    check_offsets,
+    check_products,
+    check_rays,
+    prepare,
+)
 from eugen_nerf.ops.cuda_driver import gpu, gpu_number
 from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
 from eugen_nerf.ops.network_spec import HARMONICS, outputs_of
 from eugen_nerf.ops.packing import PackedChain
+from eugen_nerf.ops.products import product_table
 
 F32 = torch.float32
 DEVICES = ("cpu", "cuda")
@@ -216,6 +225,54 @@ def _network_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 network.register_autograd(_network_gradient, setup_context=_network_setup)
 _refuse_second_order(network_backward)
+
+
+# --- factor_products -------------------------------------------------------------------------------------------
+
+
+@_operator
+def factor_products(factors: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+    """Factors and the places of products -> all values [K]; see reference.factor_products and products.describe."""
+    factors = check_products(factors, places)
+    return choose(factors[0].device, cpu.factor_products_forward, cuda.factor_products_forward)(factors, places)
+
+
+@factor_products.register_fake
+def _(factors: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+    return factors[0].new_empty(product_table(tuple(places)).values)
+
+
+@_operator
+def factor_products_backward(
+    factors: Sequence[Tensor], places: Sequence[int], grad: Tensor, needed: Sequence[bool]
+) -> list[Tensor]:
+    """Gradients of the factors; one that is not needed is an empty tensor."""
+    factors = check_products(factors, places)
+    device = factors[0].device
+    grad = prepare("grad", grad, (product_table(tuple(places)).values,), F32, device)
+    if len(needed) != len(factors):
+        raise ValueError("needed must have one entry for each factor")
+    return choose(device, cpu.factor_products_backward, cuda.factor_products_backward)(factors, places, grad, needed)
+
+
+@factor_products_backward.register_fake
+def _(factors: Sequence[Tensor], places: Sequence[int], grad: Tensor, needed: Sequence[bool]) -> list[Tensor]:
+    return [f.new_empty(f.shape if need else 0) for f, need in zip(factors, needed, strict=True)]
+
+
+def _factor_products_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    factors, ctx.places = inputs
+    ctx.needed = [factor.requires_grad for factor in factors]
+    ctx.save_for_backward(*factors)
+
+
+def _factor_products_gradient(ctx: Any, grad: Tensor) -> tuple[list[Tensor | None], None]:
+    found = factor_products_backward(list(ctx.saved_tensors), ctx.places, grad, ctx.needed)
+    return [one if need else None for one, need in zip(found, ctx.needed, strict=True)], None
+
+
+factor_products.register_autograd(_factor_products_gradient, setup_context=_factor_products_setup)
+_refuse_second_order(factor_products_backward)
 
 
 # --- march, sample_points ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A merged chain as one flat parameter vector and a list of integers, the form that native runners take."""
+"""A merged chain as one vector of parameters and a list of integers, the form that native runners take."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from eugen_nerf.layers.eugen import num_projections
-from eugen_nerf.layers.merge import FeatureStage, MergedChain
+from eugen_nerf.layers.factor_products import Product
+from eugen_nerf.layers.merge import FactoredChain, FactoredStage, MergedChain
 from eugen_nerf.ops.network_spec import StageSpec
 
 # Numbers of the nonlinearities, as in src/phi.h.
@@ -30,7 +31,16 @@ class PackedChain:
     eps: tuple[float, ...]
 
 
-def why_not_native(chain: MergedChain) -> str | None:
+@dataclass(frozen=True)
+class PackedProducts:
+    """A `PackedChain` whose parameters are products that are not multiplied yet."""
+
+    products: tuple[Product, ...]
+    spec: tuple[int, ...]
+    eps: tuple[float, ...]
+
+
+def why_not_native(chain: MergedChain | FactoredChain) -> str | None:
     """Say why native runners do not support the chain; None if they do."""
     for stage in chain.stages:
         if stage.order > 2:
@@ -44,23 +54,34 @@ def why_not_native(chain: MergedChain) -> str | None:
 
 def pack_chain(chain: MergedChain) -> PackedChain:
     """Flatten a chain; gradients flow through the packed parameters to the chain's tensors."""
-    tensors: list[Tensor] = []
+    packed = pack_products(chain.factored())
+    parameters = torch.cat([product.right.reshape(-1) for product in packed.products])
+    return PackedChain(parameters, packed.spec, packed.eps)
+
+
+def pack_products(chain: FactoredChain) -> PackedProducts:
+    """Put a chain's products in the order of packed parameters."""
+    products: list[Product] = []
     spec = [len(chain.stages)]
     for stage in chain.stages:
         form = _norm_form(stage)
         spec += _stage_spec(stage, form[1].numel() if form else 0)
-        tensors.append(stage.projections)
-        tensors += [t for t in (stage.offsets, stage.norm_column) if t is not None]
-        tensors += form
-    spec += [chain.out_features, int(chain.bias is not None), chain.in_features]
-    tensors.append(chain.weight)
+        products.append(stage.projections)
+        if stage.offsets is not None:
+            products.append(stage.offsets)
+        if stage.norm_column is not None:
+            products.append(Product(stage.norm_column))
+        products += map(Product, form)
+    weight = chain.weight or Product(chain.identity())
+    products.append(weight)
     if chain.bias is not None:
-        tensors.append(chain.bias)
-    parameters = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    return PackedChain(parameters, tuple(spec), tuple(stage.eps for stage in chain.stages))
+        products.append(chain.bias)
+    inputs = (chain.stages[0].projections if chain.stages else weight).shape[1]
+    spec += [weight.shape[0], int(chain.bias is not None), inputs]
+    return PackedProducts(tuple(products), tuple(spec), tuple(stage.eps for stage in chain.stages))
 
 
-def _norm_form(stage: FeatureStage) -> list[Tensor]:
+def _norm_form(stage: FactoredStage) -> list[Tensor]:
     """R and c such that the stage's norm is sqrt(||R x + c||^2 + eps); empty if it is sqrt(||x||^2 + eps)."""
     factor, offset, constant = stage.norm_factor, stage.norm_offset, stage.norm_constant
     if factor is None:
@@ -72,10 +93,11 @@ def _norm_form(stage: FeatureStage) -> list[Tensor]:
     return [factor, offset]
 
 
-def _stage_spec(stage: FeatureStage, norm_rows: int) -> StageSpec:
+def _stage_spec(stage: FactoredStage, norm_rows: int) -> StageSpec:
+    rows, inputs = stage.projections.shape
     return StageSpec(
-        in_features=stage.in_features,
-        features=stage.projections.shape[0] // num_projections(stage.order, stage.shared),
+        in_features=inputs,
+        features=rows // num_projections(stage.order, stage.shared),
         order=stage.order,
         shared=int(stage.shared),
         phi=PHI_NUMBERS[stage.phi],

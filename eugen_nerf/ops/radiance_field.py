@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eugen_nerf.layers.merge import MergedChain, without_autocast
+from eugen_nerf.layers.autocast import without_autocast
+from eugen_nerf.layers.merge import FactoredChain, MergedChain
 from eugen_nerf.ops import dispatch
 from eugen_nerf.ops.checks import why_not_grid
 from eugen_nerf.ops.dispatch import Backend
 from eugen_nerf.ops.layout import HashGridLayout
-from eugen_nerf.ops.packing import PackedChain, pack_chain, why_not_native
+from eugen_nerf.ops.packing import PackedChain, PackedProducts, pack_chain, pack_products, why_not_native
 
 # exp(89) is infinite in float32.
 MAX_LOG_DENSITY = 80.0
@@ -84,9 +85,42 @@ class RadianceField:
         Raises:
             UserError: the native runner was requested by name but cannot do the work.
         """
-        unsupported = why_not_native(self.density) or why_not_native(self.color)
-        unsupported = unsupported or why_not_grid(self.layout, self.table.device)
-        tensors = (*rays, self.density.weight, self.color.weight)
-        if not dispatch.uses_native(self.backend, *tensors, table=self.table, unsupported=unsupported):
+        if not _runs_natively(self, *rays, self.density.weight, self.color.weight):
             return None
         return pack_chain(self.density), pack_chain(self.color)
+
+    def factored(self) -> FactoredField:
+        """The field with matrices as products of one factor each."""
+        return FactoredField(self.table, self.layout, self.density.factored(), self.color.factored(), self.backend)
+
+
+@dataclass(frozen=True, eq=False)
+class FactoredField:
+    """A `RadianceField` in training: its networks' matrices are products that are not multiplied yet."""
+
+    table: Tensor
+    layout: HashGridLayout
+    density: FactoredChain
+    color: FactoredChain
+    backend: Backend = "auto"
+
+    def merged(self) -> RadianceField:
+        """The field with its products multiplied, differentiable in their factors."""
+        return RadianceField(self.table, self.layout, self.density.merged(), self.color.merged(), self.backend)
+
+    def native_networks(self, *rays: Tensor) -> tuple[PackedProducts, PackedProducts] | None:
+        """Both networks for native code on the device of the table and rays; None if it is not available.
+
+        Raises:
+            UserError: the native runner was requested by name but cannot do the work.
+        """
+        packed = pack_products(self.density), pack_products(self.color)
+        factors = [factor for chain in packed for product in chain.products for factor in product.factors()]
+        return packed if _runs_natively(self, *rays, *factors) else None
+
+
+def _runs_natively(field: RadianceField | FactoredField, *tensors: Tensor) -> bool:
+    """Whether the native code for these tensors' device can evaluate the field."""
+    unsupported = why_not_native(field.density) or why_not_native(field.color)
+    unsupported = unsupported or why_not_grid(field.layout, field.table.device)
+    return dispatch.uses_native(field.backend, *tensors, table=field.table, unsupported=unsupported)

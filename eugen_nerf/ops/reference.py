@@ -6,11 +6,12 @@ not check their arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from eugen_nerf.layers.factor_products import Product
 from eugen_nerf.layers.merge import MergedChain
 from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule
 
@@ -151,6 +152,18 @@ def ray_box_intersection(origins: Tensor, directions: Tensor, low: Tensor, high:
     safe = torch.where(directions.abs() < tiny, torch.full_like(directions, tiny), directions)
     first, second = (low - origins) / safe, (high - origins) / safe
     return torch.minimum(first, second).amax(-1), torch.maximum(first, second).amin(-1)
+
+
+def factor_products(products: Sequence[Product]) -> Tensor:
+    """Multiply the factors of a chain's matrices.
+
+    Args:
+        products: matrices and vectors.
+
+    Returns:
+        All values, one product behind the other and row by row: [K].
+    """
+    return torch.cat([product.value().reshape(-1) for product in products])
 
 
 def march(

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from eugen_nerf.files import replace_file
 from eugen_nerf.layers import EUGen, build_network, merge_chain
+from eugen_nerf.layers.factor_products import Product
 from eugen_nerf.layers.merge import MergedChain
 from eugen_nerf.ops import dispatch
 from eugen_nerf.ops.build import cache_folder
@@ -153,9 +154,10 @@ class _Numbers:
 def _trials(device: torch.device, told: Callable[[str], None] | None) -> Iterator[Trial]:
     """Yield a trial of each op. Networks without kernels are left out, and told."""
     numbers = _Numbers(device)
-    for trial in (*_grid_trials(numbers), *_network_trials(numbers), *_ray_trials(numbers), _adam_trial(numbers)):
+    several = *_grid_trials(numbers), *_network_trials(numbers), *_ray_trials(numbers)
+    for trial in (*several, _merging_trial(numbers), _adam_trial(numbers)):
         # PyTorch evaluates networks without kernels, which is no reason to reject the other ops.
-        if all(dispatch.runs_network(pack_chain(chain), device, "auto") for chain in trial.chains):
+        if all(dispatch.runs_network(pack_chain(chain).spec, device, "auto") for chain in trial.chains):
             yield trial
         elif told:
             told(f"{trial.name}: no kernels, PyTorch evaluates it")
@@ -257,6 +259,19 @@ def _ray_trials(numbers: _Numbers) -> Iterator[Trial]:
     yield Trial("sample_points", TOLERANCE, points)
     yield Trial("composite", TOLERANCE, composited)
     yield Trial("render", NETWORK_TOLERANCE, rendered, chains)
+
+
+def _merging_trial(numbers: _Numbers) -> Trial:
+    """A matrix, products of matrices, and one of a vector with a constant."""
+    left, right, vector, constant = (numbers(*shape) - 0.5 for shape in ((24, 40), (40, 32), (40,), (24,)))
+
+    def multiply(backend: Backend) -> list[Tensor]:
+        factors = [factor.clone().requires_grad_() for factor in (left, right, vector, constant)]
+        a, b, v, c = factors
+        values = dispatch.factor_products([Product(a), Product(b, a), Product(v, a, c)], backend=backend)
+        return _with_gradients([values], factors)
+
+    return Trial("factor_products", TOLERANCE, multiply)
 
 
 def _adam_trial(numbers: _Numbers) -> Trial:

@@ -26,6 +26,7 @@ KERNELS = {
     "network.cu": ("network_forward", "network_backward", "largest_magnitude", "round_weights"),
     "grid.cu": ("hash_encode_forward", "hash_encode_backward", "hash_encode_position_gradient"),
     "adam.cu": ("masked_adam",),
+    "products.cu": ("factor_products_forward", "factor_products_backward"),
     "rays.cu": (
         "spherical_harmonics",
         "occupied_blocks",

@@ -159,6 +159,18 @@ MUTATIONS = [
         ],
     ),
     *_of(
+        "products.cu",
+        "products",
+        pairs=[
+            ("products.at[number + 1].start <= i) number++", "products.at[number + 1].start < i) number++"),
+            ("grads.start[factor + 1] <= i) factor++", "grads.start[factor + 1] < i) factor++"),
+            ("p.constant < 0 ? 0.f : factors.at[p.constant][row]", "0.f"),
+            ("if (i >= grads.start[grads.count]) return;", "if (i > grads.start[grads.count]) return;"),
+            ("if (!grads.at[factor]) return;", ""),
+            ("left[row * p.inner + k], g[row", "left[row * p.inner], g[row"),
+        ],
+    ),
+    *_of(
         "rays.cu",
         "rays",
         pairs=[

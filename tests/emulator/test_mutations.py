@@ -24,6 +24,7 @@ from eugen_nerf.ops.tiles import Shape, Tiles, plan
 from tests.emulator.device import ORDERS, EmulatedDevice, EmulationError, library
 from tests.emulator.mutations import MUTATIONS, Mutation
 from tests.emulator.test_grid import positions
+from tests.emulator.test_products import both
 from tests.emulator.test_rays import (
     RESOLUTION,
     exact_composite,
@@ -106,6 +107,10 @@ def grid(device: EmulatedDevice) -> bool:
     return close(got, expected) and close(grad_table, table64.grad) and close(grad_x, x64.grad)
 
 
+def products(device: EmulatedDevice) -> bool:
+    return all(close(*pair) for pair in both(device, "wide", [True, True, True, False, True]))
+
+
 def rays(device: EmulatedDevice) -> bool:
     # Few occupied cells, so that a nonempty block has only one; many; so many that rays have more than 64 samples.
     for share in (0.02, 0.6, 0.95):
@@ -155,6 +160,7 @@ CASES = {
     "streamed": streamed,
     "inner_norm_streamed": inner_norm_streamed,
     "grid": grid,
+    "products": products,
     "rays": rays,
     "render": rendering,
 }

@@ -28,6 +28,7 @@ from eugen_nerf.ops import (
     StepRule,
     composite,
     cuda,
+    factor_products,
     hash_encode,
     march,
     operators,
@@ -54,6 +55,7 @@ from tests.ops.comparisons import (
     network_case,
     relative_error,
 )
+from tests.ops.test_factor_products import SHAPES, products_of, tensors
 
 pytestmark = [
     pytest.mark.gpu,
@@ -384,6 +386,19 @@ def test_two_threads_on_streams_of_their_own() -> None:
         thread.join()
     assert len(errors) == 100
     assert max(errors) <= TOLERANCE[torch.float16]
+
+
+def test_factor_products() -> None:
+    for shapes in SHAPES.values():
+        factors = [factor.cuda().requires_grad_() for factor in tensors(*shapes)]
+        exact = [factor.detach().double().requires_grad_() for factor in factors]
+        values = factor_products(products_of(factors), backend="cuda")
+        expected = factor_products(products_of(exact), backend="reference")
+        weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).cuda()
+        mine = torch.autograd.grad((values * weight).sum(), factors)
+        theirs = torch.autograd.grad((expected * weight).sum(), exact)
+        for ours, other in zip((values, *mine), (expected, *theirs), strict=True):
+            assert relative_error(ours, other) <= 1e-6
 
 
 def test_masked_adam(monkeypatch: pytest.MonkeyPatch) -> None:

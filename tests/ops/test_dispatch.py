@@ -248,24 +248,24 @@ def test_networks_without_cuda_kernels_are_named_once(monkeypatch: pytest.Monkey
     small = pack_chain(merge_chain(build_network("mlp", 4, 16, 1, 3, 6)))
     odd = PackedChain(torch.zeros(0), (0, 7, 2, 0, 7), ())
     with pytest.warns(RuntimeWarning) as warned:
-        assert not any(dispatch.runs_network(packed, device, "auto") for packed in (broad, wide, odd) * 2)
+        assert not any(dispatch.runs_network(packed.spec, device, "auto") for packed in (broad, wide, odd) * 2)
     texts = [str(warning.message) for warning in warned]
     assert len(texts) == 3
     assert "a layer is wider than 256" in texts[0]
     assert "does not fit" in texts[1]
     assert "NVRTC 13.0 failed" in texts[2]
-    assert dispatch.runs_network(small, device, "auto")
+    assert dispatch.runs_network(small.spec, device, "auto")
     assert loaded == ["network_forward", "network_backward"]
     with pytest.raises(UserError, match="there are no kernels"):
-        dispatch.runs_network(wide, device, "cuda")
-    assert dispatch.runs_network(wide, torch.device("cpu"), "auto")
+        dispatch.runs_network(wide.spec, device, "cuda")
+    assert dispatch.runs_network(wide.spec, torch.device("cpu"), "auto")
     dispatch._cuda_network_problem.cache_clear()
     monkeypatch.setenv("EUGEN_PRECISION", "bf16")
     with pytest.warns(RuntimeWarning, match=r"EUGEN_PRECISION=bf16 needs compute capability 8\.0"):
-        assert not dispatch.runs_network(small, device, "auto")
+        assert not dispatch.runs_network(small.spec, device, "auto")
     monkeypatch.setattr(Small, "architecture", 80)
     dispatch._cuda_network_problem.cache_clear()
-    assert dispatch.runs_network(small, device, "auto")
+    assert dispatch.runs_network(small.spec, device, "auto")
     dispatch._cuda_network_problem.cache_clear()
 
 

@@ -70,7 +70,7 @@ def test_a_network_without_kernels_is_told_and_not_held_against_the_others(monke
         assert backend == "reference" or pack_chain(chain).spec[0] == 1
         return network(x, chain, backend=backend)
 
-    monkeypatch.setattr(dispatch, "runs_network", lambda packed, device, backend: packed.spec[0] == 1)
+    monkeypatch.setattr(dispatch, "runs_network", lambda spec, device, backend: spec[0] == 1)
     monkeypatch.setattr(dispatch, "network", refusing)
     told: list[str] = []
     assert check_ops(CPU, "cpu", told.append) == []
@@ -87,7 +87,9 @@ def wrong(value: Any) -> Any:
     return value
 
 
-@pytest.mark.parametrize("op", ["hash_encode", "spherical_harmonics", "network", "sample_points", "composite"])
+@pytest.mark.parametrize(
+    "op", ["hash_encode", "spherical_harmonics", "network", "sample_points", "composite", "factor_products"]
+)
 def test_a_runner_that_disagrees_is_named(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right: Callable[..., Any] = getattr(operators, op)
     monkeypatch.setattr(dispatch.operators, op, lambda *arguments: wrong(right(*arguments)))

@@ -10,6 +10,7 @@
 #include "march.h"
 #include "network_simd.h"
 #include "parallel.h"
+#include "products.h"
 
 using namespace eugen;
 
@@ -243,6 +244,69 @@ void adam_range(const AdamStep& step, int64 n, const float* __restrict grad, flo
 // Prefetch memory that the next tile will read, so that it has arrived when this one is done.
 void prefetch(const float* begin, const float* end) {
   for (const float* p = begin; p < end; p += 16) __builtin_prefetch(p);
+}
+
+// sum += a * row
+void add_row(int n, float a, const float* __restrict__ row, float* __restrict__ sum) {
+  for (int j = 0; j < n; j++) sum[j] += a * row[j];
+}
+
+float dot(int n, const float* a, const float* b) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int j = 0; j < n; j++) sum += a[j] * b[j];
+  return sum;
+}
+
+void multiply(const Product& p, const float* const* factors, float* out) {
+  const float* right = factors[p.right];
+  if (p.left < 0) {
+    std::copy_n(right, p.rows * p.columns, out);
+    return;
+  }
+  for (int i = 0; i < p.rows; i++) {
+    const float* left = factors[p.left] + i * p.inner;
+    float* row = out + i * p.columns;
+    if (p.columns == 1) {
+      *row = dot(p.inner, left, right) + (p.constant < 0 ? 0.f : factors[p.constant][i]);
+      continue;
+    }
+    std::fill_n(row, p.columns, 0.f);
+    for (int k = 0; k < p.inner; k++) add_row(p.columns, left[k], right + k * p.columns, row);
+  }
+}
+
+void clear_gradients(const Product& p, float* const* grads) {
+  const auto clear = [&](int factor, int size) {
+    if (factor >= 0 && grads[factor]) std::fill_n(grads[factor], size, 0.f);
+  };
+  clear(p.left, p.rows * p.inner);
+  clear(p.right, (p.left < 0 ? p.rows : p.inner) * p.columns);
+  clear(p.constant, p.rows);
+}
+
+void add_gradients(const Product& p, const float* const* factors, const float* grad, float* const* grads) {
+  float* of_right = grads[p.right];
+  if (p.left < 0) {
+    if (of_right) add_row(p.rows * p.columns, 1.f, grad, of_right);
+    return;
+  }
+  float* of_left = grads[p.left];
+  const float* right = factors[p.right];
+  for (int i = 0; i < p.rows; i++) {
+    const float* left = factors[p.left] + i * p.inner;
+    const float* row = grad + i * p.columns;
+    if (p.columns == 1) {
+      if (of_left) add_row(p.inner, *row, right, of_left + i * p.inner);
+      if (of_right) add_row(p.inner, *row, left, of_right);
+      continue;
+    }
+    for (int k = 0; k < p.inner; k++) {
+      if (of_left) of_left[i * p.inner + k] += dot(p.columns, row, right + k * p.columns);
+      if (of_right) add_row(p.columns, left[k], row, of_right + k * p.columns);
+    }
+  }
+  if (p.constant >= 0 && grads[p.constant]) add_row(p.rows, 1.f, grad, grads[p.constant]);
 }
 
 }  // namespace
@@ -493,6 +557,20 @@ int eugen_masked_adam(float* parameter, const float* grad, float* first, float* 
   in_ranges(threads, n, [&](int64 b, int64 e, int) {
     adam_range(step, e - b, grad + b, parameter + b, first + b, second + b);
   });
+  return 0;
+}
+
+// All products, one behind the other in `out`.
+int eugen_factor_products_forward(const float* const* factors, const Product* products, int count, float* out, int) {
+  for (int i = 0; i < count; i++) multiply(products[i], factors, out + products[i].start);
+  return 0;
+}
+
+// The gradients of the factors; those that are not needed are null.
+int eugen_factor_products_backward(const float* const* factors, const Product* products, int count, const float* grad,
+                                   float* const* grads, int) {
+  for (int i = 0; i < count; i++) clear_gradients(products[i], grads);
+  for (int i = 0; i < count; i++) add_gradients(products[i], factors, grad + products[i].start, grads);
   return 0;
 }
 
