@@ -180,12 +180,18 @@ class FactoredStage:
     def of(cls, stage: FeatureStage) -> FactoredStage:
         """Return a stage whose products have one factor."""
         offsets = None if stage.offsets is None else Product(stage.offsets)
-        return cls(**{**vars(stage), "projections": Product(stage.projections), "offsets": offsets})
+        return cls(Product(stage.projections), offsets, *_beyond_products(stage))
 
     def merged(self) -> FeatureStage:
         """The stage with these products multiplied."""
         offsets = None if self.offsets is None else self.offsets.value()
-        return FeatureStage(**{**vars(self), "projections": self.projections.value(), "offsets": offsets})
+        return FeatureStage(self.projections.value(), offsets, *_beyond_products(self))
+
+
+def _beyond_products(stage: FeatureStage | FactoredStage) -> tuple[Any, ...]:
+    """The fields in which `FeatureStage` and `FactoredStage` agree."""
+    norm = stage.norm_column, stage.norm_factor, stage.norm_offset, stage.norm_constant
+    return *norm, stage.order, stage.shared, stage.phi, stage.eps
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,12 +280,18 @@ def factor_chain(
     layers = list(_flatten(modules))
     if not layers:
         raise ValueError("merge_chain: the chain is empty")
-    device_type = next((p.device.type for layer in layers for p in layer.parameters()), "cpu")
-    with without_autocast(device_type):
+    with without_autocast(_device_type(layers)):
         merging = _Merging(_Affine.of(*after) if after else _Affine())
         for position, layer in enumerate(layers):
             merging.add(layer, f"layer {position} ({type(layer).__name__})")
         return merging.finish()
+
+
+def _device_type(layers: list[nn.Module]) -> str:
+    for layer in layers:
+        for parameter in layer.parameters():
+            return parameter.device.type
+    return "cpu"
 
 
 class _Affine:
@@ -356,7 +368,8 @@ class _Merging:
 
     def add(self, layer: nn.Module, where: str) -> None:
         """Append a layer; `where` names it in messages."""
-        if isinstance(layer, EUGen | Dense | LowRank | SNNK | nn.Linear):
+        # Tuples of classes, since torch.compile of PyTorch 2.6 does not trace unions.
+        if isinstance(layer, (EUGen, Dense, LowRank, SNNK, nn.Linear)):
             if self.width is not None and self.width != layer.in_features:
                 raise ValueError(f"merge_chain: {where} takes {layer.in_features} inputs but receives {self.width}")
             self.width = layer.out_features
@@ -422,7 +435,7 @@ class _Merging:
         phi = activation_name(layer)
         if phi is None:
             raise ValueError(f"merge_chain: {where} cannot be merged: {layer}")
-        if isinstance(self.previous, EUGen | SNNK):
+        if isinstance(self.previous, (EUGen, SNNK)):
             raise ValueError(
                 f"merge_chain: {where} follows {type(self.previous).__name__}: an activation between its "
                 "output matrix and the next layer forbids merging them; the layer already replaces a "
@@ -477,7 +490,7 @@ def changed_method(module: nn.Module, kind: type[nn.Module], *names: str) -> str
     """Name the first of these methods that a module overrides relative to its kind; None if it overrides none."""
     for name in names:
         other = type(module) is not kind and getattr(type(module), name, None) is not getattr(kind, name, None)
-        if other or name in vars(module):
+        if other or name in module.__dict__:
             return f"its own {name}"
     return None
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, List, TypeVar  # noqa: UP035
 
 import torch
 from torch import Tensor
@@ -245,7 +245,7 @@ def _(factors: Sequence[Tensor], places: Sequence[int]) -> Tensor:
 @_operator
 def factor_products_backward(
     factors: Sequence[Tensor], places: Sequence[int], grad: Tensor, needed: Sequence[bool]
-) -> list[Tensor]:
+) -> List[Tensor]:  # noqa: UP006 (PyTorch 2.6 does not know list)
     """Gradients of the factors; one that is not needed is an empty tensor."""
     factors = check_products(factors, places)
     device = factors[0].device

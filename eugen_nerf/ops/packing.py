@@ -65,13 +65,13 @@ def pack_products(chain: FactoredChain) -> PackedProducts:
     spec = [len(chain.stages)]
     for stage in chain.stages:
         form = _norm_form(stage)
-        spec += _stage_spec(stage, form[1].numel() if form else 0)
+        spec += [*_stage_spec(stage, form[1].numel() if form else 0)]
         products.append(stage.projections)
         if stage.offsets is not None:
             products.append(stage.offsets)
         if stage.norm_column is not None:
             products.append(Product(stage.norm_column))
-        products += map(Product, form)
+        products += [Product(tensor) for tensor in form]
     weight = chain.weight or Product(chain.identity())
     products.append(weight)
     if chain.bias is not None:

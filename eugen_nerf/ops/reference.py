@@ -36,7 +36,9 @@ def hash_encode(x: Tensor, table: Tensor, layout: HashGridLayout) -> Tensor:
     """
     device = x.device
     resolutions = torch.tensor(layout.resolutions, device=device)
-    scaled = x.nan_to_num(0).clamp(0, 1)[:, None, :] * resolutions[:, None].to(x.dtype)  # [N, L, 3]
+    # The gradient of clamp at its limits is 1 in some versions of PyTorch and 0 in others; here it is 0.
+    clamped = torch.where((x > 0) & (x < 1), x, x.detach().nan_to_num(0).clamp(0, 1))
+    scaled = clamped[:, None, :] * resolutions[:, None].to(x.dtype)  # [N, L, 3]
     # x = 1 belongs to the last cell, so that the upper vertex exists.
     cell = torch.minimum(scaled.detach().floor().long(), resolutions[:, None] - 1)
     fraction = scaled - cell
