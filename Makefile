@@ -46,7 +46,7 @@ test-gpu: .venv/installed-dev
 	$(BIN)/pip install --quiet --upgrade pip
 
 # pip compiles a C library for nerfstudio's viewer. Where there is no C compiler, zig does, which pip installs.
-C_COMPILER := $(or $(shell command -v gcc),$(shell command -v clang),$(shell command -v cc))
+C_COMPILER := $(shell command -v gcc || command -v clang || command -v cc)
 ZIG = "$$($(BIN)/python -c 'import ziglang; print(*ziglang.__path__)')/zig cc"
 PIP_INSTALL = CC=$${CC:-$(or $(C_COMPILER),$(ZIG))} $(BIN)/pip install
 .venv/compiler: .venv/bin/python
