@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -27,6 +28,19 @@ TO_NUMPY = {"numpy", "__array__"}
 # Operations that synchronize with the GPU, and a record of those that were called.
 WAITING = {"cpu", "item", "tolist", "nonzero", "masked_select", "unique", "__bool__", "__int__", "__float__"}
 WAITS: list[str] = []
+
+
+def _can_fake_a_gpu() -> bool:
+    """Whether PyTorch computes with fake tensors on cuda:0. Version 2.6 needs a driver for this."""
+    try:
+        with FakeTensorMode():
+            torch.empty(2, device=GPU).uniform_()
+    except RuntimeError:
+        return False
+    return True
+
+
+needs_fake_gpu = pytest.mark.skipif(not _can_fake_a_gpu(), reason="this PyTorch fakes no GPU without a driver")
 
 
 class OnGpu(Tensor):

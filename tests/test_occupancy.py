@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from eugen_nerf import occupancy
 from eugen_nerf.occupancy import OccupancyGrid, pack_bits
 from eugen_nerf.ops import occupied
+from tests.pretended_gpu import needs_fake_gpu
 
 
 def constant(value: float) -> Callable[[Tensor], Tensor]:
@@ -107,6 +108,7 @@ def test_equal_fields_give_equal_grids() -> None:
     assert not torch.equal(other.values, grids[0].values)
 
 
+@needs_fake_gpu
 def test_an_update_stays_on_the_grids_device() -> None:
     """With fake tensors, reading a value on the host fails; on a real GPU it would synchronize."""
     with FakeTensorMode():

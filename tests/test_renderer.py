@@ -19,6 +19,7 @@ from eugen_nerf.layers.merge import FactoredChain, factor_chain
 from eugen_nerf.occupancy import OccupancyGrid
 from eugen_nerf.ops import Space, StepRule, dispatch
 from eugen_nerf.renderer import Renderer
+from tests.pretended_gpu import needs_fake_gpu
 
 BOX = ((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))
 COLOR = (0.9, 0.5, 0.1)
@@ -379,6 +380,7 @@ class NativeOps(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@needs_fake_gpu
 @pytest.mark.parametrize("contracted", [False, True])
 @pytest.mark.parametrize("network", ["eugen", "mlp"])
 def test_on_a_gpu_every_op_is_native(network: str, contracted: bool, monkeypatch: pytest.MonkeyPatch) -> None:

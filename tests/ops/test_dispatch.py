@@ -23,6 +23,7 @@ from eugen_nerf.ops import (
 )
 from eugen_nerf.ops.build import BuildError
 from eugen_nerf.ops.packing import PackedChain, pack_chain, why_not_native
+from tests.pretended_gpu import needs_fake_gpu
 
 GRID_OF_3 = HashGridLayout.build(2, 3, 8, 4, 8)
 
@@ -174,6 +175,7 @@ def cuda_tensors(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.empty(shape, device="cuda:0") for shape in shapes]
 
 
+@needs_fake_gpu
 def test_cuda_tensors_take_the_cuda_runner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EUGEN_BACKEND", raising=False)
     monkeypatch.setattr(dispatch, "_native_cuda_problem", lambda index: None)
