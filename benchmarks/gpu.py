@@ -58,13 +58,8 @@ SHARES = {
     "tiles": 3,
 }
 ON_REQUEST = ("tiles",)  # measured only if named
-LAUNCHING = (
-    "networks",
-    "hash-grid",
-    "rays",
-    "torch.compile",
-    "tiles",
-)  # these launch our kernels regardless of the self-check
+# These launch our kernels regardless of the self-check.
+LAUNCHING = ("networks", "hash-grid", "rays", "torch.compile", "tiles")
 WITH_SCENE = ("training", "nerfacto", "training-mlp")
 START_SHARE = 1 / 3  # of the total time; a self-check that hangs would take five minutes
 RESERVE = 10  # seconds to finish

@@ -173,7 +173,7 @@ def _check_rays(origins: Tensor, directions: Tensor, field: RadianceField | Fact
     if directions.shape != origins.shape:
         raise ValueError(f"directions must have the origins' shape {list(origins.shape)}, not {list(directions.shape)}")
     if isinstance(field, FactoredField):
-        dtype = field.density.dtype
+        dtype = field.density.weight.right.dtype
     elif isinstance(field, RadianceField):
         dtype = field.density.weight.dtype  # a GPU's table may be in half precision
     elif isinstance(encoding := getattr(field, "encoding", None), HashGrid):

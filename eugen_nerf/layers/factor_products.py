@@ -21,10 +21,6 @@ class Product:
         """Shape of the value: [p, d] or [p]."""
         return self.right.shape if self.left is None else self.left.shape[:1] + self.right.shape[1:]
 
-    def factors(self) -> tuple[Tensor, ...]:
-        """Left, right and constant, as far as there are any."""
-        return tuple(factor for factor in (self.left, self.right, self.constant) if factor is not None)
-
     def value(self) -> Tensor:
         """The product, differentiable in every factor."""
         if self.left is None:

@@ -146,7 +146,8 @@ class MergedChain:
     def factored(self) -> FactoredChain:
         """The chain with products of one factor each."""
         stages = tuple(FactoredStage.of(stage) for stage in self.stages)
-        return FactoredChain(stages, Product(self.weight), None if self.bias is None else Product(self.bias))
+        bias = None if self.bias is None else Product(self.bias)
+        return FactoredChain(stages, Product(self.weight), bias, self.ends)
 
     def detach(self) -> MergedChain:
         """The chain with detached tensors, which share their values with this chain's."""
@@ -199,32 +200,15 @@ class FactoredChain:
     """A merged chain whose tensors are products that are not multiplied yet; `factor_chain` creates it."""
 
     stages: tuple[FactoredStage, ...]
-    weight: Product | None  # None: the chain ends with its last stage
+    weight: Product
     bias: Product | None
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the factors."""
-        return (self.weight or self.stages[0].projections).right.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the factors."""
-        return (self.weight or self.stages[0].projections).right.dtype
+    ends: bool = True  # as in `MergedChain`
 
     def merged(self) -> MergedChain:
         """The chain with its products multiplied, differentiable in their factors."""
-        with without_autocast(self.device.type):
-            stages = tuple(stage.merged() for stage in self.stages)
-            if self.weight is not None:
-                return MergedChain(stages, self.weight.value(), None if self.bias is None else self.bias.value())
-        return MergedChain(stages, self.identity(), None, ends=False)
-
-    def identity(self) -> Tensor:
-        """The output matrix of a chain that ends with its last stage, [k * m, k * m]."""
-        last = self.stages[-1]
-        rows = last.projections.shape[0] // num_projections(last.order, last.shared)
-        return torch.eye(last.order * rows, dtype=self.dtype, device=self.device)
+        with without_autocast(self.weight.right.device.type):
+            bias = None if self.bias is None else self.bias.value()
+            return MergedChain(tuple(stage.merged() for stage in self.stages), self.weight.value(), bias, self.ends)
 
 
 Evaluate = Callable[[Tensor, MergedChain], Tensor]
@@ -389,7 +373,14 @@ class _Merging:
         self.previous = layer
 
     def finish(self) -> FactoredChain:
-        return FactoredChain(tuple(self.stages), self.affine.weight, self.affine.bias)
+        stages, weight = tuple(self.stages), self.affine.weight
+        if weight is not None:
+            return FactoredChain(stages, weight, self.affine.bias)
+        last = stages[-1]
+        features = last.order * (last.projections.shape[0] // num_projections(last.order, last.shared))
+        factor = last.projections.right
+        identity = torch.eye(features, dtype=factor.dtype, device=factor.device)
+        return FactoredChain(stages, Product(identity), None, ends=False)
 
     def _add_stage(
         self,

@@ -17,7 +17,7 @@ from eugen_nerf.ops.build import cpu_library
 from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
 from eugen_nerf.ops.network_spec import HARMONICS, outputs_of
 from eugen_nerf.ops.packing import PackedChain
-from eugen_nerf.ops.products import product_table
+from eugen_nerf.ops.products import empty_gradients, product_table
 
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
@@ -217,7 +217,7 @@ def factor_products_backward(
 ) -> list[Tensor]:
     """Gradients of the factors; one that is not needed is an empty tensor."""
     table = product_table(tuple(places)).places
-    grads = [torch.empty_like(f) if need else f.new_empty(0) for f, need in zip(factors, needed, strict=True)]
+    grads = empty_gradients(factors, needed)
     wanted = [one if need else None for one, need in zip(grads, needed, strict=True)]
     products = _pointers(factors), table, ctypes.c_int(len(table))
     _call("eugen_factor_products_backward", *products, grad, _pointers(wanted))

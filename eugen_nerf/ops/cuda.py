@@ -21,7 +21,7 @@ from eugen_nerf.ops.cuda_driver import Device
 from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
 from eugen_nerf.ops.network_spec import HARMONICS, outputs_of
 from eugen_nerf.ops.packing import PackedChain
-from eugen_nerf.ops.products import MAX_FACTORS, MAX_PRODUCTS, ProductPlace, product_table
+from eugen_nerf.ops.products import MAX_FACTORS, MAX_PRODUCTS, ProductPlace, empty_gradients, product_table
 from eugen_nerf.ops.tiles import (
     MAX_LEVELS,
     MAX_STAGES,
@@ -318,7 +318,7 @@ def factor_products_backward(
     device: Device, factors: Sequence[Tensor], places: Sequence[int], grad: Tensor, needed: Sequence[bool]
 ) -> list[Tensor]:
     """Gradients of the factors; one that is not needed is an empty tensor."""
-    grads = [torch.empty_like(f) if need else f.new_empty(0) for f, need in zip(factors, needed, strict=True)]
+    grads = empty_gradients(factors, needed)
     starts = list(itertools.accumulate((factor.numel() for factor in factors), initial=0))
     if starts[-1]:
         pointers = (one.data_ptr() if need else None for one, need in zip(grads, needed, strict=True))

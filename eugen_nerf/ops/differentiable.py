@@ -143,9 +143,11 @@ def _native_networks(field: FactoredField, *rays: Tensor) -> tuple[_Network, _Ne
     if packed is None or not all(runs_network(chain.spec, field.table.device, field.backend) for chain in packed):
         return None
     density, color = (_Network(*describe(chain.products), chain.spec, chain.eps) for chain in packed)
-    tensors = (*rays, field.table, *density.factors, *color.factors)
+    factors = (*density.factors, *color.factors)
     # Subclasses of Tensor need to see the individual operators, too.
-    return (density, color) if all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors) else None
+    plain = all(type(t) in (Tensor, torch.nn.Parameter) for t in (*rays, field.table, *factors))
+    alike = all((t.dtype, t.device) == (F32, field.table.device) for t in factors)
+    return (density, color) if plain and alike else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,7 @@ from eugen_nerf.ops.cuda_driver import gpu, gpu_number
 from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
 from eugen_nerf.ops.network_spec import HARMONICS, outputs_of
 from eugen_nerf.ops.packing import PackedChain
-from eugen_nerf.ops.products import product_table
+from eugen_nerf.ops.products import empty_gradients, product_table
 
 F32 = torch.float32
 DEVICES = ("cpu", "cuda")
@@ -257,7 +257,7 @@ def factor_products_backward(
 
 @factor_products_backward.register_fake
 def _(factors: Sequence[Tensor], places: Sequence[int], grad: Tensor, needed: Sequence[bool]) -> list[Tensor]:
-    return [f.new_empty(f.shape if need else 0) for f, need in zip(factors, needed, strict=True)]
+    return empty_gradients(factors, needed)
 
 
 def _factor_products_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

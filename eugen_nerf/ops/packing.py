@@ -72,12 +72,11 @@ def pack_products(chain: FactoredChain) -> PackedProducts:
         if stage.norm_column is not None:
             products.append(Product(stage.norm_column))
         products += [Product(tensor) for tensor in form]
-    weight = chain.weight or Product(chain.identity())
-    products.append(weight)
+    products.append(chain.weight)
     if chain.bias is not None:
         products.append(chain.bias)
-    inputs = (chain.stages[0].projections if chain.stages else weight).shape[1]
-    spec += [weight.shape[0], int(chain.bias is not None), inputs]
+    inputs = (chain.stages[0].projections if chain.stages else chain.weight).shape[1]
+    spec += [chain.weight.shape[0], int(chain.bias is not None), inputs]
     return PackedProducts(tuple(products), tuple(spec), tuple(stage.eps for stage in chain.stages))
 
 

@@ -63,6 +63,11 @@ def describe(products: Sequence[Product]) -> tuple[list[Tensor], tuple[int, ...]
     return factors, tuple(places)
 
 
+def empty_gradients(factors: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor]:
+    """Memory for the gradients of contiguous factors; an empty tensor where none is needed."""
+    return [factor.new_empty(factor.shape if need else 0) for factor, need in zip(factors, needed, strict=True)]
+
+
 @functools.cache
 def product_table(places: tuple[int, ...]) -> ProductTable:
     """Lay the products' values one behind the other."""

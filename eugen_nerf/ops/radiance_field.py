@@ -114,9 +114,9 @@ class FactoredField:
         Raises:
             UserError: the native runner was requested by name but cannot do the work.
         """
-        packed = pack_products(self.density), pack_products(self.color)
-        factors = [factor for chain in packed for product in chain.products for factor in product.factors()]
-        return packed if _runs_natively(self, *rays, *factors) else None
+        if not _runs_natively(self, *rays, self.density.weight.right, self.color.weight.right):
+            return None
+        return pack_products(self.density), pack_products(self.color)
 
 
 def _runs_natively(field: RadianceField | FactoredField, *tensors: Tensor) -> bool:

@@ -486,6 +486,20 @@ def test_an_activation_at_the_end_costs_nothing() -> None:
     assert chain.evaluate(normal(3, 6)).shape == (3, 40)
 
 
+def test_a_chain_in_factors_is_the_same_chain() -> None:
+    """Also if it ends with an activation, whose identity matrix is not evaluated."""
+    for modules in ([EUGen(3, 10, 4), nn.Linear(10, 2)], [nn.Linear(6, 40), nn.ReLU()]):
+        chain = merge_chain(modules)
+        again = chain.factored().merged()
+        assert (again.ends, again.multiply_adds, again.num_parameters) == (
+            chain.ends,
+            chain.multiply_adds,
+            chain.num_parameters,
+        )
+        x = torch.randn(5, chain.in_features)
+        assert torch.equal(again.evaluate(x), chain.evaluate(x))
+
+
 def test_layers_in_a_list_and_on_the_meta_device() -> None:
     layers = [EUGen(6, 9, 3, device="meta"), nn.Linear(9, 2, device="meta")]
     counts = {merge_chain(given).multiply_adds for given in (layers, nn.ModuleList(layers), nn.Sequential(*layers))}
