@@ -1,0 +1,156 @@
+"""Every op, run from the PTX that NVRTC makes of its kernels, against float64 or eager PyTorch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from eugen_nerf.ops import cuda
+from eugen_nerf.ops.self_check import check_ops
+from tests.emulator.test_mutations import CASES
+from tests.ops.comparisons import CHAINS, TOLERANCE, check_numbers_beyond_halves, network_case, relative_error
+from tests.ptx.device import Change, PtxDevice, interpreted
+from tests.ptx.memory import PtxError
+from tests.ptx.parser import UnknownPtx
+
+CPU = torch.device("cpu")
+PARTS = ("color", "norm", "order-2", "inner-norm", "gelu", "width-128")
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def agrees(device: PtxDevice, name: str, half: torch.dtype = torch.float16, n: int = 100) -> bool:
+    """Whether a network's result and gradients are those of float64."""
+    case = network_case(name, n, half)
+    y = cuda.network_forward(device, case.x, case.parameters, case.spec, case.eps)
+    got = cuda.network_backward(device, case.x, case.parameters, case.grad, case.spec, case.eps, True)
+    expected = (case.y, case.grad_x, case.grad_parameters)
+    return all(
+        relative_error(mine, theirs) <= TOLERANCE[half] for mine, theirs in zip((y, *got), expected, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_networks(name: str) -> None:
+    assert agrees(PtxDevice(90), name)
+
+
+@pytest.mark.parametrize("architecture", [75, 80, 86, 100, 120])  # 89 has the limits of 86, and its instructions
+@pytest.mark.parametrize("name", PARTS)
+def test_networks_on_other_architectures(name: str, architecture: int) -> None:
+    assert agrees(PtxDevice(architecture), name)
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("name", PARTS)
+def test_networks_in_bfloat16(name: str, architecture: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EUGEN_PRECISION", "bf16")
+    assert agrees(PtxDevice(architecture), name, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["density", "color"])  # even and odd rows
+def test_half_rows(name: str) -> None:
+    case, device = network_case(name, 100, torch.float16), PtxDevice(90)
+    x, grad = case.x.half(), case.grad.half()
+    y = cuda.network_forward(device, x, case.parameters, case.spec, case.eps)
+    gradients = cuda.network_backward(device, x, case.parameters, grad, case.spec, case.eps, True)
+    for got, expected in zip((y, *gradients), (case.y, case.grad_x, case.grad_parameters), strict=True):
+        assert relative_error(got, expected) <= TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize("architecture", [75, 90])
+def test_numbers_beyond_halves(architecture: int) -> None:
+    device = PtxDevice(architecture)
+    check_numbers_beyond_halves(lambda case, x: cuda.network_forward(device, x, case.parameters, case.spec, case.eps))
+
+
+@pytest.mark.parametrize(("architecture", "precision"), [(75, "fp16"), (90, "fp16"), (120, "bf16")])
+def test_all_ops_pass_the_check_before_their_first_use(
+    architecture: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EUGEN_PRECISION", precision)
+    monkeypatch.delenv("EUGEN_BACKEND", raising=False)
+    monkeypatch.setattr("eugen_nerf.ops.dispatch._native_cpu_problem", lambda: None)
+    with interpreted(PtxDevice(architecture)):
+        assert check_ops(CPU, "cpu") == []
+
+
+# Planted bugs, in what the emulator replaces by C++ of its own: the inline PTX and the choice of intrinsics.
+
+
+def network(device: PtxDevice, half: torch.dtype) -> bool:
+    return agrees(device, "color", half)
+
+
+def norm(device: PtxDevice, half: torch.dtype) -> bool:
+    return agrees(device, "norm", half)
+
+
+def streamed(device: PtxDevice, half: torch.dtype) -> bool:
+    return agrees(device, "width-256", half, 20)
+
+
+def large(device: PtxDevice, half: torch.dtype) -> bool:
+    try:
+        check_numbers_beyond_halves(
+            lambda case, x: cuda.network_forward(device, x, case.parameters, case.spec, case.eps)
+        )
+    except AssertionError:
+        return False
+    return True
+
+
+def grid(device: PtxDevice, half: torch.dtype) -> bool:
+    return CASES["grid"](device)
+
+
+def rays(device: PtxDevice, half: torch.dtype) -> bool:
+    return CASES["rays"](device)
+
+
+MUTATIONS = [
+    (network, 90, "fp16", '"cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)',
+     '"cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(low), "f"(high)'),
+    (network, 80, "bf16", '"cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)',
+     '"cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(low), "f"(high)'),
+    (network, 75, "fp16", "mov.b32 %0, {a, b};", "mov.b32 %0, {b, a};"),
+    (network, 90, "fp16", "cvt.rn.satfinite.f16x2.f32 %0, %1, %2;", "cvt.rn.satfinite.f16x2.f32 %0, %2, %1;"),
+    (large, 90, "fp16", "cvt.rn.relu.satfinite.f16x2.f32", "cvt.rn.relu.f16x2.f32"),
+    (network, 90, "fp16", "cvt.rn.relu.satfinite.f16x2.f32", "cvt.rn.satfinite.f16x2.f32"),
+    (network, 80, "bf16", "cvt.rn.relu.bf16x2.f32", "cvt.rn.bf16x2.f32"),
+    (large, 75, "fp16", "low = low > most ? most : low < -most ? -most : low;", ""),
+    (network, 90, "fp16", "set.gtu.u32.f16x2", "set.geu.u32.f16x2"),
+    (network, 90, "bf16", "set.gtu.u32.bf16x2", "set.geu.u32.bf16x2"),
+    (network, 80, "bf16", "high_half(by) <= 0.f ? 0u", "low_half(by) <= 0.f ? 0u"),
+    (network, 80, "bf16", '#define EUGEN_HALVES "bf16.bf16"', '#define EUGEN_HALVES "f16.f16"'),
+    (network, 90, "fp16", '"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])', '"r"(a[0]), "r"(a[2]), "r"(a[1]), "r"(a[3])'),
+    (network, 90, "fp16", '"r"(a[3]), "r"(b0), "r"(b1)', '"r"(a[3]), "r"(b1), "r"(b0)'),
+    (network, 90, "fp16", "{%8, %9}, {%0, %1, %2, %3};", "{%8, %9}, {%0, %1, %3, %2};"),
+    (network, 75, "fp16", "EUGEN_HALF_DEEP(a[2], a[3], b1);", "EUGEN_HALF_DEEP(a[2], a[3], b0);"),
+    (network, 75, "fp16", "EUGEN_HALF_DEEP(a[0], a[1], b0);", "EUGEN_HALF_DEEP(a[0], a[2], b0);"),
+    (network, 90, "fp16", "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16", "ldmatrix.sync.aligned.m8n8.x4.shared.b16"),
+    (network, 90, "fp16", "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}",
+     "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %2, %1, %3}"),
+    (network, 90, "fp16", "ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16", "ldmatrix.sync.aligned.m8n8.x2.shared.b16"),
+    (streamed, 80, "fp16", '"cp.async.wait_all;"', '""'),
+    (streamed, 75, "fp16", "*reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);",
+     "*reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(from);"),
+    (norm, 90, "fp16", "__shfl_xor_sync(ALL_LANES, value, mask)", "__shfl_down_sync(ALL_LANES, value, mask)"),
+    (rays, 90, "fp16", "__shfl_up_sync(ALL_LANES, value, by)", "__shfl_down_sync(ALL_LANES, value, by)"),
+    (rays, 90, "fp16", "31 - __clz(int(v))", "__clz(int(v))"),
+    (rays, 90, "fp16", "return __popc(v);", "return __popc(v) & 15;"),
+    (rays, 90, "fp16", "__ballot_sync(ALL_LANES, vote)", "__activemask()"),
+    (grid, 90, "fp16", "__ffs(int(v)) - 1", "__ffs(int(v))"),
+    (grid, 90, "fp16", "red.global.add.v2.f32 [%0], {%1, %2};", "red.global.add.v2.f32 [%0], {%2, %1};"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("check", "architecture", "precision", "right", "wrong"), MUTATIONS)
+def test_planted_bugs_are_found(
+    check, architecture: int, precision: str, right: str, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setenv("EUGEN_PRECISION", precision)
+    try:
+        correct = check(PtxDevice(architecture, change=Change("simt.cuh", right, wrong)), PRECISIONS[precision])
+    except (PtxError, UnknownPtx):
+        return
+    assert not correct
