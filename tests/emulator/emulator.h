@@ -168,6 +168,15 @@ EUGEN_FUNCTION void store_four(float* p, const float (&v)[4]) {
   emulator::check_alignment(p, 16);
   std::memcpy(p, v, 16);
 }
+EUGEN_FUNCTION uint32 hidden_zero() { return 0; }
+EUGEN_FUNCTION void load_four_halves(const uint16* p, uint32 (&v)[2]) {
+  emulator::check_alignment(p, 8);
+  std::memcpy(v, p, 8);
+}
+EUGEN_FUNCTION void store_four_halves(uint16* p, const uint32 (&v)[2]) {
+  emulator::check_alignment(p, 8);
+  std::memcpy(p, v, 8);
+}
 template <class T> EUGEN_FUNCTION void store_one(T* p, T v) {
   emulator::note_write(p, sizeof(T));
   *p = v;

@@ -60,6 +60,10 @@ def even(device: EmulatedDevice) -> bool:
     return check_network(device, "order-2-even")
 
 
+def pairs(device: EmulatedDevice) -> bool:
+    return check_network(device, "rank-3")
+
+
 def smooth(device: EmulatedDevice) -> bool:
     return check_network(device, "gelu")
 
@@ -155,6 +159,7 @@ def rendering(device: EmulatedDevice) -> bool:
 CASES = {
     "network": network,
     "even": even,
+    "pairs": pairs,
     "smooth": smooth,
     "inner_norm": inner_norm,
     "streamed": streamed,

@@ -49,13 +49,20 @@ class PtxDevice:
         architecture: compute capability that NVRTC compiles for.
         blocks: the largest number of blocks of a kernel that strides through its work.
         change: a bug in the sources.
+        watch: is told of each kernel's accesses to memory, after the kernel's name; see `Machine`.
     """
 
-    def __init__(self, architecture: int = 90, blocks: int = 2, change: Change | None = None) -> None:
+    def __init__(
+        self,
+        architecture: int = 90,
+        blocks: int = 2,
+        change: Change | None = None,
+        watch: Callable[..., None] | None = None,
+    ) -> None:
         self.architecture = architecture
         self.shared_memory = SHARED_MEMORY[architecture]
         self.multiprocessors = blocks
-        self._change = change
+        self._change, self._watch = change, watch
         self.reachable: list[Tensor] = []  # through pointers in structures, by the next launch
 
     def launch(
@@ -77,7 +84,8 @@ class PtxDevice:
         assert shared_bytes <= self.shared_memory
         program = _program(source, constants, self.architecture, self._change)
         reachable, self.reachable = self.reachable, []
-        launch(program, kernel, grid, threads, shared_bytes, arguments, reachable)
+        watch = functools.partial(self._watch, kernel) if self._watch is not None else None
+        launch(program, kernel, grid, threads, shared_bytes, arguments, reachable, watch)
 
     def resident_blocks(
         self, source: str, constants: tuple[str, ...], kernel: str, threads: int, shared_bytes: int

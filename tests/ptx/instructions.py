@@ -346,8 +346,11 @@ def _insert(machine: Machine, parts: tuple[str, ...], operands: tuple[Any, ...])
 
 
 def _move(machine: Machine, parts: tuple[str, ...], operands: tuple[Any, ...]) -> Step:
-    dtype = TYPES[parts[0]]
     target, source = operands
+    if parts[0] in ("v2", "v4"):
+        pairs = zip(target.parts, source.parts, strict=True)
+        return _sequence([_move(machine, parts[1:], pair) for pair in pairs])
+    dtype = TYPES[parts[0]]
     if isinstance(source, Vector):
         part = np.dtype(f"u{dtype.itemsize // len(source.parts)}")
         values = [machine.value(one, part) for one in source.parts]
@@ -517,6 +520,8 @@ def _places(
     constant: bool = False,
 ) -> list[tuple[Any, np.ndarray, np.ndarray]]:
     """See `GlobalMemory.place`."""
+    if machine.watch is not None:
+        machine.watch(space, write, addresses, machine.running, dtype.itemsize * count)
     if space == "global":
         return machine.memory.place(addresses, dtype, count, write, constant)
     if space == "shared":
@@ -703,6 +708,8 @@ def _load_matrices(machine: Machine, parts: tuple[str, ...], operands: tuple[Any
     def step() -> None:
         lanes = _warp_lanes(machine)
         rows = addresses().reshape(lanes.shape)[:, : 8 * count]
+        if machine.watch is not None:
+            machine.watch("shared", False, rows.reshape(-1), lanes[:, : 8 * count].reshape(-1), 16)
         blocks = np.repeat(machine.block_of[lanes[:, 0]], 8 * count)
         array, first = machine.shared.place(rows.reshape(-1), blocks, U16, 8)
         matrices = array[first[:, None] + np.arange(8)].reshape(-1, count, 8, 8)

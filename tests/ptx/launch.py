@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tests.ptx.instructions import compile_instruction
-from tests.ptx.machine import TYPES, WARP, Machine, Step
+from tests.ptx.machine import TYPES, WARP, Machine, Step, Watch
 from tests.ptx.memory import OWN_START, GlobalMemory, PtxError
 from tests.ptx.parser import Instruction, Operand, Program
 
@@ -31,12 +31,14 @@ def launch(
     shared_bytes: int,
     arguments: Sequence[Any],
     reachable: Sequence[Tensor] = (),
+    watch: Watch | None = None,
 ) -> None:
     """Run a kernel of a program.
 
     Args:
         arguments: tensors, None for a null pointer, and ctypes values.
         reachable: tensors that the kernel reaches through pointers in structures.
+        watch: see `Machine`.
 
     Raises:
         PtxError: it violates a rule of PTX.
@@ -57,6 +59,7 @@ def launch(
     for name in program.constants.keys() & entry.symbols():
         symbols[name] = memory.add(torch.tensor(list(program.constants[name]), dtype=torch.uint8))
     machine = Machine(entry, symbols, grid, threads, shared_bytes, parameters, memory)
+    machine.watch = watch
     with np.errstate(all="ignore"):  # threads that do not run compute too
         Scheduler(machine, [compile_instruction(machine, one) for one in entry.instructions]).run()
     memory.copy_back()

@@ -19,6 +19,8 @@ TYPES = {
     "bf16x2": np.dtype("u4"),
 }
 Step = Callable[[], None]
+# Receives state space, whether it is a store, addresses, threads, and bytes of each access.
+Watch = Callable[[str, bool, np.ndarray, np.ndarray, int], None]
 
 
 class Machine:
@@ -29,6 +31,7 @@ class Machine:
         where: which threads run; True if all that have not ended do, even if others have.
         running: the indices of these threads.
         block_of: the block of each thread.
+        watch: is told of accesses to memory if it is not None.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Machine:
         self.shared, self.local = OwnMemory(blocks, shared_bytes), OwnMemory(self.lanes, kernel.local_bytes)
         self.where: np.ndarray | bool = True
         self.running = np.arange(self.lanes)
+        self.watch: Watch | None = None
         self.copies: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # see cp.async
         self._symbols = symbols | {name: OWN_START + offset for name, offset in kernel.local.items()}
         self._registers = {name: self._fresh(kind) for name, kind in kernel.registers.items()}
@@ -60,6 +64,7 @@ class Machine:
             "%ntid.x": np.uint32(threads),
             "%ctaid.x": block % np.uint32(grid[0]),
             "%ctaid.y": block // np.uint32(grid[0]),
+            "%ctaid.z": np.uint32(0),
             "%nctaid.x": np.uint32(grid[0]),
             "%nctaid.y": np.uint32(grid[1]),
         }

@@ -9,6 +9,7 @@ from eugen_nerf.ops import cuda
 from eugen_nerf.ops.self_check import check_ops
 from tests.emulator.test_mutations import CASES
 from tests.ops.comparisons import CHAINS, TOLERANCE, check_numbers_beyond_halves, network_case, relative_error
+from tests.ptx.accesses import of_network
 from tests.ptx.device import Change, PtxDevice, interpreted
 from tests.ptx.memory import PtxError
 from tests.ptx.parser import UnknownPtx
@@ -154,3 +155,18 @@ def test_planted_bugs_are_found(
     except (PtxError, UnknownPtx):
         return
     assert not correct
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("width", [32, 64])
+def test_networks_transfer_whole_sectors_and_wait_for_no_bank(width: int, dtype: torch.dtype) -> None:
+    """Rows whose length is a multiple of four."""
+    counts = of_network(width, dtype)
+    words = 32 * torch.finfo(dtype).bits // 8  # sectors of 32 rows of 32 numbers
+    assert counts["network_forward", "global", False].transfers == words
+    assert counts["network_forward", "global", True].transfers == words // 2
+    assert counts["network_backward", "global", False].transfers == words + words // 2
+    assert counts["network_backward", "global", True].transfers == words
+    for (kernel, space, _), count in counts.items():
+        if kernel.startswith("network") and space == "shared":
+            assert count.transfers == count.needed

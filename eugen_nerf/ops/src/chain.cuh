@@ -16,7 +16,8 @@ struct Epsilons {
   float value[MAX_STAGES];  // of each stage's norm
 };
 
-// Spec::numbers is packing.PackedChain.spec.
+// Spec::numbers is packing.PackedChain.spec. Spec::rows_in_memory: the chain's inputs and outputs are rows in global
+// memory, rather than in shared memory.
 template <class Spec>
 struct Chain {
   static constexpr int stages = Spec::numbers[0];
@@ -53,6 +54,13 @@ struct Chain {
   static constexpr int projected(int i) { return out_blocks(i) * out_padded(i); }
   static constexpr int n(int i) { return projected(i) + padded(norm_rows(i)); }
 
+  // Rows in memory whose length is a multiple of four are accessed four numbers at a time. A lane's four numbers of a
+  // tile (network_mma.cuh) then have to be neighbors in memory, so tiles have the columns of these rows in another order.
+  static constexpr bool in_fours = Spec::rows_in_memory && in % 4 == 0;
+  static constexpr bool out_fours = Spec::rows_in_memory && out % 4 == 0;
+  // The column in memory of padded column c = 16 i + 8 h + 2 t + q: 16 i + 4 t + 2 h + q.
+  static EUGEN_MEMBER int column_in_fours(int c) { return (c & ~15) + (c >> 1 & 3) * 4 + (c >> 3 & 1) * 2 + (c & 1); }
+
   // Layout of the packed parameters: projections, offsets, norm column, R and c of each matrix.
   static constexpr int columns(int i) { return in_blocks(i) * in_block(i); }
   static constexpr int rows(int i) { return out_blocks(i) * out_block(i); }
@@ -68,13 +76,19 @@ struct Chain {
     }
     return sum;
   }
+  // Whether columns 2 c and 2 c + 1 of matrix i are always neighbors at a multiple of 8 bytes, or both in the padding.
+  static constexpr bool has_pairs(int i) {
+    return in_block(i) % 2 == 0 && parameters_before(i) % 2 == 0 && (norm_rows(i) == 0 || form_at(i) % 2 == 0);
+  }
 
   // Index in the packed parameters of the element in padded row r and column c of matrix I; -1 in the padding.
   template <int I>
   static EUGEN_MEMBER int weight_place(int r, int c) {
     constexpr int OUT = out_block(I), IN = in_block(I), COLUMNS = columns(I);
     constexpr uint32 OUT_PADDED = out_padded(I), IN_PADDED = in_padded(I);
-    const int feature = int(uint32(r) % OUT_PADDED), in_feature = int(uint32(c) % IN_PADDED);
+    int feature = int(uint32(r) % OUT_PADDED), in_feature = int(uint32(c) % IN_PADDED);
+    if constexpr (I == 0 && in_fours) in_feature = column_in_fours(in_feature);
+    if constexpr (I == stages && out_fours) feature = column_in_fours(feature);
     const int column = int(uint32(c) / IN_PADDED) * IN + in_feature;
     if (in_feature >= IN) return -1;
     if constexpr (norm_rows(I) != 0)
@@ -94,7 +108,8 @@ struct Chain {
   }
   template <int I>
   static EUGEN_MEMBER int vector_place(int at, int r) {
-    const int feature = r % out_padded(I);
+    int feature = r % out_padded(I);
+    if constexpr (I == stages && out_fours) feature = column_in_fours(feature);
     return feature < out_block(I) ? at + r / out_padded(I) * out_block(I) + feature : -1;
   }
 

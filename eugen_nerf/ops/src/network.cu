@@ -15,6 +15,7 @@ namespace eugen {
 #endif
 
 struct Spec {
+  static constexpr bool rows_in_memory = true;
   static constexpr int numbers[] = {EUGEN_SPEC};
 };
 typedef Chain<Spec> Network;
@@ -39,7 +40,7 @@ struct Outputs {
   static constexpr bool OUTPUTS = true;
   template <int I, class A, class N> EUGEN_MEMBER void inputs(const A&, const N&) {}
   EUGEN_MEMBER void output(const float (&c)[EUGEN_TILES][2][4], int tile) {
-    store_sums<EUGEN_TILES, Network::out>(c, tile, y, first, n, 1.f);
+    store_sums<Network::out_fours, EUGEN_TILES, Network::out>(c, tile, y, first, n, 1.f);
   }
 };
 
@@ -63,7 +64,7 @@ network_forward(const Io* __restrict__ x, const float* __restrict__ parameters, 
   for (int64 base = int64(blockIdx.x) * ROWS; base < n; base += int64(gridDim.x) * ROWS) {
     const int64 first = base + warp_index() * 16 * EUGEN_TILES;
     uint32 a[EUGEN_TILES][Network::k(0) / 16][4];
-    load_rows<EUGEN_TILES, Network::in, Network::k(0)>(a, x, first, n);
+    load_rows<Network::in_fours, EUGEN_TILES, Network::in, Network::k(0)>(a, x, first, n);
     Outputs outputs{y, first, n};
     evaluate<Network, 0, EUGEN_TILES>(a, weights, eps, outputs);
   }

@@ -198,11 +198,18 @@ struct Backward {
     constexpr int K_TILES = C::k(I) / 16;
     const LanePlace place;
 #pragma unroll
-    for (int e = 0; e < 8; e++) {
+    for (int e = 0; e < 8; e += 2) {
       const int q = e & 3, r = tile / K_TILES * 16 + place.row + (q >> 1) * 8;
-      const int c = tile % K_TILES * 16 + (e >> 2) * 8 + place.column + (q & 1);
+      const int c = tile % K_TILES * 16 + (e >> 2) * 8 + place.column;
+      const float low = sum[e >> 2][q] * inverse_scale, high = sum[e >> 2][q + 1] * inverse_scale;
       const int to = C::template weight_place<I>(r, c);
-      if (to >= 0) add_to(grad_parameters + to, sum[e >> 2][q] * inverse_scale);
+      if constexpr (C::has_pairs(I)) {
+        if (to >= 0) add_to_pair(grad_parameters + to, low, high);
+      } else {
+        const int next = C::template weight_place<I>(r, c + 1);
+        if (to >= 0) add_to(grad_parameters + to, low);
+        if (next >= 0) add_to(grad_parameters + next, high);
+      }
     }
   }
   template <int I>
@@ -395,7 +402,7 @@ struct Backward {
         float c[TILES][2][4];
         const auto later = k + 1 < IN_TILES ? weights.template columns_part<I>(k + 1) : ChainWeights::nothing();
         input_gradient<I>(c, g, k, pull, later);
-        store_sums<TILES, C::in>(c, k, grad_x, first, n, inverse_scale);
+        store_sums<C::in_fours, TILES, C::in>(c, k, grad_x, first, n, inverse_scale);
       }
     }
   }
@@ -437,11 +444,11 @@ struct Backward {
     for (int64 base = int64(blockIdx.x) * rows; base < n; base += int64(gridDim.x) * rows) {
       const int64 first = base + warp_index() * 16 * TILES;
       uint32 a[TILES][C::k(0) / 16][4];
-      load_rows<TILES, C::in, C::k(0)>(a, x, first, n);
+      load_rows<C::in_fours, TILES, C::in, C::k(0)>(a, x, first, n);
       sync_block();  // the activations of the rows before have been read
       evaluate<C, 0, TILES>(a, weights, eps, *this);
       uint32 g[TILES][C::n(C::stages) / 16][4];
-      load_rows<TILES, C::out, C::n(C::stages)>(g, grad_out, first, n, scale);
+      load_rows<C::out_fours, TILES, C::out, C::n(C::stages)>(g, grad_out, first, n, scale);
       descend<C::stages>(g, eps, grad_x, first, n, sums);
     }
     flush_all(sums);

@@ -158,96 +158,152 @@ struct Weights {
   template <int I> static constexpr int columns_ld() { return STREAMED ? columns_row : C::row(I); }
 };
 
-// Loads rows [first, first + 16 TILES) of a [n, IN] array as fragments, with zeros outside of the array.
-template <int TILES, int IN, int K>
+// Where a lane's numbers of rows [first, first + 16 TILES) of a [n, WIDTH] array lie. FOURS: with the columns in the order
+// of Chain::column_in_fours.
+template <bool FOURS, int TILES, int WIDTH>
+struct RowPlaces {
+  int64 rows;   // from the lane's first row on
+  int column;   // the lane's first column
+  int64 start;  // index of the number there
+
+  EUGEN_MEMBER RowPlaces(int64 first, int64 n) {
+    const LanePlace place;
+    rows = n - first - place.row;  // as a 32-bit number, which takes more instructions, it makes some kernels spill
+    column = FOURS ? 2 * place.column : place.column;
+    start = (first + place.row) * WIDTH + column;
+  }
+  EUGEN_MEMBER bool has_row(int m, int half) const { return m * 16 + half * 8 < rows; }
+  EUGEN_MEMBER bool has_column(int c) const { return c + column < WIDTH; }
+  static constexpr int offset(int m, int half, int c) { return (m * 16 + half * 8) * WIDTH + c; }
+};
+
+// Loads rows as fragments, with zeros outside of the array.
+template <bool FOURS, int TILES, int IN, int K>
 EUGEN_FUNCTION void load_rows(uint32 (&a)[TILES][K / 16][4], const float* x, int64 first, int64 n, float scale = 1.f) {
-  const LanePlace place;
+  const RowPlaces<FOURS, TILES, IN> places(first, n);
+  x += places.start;
 #pragma unroll
   for (int m = 0; m < TILES; m++)
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int64 r = first + m * 16 + place.row + (i & 1) * 8;
-      const float* row = x + r * IN;
+    for (int half = 0; half < 2; half++)
 #pragma unroll
       for (int k = 0; k < K / 16; k++) {
-        const int c = k * 16 + (i >> 1) * 8 + place.column;
-        float low = 0.f, high = 0.f;
-        if (r < n) {
-          if (IN % 2 == 0) {
-            if (c < IN) load_pair(row + c, low, high);
+        float v[4] = {};
+        if (places.has_row(m, half)) {
+          const float* p = x + places.offset(m, half, k * 16);
+          if constexpr (FOURS) {
+            if (places.has_column(k * 16)) load_four(p, v);
           } else {
-            if (c < IN) low = row[c];
-            if (c + 1 < IN) high = row[c + 1];
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+              const int c = k * 16 + h * 8;
+              if (IN % 2 == 0) {
+                if (places.has_column(c)) load_pair(p + h * 8, v[2 * h], v[2 * h + 1]);
+              } else {
+                if (places.has_column(c)) v[2 * h] = p[h * 8];
+                if (places.has_column(c + 1)) v[2 * h + 1] = p[h * 8 + 1];
+              }
+            }
           }
         }
-        a[m][k][i] = pack_bounded(low * scale, high * scale);
+        a[m][k][half] = pack_bounded(v[0] * scale, v[1] * scale);
+        a[m][k][half + 2] = pack_bounded(v[2] * scale, v[3] * scale);
       }
-    }
 }
-template <int TILES, int IN, int K>
+template <bool FOURS, int TILES, int IN, int K>
 EUGEN_FUNCTION void load_rows(uint32 (&a)[TILES][K / 16][4], const uint16* x, int64 first, int64 n, float scale = 1.f) {
-  const LanePlace place;
+  const RowPlaces<FOURS, TILES, IN> places(first, n);
+  x += places.start;
 #pragma unroll
   for (int m = 0; m < TILES; m++)
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int64 r = first + m * 16 + place.row + (i & 1) * 8;
-      const uint16* row = x + r * IN;
+    for (int half = 0; half < 2; half++)
 #pragma unroll
       for (int k = 0; k < K / 16; k++) {
-        const int c = k * 16 + (i >> 1) * 8 + place.column;
-        uint32 word = 0;
-        if (r < n) {
-          if (IN % 2 == 0) {
-            if (c < IN) word = load_halves(row + c);
+        uint32 words[2] = {};
+        if (places.has_row(m, half)) {
+          const uint16* p = x + places.offset(m, half, k * 16);
+          if constexpr (FOURS) {
+            if (places.has_column(k * 16)) load_four_halves(p, words);
           } else {
-            if (c < IN) word = row[c];
-            if (c + 1 < IN) word |= uint32(row[c + 1]) << 16;
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+              const int c = k * 16 + h * 8;
+              if (IN % 2 == 0) {
+                if (places.has_column(c)) words[h] = load_halves(p + h * 8);
+              } else {
+                if (places.has_column(c)) words[h] = p[h * 8];
+                if (places.has_column(c + 1)) words[h] |= uint32(p[h * 8 + 1]) << 16;
+              }
+            }
           }
         }
-        if (scale != 1.f) word = pack_bounded(low_half(word) * scale, high_half(word) * scale);
-        a[m][k][i] = word;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          if (scale != 1.f) words[h] = pack_bounded(low_half(words[h]) * scale, high_half(words[h]) * scale);
+          // Words that are loaded together get neighboring registers, but are not neighbors in a fragment. ptxas would
+          // copy them before each of their products.
+          else if (FOURS) words[h] ^= hidden_zero();
+          a[m][k][half + 2 * h] = words[h];
+        }
       }
-    }
 }
 
-// Stores the 16 columns of sums of tile `tile` to rows [first, first + 16 TILES) of a [n, OUT] array.
-template <int TILES, int OUT>
+// Stores the 16 columns of sums of tile `tile`.
+template <bool FOURS, int TILES, int OUT>
 EUGEN_FUNCTION void store_sums(const float (&c)[TILES][2][4], int tile, float* y, int64 first, int64 n, float scale) {
-  const LanePlace place;
+  const RowPlaces<FOURS, TILES, OUT> places(first, n);
+  y += places.start;
 #pragma unroll
   for (int m = 0; m < TILES; m++)
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int64 r = first + m * 16 + place.row + (i & 1) * 8;
-      const int column = tile * 16 + (i >> 1) * 8 + place.column;
-      const float low = c[m][i >> 1][2 * (i & 1)] * scale, high = c[m][i >> 1][2 * (i & 1) + 1] * scale;
-      if (r < n) {
-        if (OUT % 2 == 0) {
-          if (column < OUT) store_pair(y + r * OUT + column, low, high);
-        } else {
-          if (column < OUT) y[r * OUT + column] = low;
-          if (column + 1 < OUT) y[r * OUT + column + 1] = high;
+    for (int half = 0; half < 2; half++) {
+      float v[4];
+#pragma unroll
+      for (int e = 0; e < 4; e++) v[e] = c[m][e >> 1][2 * half + (e & 1)] * scale;
+      if (!places.has_row(m, half)) continue;
+      float* p = y + places.offset(m, half, tile * 16);
+      if constexpr (FOURS) {
+        if (places.has_column(tile * 16)) store_four(p, v);
+      } else {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          const int column = tile * 16 + h * 8;
+          if (OUT % 2 == 0) {
+            if (places.has_column(column)) store_pair(p + h * 8, v[2 * h], v[2 * h + 1]);
+          } else {
+            if (places.has_column(column)) p[h * 8] = v[2 * h];
+            if (places.has_column(column + 1)) p[h * 8 + 1] = v[2 * h + 1];
+          }
         }
       }
     }
 }
-template <int TILES, int OUT>
+template <bool FOURS, int TILES, int OUT>
 EUGEN_FUNCTION void store_sums(const float (&c)[TILES][2][4], int tile, uint16* y, int64 first, int64 n, float scale) {
-  const LanePlace place;
+  const RowPlaces<FOURS, TILES, OUT> places(first, n);
+  y += places.start;
 #pragma unroll
   for (int m = 0; m < TILES; m++)
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int64 r = first + m * 16 + place.row + (i & 1) * 8;
-      const int column = tile * 16 + (i >> 1) * 8 + place.column;
-      const uint32 word = pack(c[m][i >> 1][2 * (i & 1)] * scale, c[m][i >> 1][2 * (i & 1) + 1] * scale);
-      if (r < n) {
-        if (OUT % 2 == 0) {
-          if (column < OUT) store_halves(y + r * OUT + column, word);
-        } else {
-          if (column < OUT) y[r * OUT + column] = uint16(word & 0xffff);
-          if (column + 1 < OUT) y[r * OUT + column + 1] = uint16(word >> 16);
+    for (int half = 0; half < 2; half++) {
+      uint32 words[2];
+#pragma unroll
+      for (int h = 0; h < 2; h++) words[h] = pack(c[m][h][2 * half] * scale, c[m][h][2 * half + 1] * scale);
+      if (!places.has_row(m, half)) continue;
+      uint16* p = y + places.offset(m, half, tile * 16);
+      if constexpr (FOURS) {
+        if (places.has_column(tile * 16)) store_four_halves(p, words);
+      } else {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          const int column = tile * 16 + h * 8;
+          if (OUT % 2 == 0) {
+            if (places.has_column(column)) store_halves(p + h * 8, words[h]);
+          } else {
+            if (places.has_column(column)) p[h * 8] = uint16(words[h] & 0xffff);
+            if (places.has_column(column + 1)) p[h * 8 + 1] = uint16(words[h] >> 16);
+          }
         }
       }
     }

@@ -43,6 +43,7 @@ namespace eugen {
 
 EUGEN_FUNCTION int lane_index() { return int(threadIdx.x) & 31; }
 EUGEN_FUNCTION int warp_index() { return int(threadIdx.x) >> 5; }
+EUGEN_FUNCTION uint32 hidden_zero() { return blockIdx.z; }  // zero, which the compiler does not know
 EUGEN_FUNCTION void sync_block() { __syncthreads(); }
 EUGEN_FUNCTION void sync_warp() { __syncwarp(); }
 EUGEN_FUNCTION uint32 votes(bool vote) { return __ballot_sync(ALL_LANES, vote); }
@@ -77,19 +78,33 @@ EUGEN_FUNCTION void load_pair(const float* p, float& a, float& b) {
   a = v.x;
   b = v.y;
 }
-EUGEN_FUNCTION void store_pair(float* p, float a, float b) { *reinterpret_cast<float2*>(p) = make_float2(a, b); }
 EUGEN_FUNCTION void load_four(const float* p, float (&v)[4]) {
   const float4 r = *reinterpret_cast<const float4*>(p);
   v[0] = r.x, v[1] = r.y, v[2] = r.z, v[3] = r.w;
-}
-EUGEN_FUNCTION void store_four(float* p, const float (&v)[4]) {
-  *reinterpret_cast<float4*>(p) = make_float4(v[0], v[1], v[2], v[3]);
 }
 // Stores a half or a number in shared memory that other lanes read.
 template <class T> EUGEN_FUNCTION void store_one(T* p, T v) { *p = v; }
 // Two halves; p is a multiple of 4 bytes.
 EUGEN_FUNCTION uint32 load_halves(const uint16* p) { return *reinterpret_cast<const uint32*>(p); }
 EUGEN_FUNCTION void store_halves(uint16* p, uint32 v) { *reinterpret_cast<uint32*>(p) = v; }
+// Four halves; p is a multiple of 8 bytes.
+EUGEN_FUNCTION void load_four_halves(const uint16* p, uint32 (&v)[2]) {
+  const uint2 r = *reinterpret_cast<const uint2*>(p);
+  v[0] = r.x, v[1] = r.y;
+}
+
+// Stores to neighboring numbers in global memory, at once. Of a structure, NVRTC stores some parts one by one.
+EUGEN_FUNCTION void store_pair(float* p, float a, float b) {
+  asm volatile("st.global.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "f"(a), "f"(b) : "memory");
+}
+EUGEN_FUNCTION void store_four(float* p, const float (&v)[4]) {
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};"
+               ::"l"(__cvta_generic_to_global(p)), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
+               : "memory");
+}
+EUGEN_FUNCTION void store_four_halves(uint16* p, const uint32 (&v)[2]) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "r"(v[0]), "r"(v[1]) : "memory");
+}
 
 // Converts two floats to two halves, rounded to nearest, with the first in the low bits.
 EUGEN_FUNCTION uint32 pack(float low, float high) {

@@ -1,0 +1,123 @@
+"""How well the accesses of a kernel's warps fit the memory: sectors of global memory, banks of shared memory.
+
+    python -m tests.ptx.accesses [--markdown FILE]
+
+prints this for the network kernels, per 32 rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from eugen_nerf.layers import build_network, merge_chain
+from eugen_nerf.ops import cuda
+from eugen_nerf.ops.packing import PackedChain, pack_chain
+from tests.ptx.device import PtxDevice
+from tests.ptx.machine import WARP
+
+SECTOR = 32  # bytes that global memory is transferred in
+BANKS = 32  # of shared memory, four bytes wide
+ROWS = 512  # a multiple of the rows that a block takes at once
+
+
+@dataclass
+class Count:
+    """Accesses of one kind.
+
+    Attributes:
+        requests: instructions of warps.
+        transfers: sectors that these touch; for shared memory, cycles, which are more if a bank is needed twice.
+        needed: the least number of transfers for as many different bytes.
+    """
+
+    requests: int = 0
+    transfers: int = 0
+    needed: int = 0
+
+    def __sub__(self, other: Count) -> Count:
+        return Count(self.requests - other.requests, self.transfers - other.transfers, self.needed - other.needed)
+
+    def __floordiv__(self, parts: int) -> Count:
+        return Count(self.requests // parts, self.transfers // parts, self.needed // parts)
+
+
+class Accesses(defaultdict[tuple[str, str, bool], Count]):
+    """Counts by kernel, state space and whether they are stores. An object is the `watch` of a `PtxDevice`."""
+
+    def __init__(self) -> None:
+        super().__init__(Count)
+
+    def __call__(
+        self, kernel: str, space: str, write: bool, addresses: np.ndarray, threads: np.ndarray, size: int
+    ) -> None:
+        if space not in ("global", "shared"):
+            return
+        count = self[kernel, space, write]
+        for warp in np.unique(threads // WARP):
+            here = threads // WARP == warp
+            count.requests += 1
+            if space == "global":
+                first = addresses[here].astype(np.int64)
+                touched = np.unique(np.concatenate([first // SECTOR, (first + size - 1) // SECTOR]))
+                count.transfers += len(touched)
+                count.needed += -(-len(np.unique(first)) * size // SECTOR)
+            else:
+                for part in _parts(addresses[here].astype(np.int64), threads[here], size):
+                    words = np.unique(part[:, None] // 4 + np.arange(max(1, size // 4)))
+                    count.transfers += int(np.bincount(words % BANKS).max())
+                    count.needed += 1
+
+
+def _parts(addresses: np.ndarray, threads: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """The parts of a request that a cycle can serve: 128 bytes, so 16 threads of 8 bytes or 8 of 16 bytes."""
+    each = BANKS * 4 // max(size, 4)
+    groups = threads % WARP // each
+    for group in np.unique(groups):
+        yield addresses[groups == group]
+
+
+def of_network(width: int, dtype: torch.dtype, architecture: int = 90) -> dict[tuple[str, str, bool], Count]:
+    """Accesses of the kernels of a merged EUGen network 32-W-W-16 for 32 rows; those of its weights do not count."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        packed = pack_chain(merge_chain(build_network("eugen", 32, 64, 2, 16, width, norm_first=False)))
+    few, many = (_of_rows(packed, rows, dtype, architecture) for rows in (ROWS, 3 * ROWS))
+    return {key: (count - few[key]) // (2 * ROWS // 32) for key, count in many.items()}
+
+
+def _of_rows(packed: PackedChain, rows: int, dtype: torch.dtype, architecture: int) -> Accesses:
+    accesses = Accesses()
+    device = PtxDevice(architecture, blocks=1, watch=accesses)
+    x, grad = torch.randn(rows, 32).to(dtype), torch.randn(rows, 16).to(dtype)
+    cuda.network_forward(device, x, packed.parameters, packed.spec, packed.eps)
+    cuda.network_backward(device, x, packed.parameters, grad, packed.spec, packed.eps, True)
+    return accesses
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--markdown", type=Path, help="write the table to this file too")
+    arguments = parser.parse_args()
+    rows = []
+    for width in (32, 64, 128):
+        for dtype in (torch.float16, torch.float32):
+            for (kernel, space, write), count in of_network(width, dtype).items():
+                if kernel.startswith("network") and count.requests:
+                    kind = f"{space}, {'stores' if write else 'loads'}"
+                    numbers = (count.requests, count.transfers, count.needed)
+                    rows.append([f"{kernel}, {width} wide, {str(dtype)[6:]}", kind, *map(str, numbers)])
+    title = "Accesses of the network kernels for 32 rows, sm_90"
+    from printing import print_table  # of benchmarks
+
+    print_table(title, ["kernel", "memory", "requests", "transfers", "needed"], rows, arguments.markdown)
+
+
+if __name__ == "__main__":
+    main()
