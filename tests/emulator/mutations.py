@@ -105,8 +105,8 @@ MUTATIONS = [
             ("gradient_row);\n    sync_block();", "gradient_row);"),
             ("sync_block();  // the activations of the rows before have been read", ""),
             ("pack_bounded(1.f, norm)", "pack_bounded(norm, 1.f)"),
-            ("gradient + tile / K_TILES * 16", "gradient + tile % K_TILES * 16"),
-            ("sum[e >> 2][q] * inverse_scale", "sum[e >> 2][q]"),
+            ("gradient + block / WIDE * Blocks::rows * 16", "gradient + block % WIDE * Blocks::rows * 16"),
+            ("sum[tile][h][q] * inverse_scale", "sum[tile][h][q]"),
             ("grad_parameters + norm, sum[2 * half + 1]", "grad_parameters + norm, sum[2 * half]"),
             ("if constexpr (SHOWN && PHI == RELU_PHI)", "if constexpr (PHI == IDENTITY_PHI)"),
             ("du[m][tile][i], own_word<I>(m, tile, i))", "du[m][tile][i], own_word<I>(m, tile, i ^ 1))"),
@@ -118,6 +118,17 @@ MUTATIONS = [
             ("(lane_index() & 15) * LD", "(lane_index() & 7) * LD"),
             ("base += int64(gridDim.x) * rows", "base += rows"),
             ("m * 16 + place.row + (i & 1) * 8;\n    return", "m * 16 + place.row + (i >> 1) * 8;\n    return"),
+        ],
+    ),
+    *_of(
+        "network_backward.cuh",
+        "blocks",
+        pairs=[
+            ("(block / WIDE * Blocks::rows + tile / Blocks::columns) * 16", "(block / WIDE * Blocks::rows) * 16"),
+            ("(block % WIDE * Blocks::columns + tile % Blocks::columns) * 16", "(block % WIDE * Blocks::columns) * 16"),
+            ("right + r * LD + j * 16", "right + r * LD"),
+            ("left + r * gradient_row + i * 16", "left + r * gradient_row"),
+            ("sum[i * Blocks::columns + j][0], a[i]", "sum[i * Blocks::columns + j][0], a[0]"),
         ],
     ),
     *_of(

@@ -64,6 +64,11 @@ def pairs(device: EmulatedDevice) -> bool:
     return check_network(device, "rank-3")
 
 
+def blocks(device: EmulatedDevice) -> bool:
+    """Weight gradients of which a warp has 2 x 2 tiles."""
+    return check_network(device, "mlp")
+
+
 def smooth(device: EmulatedDevice) -> bool:
     return check_network(device, "gelu")
 
@@ -160,6 +165,7 @@ CASES = {
     "network": network,
     "even": even,
     "pairs": pairs,
+    "blocks": blocks,
     "smooth": smooth,
     "inner_norm": inner_norm,
     "streamed": streamed,

@@ -26,20 +26,44 @@ EUGEN_FUNCTION float gradient_scale(uint32 largest) {
   return float_from_bits(uint32(scale) << 23);
 }
 
-// A warp's share of the weight gradient of matrix I: 16 x 16 tiles, and 16 x 8 tiles of offsets and norm column.
+// How the 16 x 16 tiles of matrix I's gradient are divided among warps: in blocks of `rows` x `columns` tiles, of which a
+// warp has `own` at most. A block's tiles share the fragments that they are products of. Among the blocks of at most
+// `most` tiles, these need the fewest fragments without giving a warp more tiles.
+template <class C, int I, int WARPS, int MOST>
+struct GradientBlocks {
+  static constexpr int down = C::n(I) / 16, across = C::k(I) / 16;
+  static constexpr int least = (down * across + WARPS - 1) / WARPS;  // tiles of a warp
+  static constexpr int each(int blocks) { return (blocks + WARPS - 1) / WARPS; }
+  static constexpr int best(bool want_rows) {
+    int rows = 1, columns = 1, fragments = 2 * least;
+    for (int r = 1; r <= down; r++)
+      for (int c = 1; c <= across; c++) {
+        if (r * c > MOST || down % r != 0 || across % c != 0) continue;
+        const int blocks = each(down / r * (across / c));
+        if (blocks * r * c > least || blocks * (r + c) >= fragments) continue;
+        rows = r, columns = c, fragments = blocks * (r + c);
+      }
+    return want_rows ? rows : columns;
+  }
+  static constexpr int rows = best(true), columns = best(false);
+  static constexpr int count = down / rows * (across / columns), own = each(count);
+};
+
+// A warp's share of the weight gradient of matrix I: blocks of tiles, and 16 x 8 tiles of offsets and norm column.
 template <class C, int I, int WARPS>
 struct MatrixSums {
-  static constexpr int tiles = C::n(I) / 16 * (C::k(I) / 16), own = (tiles + WARPS - 1) / WARPS;
+  typedef GradientBlocks<C, I, WARPS, 16> Blocks;
+  static constexpr int own = Blocks::own, tiles = Blocks::rows * Blocks::columns;
   static constexpr bool has_vectors = C::has_offsets(I) || C::has_norm(I);
   static constexpr int vectors = has_vectors ? (C::n(I) / 16 + WARPS - 1) / WARPS : 0;
-  float weights[own][2][4];
+  float weights[own][tiles][2][4];
   float vector[vectors ? vectors : 1][4];
 
   EUGEN_MEMBER void clear() {
 #pragma unroll
-    for (int j = 0; j < own; j++)
+    for (int j = 0; j < own * tiles; j++)
 #pragma unroll
-      for (int e = 0; e < 8; e++) weights[j][e >> 2][e & 3] = 0.f;
+      for (int e = 0; e < 8; e++) weights[j / tiles][j % tiles][e >> 2][e & 3] = 0.f;
 #pragma unroll
     for (int j = 0; j < vectors; j++)
 #pragma unroll
@@ -136,9 +160,10 @@ struct Backward {
   // gradient^T [activations 1 norm] over all rows of the block, added to sums, or to memory if sums are not kept.
   template <int I>
   EUGEN_MEMBER void add_products(MatrixSums<C, I, WARPS>& sums) {
+    typedef typename MatrixSums<C, I, WARPS>::Blocks Blocks;
 #pragma unroll
     for (int j = 0; j < sums.own; j++)
-      if (warp_index() + j * WARPS < sums.tiles) add_product<I>(sums.weights[j], warp_index() + j * WARPS);
+      if (warp_index() + j * WARPS < Blocks::count) add_product<I, Blocks>(sums.weights[j], warp_index() + j * WARPS);
 #pragma unroll
     for (int j = 0; j < sums.vectors; j++)
       if (warp_index() + j * WARPS < C::n(I) / 16) add_vector_product<I>(sums.vector[j], warp_index() + j * WARPS);
@@ -146,11 +171,12 @@ struct Backward {
   template <int I>
   EUGEN_MEMBER void add_products(NoSums&) {
     typedef MatrixSums<C, I, WARPS> Sums;
+    typedef GradientBlocks<C, I, WARPS, 4> Blocks;
 #pragma unroll 1
-    for (int tile = warp_index(); tile < Sums::tiles; tile += WARPS) {
-      float sum[2][4] = {};
-      add_product<I>(sum, tile);
-      flush_weights<I>(sum, tile);
+    for (int block = warp_index(); block < Blocks::count; block += WARPS) {
+      float sum[Blocks::rows * Blocks::columns][2][4] = {};
+      add_product<I, Blocks>(sum, block);
+      flush_weights<I, Blocks>(sum, block);
       sync_warp();  // lanes in the padding add nothing, and must rejoin for the next products
     }
     if constexpr (Sums::has_vectors) {
@@ -164,18 +190,26 @@ struct Backward {
     }
   }
 
-  template <int I>
-  EUGEN_MEMBER void add_product(float (&sum)[2][4], int tile) {
-    constexpr int K_TILES = C::k(I) / 16, LD = C::row(I);
-    const uint16* left = by_output(gradient + tile / K_TILES * 16, gradient_row);
-    const uint16* right = by_input(activations + activations_before(I) + tile % K_TILES * 16, LD);
+  template <int I, class Blocks>
+  EUGEN_MEMBER void add_product(float (&sum)[Blocks::rows * Blocks::columns][2][4], int block) {
+    constexpr int WIDE = Blocks::across / Blocks::columns, LD = C::row(I);
+    const uint16* left = by_output(gradient + block / WIDE * Blocks::rows * 16, gradient_row);
+    const uint16* right = by_input(activations + activations_before(I) + block % WIDE * Blocks::columns * 16, LD);
 #pragma unroll
     for (int r = 0; r < rows; r += 16) {
-      uint32 a[4], b[4];
-      load_matrices_transposed(a, left + r * gradient_row);
-      load_matrices_transposed(b, right + r * LD);
-      multiply_add(sum[0], a, b[0], b[1]);
-      multiply_add(sum[1], a, b[2], b[3]);
+      uint32 a[Blocks::rows][4];
+#pragma unroll
+      for (int i = 0; i < Blocks::rows; i++) load_matrices_transposed(a[i], left + r * gradient_row + i * 16);
+#pragma unroll
+      for (int j = 0; j < Blocks::columns; j++) {
+        uint32 b[4];
+        load_matrices_transposed(b, right + r * LD + j * 16);
+#pragma unroll
+        for (int i = 0; i < Blocks::rows; i++) {
+          multiply_add(sum[i * Blocks::columns + j][0], a[i], b[0], b[1]);
+          multiply_add(sum[i * Blocks::columns + j][1], a[i], b[2], b[3]);
+        }
+      }
     }
   }
   template <int I>
@@ -192,16 +226,17 @@ struct Backward {
     }
   }
 
-  // Add a tile's sums to grad_parameters, in the packed order.
-  template <int I>
-  EUGEN_MEMBER void flush_weights(const float (&sum)[2][4], int tile) {
-    constexpr int K_TILES = C::k(I) / 16;
+  // Add the sums of a block of tiles, or of a tile of vectors, to grad_parameters, in the packed order.
+  template <int I, class Blocks>
+  EUGEN_MEMBER void flush_weights(const float (&sum)[Blocks::rows * Blocks::columns][2][4], int block) {
+    constexpr int WIDE = Blocks::across / Blocks::columns;
     const LanePlace place;
 #pragma unroll
-    for (int e = 0; e < 8; e += 2) {
-      const int q = e & 3, r = tile / K_TILES * 16 + place.row + (q >> 1) * 8;
-      const int c = tile % K_TILES * 16 + (e >> 2) * 8 + place.column;
-      const float low = sum[e >> 2][q] * inverse_scale, high = sum[e >> 2][q + 1] * inverse_scale;
+    for (int e = 0; e < 8 * Blocks::rows * Blocks::columns; e += 2) {
+      const int tile = e / 8, h = e >> 2 & 1, q = e & 3;
+      const int r = (block / WIDE * Blocks::rows + tile / Blocks::columns) * 16 + place.row + (q >> 1) * 8;
+      const int c = (block % WIDE * Blocks::columns + tile % Blocks::columns) * 16 + h * 8 + place.column;
+      const float low = sum[tile][h][q] * inverse_scale, high = sum[tile][h][q + 1] * inverse_scale;
       const int to = C::template weight_place<I>(r, c);
       if constexpr (C::has_pairs(I)) {
         if (to >= 0) add_to_pair(grad_parameters + to, low, high);
@@ -425,7 +460,8 @@ struct Backward {
     typedef MatrixSums<C, I, WARPS> Own;
 #pragma unroll
     for (int j = 0; j < Own::own; j++)
-      if (warp_index() + j * WARPS < Own::tiles) flush_weights<I>(sums.own.weights[j], warp_index() + j * WARPS);
+      if (warp_index() + j * WARPS < Own::Blocks::count)
+        flush_weights<I, typename Own::Blocks>(sums.own.weights[j], warp_index() + j * WARPS);
 #pragma unroll
     for (int j = 0; j < Own::vectors; j++)
       if (warp_index() + j * WARPS < C::n(I) / 16) flush_vectors<I>(sums.own.vector[j], warp_index() + j * WARPS);
