@@ -1,8 +1,8 @@
 """How well the accesses of a kernel's warps fit the memory: sectors of global memory, banks of shared memory.
 
-    python -m tests.ptx.accesses [--markdown FILE]
+    PYTHONPATH=benchmarks python -m tests.ptx.accesses [--markdown FILE]
 
-prints this for the network kernels, per 32 rows.
+prints this for the network kernels, per 32 rows. It needs no GPU.
 """
 
 from __future__ import annotations
