@@ -111,7 +111,26 @@ def _library(source: str, constants: tuple[str, ...], architecture: int, sources
     return loaded
 
 
-class EmulatedDevice:
+class SimulatedDevice:
+    """What devices without a GPU have in common. With `launch`, they implement `eugen_nerf.ops.cuda_driver.Device`.
+
+    Args:
+        architecture: compute capability whose instructions and shared memory are used.
+        blocks: the largest number of blocks of a kernel that strides through its work.
+    """
+
+    def __init__(self, architecture: int, blocks: int) -> None:
+        self.architecture = architecture
+        self.shared_memory = SHARED_MEMORY[architecture]
+        self.multiprocessors = blocks
+
+    def resident_blocks(
+        self, source: str, constants: tuple[str, ...], kernel: str, threads: int, shared_bytes: int
+    ) -> int:
+        return self.multiprocessors
+
+
+class EmulatedDevice(SimulatedDevice):
     """Runs kernels on CPU tensors.
 
     Args:
@@ -124,9 +143,7 @@ class EmulatedDevice:
     def __init__(
         self, architecture: int = 80, order: str = "forwards", blocks: int = 2, sources: Path = SOURCE
     ) -> None:
-        self.architecture = architecture
-        self.shared_memory = SHARED_MEMORY[architecture]
-        self.multiprocessors = blocks
+        super().__init__(architecture, blocks)
         self._order = ORDERS[order]
         self._sources = sources
 
@@ -170,14 +187,9 @@ class EmulatedDevice:
         if message:
             raise EmulationError(f"{kernel}: {message.decode()}")
 
-    def resident_blocks(
-        self, source: str, constants: tuple[str, ...], kernel: str, threads: int, shared_bytes: int
-    ) -> int:
-        return self.multiprocessors
-
 
 @contextlib.contextmanager
-def emulated(device: EmulatedDevice) -> Iterator[None]:
-    """Let the operators' CUDA kernels run on the emulator, with CPU tensors."""
+def emulated(device: SimulatedDevice) -> Iterator[None]:
+    """Let the operators' CUDA kernels run on a device without a GPU, with CPU tensors."""
     with mock.patch.object(operators, "choose", lambda _, on_cpu, on_gpu: functools.partial(on_gpu, device)):
         yield

@@ -12,11 +12,16 @@ class Mutation:
     file: str
     right: str  # the text in the file
     wrong: str
-    cases: tuple[str, ...]  # checks of test_mutations.py that should detect it
+    cases: tuple[str, ...] = ()  # checks of test_mutations.py that should detect it
 
     @property
     def name(self) -> str:
         return f"{self.file}: {' '.join(self.right.split())} -> {' '.join(self.wrong.split()) or 'nothing'}"
+
+    def plant(self, text: str) -> str:
+        """The text of the file with the bug."""
+        assert self.right in text, f"{self.name}: not in the source any longer"
+        return text.replace(self.right, self.wrong)
 
 
 def _of(file: str, *cases: str, pairs: list[tuple[str, str]]) -> list[Mutation]:
@@ -42,8 +47,8 @@ MUTATIONS = [
             ("int(threadIdx.x), THREADS);\n    sync_block();", "int(threadIdx.x), THREADS);"),
             ("r < C::n(I); r += THREADS", "r < C::n(I) - 1; r += THREADS"),
             ("weight_place<I>(r, c + 1)", "weight_place<I>(r, c)"),
-            ("if (places.has_column(c + 1)) v[2 * h + 1]", "if (places.has_column(c)) v[2 * h + 1]"),
-            ("if (places.has_column(column + 1)) p[h * 8 + 1] = v", "if (places.has_column(column)) p[h * 8 + 1] = v"),
+            ("if (places.has_column(c + 1)) numbers", "if (places.has_column(c)) numbers"),
+            ("if (places.has_column(column + 1)) numbers", "if (places.has_column(column)) numbers"),
             ("mine += shuffle_xor(mine, 1);\n", ""),
             ("norms[m][q >> 1] * norm_column", "norms[m][q & 1] * norm_column"),
             ("multiply_add(c[m][0], a[m][k], b[0], b[1]);", "multiply_add(c[m][0], a[m][k], b[1], b[0]);"),
@@ -60,17 +65,18 @@ MUTATIONS = [
             ("rows = n - first - place.row;", "rows = n - first;"),
             ("return c + column < WIDTH;", "return c + column <= WIDTH;"),
             ("column = FOURS ? 2 * place.column : place.column;", "column = place.column;"),
-            ("v[e] = c[m][e >> 1][2 * half + (e & 1)]", "v[e] = c[m][half][e]"),
-            ("a[m][k][half + 2] = pack_bounded(v[2] * scale, v[3] * scale);",
-             "a[m][k][half + 2] = pack_bounded(v[3] * scale, v[2] * scale);"),
+            ("numbers.set(h, c[m][h][2 * half] * scale", "numbers.set(h, c[m][half][2 * h] * scale"),
+            ("a[m][k][half + 2 * h] = numbers", "a[m][k][2 * half + h] = numbers"),
+            ("return pack_bounded(v[2 * h] * scale, v[2 * h + 1] * scale);",
+             "return pack_bounded(v[2 * h + 1] * scale, v[2 * h] * scale);"),
         ],
     ),
     *_of(
         "network_mma.cuh",
         "pairs",
         pairs=[
-            ("if (places.has_column(c)) load_pair(", "if (places.has_column(c - 2)) load_pair("),
-            ("if (places.has_column(column)) store_pair(", "if (places.has_column(column - 2)) store_pair("),
+            ("if (places.has_column(c)) numbers.load(", "if (places.has_column(c - 2)) numbers.load("),
+            ("if (places.has_column(column)) numbers.store(", "if (places.has_column(column - 2)) numbers.store("),
         ],
     ),
     *_of(

@@ -21,7 +21,7 @@ from eugen_nerf.ops import HashGridLayout, PackedSamples, cuda, reference
 from eugen_nerf.ops.build import SOURCE
 from eugen_nerf.ops.nvrtc import sources
 from eugen_nerf.ops.tiles import Shape, Tiles, plan
-from tests.emulator.device import ORDERS, EmulatedDevice, EmulationError, library
+from tests.emulator.device import ORDERS, EmulatedDevice, EmulationError, SimulatedDevice, library
 from tests.emulator.mutations import MUTATIONS, Mutation
 from tests.emulator.test_grid import positions
 from tests.emulator.test_products import both
@@ -34,7 +34,7 @@ from tests.emulator.test_rays import (
     random_rays,
     render,
 )
-from tests.ops.comparisons import BOUNDED, TOLERANCE, network_case, relative_error
+from tests.ops.comparisons import BOUNDED, TOLERANCE, network_case, network_errors, relative_error
 
 PARTS = 3  # of all mutations, one of which is tried
 
@@ -43,51 +43,47 @@ def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) ->
     return relative_error(got, expected) <= tolerance
 
 
-def check_network(device: EmulatedDevice, name: str) -> bool:
-    case = network_case(name, 300, torch.float16)
-    arguments = (case.parameters, case.spec, case.eps)
-    y = cuda.network_forward(device, case.x, *arguments)
-    got = cuda.network_backward(device, case.x, case.parameters, case.grad * 1e-4, case.spec, case.eps, True)
-    expected = (case.y, 1e-4 * case.grad_x, 1e-4 * case.grad_parameters)
-    return all(close(mine, theirs, TOLERANCE[torch.float16]) for mine, theirs in zip((y, *got), expected, strict=True))
+def check_network(device: SimulatedDevice, name: str) -> bool:
+    errors = network_errors(device, network_case(name, 300, torch.float16, grad_size=1e-4))
+    return all(error <= TOLERANCE[torch.float16] for error in errors)
 
 
-def network(device: EmulatedDevice) -> bool:
+def network(device: SimulatedDevice) -> bool:
     return check_network(device, "offsets-and-norm")
 
 
-def even(device: EmulatedDevice) -> bool:
+def even(device: SimulatedDevice) -> bool:
     return check_network(device, "order-2-even")
 
 
-def pairs(device: EmulatedDevice) -> bool:
+def pairs(device: SimulatedDevice) -> bool:
     return check_network(device, "rank-3")
 
 
-def blocks(device: EmulatedDevice) -> bool:
+def blocks(device: SimulatedDevice) -> bool:
     """Weight gradients of which a warp has 2 x 2 tiles."""
     return check_network(device, "mlp")
 
 
-def smooth(device: EmulatedDevice) -> bool:
+def smooth(device: SimulatedDevice) -> bool:
     return check_network(device, "gelu")
 
 
-def inner_norm(device: EmulatedDevice) -> bool:
+def inner_norm(device: SimulatedDevice) -> bool:
     return check_network(device, "inner-norm")
 
 
-def streamed(device: EmulatedDevice, name: str = "order-2-even") -> bool:
+def streamed(device: SimulatedDevice, name: str = "order-2-even") -> bool:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "network_tiles", streamed_tiles)
         return check_network(device, name)
 
 
-def inner_norm_streamed(device: EmulatedDevice) -> bool:
+def inner_norm_streamed(device: SimulatedDevice) -> bool:
     return streamed(device, "inner-norm")
 
 
-def streamed_tiles(device: EmulatedDevice, spec: tuple[int, ...]) -> Tiles:
+def streamed_tiles(device: SimulatedDevice, spec: tuple[int, ...]) -> Tiles:
     """Treat a small network like a wide one, with streamed weights."""
     tiles, shape = plan(tuple(spec), device.shared_memory), Shape(spec)
     assert tiles is not None
@@ -101,7 +97,7 @@ def streamed_tiles(device: EmulatedDevice, spec: tuple[int, ...]) -> Tiles:
     )
 
 
-def grid(device: EmulatedDevice) -> bool:
+def grid(device: SimulatedDevice) -> bool:
     layout = HashGridLayout.build(6, 2, 10, 4, 40)
     x = positions(300)
     table = torch.randn(layout.num_entries, 2, generator=torch.Generator().manual_seed(0))
@@ -116,11 +112,11 @@ def grid(device: EmulatedDevice) -> bool:
     return close(got, expected) and close(grad_table, table64.grad) and close(grad_x, x64.grad)
 
 
-def products(device: EmulatedDevice) -> bool:
+def products(device: SimulatedDevice) -> bool:
     return all(close(*pair) for pair in both(device, "wide", [True, True, True, False, True]))
 
 
-def rays(device: EmulatedDevice) -> bool:
+def rays(device: SimulatedDevice) -> bool:
     # Few occupied cells, so that a nonempty block has only one; many; so many that rays have more than 64 samples.
     for share in (0.02, 0.6, 0.95):
         some, bits, (space, rule) = random_rays(150), random_bits(share), BOUNDED
@@ -146,7 +142,7 @@ def rays(device: EmulatedDevice) -> bool:
     return True
 
 
-def rendering(device: EmulatedDevice) -> bool:
+def rendering(device: SimulatedDevice) -> bool:
     some, bits = list(random_rays(300)[:4]), random_bits(0.4)
     of = field("eugen", features=4, geometry=7)
     assert of.density.bias is not None
@@ -198,8 +194,8 @@ def notices(mutation: Mutation, folder: Path) -> bool:
 def plant(mutation: Mutation, folder: Path) -> Path:
     """Make a copy of the sources that contains the bug."""
     shutil.copytree(SOURCE, folder)
-    text = (folder / mutation.file).read_text()
-    (folder / mutation.file).write_text(text.replace(mutation.right, mutation.wrong))
+    file = folder / mutation.file
+    file.write_text(mutation.plant(file.read_text()))
     return folder
 
 

@@ -18,6 +18,7 @@ from tests.ops.comparisons import (
     chain_of,
     check_numbers_beyond_halves,
     network_case,
+    network_errors,
     relative_error,
 )
 
@@ -34,13 +35,8 @@ def compiled_two_at_a_time() -> None:
 
 
 def check(name: str, n: int, device: EmulatedDevice, half: torch.dtype = torch.float16, grad_size: float = 1.0) -> None:
-    case = network_case(name, n, half, grad_size)
-    arguments = (case.parameters, case.spec, case.eps)
-    y = cuda.network_forward(device, case.x, *arguments)
-    assert relative_error(y, case.y) <= TOLERANCE[half]
-    gradients = cuda.network_backward(device, case.x, case.parameters, case.grad, case.spec, case.eps, True)
-    for got, expected in zip(gradients, (case.grad_x, case.grad_parameters), strict=True):
-        assert relative_error(got, expected) <= TOLERANCE[half]
+    for error in network_errors(device, network_case(name, n, half, grad_size)):
+        assert error <= TOLERANCE[half]
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -65,11 +61,8 @@ def test_other_tiles_compute_the_same() -> None:
             )
         )
     for tiles in tried.values():
-        y = cuda.network_forward(device, case.x, case.parameters, case.spec, case.eps, tiles)
-        assert relative_error(y, case.y) <= TOLERANCE[torch.float16]
-        gradients = cuda.network_backward(device, case.x, case.parameters, case.grad, case.spec, case.eps, True, tiles)
-        for got, expected in zip(gradients, (case.grad_x, case.grad_parameters), strict=True):
-            assert relative_error(got, expected) <= TOLERANCE[torch.float16]
+        for error in network_errors(device, case, tiles=tiles):
+            assert error <= TOLERANCE[torch.float16]
 
 
 @pytest.mark.parametrize("name", ["color", "norm", "order-2", "inner-norm"])

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from eugen_nerf.ops import cuda
 from eugen_nerf.ops.products import describe
-from tests.emulator.device import ORDERS, EmulatedDevice
+from tests.emulator.device import ORDERS, EmulatedDevice, SimulatedDevice
 from tests.ops.comparisons import relative_error
 from tests.ops.test_factor_products import SHAPES, products_of, tensors
 
 
-def both(device: EmulatedDevice, shapes: str, needed: list[bool]) -> list[tuple[Tensor, Tensor]]:
+def both(device: SimulatedDevice, shapes: str, needed: list[bool]) -> list[tuple[Tensor, Tensor]]:
     """Values and gradients, ours and exact."""
     factors, places = describe(products_of(tensors(*SHAPES[shapes])))
     exact = [factor.double().requires_grad_(need) for factor, need in zip(factors, needed, strict=True)]

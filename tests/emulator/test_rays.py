@@ -14,7 +14,7 @@ from eugen_nerf.layers import build_network, merge_chain
 from eugen_nerf.occupancy import pack_bits
 from eugen_nerf.ops import HashGridLayout, PackedSamples, RadianceField, Space, StepRule, cuda, reference
 from eugen_nerf.ops.packing import pack_chain
-from tests.emulator.device import ORDERS, EmulatedDevice
+from tests.emulator.device import ORDERS, EmulatedDevice, SimulatedDevice
 from tests.ops.comparisons import BOUNDED, UNBOUNDED, relative_error
 
 BOUNDED_CONE = (BOUNDED[0], StepRule(0.03, 1 / 32))
@@ -62,7 +62,7 @@ def test_march_and_sample_points(space: Space, rule: StepRule, share: float, ord
         assert relative_error(one, other) <= 1e-5
 
 
-def places_of_missing_samples(device: EmulatedDevice, rays: tuple[Tensor, ...], bits: Tensor) -> tuple[Tensor, Tensor]:
+def places_of_missing_samples(device: SimulatedDevice, rays: tuple[Tensor, ...], bits: Tensor) -> tuple[Tensor, Tensor]:
     """Positions [R] of the empty samples of rays with two samples too many in their counts, and the expected ones.
 
     Expected is the end of the last sample, or the beginning of a ray without samples. NaN marks any other error.
@@ -170,7 +170,9 @@ def field(kind: str, features: int = 2, geometry: int = 15, **options: object) -
         return RadianceField(table, grid, merge_chain(density), merge_chain(color))
 
 
-def render(device: EmulatedDevice, of: RadianceField, rays: list[Tensor], bits: Tensor, *where: object) -> list[Tensor]:
+def render(
+    device: SimulatedDevice, of: RadianceField, rays: list[Tensor], bits: Tensor, *where: object
+) -> list[Tensor]:
     networks = pack_chain(of.density), pack_chain(of.color)
     field = (of.table, of.layout, *networks, reference.MIN_TRANSMITTANCE)
     out, samples = cuda.render(device, *rays, bits, RESOLUTION, *where, *field)  # type: ignore[arg-type]

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from eugen_nerf.layers import EUGen, LowRank, build_network, merge_chain
 from eugen_nerf.layers.merge import MergedChain
-from eugen_nerf.ops import Space, StepRule, reference
+from eugen_nerf.ops import Space, StepRule, cuda, reference
+from eugen_nerf.ops.cuda_driver import Device
 from eugen_nerf.ops.packing import pack_chain
+from eugen_nerf.ops.tiles import Tiles
 
 # Relative errors that sums of halves must keep, whatever the network.
 TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 2e-2}
@@ -157,6 +159,21 @@ def network_case(name: str, n: int, half: torch.dtype, grad_size: float = 1.0) -
     assert x64.grad is not None
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     return NetworkCase(packed.parameters, packed.spec, packed.eps, x, grad, y, x64.grad, flat)
+
+
+def network_errors(
+    device: Device, case: NetworkCase, rows: torch.dtype = torch.float32, tiles: Tiles | None = None
+) -> list[float]:
+    """Relative errors of a device's kernels: of the result, and of the gradients of inputs and parameters.
+
+    Args:
+        rows: dtype of inputs and outputs.
+    """
+    x, network = case.x.to(rows), (case.spec, case.eps)
+    y = cuda.network_forward(device, x, case.parameters, *network, tiles)
+    gradients = cuda.network_backward(device, x, case.parameters, case.grad.to(rows), *network, True, tiles)
+    expected = case.y, case.grad_x, case.grad_parameters
+    return [relative_error(mine, theirs) for mine, theirs in zip((y, *gradients), expected, strict=True)]
 
 
 def check_numbers_beyond_halves(evaluate: Callable[[NetworkCase, Tensor], Tensor]) -> None:

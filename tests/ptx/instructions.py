@@ -16,9 +16,9 @@ from tests.ptx.memory import PtxError
 from tests.ptx.parser import Instruction, Operand, UnknownPtx, Vector
 
 U16, U32, U64 = TYPES["u16"], TYPES["u32"], TYPES["u64"]
-I64, F16, F32, F64, PRED = TYPES["s64"], TYPES["f16"], TYPES["f32"], TYPES["f64"], TYPES["pred"]
+F16, F32, F64, PRED = TYPES["f16"], TYPES["f32"], TYPES["f64"], TYPES["pred"]
 LARGEST_HALF = np.float32(65504)
-NAN_HALF, NAN_BFLOAT = np.uint16(0x7FFF), np.uint16(0x7FFF)
+CANONICAL_NAN = np.uint16(0x7FFF)  # of fp16 and of bfloat16
 
 
 def compile_instruction(machine: Machine, one: Instruction) -> Step:
@@ -75,13 +75,18 @@ def _logical(bits: np.ufunc, predicates: np.ufunc) -> Callable[..., Step]:
     return compile_
 
 
+def _narrow_and_wide(kind: str) -> tuple[np.dtype, np.dtype]:
+    """A type and the one of twice its size, which holds all its products."""
+    narrow = TYPES[kind]
+    if narrow.itemsize > 4:
+        raise UnknownPtx(f"products of {kind} in full")
+    return narrow, np.dtype(f"{narrow.kind}{2 * narrow.itemsize}")
+
+
 def _multiply(machine: Machine, parts: tuple[str, ...], operands: tuple[Any, ...]) -> Step:
     if parts[0] not in ("wide", "hi"):
         return _plain(np.multiply)(machine, parts, operands)
-    narrow = TYPES[parts[1]]
-    if narrow.itemsize > 4:
-        raise UnknownPtx(".".join(("mul", *parts)))
-    wide = np.dtype(f"{narrow.kind}{2 * narrow.itemsize}")
+    narrow, wide = _narrow_and_wide(parts[1])
     a, b = (machine.value(operand, narrow) for operand in operands[1:])
     if parts[0] == "wide":
         return _elementwise(machine, machine.register(operands[0], wide), lambda: a.astype(wide) * b.astype(wide))
@@ -94,8 +99,7 @@ def _multiply(machine: Machine, parts: tuple[str, ...], operands: tuple[Any, ...
 
 def _multiply_add(machine: Machine, parts: tuple[str, ...], operands: tuple[Any, ...]) -> Step:
     if parts[0] == "wide":
-        narrow = TYPES[parts[1]]
-        wide = np.dtype(f"{narrow.kind}{2 * narrow.itemsize}")
+        narrow, wide = _narrow_and_wide(parts[1])
         left, right = (machine.value(operand, narrow) for operand in operands[1:3])
         addend = machine.value(operands[3], wide)
         return _elementwise(
@@ -207,28 +211,23 @@ def _power_of_two(machine: Machine, parts: tuple[str, ...], operands: tuple[Any,
 
 # Comparison and selection
 
-_COMPARISONS: dict[str, tuple[np.ufunc, bool]] = {  # the second: true if an operand is NaN
-    "eq": (np.equal, False),
-    "ne": (np.not_equal, False),
-    "lt": (np.less, False),
-    "le": (np.less_equal, False),
-    "gt": (np.greater, False),
-    "ge": (np.greater_equal, False),
-    "equ": (np.equal, True),
-    "neu": (np.not_equal, True),
-    "ltu": (np.less, True),
-    "leu": (np.less_equal, True),
-    "gtu": (np.greater, True),
-    "geu": (np.greater_equal, True),
+_COMPARISONS: dict[str, np.ufunc] = {
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
 }
 
 
 def _compare(name: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    ufunc, with_nan = _COMPARISONS[name]
+    """A comparison; with a u after its name it is true if an operand is NaN, otherwise false."""
+    result = _COMPARISONS[name.removesuffix("u")](a, b)
     if a.dtype.kind != "f":
-        return ufunc(a, b)
+        return result
     nan = np.isnan(a) | np.isnan(b)
-    return ufunc(a, b) | nan if with_nan else ufunc(a, b) & ~nan
+    return result | nan if name.endswith("u") else result & ~nan
 
 
 def _set_predicate(machine: Machine, parts: tuple[str, ...], operands: tuple[Any, ...]) -> Step:
@@ -401,10 +400,10 @@ def _floats_to_halves(floats: np.ndarray, kind: str, relu: bool, bounded: bool) 
             raise UnknownPtx("satfinite for bf16")
         bits = np.ascontiguousarray(floats, F32).view(U32)
         rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
-        return np.where(nan, NAN_BFLOAT, rounded.astype(U16))
+        return np.where(nan, CANONICAL_NAN, rounded.astype(U16))
     if bounded:
         floats = np.clip(floats, -LARGEST_HALF, LARGEST_HALF)
-    return np.where(nan, NAN_HALF, np.asarray(floats).astype(F16).view(U16))
+    return np.where(nan, CANONICAL_NAN, np.asarray(floats).astype(F16).view(U16))
 
 
 def _convert(machine: Machine, parts: tuple[str, ...], operands: tuple[Any, ...]) -> Step:
@@ -481,7 +480,7 @@ def _load(machine: Machine, parts: tuple[str, ...], operands: tuple[Any, ...]) -
     space, count, dtype, constant = _access(parts)
     targets = [machine.register(one, np.dtype(f"{dtype.kind}{machine.width(one)}")) for one in _parts_of(operands[0])]
     assert len(targets) == count
-    addresses = machine.addresses(operands[1], I64 if space == "param" else U64)
+    addresses = machine.addresses(operands[1], U64)
 
     def step() -> None:
         for here, array, first in _places(machine, space, addresses(), dtype, count, False, constant):
@@ -524,18 +523,13 @@ def _places(
         machine.watch(space, write, addresses, machine.running, dtype.itemsize * count)
     if space == "global":
         return machine.memory.place(addresses, dtype, count, write, constant)
-    if space == "shared":
-        array, first = machine.shared.place(addresses, machine.block_of[machine.running], dtype, count)
-        return [(slice(None), array, first)]
-    if space == "local":
-        array, first = machine.local.place(addresses, machine.running, dtype, count)
-        return [(slice(None), array, first)]
-    if addresses.min() < 0 or addresses.max() + dtype.itemsize * count > len(machine.parameters):
-        raise PtxError("a kernel reads beyond its parameters")
-    aligned = addresses // dtype.itemsize
-    if (aligned * dtype.itemsize != addresses).any():
-        raise PtxError("a parameter is not aligned")
-    return [(slice(None), machine.parameters.view(dtype), aligned)]
+    memory, owners = {
+        "shared": (machine.shared, machine.block_of[machine.running]),
+        "local": (machine.local, machine.running),
+        "param": (machine.parameters, np.zeros_like(machine.running)),
+    }[space]
+    array, first = memory.place(addresses, owners, dtype, count)
+    return [(slice(None), array, first)]
 
 
 _ATOMICS: dict[str, np.ufunc] = {"add": np.add, "max": np.maximum, "min": np.minimum}

@@ -48,17 +48,17 @@ def launch(
     for tensor in reachable:
         memory.add(tensor)
     size = max(offset + length for offset, length in entry.parameters.values())
-    parameters = np.zeros(-(-size // 16) * 16, np.uint8)
+    parameters = bytearray(size)
     for (offset, length), argument in zip(entry.parameters.values(), arguments, strict=True):
         if argument is None or isinstance(argument, Tensor):
             argument = ctypes.c_uint64(0 if argument is None else memory.add(argument))
         if ctypes.sizeof(argument) != length:
             raise PtxError(f"{kernel} takes {length} bytes, and {ctypes.sizeof(argument)} were given")
-        parameters[offset : offset + length] = np.frombuffer(bytes(argument), np.uint8)
+        parameters[offset : offset + length] = bytes(argument)
     symbols = dict.fromkeys(program.shared, OWN_START)
     for name in program.constants.keys() & entry.symbols():
         symbols[name] = memory.add(torch.tensor(list(program.constants[name]), dtype=torch.uint8))
-    machine = Machine(entry, symbols, grid, threads, shared_bytes, parameters, memory)
+    machine = Machine(entry, symbols, grid, threads, shared_bytes, bytes(parameters), memory)
     machine.watch = watch
     with np.errstate(all="ignore"):  # threads that do not run compute too
         Scheduler(machine, [compile_instruction(machine, one) for one in entry.instructions]).run()

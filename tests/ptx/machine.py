@@ -15,8 +15,6 @@ TYPES = {
     **{f"{kind}{bits}": np.dtype(f"u{bits // 8}") for kind in "bu" for bits in (8, 16, 32, 64)},
     **{f"s{bits}": np.dtype(f"i{bits // 8}") for bits in (8, 16, 32, 64)},
     **{f"f{bits}": np.dtype(f"f{bits // 8}") for bits in (16, 32, 64)},
-    "f16x2": np.dtype("u4"),
-    "bf16x2": np.dtype("u4"),
 }
 Step = Callable[[], None]
 # Receives state space, whether it is a store, addresses, threads, and bytes of each access.
@@ -41,12 +39,12 @@ class Machine:
         grid: tuple[int, int],
         threads: int,
         shared_bytes: int,
-        parameters: np.ndarray,
+        parameters: bytes,
         memory: GlobalMemory,
     ) -> None:
         if threads % WARP:
             raise PtxError(f"blocks of {threads} threads have an incomplete warp")
-        self.kernel, self.memory, self.parameters = kernel, memory, parameters
+        self.kernel, self.memory, self.parameters = kernel, memory, OwnMemory(1, len(parameters), parameters)
         blocks = grid[0] * grid[1]
         self.lanes = blocks * threads
         self.block_of = np.arange(self.lanes) // threads
@@ -55,7 +53,8 @@ class Machine:
         self.running = np.arange(self.lanes)
         self.watch: Watch | None = None
         self.copies: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # see cp.async
-        self._symbols = symbols | {name: OWN_START + offset for name, offset in kernel.local.items()}
+        own = kernel.local | {name: offset for name, (offset, _) in kernel.parameters.items()}
+        self._symbols = symbols | {name: OWN_START + offset for name, offset in own.items()}
         self._registers = {name: self._fresh(kind) for name, kind in kernel.registers.items()}
         thread = np.arange(self.lanes, dtype=np.uint32)
         block = (thread // threads).astype(np.uint32)
@@ -97,8 +96,6 @@ class Machine:
             return np.asarray(self._special[text])
         if text in self._symbols:
             return np.asarray(self._symbols[text], dtype)
-        if text in self.kernel.parameters:
-            return np.asarray(self.kernel.parameters[text][0], dtype)
         return literal(text, dtype)
 
     def addresses(self, address: object, dtype: np.dtype) -> Callable[[], np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,37 +16,46 @@ class PtxError(Exception):
     """A kernel violated a rule of PTX."""
 
 
+@dataclass
+class Buffer:
+    """A copy of a tensor's memory.
+
+    Attributes:
+        content: the bytes, at the same place within 16 bytes as in the tensor, so that arrays of all types can be laid
+            over it.
+    """
+
+    tensor: Tensor
+    start: int  # address
+    size: int
+    content: np.ndarray
+    written: bool = False
+    constant: bool = False  # read by ld.global.nc
+
+
 class GlobalMemory:
-    """Copies of the tensors that a launch may access, at their own addresses."""
+    """The tensors that a launch may access, at their own addresses."""
 
     def __init__(self) -> None:
-        self._tensors: list[Tensor] = []
-        self._bytes: list[np.ndarray] = []
-        self._starts: list[int] = []
-        self._sizes: list[int] = []
-        self._read_only: set[int] = set()
-        self._written: set[int] = set()
+        self._buffers: dict[int, Buffer] = {}  # by address
 
     def add(self, tensor: Tensor) -> int:
         """Add a tensor and return its address."""
         assert tensor.is_contiguous()
         start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-        if size and start not in self._starts:
-            # Copied to the same place within 16 bytes, so that arrays of all types can be laid over it.
+        if size and start not in self._buffers:
             padded = np.zeros(-(-(start % 16 + size) // 16) * 16, np.uint8)
             padded[start % 16 : start % 16 + size] = tensor.detach().reshape(-1).view(torch.uint8).numpy()
-            self._tensors.append(tensor)
-            self._bytes.append(padded)
-            self._starts.append(start)
-            self._sizes.append(size)
+            self._buffers[start] = Buffer(tensor, start, size, padded)
         return start
 
     def copy_back(self) -> None:
         """Write what kernels stored to the tensors."""
-        for number in self._written:
-            start, size = self._starts[number] % 16, self._sizes[number]
-            content = torch.from_numpy(self._bytes[number][start : start + size])
-            self._tensors[number].detach().reshape(-1).view(torch.uint8).copy_(content)
+        for buffer in self._buffers.values():
+            if buffer.written:
+                begin = buffer.start % 16
+                content = torch.from_numpy(buffer.content[begin : begin + buffer.size])
+                buffer.tensor.detach().reshape(-1).view(torch.uint8).copy_(content)
 
     def place(
         self, addresses: np.ndarray, dtype: np.dtype, count: int, write: bool, constant: bool = False
@@ -65,31 +76,33 @@ class GlobalMemory:
             raise PtxError(f"an access of {size} bytes is not aligned")
         found, inside = [], 0
         first, last = int(addresses.min()), int(addresses.max())
-        for number, (start, length) in enumerate(zip(self._starts, self._sizes, strict=True)):
-            if last < start or first + size > start + length:
+        for buffer in self._buffers.values():
+            begin, end = buffer.start, buffer.start + buffer.size
+            if last < begin or first + size > end:
                 continue
-            here = np.flatnonzero((addresses >= start) & (addresses + size <= start + length))
+            here = np.flatnonzero((addresses >= begin) & (addresses + size <= end))
             if not len(here):
                 continue
             inside += len(here)
-            if write or constant:
-                (self._written if write else self._read_only).add(number)
-            if self._written & self._read_only:
+            buffer.written |= write
+            buffer.constant |= constant
+            if buffer.written and buffer.constant:
                 raise PtxError("a kernel writes to memory that it reads as constant")
-            offsets = addresses[here] - (start - start % 16)
-            found.append((here, self._bytes[number].view(dtype), offsets // dtype.itemsize))
+            offsets = addresses[here] - (begin - begin % 16)
+            found.append((here, buffer.content.view(dtype), offsets // dtype.itemsize))
         if inside != len(addresses):
             raise PtxError(f"an access of {size} bytes is out of bounds")
         return found
 
 
 class OwnMemory:
-    """Shared memory, which each block has, or local memory, which each thread has."""
+    """Shared memory, which each block has, local memory, which each thread has, or the parameters of a launch."""
 
-    def __init__(self, owners: int, size: int) -> None:
+    def __init__(self, owners: int, size: int, content: bytes = b"") -> None:
         self._size = size
         self._stride = -(-size // 16) * 16
         self._bytes = np.full(owners * self._stride, POISON, np.uint8)
+        self._bytes[: len(content)] = np.frombuffer(content, np.uint8)
 
     def place(
         self, addresses: np.ndarray, owners: np.ndarray, dtype: np.dtype, count: int
@@ -102,7 +115,7 @@ class OwnMemory:
         bytes_each = dtype.itemsize * count
         offsets = addresses.astype(np.int64) - OWN_START
         if (offsets % bytes_each).any():
-            raise PtxError(f"an access of {bytes_each} bytes to shared or local memory is not aligned")
+            raise PtxError(f"an access of {bytes_each} bytes to shared, local or parameter memory is not aligned")
         if len(offsets) and (offsets.min() < 0 or int(offsets.max()) + bytes_each > self._size):
-            raise PtxError(f"an access of {bytes_each} bytes to shared or local memory is out of bounds")
+            raise PtxError(f"an access of {bytes_each} bytes to shared, local or parameter memory is out of bounds")
         return self._bytes.view(dtype), (owners * self._stride + offsets) // dtype.itemsize

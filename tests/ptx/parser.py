@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-SIZES = {"8": 1, "16": 2, "32": 4, "64": 8}  # bytes of a type, by the number in its name
+LABEL = re.compile(r"([$\w]+):")
 
 
 class UnknownPtx(Exception):
@@ -67,9 +67,8 @@ class Kernel:
 
 
 def size_of(type_name: str) -> int:
-    """Bytes of a scalar type such as u32 or f16x2."""
-    pair = 2 if type_name.endswith("x2") else 1
-    return pair * SIZES[type_name.removesuffix("x2").lstrip("bfsu")]
+    """Bytes of a scalar type such as u32."""
+    return int(type_name.lstrip("bfsu")) // 8
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def _read_body(kernel: Kernel, body: str) -> None:
         elif body[at] == "}":
             scopes.pop()
             at += 1
-        elif label := re.compile(r"([$\w]+):").match(body, at):
+        elif label := LABEL.match(body, at):
             kernel.labels[label[1]] = len(kernel.instructions)
             at = label.end()
         else:

@@ -177,9 +177,48 @@ struct RowPlaces {
   static constexpr int offset(int m, int half, int c) { return (m * 16 + half * 8) * WIDTH + c; }
 };
 
+// A lane's four numbers of a row and a tile: as floats, and in memory as floats or halves. The members with an index h
+// access two neighbors, those with an index e one number; p is where number 0 or number 2 h or number e lies.
+template <class Io> struct FourNumbers;
+template <>
+struct FourNumbers<float> {
+  float v[4] = {};
+
+  EUGEN_MEMBER void load(const float* p) { load_four(p, v); }
+  EUGEN_MEMBER void load(const float* p, int h) { load_pair(p, v[2 * h], v[2 * h + 1]); }
+  EUGEN_MEMBER void load_one(const float* p, int e) { v[e] = *p; }
+  template <bool FOURS> EUGEN_MEMBER uint32 word(int h, float scale) const {
+    return pack_bounded(v[2 * h] * scale, v[2 * h + 1] * scale);
+  }
+
+  EUGEN_MEMBER void set(int h, float low, float high) { v[2 * h] = low, v[2 * h + 1] = high; }
+  EUGEN_MEMBER void store(float* p) const { store_four(p, v); }
+  EUGEN_MEMBER void store(float* p, int h) const { store_pair(p, v[2 * h], v[2 * h + 1]); }
+  EUGEN_MEMBER void store_one(float* p, int e) const { *p = v[e]; }
+};
+template <>
+struct FourNumbers<uint16> {
+  uint32 words[2] = {};
+
+  EUGEN_MEMBER void load(const uint16* p) { load_four_halves(p, words); }
+  EUGEN_MEMBER void load(const uint16* p, int h) { words[h] = load_halves(p); }
+  EUGEN_MEMBER void load_one(const uint16* p, int e) { words[e >> 1] |= uint32(*p) << (e & 1) * 16; }
+  template <bool FOURS> EUGEN_MEMBER uint32 word(int h, float scale) const {
+    if (scale != 1.f) return pack_bounded(low_half(words[h]) * scale, high_half(words[h]) * scale);
+    // Words that are loaded together get neighboring registers, but are not neighbors in a fragment. ptxas would copy
+    // them before each of their products.
+    return FOURS ? words[h] ^ hidden_zero() : words[h];
+  }
+
+  EUGEN_MEMBER void set(int h, float low, float high) { words[h] = pack(low, high); }
+  EUGEN_MEMBER void store(uint16* p) const { store_four_halves(p, words); }
+  EUGEN_MEMBER void store(uint16* p, int h) const { store_halves(p, words[h]); }
+  EUGEN_MEMBER void store_one(uint16* p, int e) const { *p = uint16(words[e >> 1] >> (e & 1) * 16 & 0xffff); }
+};
+
 // Loads rows as fragments, with zeros outside of the array.
-template <bool FOURS, int TILES, int IN, int K>
-EUGEN_FUNCTION void load_rows(uint32 (&a)[TILES][K / 16][4], const float* x, int64 first, int64 n, float scale = 1.f) {
+template <bool FOURS, int TILES, int IN, int K, class Io>
+EUGEN_FUNCTION void load_rows(uint32 (&a)[TILES][K / 16][4], const Io* x, int64 first, int64 n, float scale = 1.f) {
   const RowPlaces<FOURS, TILES, IN> places(first, n);
   x += places.start;
 #pragma unroll
@@ -188,121 +227,54 @@ EUGEN_FUNCTION void load_rows(uint32 (&a)[TILES][K / 16][4], const float* x, int
     for (int half = 0; half < 2; half++)
 #pragma unroll
       for (int k = 0; k < K / 16; k++) {
-        float v[4] = {};
+        FourNumbers<Io> numbers;
         if (places.has_row(m, half)) {
-          const float* p = x + places.offset(m, half, k * 16);
+          const Io* p = x + places.offset(m, half, k * 16);
           if constexpr (FOURS) {
-            if (places.has_column(k * 16)) load_four(p, v);
+            if (places.has_column(k * 16)) numbers.load(p);
           } else {
 #pragma unroll
             for (int h = 0; h < 2; h++) {
               const int c = k * 16 + h * 8;
               if (IN % 2 == 0) {
-                if (places.has_column(c)) load_pair(p + h * 8, v[2 * h], v[2 * h + 1]);
+                if (places.has_column(c)) numbers.load(p + h * 8, h);
               } else {
-                if (places.has_column(c)) v[2 * h] = p[h * 8];
-                if (places.has_column(c + 1)) v[2 * h + 1] = p[h * 8 + 1];
-              }
-            }
-          }
-        }
-        a[m][k][half] = pack_bounded(v[0] * scale, v[1] * scale);
-        a[m][k][half + 2] = pack_bounded(v[2] * scale, v[3] * scale);
-      }
-}
-template <bool FOURS, int TILES, int IN, int K>
-EUGEN_FUNCTION void load_rows(uint32 (&a)[TILES][K / 16][4], const uint16* x, int64 first, int64 n, float scale = 1.f) {
-  const RowPlaces<FOURS, TILES, IN> places(first, n);
-  x += places.start;
-#pragma unroll
-  for (int m = 0; m < TILES; m++)
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-#pragma unroll
-      for (int k = 0; k < K / 16; k++) {
-        uint32 words[2] = {};
-        if (places.has_row(m, half)) {
-          const uint16* p = x + places.offset(m, half, k * 16);
-          if constexpr (FOURS) {
-            if (places.has_column(k * 16)) load_four_halves(p, words);
-          } else {
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-              const int c = k * 16 + h * 8;
-              if (IN % 2 == 0) {
-                if (places.has_column(c)) words[h] = load_halves(p + h * 8);
-              } else {
-                if (places.has_column(c)) words[h] = p[h * 8];
-                if (places.has_column(c + 1)) words[h] |= uint32(p[h * 8 + 1]) << 16;
+                if (places.has_column(c)) numbers.load_one(p + h * 8, 2 * h);
+                if (places.has_column(c + 1)) numbers.load_one(p + h * 8 + 1, 2 * h + 1);
               }
             }
           }
         }
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-          if (scale != 1.f) words[h] = pack_bounded(low_half(words[h]) * scale, high_half(words[h]) * scale);
-          // Words that are loaded together get neighboring registers, but are not neighbors in a fragment. ptxas would
-          // copy them before each of their products.
-          else if (FOURS) words[h] ^= hidden_zero();
-          a[m][k][half + 2 * h] = words[h];
-        }
+        for (int h = 0; h < 2; h++) a[m][k][half + 2 * h] = numbers.template word<FOURS>(h, scale);
       }
 }
 
 // Stores the 16 columns of sums of tile `tile`.
-template <bool FOURS, int TILES, int OUT>
-EUGEN_FUNCTION void store_sums(const float (&c)[TILES][2][4], int tile, float* y, int64 first, int64 n, float scale) {
+template <bool FOURS, int TILES, int OUT, class Io>
+EUGEN_FUNCTION void store_sums(const float (&c)[TILES][2][4], int tile, Io* y, int64 first, int64 n, float scale) {
   const RowPlaces<FOURS, TILES, OUT> places(first, n);
   y += places.start;
 #pragma unroll
   for (int m = 0; m < TILES; m++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      float v[4];
+      FourNumbers<Io> numbers;
 #pragma unroll
-      for (int e = 0; e < 4; e++) v[e] = c[m][e >> 1][2 * half + (e & 1)] * scale;
+      for (int h = 0; h < 2; h++) numbers.set(h, c[m][h][2 * half] * scale, c[m][h][2 * half + 1] * scale);
       if (!places.has_row(m, half)) continue;
-      float* p = y + places.offset(m, half, tile * 16);
+      Io* p = y + places.offset(m, half, tile * 16);
       if constexpr (FOURS) {
-        if (places.has_column(tile * 16)) store_four(p, v);
+        if (places.has_column(tile * 16)) numbers.store(p);
       } else {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
           const int column = tile * 16 + h * 8;
           if (OUT % 2 == 0) {
-            if (places.has_column(column)) store_pair(p + h * 8, v[2 * h], v[2 * h + 1]);
+            if (places.has_column(column)) numbers.store(p + h * 8, h);
           } else {
-            if (places.has_column(column)) p[h * 8] = v[2 * h];
-            if (places.has_column(column + 1)) p[h * 8 + 1] = v[2 * h + 1];
-          }
-        }
-      }
-    }
-}
-template <bool FOURS, int TILES, int OUT>
-EUGEN_FUNCTION void store_sums(const float (&c)[TILES][2][4], int tile, uint16* y, int64 first, int64 n, float scale) {
-  const RowPlaces<FOURS, TILES, OUT> places(first, n);
-  y += places.start;
-#pragma unroll
-  for (int m = 0; m < TILES; m++)
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      uint32 words[2];
-#pragma unroll
-      for (int h = 0; h < 2; h++) words[h] = pack(c[m][h][2 * half] * scale, c[m][h][2 * half + 1] * scale);
-      if (!places.has_row(m, half)) continue;
-      uint16* p = y + places.offset(m, half, tile * 16);
-      if constexpr (FOURS) {
-        if (places.has_column(tile * 16)) store_four_halves(p, words);
-      } else {
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-          const int column = tile * 16 + h * 8;
-          if (OUT % 2 == 0) {
-            if (places.has_column(column)) store_halves(p + h * 8, words[h]);
-          } else {
-            if (places.has_column(column)) p[h * 8] = uint16(words[h] & 0xffff);
-            if (places.has_column(column + 1)) p[h * 8 + 1] = uint16(words[h] >> 16);
+            if (places.has_column(column)) numbers.store_one(p + h * 8, 2 * h);
+            if (places.has_column(column + 1)) numbers.store_one(p + h * 8 + 1, 2 * h + 1);
           }
         }
       }
