@@ -276,13 +276,23 @@ class Products(ctypes.Structure):
     _fields_ = (("count", ctypes.c_int), ("at", ProductPlace * MAX_PRODUCTS))
 
 
-class Factors(ctypes.Structure):
+class Pointers(ctypes.Structure):
+    """An argument of a kernel that holds pointers.
+
+    Attributes:
+        tensors: what they point to. Devices that run kernels on copies of their arguments need to know.
+    """
+
+    tensors: Sequence[Tensor] = ()
+
+
+class Factors(Pointers):
     """struct Factors of src/products.cu."""
 
     _fields_ = (("at", ctypes.c_void_p * MAX_FACTORS),)
 
 
-class Gradients(ctypes.Structure):
+class Gradients(Pointers):
     """struct Gradients of src/products.cu."""
 
     _fields_ = (
@@ -299,7 +309,9 @@ def _products(places: tuple[int, ...]) -> Products:
 
 
 def _factors(factors: Sequence[Tensor]) -> Factors:
-    return Factors((ctypes.c_void_p * MAX_FACTORS)(*(factor.data_ptr() for factor in factors)))
+    pointers = Factors((ctypes.c_void_p * MAX_FACTORS)(*(factor.data_ptr() for factor in factors)))
+    pointers.tensors = factors
+    return pointers
 
 
 def factor_products_forward(device: Device, factors: Sequence[Tensor], places: Sequence[int]) -> Tensor:
@@ -327,6 +339,7 @@ def factor_products_backward(
             (ctypes.c_int * (MAX_FACTORS + 1))(*starts),
             (ctypes.c_void_p * MAX_FACTORS)(*pointers),
         )
+        gradients.tensors = grads
         arguments = (_factors(factors), _products(tuple(places)), grad, gradients)
         grid = _blocks(starts[-1], THREADS), 1
         device.launch("products.cu", (), "factor_products_backward", grid, THREADS, 0, arguments)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from eugen_nerf.ops import operators
 from eugen_nerf.ops.build import SOURCE
+from eugen_nerf.ops.cuda import Pointers
 from eugen_nerf.ops.tiles import SHARED_MEMORY
 
 HERE = Path(__file__).parent
@@ -87,6 +88,8 @@ _folder_owner: list[tempfile.TemporaryDirectory[str]] = []
 def library(source: str, constants: tuple[str, ...], architecture: int, sources: Path = SOURCE) -> ctypes.CDLL:
     """Compile a kernel source for the CPU, once.
 
+    Other sources than the package's hold the result in their folder, where other processes find it.
+
     Raises:
         EmulationError: it does not compile.
     """
@@ -95,20 +98,28 @@ def library(source: str, constants: tuple[str, ...], architecture: int, sources:
 
 @functools.cache
 def _library(source: str, constants: tuple[str, ...], architecture: int, sources: Path) -> ctypes.CDLL:
-    key = hashlib.sha256(repr((source, constants, architecture, str(sources))).encode()).hexdigest()[:16]
-    target = _folder() / f"{Path(source).stem}-{key}.so"
+    key = hashlib.sha256(repr((source, constants, architecture)).encode()).hexdigest()[:16]
+    target = (_folder() if sources == SOURCE else sources) / f"{Path(source).stem}-{key}.so"
+    if not target.exists():
+        _compile(source, constants, architecture, sources, target)
+    loaded = ctypes.CDLL(str(target))
+    loaded.emulate.restype = ctypes.c_char_p
+    return loaded
+
+
+def _compile(source: str, constants: tuple[str, ...], architecture: int, sources: Path, target: Path) -> None:
     command = ["g++", *FLAGS, "-shared", "-include", str(_system_header()), f"-I{HERE}", f"-I{sources}"]
     command += [f"-DEUGEN_EMULATED={architecture}"]
     command += [f'-DEUGEN_SOURCE="{source}"', "-DEUGEN_KERNELS=" + " ".join(f"X({name})" for name in KERNELS[source])]
     command += [f"-D{constant}" for constant in constants]
-    result = subprocess.run(
-        [*command, str(HERE / "emulator.cpp"), "-o", str(target)], capture_output=True, text=True, check=False
-    )
-    if result.returncode:
-        raise EmulationError(f"{source} does not compile: {result.stderr[:2000]}")
-    loaded = ctypes.CDLL(str(target))
-    loaded.emulate.restype = ctypes.c_char_p
-    return loaded
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        unfinished = Path(folder) / target.name
+        result = subprocess.run(
+            [*command, str(HERE / "emulator.cpp"), "-o", str(unfinished)], capture_output=True, text=True, check=False
+        )
+        if result.returncode:
+            raise EmulationError(f"{source} does not compile: {result.stderr[:2000]}")
+        unfinished.rename(target)
 
 
 class SimulatedDevice:
@@ -163,15 +174,16 @@ class EmulatedDevice(SimulatedDevice):
             EmulationError: the kernel violated a rule; the message says which.
         """
         assert shared_bytes <= self.shared_memory
+        reached = [tensor for one in arguments if isinstance(one, Pointers) for tensor in one.tensors if tensor.numel()]
         values, sizes = [], []
-        for argument in arguments:
+        for argument in (*arguments, *reached):
             if isinstance(argument, Tensor):
                 assert argument.is_contiguous()
                 values.append(ctypes.c_void_p(argument.data_ptr()))
                 sizes.append(argument.numel() * argument.element_size())
             else:
                 values.append(ctypes.c_void_p(None) if argument is None else argument)
-                sizes.append(-1)
+                sizes.append(-ctypes.sizeof(values[-1]))
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         message = library(source, constants, self.architecture, self._sources).emulate(
             kernel.encode(),
@@ -181,7 +193,8 @@ class EmulatedDevice(SimulatedDevice):
             ctypes.c_uint(shared_bytes),
             pointers,
             (ctypes.c_int64 * len(sizes))(*sizes),
-            ctypes.c_int(len(sizes)),
+            ctypes.c_int(len(arguments)),
+            ctypes.c_int(len(reached)),
             ctypes.c_int(self._order),
         )
         if message:

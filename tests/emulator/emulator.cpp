@@ -98,7 +98,7 @@ class Guarded {
   size_t bytes_, whole_;
 };
 
-std::vector<Guarded*> arrays;  // those of the kernel's arguments, then shared memory
+std::vector<Guarded*> arrays;  // those of the kernel's arguments, those they hold pointers to, then shared memory
 
 // Who has read and written each two bytes of shared memory since the last barrier.
 enum { NOBODY = -1, SEVERAL = -2 };
@@ -278,22 +278,38 @@ void collective(int kind, void* argument, void (*all)(void**)) {
 using namespace emulator;
 
 // Runs a kernel on copies of its arrays and copies them back. arguments[i] points to argument i. If sizes[i] is not
-// negative, the argument is a pointer to an array of that many bytes. Returns null, or an error message.
+// negative, the argument is a pointer to an array of that many bytes, otherwise a value of -sizes[i] bytes. After the
+// arguments come `reached` pointers to arrays that values hold pointers to. Returns null, or an error message.
 extern "C" const char* emulate(const char* kernel, unsigned grid_x, unsigned grid_y, unsigned threads,
-                               unsigned shared_bytes, void** arguments, const int64_t* sizes, int count, int order) {
+                               unsigned shared_bytes, void** arguments, const int64_t* sizes, int count, int reached, int order) {
   message[0] = 0;
   body = find_kernel(kernel);
   if (!body) return "no such kernel";
   const bool at_end = order != BACKWARDS;
-  std::vector<void*> originals(size_t(count), nullptr), copies(size_t(count), nullptr), values(arguments, arguments + count);
+  const int all = count + reached;
+  std::vector<void*> originals(size_t(all), nullptr), copies(size_t(all), nullptr), values(arguments, arguments + count);
   arrays.clear();
-  for (int i = 0; i < count; i++) {
+  for (int i = 0; i < all; i++) {
     arrays.push_back(nullptr);
     if (sizes[i] < 0) continue;
     originals[size_t(i)] = *static_cast<void**>(arguments[i]);
     arrays.back() = new Guarded(originals[size_t(i)], size_t(sizes[i]), at_end);
     copies[size_t(i)] = arrays.back()->data;
-    values[size_t(i)] = &copies[size_t(i)];
+    if (i < count) values[size_t(i)] = &copies[size_t(i)];
+  }
+  std::vector<std::vector<void*>> structures(static_cast<size_t>(count));
+  for (int i = 0; reached && i < count; i++) {
+    if (sizes[i] >= 0 || -sizes[i] % int64_t(sizeof(void*))) continue;
+    std::vector<void*>& words = structures[size_t(i)];
+    words.resize(size_t(-sizes[i]) / sizeof(void*));
+    memcpy(words.data(), arguments[i], size_t(-sizes[i]));
+    for (void*& word : words)
+      for (int j = count; j < all; j++)
+        if (word == originals[size_t(j)]) {
+          word = copies[size_t(j)];
+          break;
+        }
+    values[size_t(i)] = words.data();
   }
   kernel_arguments = values.data();
 
@@ -321,7 +337,7 @@ extern "C" const char* emulate(const char* kernel, unsigned grid_x, unsigned gri
       delete arrays.back();
       arrays.back() = nullptr;
     }
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < all; i++) {
       if (!arrays[size_t(i)]) continue;
       if (!arrays[size_t(i)]->slack_is_untouched()) snprintf(message, sizeof message, "wrote outside of array %d", i);
       memcpy(originals[size_t(i)], copies[size_t(i)], size_t(sizes[i]));

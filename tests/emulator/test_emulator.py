@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import pytest
 import torch
 
+from eugen_nerf.ops.cuda import Pointers
 from tests.emulator import device as emulator
 from tests.emulator.device import ORDERS, EmulatedDevice, EmulationError
 
@@ -87,6 +89,12 @@ EUGEN_KERNEL(64) misaligned(const float* in, float* out) {
   load_pair(in + 1, a, b);
   out[threadIdx.x] = in[threadIdx.x];
 }
+struct Table {
+  int count;
+  float* at[2];
+};
+EUGEN_KERNEL(64) through_pointers(const Table table) { table.at[1][threadIdx.x] = table.at[0][threadIdx.x]; }
+EUGEN_KERNEL(64) beyond_pointers(const Table table) { table.at[1][threadIdx.x + 4] = table.at[0][threadIdx.x]; }
 """
 KERNELS = [line.split("(64) ")[1].split("(")[0] for line in PROGRAM.splitlines() if "(64) " in line]
 
@@ -111,6 +119,23 @@ def run(kernel: str, order: str, sources: Path, monkeypatch: pytest.MonkeyPatch)
     numbers, out = torch.arange(64.0), torch.full((64,), -1.0)
     device.launch("misbehaving.cu", (), kernel, (1, 1), 64, 256, (numbers, out))
     return torch.equal(out, numbers)
+
+
+class Table(Pointers):
+    _fields_ = (("count", ctypes.c_int), ("at", ctypes.c_void_p * 2))
+
+
+def test_arrays_that_a_structure_points_to(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(emulator.KERNELS, "misbehaving.cu", tuple(KERNELS))
+    numbers, out = torch.arange(64.0), torch.full((64,), -1.0)
+    table = Table(2, (ctypes.c_void_p * 2)(numbers.data_ptr(), out.data_ptr()))
+    table.tensors = (numbers, out)
+    device = EmulatedDevice(80, sources=sources)
+    with pytest.raises(EmulationError, match="access at byte 256 of array 2, which has 256 bytes"):
+        device.launch("misbehaving.cu", (), "beyond_pointers", (1, 1), 64, 0, (table,))
+    assert (out == -1).all()
+    device.launch("misbehaving.cu", (), "through_pointers", (1, 1), 64, 0, (table,))
+    assert torch.equal(out, numbers)
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from torch import Tensor
-
-from eugen_nerf.ops import cuda, nvrtc
-from tests.emulator.device import SimulatedDevice, emulated
+from eugen_nerf.ops import nvrtc
+from tests.emulator.device import SimulatedDevice
 from tests.emulator.mutations import Mutation
 from tests.ptx.launch import launch
 from tests.ptx.parser import Program, parse
@@ -47,7 +44,6 @@ class PtxDevice(SimulatedDevice):
     ) -> None:
         super().__init__(architecture, blocks)
         self._bug, self._watch = bug, watch
-        self.reachable: list[Tensor] = []  # through pointers in structures, by the next launch
 
     def launch(
         self,
@@ -67,26 +63,5 @@ class PtxDevice(SimulatedDevice):
         """
         assert shared_bytes <= self.shared_memory
         program = _program(source, constants, self.architecture, self._bug)
-        reachable, self.reachable = self.reachable, []
         watch = functools.partial(self._watch, kernel) if self._watch is not None else None
-        launch(program, kernel, grid, threads, shared_bytes, arguments, reachable, watch)
-
-
-@contextlib.contextmanager
-def interpreted(device: PtxDevice) -> Iterator[None]:
-    """Let the operators' CUDA kernels run on the interpreter, with CPU tensors."""
-
-    def reaching(make: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(factors: Sequence[Tensor], *arguments: Any) -> Any:
-            made = make(factors, *arguments)
-            device.reachable += made if isinstance(made, list) else factors
-            return made
-
-        return wrapper
-
-    with (
-        emulated(device),
-        mock.patch.object(cuda, "_factors", reaching(cuda._factors)),
-        mock.patch.object(cuda, "empty_gradients", reaching(cuda.empty_gradients)),
-    ):
-        yield
+        launch(program, kernel, grid, threads, shared_bytes, arguments, watch)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eugen_nerf.ops.cuda import Pointers
 from tests.ptx.instructions import compile_instruction
 from tests.ptx.machine import TYPES, WARP, Machine, Step, Watch
 from tests.ptx.memory import OWN_START, GlobalMemory, PtxError
@@ -30,14 +31,12 @@ def launch(
     threads: int,
     shared_bytes: int,
     arguments: Sequence[Any],
-    reachable: Sequence[Tensor] = (),
     watch: Watch | None = None,
 ) -> None:
     """Run a kernel of a program.
 
     Args:
         arguments: tensors, None for a null pointer, and ctypes values.
-        reachable: tensors that the kernel reaches through pointers in structures.
         watch: see `Machine`.
 
     Raises:
@@ -45,13 +44,13 @@ def launch(
         UnknownPtx: it has an instruction that the interpreter does not know.
     """
     entry, memory = program.kernels[kernel], GlobalMemory()
-    for tensor in reachable:
-        memory.add(tensor)
     size = max(offset + length for offset, length in entry.parameters.values())
     parameters = bytearray(size)
     for (offset, length), argument in zip(entry.parameters.values(), arguments, strict=True):
         if argument is None or isinstance(argument, Tensor):
             argument = ctypes.c_uint64(0 if argument is None else memory.add(argument))
+        for tensor in argument.tensors if isinstance(argument, Pointers) else ():
+            memory.add(tensor)
         if ctypes.sizeof(argument) != length:
             raise PtxError(f"{kernel} takes {length} bytes, and {ctypes.sizeof(argument)} were given")
         parameters[offset : offset + length] = bytes(argument)

@@ -7,11 +7,12 @@ import torch
 
 from eugen_nerf.ops import cuda
 from eugen_nerf.ops.self_check import check_ops
+from tests.emulator.device import emulated
 from tests.emulator.mutations import Mutation
 from tests.emulator.test_mutations import CASES
 from tests.ops.comparisons import CHAINS, TOLERANCE, check_numbers_beyond_halves, network_case, network_errors
 from tests.ptx.accesses import of_network
-from tests.ptx.device import PtxDevice, interpreted
+from tests.ptx.device import PtxDevice
 from tests.ptx.memory import PtxError
 
 CPU = torch.device("cpu")
@@ -61,15 +62,13 @@ def test_all_ops_pass_the_check_before_their_first_use(
     monkeypatch.setenv("EUGEN_PRECISION", precision)
     monkeypatch.delenv("EUGEN_BACKEND", raising=False)
     monkeypatch.setattr("eugen_nerf.ops.dispatch._native_cpu_problem", lambda: None)
-    with interpreted(PtxDevice(architecture)):
+    with emulated(PtxDevice(architecture)):
         assert check_ops(CPU, "cpu") == []
 
 
 @pytest.mark.parametrize("case", ["grid", "products", "rays", "render"])
 def test_other_ops_on_turing(case: str) -> None:
-    device = PtxDevice(75)
-    with interpreted(device):  # so that it sees the tensors that products.cu reaches through pointers
-        assert CASES[case](device)
+    assert CASES[case](PtxDevice(75))
 
 
 # Planted bugs, in what the emulator replaces by C++ of its own: the inline PTX and the choice of intrinsics.
