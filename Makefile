@@ -11,10 +11,11 @@ demo: .venv/installed
 	$(BIN)/python -m eugen_nerf.bench.demo --output outputs/make-demo
 
 # Most of the suite is single-threaded, so two processes share it. The tests of a file run in the same process, so that
-# they share the models trained for them.
+# they share the models trained for them. A process that crashes is not replaced: xdist 3.8 then waits forever for tests
+# that have run already.
 WORKERS ?= 2
 test: .venv/installed-dev lint sanitize
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart=0
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

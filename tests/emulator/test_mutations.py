@@ -2,15 +2,22 @@
 
 One third of the mutations is tried; which third changes with the sources. EUGEN_ALL_MUTATIONS=1 (`make mutation`) tries
 all of them.
+
+The emulator stops most accesses that a bug directs elsewhere, but not all: some overwrite other memory of the process.
+So each bug is tried in a process of its own, and is noticed, too, if this process crashes or comes to no end.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import multiprocessing
 import os
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +44,7 @@ from tests.emulator.test_rays import (
 from tests.ops.comparisons import BOUNDED, TOLERANCE, network_case, network_errors, relative_error
 
 PARTS = 3  # of all mutations, one of which is tried
+LONGEST = 300  # seconds after which a check that takes two is thought to never end
 
 
 def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> bool:
@@ -173,13 +181,13 @@ CASES = {
 }
 
 
-def notices(mutation: Mutation, folder: Path) -> bool:
-    """Whether a check fails on the mutated sources in one of the orders.
+def fails(cases: Sequence[str], folder: Path) -> bool:
+    """Whether one of the checks fails on the mutated sources in one of the orders.
 
     Raises:
         EmulationError: the sources do not compile, which would be no detection.
     """
-    for case in mutation.cases:
+    for case in cases:
         for order in ORDERS:
             try:
                 if not CASES[case](EmulatedDevice(80, order, sources=folder)):
@@ -189,6 +197,35 @@ def notices(mutation: Mutation, folder: Path) -> bool:
                     raise
                 return True
     return False
+
+
+def report(connection: Connection, cases: Sequence[str], folder: Path) -> None:
+    """Send whether one of the checks fails."""
+    connection.send(fails(cases, folder))
+
+
+def forkserver() -> ForkServerContext:
+    """Processes that have no threads of this one and need not import anything."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__])
+    return processes
+
+
+def notices(mutation: Mutation, folder: Path) -> bool:
+    """Whether a check fails in another process on the mutated sources, or ends this process, or does not end."""
+    processes = forkserver()
+    ours, theirs = processes.Pipe(duplex=False)
+    process = processes.Process(target=report, args=(theirs, mutation.cases, folder), daemon=True)
+    process.start()
+    theirs.close()
+    process.join(LONGEST)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    if process.exitcode < 0:  # by a signal
+        return True
+    assert process.exitcode == 0, f"{mutation.name}: the process that tried it failed, see its output"
+    return ours.recv()
 
 
 def plant(mutation: Mutation, folder: Path) -> Path:
@@ -225,12 +262,12 @@ def compile_all(mutations: list[Mutation], folders: list[Path]) -> None:
         device = RecordingDevice()
         CASES[case](device)
         programs[case] = device.programs
-    jobs = [
+    jobs = dict.fromkeys(
         (source, constants, folder)
         for mutation, folder in zip(mutations, folders, strict=True)
         for case in mutation.cases
         for source, constants in sorted(programs[case])
-    ]
+    )
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda job: library(job[0], job[1], 80, job[2]), jobs))
 
@@ -257,3 +294,15 @@ def test_planted_bugs_are_noticed(tmp_path: Path) -> None:
     ]
     print(f"{len(mutations) - len(survivors)} of {len(mutations)} planted bugs noticed; not noticed: {survivors}")
     assert len(survivors) <= 0.1 * len(mutations), survivors
+
+
+@pytest.mark.parametrize("wrong", ["__builtin_trap();", "for (volatile int forever = 1; forever;) {}"])
+def test_bugs_that_the_emulator_does_not_survive(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.emulator.test_mutations.LONGEST", 10)
+    mutation = Mutation("products.cu", "if (i >= n) return;", wrong, ("products",))
+    assert notices(mutation, plant(mutation, tmp_path / "sources"))
+
+
+def test_what_is_no_bug_is_not_noticed(tmp_path: Path) -> None:
+    mutation = Mutation("products.cu", "if (i >= n) return;", "if (n <= i) return;", ("products",))
+    assert not notices(mutation, plant(mutation, tmp_path / "sources"))
