@@ -82,6 +82,11 @@ def spherical_harmonics(directions: Tensor) -> Tensor:
     return out
 
 
+def color_inputs(directions: Tensor, geometry: Tensor) -> Tensor:
+    """[n, 3], [n, G] -> [n, 16 + G]: spherical harmonics and geometry."""
+    return torch.cat([spherical_harmonics(directions), geometry], dim=-1)
+
+
 def network_forward(x: Tensor, parameters: Tensor, spec: Sequence[int], eps: Sequence[float]) -> Tensor:
     """[n, in] -> [n, out]."""
     out = x.new_empty(x.shape[0], outputs_of(spec))

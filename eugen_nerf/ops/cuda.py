@@ -19,7 +19,7 @@ from torch import Tensor
 from eugen_nerf.errors import UserError
 from eugen_nerf.ops.cuda_driver import Device
 from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
-from eugen_nerf.ops.network_spec import HARMONICS, outputs_of
+from eugen_nerf.ops.network_spec import HARMONICS, inputs_of, outputs_of
 from eugen_nerf.ops.packing import PackedChain
 from eugen_nerf.ops.products import MAX_FACTORS, MAX_PRODUCTS, ProductPlace, empty_gradients, product_table
 from eugen_nerf.ops.tiles import (
@@ -71,20 +71,43 @@ def network_tiles(device: Device, spec: Sequence[int]) -> Tiles:
     return tiles
 
 
-def network_constants(spec: Sequence[int], tiles: Tiles, half_rows: bool) -> tuple[str, ...]:
-    """Preprocessor definitions of src/network.cu for a network."""
-    return _network_constants(tuple(spec), tiles, half_rows, precision() == "bf16")
+def network_constants(spec: Sequence[int], tiles: Tiles, half_rows: bool, in_row: int | None = None) -> tuple[str, ...]:
+    """Preprocessor definitions of src/network.cu for a network.
+
+    ``in_row`` is the number of values from the start of an input row to that of the next; None without padding.
+    """
+    row = inputs_of(spec) if in_row is None else in_row
+    return _network_constants(tuple(spec), tiles, half_rows, precision() == "bf16", row)
 
 
 @functools.cache
-def _network_constants(spec: tuple[int, ...], tiles: Tiles, half_rows: bool, bf16: bool) -> tuple[str, ...]:
+def _network_constants(
+    spec: tuple[int, ...], tiles: Tiles, half_rows: bool, bf16: bool, in_row: int
+) -> tuple[str, ...]:
     numbers = ",".join(str(number) for number in spec)
     return (
         f"EUGEN_SPEC={numbers}",
         *tiles.constants(),
         f"EUGEN_HALF_ROWS={int(half_rows)}",
         f"EUGEN_BF16={int(bf16)}",
+        f"EUGEN_IN_ROW={in_row}",
     )
+
+
+def padded_rows(width: int) -> int:
+    """Return the length of a row in memory that network kernels read and write four values at a time."""
+    return _blocks(width, 4) * 4
+
+
+def _rows_in_memory(x: Tensor) -> Tensor:
+    """Contiguous [n, row]: the rows of `x` [n, width] and, if they are padded to `padded_rows`, the padding."""
+    n, width = x.shape
+    row = padded_rows(width)
+    if x.is_contiguous() or x.stride() != (row, 1):
+        return x.contiguous()
+    last = x.storage_offset() + n * row
+    inside = last * x.element_size() <= x.untyped_storage().nbytes() and x.data_ptr() % 16 == 0
+    return x.as_strided((n, row), (row, 1)) if inside else x.contiguous()
 
 
 def _epsilons(eps: Sequence[float]) -> ctypes.Array[ctypes.c_float]:
@@ -96,15 +119,16 @@ def _blocks(n: int, each: int) -> int:
     return -(-n // each)
 
 
-def load_network(device: Device, spec: Sequence[int]) -> None:
-    """Compile and load the kernels of a network for float32 rows.
+def load_network(device: Device, spec: Sequence[int], padded: bool = False) -> None:
+    """Compile and load the kernels of a network for float32 rows, with input rows that are `padded_rows` long or not.
 
     Raises:
         BuildError: they do not compile.
         CudaError: the driver rejects them.
     """
     tiles = network_tiles(device, spec)
-    constants = network_constants(spec, tiles, half_rows=False)
+    in_row = padded_rows(inputs_of(spec)) if padded else None
+    constants = network_constants(spec, tiles, half_rows=False, in_row=in_row)
     device.resident_blocks("network.cu", constants, "network_forward", WARP * tiles.warps, tiles.shared_bytes)
     device.resident_blocks(
         "network.cu", constants, "network_backward", WARP * tiles.back_warps, tiles.back_shared_bytes
@@ -129,18 +153,18 @@ def network_forward(
 ) -> Tensor:
     """[n, in] -> [n, out] in the dtype of ``x``: float32, or the half type of `precision`.
 
-    ``tiles`` replaces `network_tiles`, for measurements.
+    ``x`` is read faster if its rows are `padded_rows` long. ``tiles`` replaces `network_tiles`, for measurements.
     """
-    n = x.shape[0]
+    n, rows = x.shape[0], _rows_in_memory(x)
     out = x.new_empty(n, outputs_of(spec))
     tiles = tiles or network_tiles(device, spec)
-    constants = network_constants(spec, tiles, x.dtype != torch.float32)
+    constants = network_constants(spec, tiles, x.dtype != torch.float32, rows.shape[1])
     kernel = "network.cu", constants, "network_forward"
     size = WARP * tiles.warps, tiles.shared_bytes
     if n:
         rounded = _rounded(device, parameters, spec, constants) if tiles.streamed else None
         grid = min(_blocks(n, tiles.rows), device.resident_blocks(*kernel, *size))
-        arguments = (x, parameters, rounded, _epsilons(eps), ctypes.c_int64(n), out)
+        arguments = (rows, parameters, rounded, _epsilons(eps), ctypes.c_int64(n), out)
         device.launch(*kernel, (grid, 1), *size, arguments)
     return out
 
@@ -157,13 +181,13 @@ def network_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x (empty if not needed) and of the packed parameters, which are float32.
 
-    ``tiles`` replaces `network_tiles`, for measurements.
+    The rows of the gradient of ``x`` lie as those of ``x`` do, see `network_forward`.
     """
-    n = x.shape[0]
-    grad_x = torch.empty_like(x) if needs_x else x.new_empty(0)
+    n, rows = x.shape[0], _rows_in_memory(x)
+    grad_rows = torch.empty_like(rows) if needs_x else x.new_empty(0)
     grad_parameters = torch.zeros_like(parameters)
     tiles = tiles or network_tiles(device, spec)
-    constants = network_constants(spec, tiles, x.dtype != torch.float32)
+    constants = network_constants(spec, tiles, x.dtype != torch.float32, rows.shape[1])
     size = WARP * tiles.back_warps, tiles.back_shared_bytes
     if n:
         largest = torch.zeros(1, dtype=torch.int32, device=x.device)
@@ -174,10 +198,11 @@ def network_backward(
         rounded = _rounded(device, parameters, spec, constants) if tiles.back_streamed else None
         kernel = "network.cu", constants, "network_backward"
         grid = min(_blocks(n, tiles.back_rows), device.resident_blocks(*kernel, *size))
-        arguments = (x, parameters, rounded, _epsilons(eps), ctypes.c_int64(n), grad, largest,
-                     grad_x if needs_x else None, grad_parameters)  # fmt: skip
+        arguments = (rows, parameters, rounded, _epsilons(eps), ctypes.c_int64(n), grad, largest,
+                     grad_rows if needs_x else None, grad_parameters)  # fmt: skip
         device.launch(*kernel, (grid, 1), *size, arguments)
-    return grad_x, grad_parameters
+    padded = needs_x and rows.shape[1] > x.shape[1]
+    return grad_rows[:, : x.shape[1]] if padded else grad_rows, grad_parameters
 
 
 class GridLevels(ctypes.Structure):
@@ -386,6 +411,14 @@ def spherical_harmonics(device: Device, directions: Tensor) -> Tensor:
     out = directions.new_empty(n, HARMONICS)
     _ray_kernel(device, "spherical_harmonics", n, directions, ctypes.c_int64(n), out)
     return out
+
+
+def color_inputs(device: Device, directions: Tensor, geometry: Tensor) -> Tensor:
+    """[n, 3], [n, G] -> [n, 16 + G]: spherical harmonics and geometry, in rows that are `padded_rows` long."""
+    harmonics = spherical_harmonics(device, directions)
+    width = HARMONICS + geometry.shape[1]
+    padding = harmonics[:, : padded_rows(width) - width]  # any numbers
+    return torch.cat([harmonics, geometry, padding], dim=-1)[:, :width]
 
 
 def march(

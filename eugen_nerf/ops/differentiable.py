@@ -140,8 +140,12 @@ def _native_networks(field: FactoredField, *rays: Tensor) -> tuple[_Network, _Ne
     if any(t.requires_grad for t in rays) or field.table.dtype != F32:
         return None
     packed = field.native_networks(*rays)
-    if packed is None or not all(runs_network(chain.spec, field.table.device, field.backend) for chain in packed):
+    if packed is None:
         return None
+    # On a GPU, the inputs of the color network are in padded rows, see cuda.color_inputs.
+    for chain, padded in zip(packed, (False, True), strict=True):
+        if not runs_network(chain.spec, field.table.device, field.backend, padded):
+            return None
     density, color = (_Network(*describe(chain.products), chain.spec, chain.eps) for chain in packed)
     factors = (*density.factors, *color.factors)
     # Subclasses of Tensor need to see the individual operators, too.
@@ -217,8 +221,8 @@ class _InOnePiece(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.layout, ctx.networks, ctx.places = layout, networks, places
         density, color = networks
-        seen = torch.cat([_run("spherical_harmonics", at.views), at.raw[:, 1:]], dim=-1)
-        check_network(seen, color.parameters, color.spec, color.eps)
+        seen = _run("color_inputs", at.views, at.raw[:, 1:])
+        check_network(seen[:0], color.parameters, color.spec, color.eps)
         check_color_outputs(color.spec)
         rgb = torch.sigmoid(_run("network_forward", seen, color.parameters, color.spec, color.eps))
         samples = at.samples

@@ -151,7 +151,7 @@ def uses_native(
 
 
 @functools.cache
-def _cuda_network_problem(spec: tuple[int, ...], index: int, precision: str) -> str | None:
+def _cuda_network_problem(spec: tuple[int, ...], index: int, precision: str, padded: bool) -> str | None:
     """Say why a GPU has no kernels for a packed chain, with one warning; None if it has.
 
     The kernels are loaded here, so that a compiler error leads to a fallback instead of ending the training.
@@ -163,7 +163,7 @@ def _cuda_network_problem(spec: tuple[int, ...], index: int, precision: str) -> 
         problem = "it does not fit into the GPU's shared memory"
     if problem is None:
         try:
-            cuda.load_network(gpu(index), spec)
+            cuda.load_network(gpu(index), spec, padded)
         except (BuildError, CudaError) as error:
             problem = str(error)
     if problem:
@@ -176,19 +176,22 @@ def _cuda_network_problem(spec: tuple[int, ...], index: int, precision: str) -> 
 
 
 @torch.compiler.assume_constant_result
-def _network_problem(spec: tuple[int, ...], index: int) -> str | None:
-    return _cuda_network_problem(spec, index, cuda.precision())
+def _network_problem(spec: tuple[int, ...], index: int, padded: bool) -> str | None:
+    return _cuda_network_problem(spec, index, cuda.precision(), padded)
 
 
-def runs_network(spec: tuple[int, ...], device: torch.device, backend: Backend) -> bool:
+def runs_network(spec: tuple[int, ...], device: torch.device, backend: Backend, padded: bool = False) -> bool:
     """Whether the device's native runner, which `uses_native` has selected, has code for a packed chain.
+
+    Args:
+        padded: whether the chain's inputs will be in padded rows, see `cuda.padded_rows`.
 
     Raises:
         UserError: the native runner was requested by name but has no code for the chain.
     """
     if device.type != "cuda":
         return True
-    problem = _network_problem(spec, gpu_number(device))
+    problem = _network_problem(spec, gpu_number(device), padded)
     if problem and requested_backend(backend) == "cuda":
         raise UserError(f"Backend cuda was asked for, but there are no kernels for this network: {problem}.")
     return problem is None

@@ -32,6 +32,7 @@ from eugen_nerf.layers.factor_products import Product
 from eugen_nerf.layers.merge import MergedChain
 from eugen_nerf.ops import dispatch
 from eugen_nerf.ops.build import cache_folder
+from eugen_nerf.ops.differentiable import differentiable_render
 from eugen_nerf.ops.dispatch import Backend
 from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
 from eugen_nerf.ops.nvrtc import OPTIONS, find_nvrtc, sources
@@ -254,11 +255,18 @@ def _ray_trials(numbers: _Numbers) -> Iterator[Trial]:
             image, alpha, depth, count = render(*march, RadianceField(table, layout, *chains, backend))
         return [image, alpha, depth, count.float()]
 
+    def trained(backend: Backend) -> list[Tensor]:
+        mine = table.clone().requires_grad_()
+        parameters = [mine, *density.parameters(), *color.parameters()]
+        field = RadianceField(mine, layout, merge_chain(density), merge_chain(color), backend)
+        return _with_gradients(list(differentiable_render(*march, field)[:3]), parameters)
+
     yield Trial("spherical_harmonics", TOLERANCE, harmonics)
     yield Trial("march", TOLERANCE, marched)
     yield Trial("sample_points", TOLERANCE, points)
     yield Trial("composite", TOLERANCE, composited)
     yield Trial("render", NETWORK_TOLERANCE, rendered, chains)
+    yield Trial("training", NETWORK_TOLERANCE, trained, chains)
 
 
 def _merging_trial(numbers: _Numbers) -> Trial:

@@ -92,6 +92,25 @@ MUTATIONS = [
     ),
     *_of(
         "network_mma.cuh",
+        "padded",
+        pairs=[
+            ("if (!places.has_four(k * 16))", "if (false)"),
+            ("for (int e = FIRST; e < 4; e++) v[e] = 0.f;", "for (int e = FIRST + 1; e < 4; e++) v[e] = 0.f;"),
+            ("c + column + 4 <= WIDTH", "c + column + 3 <= WIDTH"),
+            ("(first + place.row) * ROW + column", "(first + place.row) * WIDTH + column"),
+            ("(m * 16 + half * 8) * ROW + c;", "(m * 16 + half * 8) * WIDTH + c;"),
+        ],
+    ),
+    *_of(
+        "network_mma.cuh",
+        "padded_halves",
+        pairs=[
+            ("e & 1 ? 0xffffu : 0u", "e & 1 ? 0xffffffffu : 0u"),
+            ("e & 1 ? 0xffffu : 0u", "0u"),
+        ],
+    ),
+    *_of(
+        "network_mma.cuh",
         "streamed",
         pairs=[
             ("wait_for_copies();", ""),

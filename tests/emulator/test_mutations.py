@@ -73,6 +73,17 @@ def blocks(device: SimulatedDevice) -> bool:
     return check_network(device, "mlp")
 
 
+def padded(device: SimulatedDevice, rows: torch.dtype = torch.float32) -> bool:
+    errors = [
+        network_errors(device, network_case(name, 300, torch.float16), rows, padded=True) for name in ("norm", "rank-3")
+    ]
+    return all(error <= TOLERANCE[torch.float16] for several in errors for error in several)
+
+
+def padded_halves(device: SimulatedDevice) -> bool:
+    return padded(device, torch.float16)
+
+
 def smooth(device: SimulatedDevice) -> bool:
     return check_network(device, "gelu")
 
@@ -170,6 +181,8 @@ CASES = {
     "even": even,
     "pairs": pairs,
     "blocks": blocks,
+    "padded": padded,
+    "padded_halves": padded_halves,
     "smooth": smooth,
     "inner_norm": inner_norm,
     "streamed": streamed,

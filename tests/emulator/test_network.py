@@ -22,6 +22,8 @@ from tests.ops.comparisons import (
     relative_error,
 )
 
+PADDED = ("color", "norm", "rank-3", "linear")  # rows of 31, 7, 6 and 5
+
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_two_at_a_time() -> None:
@@ -121,6 +123,27 @@ def test_half_rows(name: str) -> None:
     assert grad_parameters.dtype == torch.float32
     for got, expected in ((y, case.y), (grad_x, case.grad_x), (grad_parameters, case.grad_parameters)):
         assert relative_error(got, expected) <= TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("rows", [torch.float32, torch.float16])
+@pytest.mark.parametrize("name", PADDED)
+def test_padded_rows(name: str, rows: torch.dtype, order: str) -> None:
+    """Rows that are accessed four numbers at a time, with one, two or three numbers after the end of each."""
+    for n in (1, 300):
+        for error in network_errors(EmulatedDevice(80, order), network_case(name, n, torch.float16), rows, padded=True):
+            assert error <= TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize(("numbers", "first"), [(32 * 20 - 1, 0), (32 * 20 + 1, 1)], ids=["too short", "unaligned"])
+def test_other_views_with_such_strides_are_copied(numbers: int, first: int) -> None:
+    case, device = network_case("color", 20, torch.float16), EmulatedDevice(80)
+    x = torch.full((numbers,), math.nan).as_strided((20, 31), (32, 1), first)
+    x.copy_(case.x)
+    y = cuda.network_forward(device, x, case.parameters, case.spec, case.eps)
+    assert relative_error(y, case.y) <= TOLERANCE[torch.float16]
+    grad_x, _ = cuda.network_backward(device, x, case.parameters, case.grad, case.spec, case.eps, True)
+    assert grad_x.is_contiguous()
 
 
 def test_numbers_beyond_halves() -> None:

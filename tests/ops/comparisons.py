@@ -161,15 +161,30 @@ def network_case(name: str, n: int, half: torch.dtype, grad_size: float = 1.0) -
     return NetworkCase(packed.parameters, packed.spec, packed.eps, x, grad, y, x64.grad, flat)
 
 
+def in_padded_rows(x: Tensor) -> Tensor:
+    """The same values in rows that are `cuda.padded_rows` long, followed by NaN."""
+    n, width = x.shape
+    padded = x.new_full((n, cuda.padded_rows(width)), math.nan)
+    padded[:, :width] = x
+    return padded[:, :width]
+
+
 def network_errors(
-    device: Device, case: NetworkCase, rows: torch.dtype = torch.float32, tiles: Tiles | None = None
+    device: Device,
+    case: NetworkCase,
+    rows: torch.dtype = torch.float32,
+    tiles: Tiles | None = None,
+    padded: bool = False,
 ) -> list[float]:
     """Relative errors of a device's kernels: of the result, and of the gradients of inputs and parameters.
 
     Args:
         rows: dtype of inputs and outputs.
+        padded: give the inputs in padded rows, with NaN as padding.
     """
     x, network = case.x.to(rows), (case.spec, case.eps)
+    if padded:
+        x = in_padded_rows(x)
     y = cuda.network_forward(device, x, case.parameters, *network, tiles)
     gradients = cuda.network_backward(device, x, case.parameters, case.grad.to(rows), *network, True, tiles)
     expected = case.y, case.grad_x, case.grad_parameters

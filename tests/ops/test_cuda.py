@@ -52,6 +52,7 @@ from tests.ops.comparisons import (
     UNBOUNDED,
     chain_of,
     check_numbers_beyond_halves,
+    in_padded_rows,
     network_case,
     relative_error,
 )
@@ -109,6 +110,17 @@ def run_network(name: str, n: int, half: torch.dtype) -> None:
 @pytest.mark.parametrize("name", CHAINS)
 def test_network(name: str, n: int) -> None:
     run_network(name, n, torch.float16)
+
+
+@pytest.mark.parametrize("n", BATCHES)
+@pytest.mark.parametrize("name", ["color", "norm", "rank-3", "linear"])
+def test_padded_rows(name: str, n: int) -> None:
+    case, device = network_case(name, n, torch.float16), gpu(torch.cuda.current_device())
+    x, parameters, grad = in_padded_rows(case.x.cuda()), case.parameters.cuda(), case.grad.cuda()
+    y = cuda.network_forward(device, x, parameters, case.spec, case.eps)
+    gradients = cuda.network_backward(device, x, parameters, grad, case.spec, case.eps, True)
+    for got, expected in zip((y, *gradients), (case.y, case.grad_x, case.grad_parameters), strict=True):
+        assert relative_error(got, expected) <= TOLERANCE[torch.float16]
 
 
 @pytest.mark.parametrize("name", ["density", "color"])

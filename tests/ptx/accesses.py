@@ -18,7 +18,9 @@ import torch
 
 from eugen_nerf.layers import build_network, merge_chain
 from eugen_nerf.ops import cuda
+from eugen_nerf.ops.network_spec import inputs_of, outputs_of
 from eugen_nerf.ops.packing import PackedChain, pack_chain
+from tests.ops.comparisons import in_padded_rows
 from tests.ptx.device import PtxDevice
 from tests.ptx.machine import WARP
 
@@ -83,19 +85,27 @@ def _parts(addresses: np.ndarray, threads: np.ndarray, size: int) -> Iterator[np
         yield addresses[groups == group]
 
 
-def of_network(width: int, dtype: torch.dtype, architecture: int = 90) -> dict[tuple[str, str, bool], Count]:
-    """Accesses of the kernels of a merged EUGen network 32-W-W-16 for 32 rows; those of its weights do not count."""
+def of_network(
+    width: int, dtype: torch.dtype, inputs: int = 32, outputs: int = 16, padded: bool = False
+) -> dict[tuple[str, str, bool], Count]:
+    """Accesses of the kernels of a merged EUGen network IN-W-W-OUT for 32 rows; those of its weights do not count.
+
+    Args:
+        padded: lay the inputs in padded rows.
+    """
     torch.manual_seed(0)
     with torch.no_grad():
-        packed = pack_chain(merge_chain(build_network("eugen", 32, 64, 2, 16, width, norm_first=False)))
-    few, many = (_of_rows(packed, rows, dtype, architecture) for rows in (ROWS, 3 * ROWS))
+        packed = pack_chain(merge_chain(build_network("eugen", inputs, 64, 2, outputs, width, norm_first=False)))
+    few, many = (_of_rows(packed, rows, dtype, padded) for rows in (ROWS, 3 * ROWS))
     return {key: (count - few[key]) // (2 * ROWS // 32) for key, count in many.items()}
 
 
-def _of_rows(packed: PackedChain, rows: int, dtype: torch.dtype, architecture: int) -> Accesses:
+def _of_rows(packed: PackedChain, rows: int, dtype: torch.dtype, padded: bool) -> Accesses:
     accesses = Accesses()
-    device = PtxDevice(architecture, blocks=1, watch=accesses)
-    x, grad = torch.randn(rows, 32).to(dtype), torch.randn(rows, 16).to(dtype)
+    device = PtxDevice(90, blocks=1, watch=accesses)
+    x, grad = (torch.randn(rows, of(packed.spec)).to(dtype) for of in (inputs_of, outputs_of))
+    if padded:
+        x = in_padded_rows(x)
     cuda.network_forward(device, x, packed.parameters, packed.spec, packed.eps)
     cuda.network_backward(device, x, packed.parameters, grad, packed.spec, packed.eps, True)
     return accesses
@@ -106,13 +116,18 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="write the table to this file too")
     arguments = parser.parse_args()
     rows = []
-    for width in (32, 64, 128):
-        for dtype in (torch.float16, torch.float32):
-            for (kernel, space, write), count in of_network(width, dtype).items():
-                if kernel.startswith("network") and count.requests:
-                    kind = f"{space}, {'stores' if write else 'loads'}"
-                    numbers = (count.requests, count.transfers, count.needed)
-                    rows.append([f"{kernel}, {width} wide, {str(dtype)[6:]}", kind, *map(str, numbers)])
+    halves, floats = torch.float16, torch.float32
+    networks: list[tuple[int, torch.dtype, int, int, bool]] = [
+        *((width, dtype, 32, 16, False) for width in (32, 64, 128) for dtype in (halves, floats)),
+        *((64, floats, 31, 3, padded) for padded in (False, True)),
+    ]
+    for width, dtype, inputs, outputs, padded in networks:
+        network = f"{inputs}-{width}-{width}-{outputs}, {str(dtype)[6:]}{', padded rows' * padded}"
+        for (kernel, space, write), count in of_network(width, dtype, inputs, outputs, padded).items():
+            if kernel.startswith("network") and count.requests:
+                kind = f"{space}, {'stores' if write else 'loads'}"
+                numbers = (count.requests, count.transfers, count.needed)
+                rows.append([f"{kernel}, {network}", kind, *map(str, numbers)])
     title = "Accesses of the network kernels for 32 rows, sm_90"
     from printing import print_table  # of benchmarks
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from tests.emulator.device import emulated
 from tests.emulator.mutations import Mutation
 from tests.emulator.test_mutations import CASES
 from tests.ops.comparisons import CHAINS, TOLERANCE, check_numbers_beyond_halves, network_case, network_errors
-from tests.ptx.accesses import of_network
+from tests.ptx.accesses import Count, of_network
 from tests.ptx.device import PtxDevice
 from tests.ptx.memory import PtxError
 
@@ -46,6 +48,13 @@ def test_networks_in_bfloat16(name: str, architecture: int, monkeypatch: pytest.
 @pytest.mark.parametrize("name", ["density", "color"])  # even and odd rows
 def test_half_rows(name: str) -> None:
     for error in network_errors(PtxDevice(90), network_case(name, 100, torch.float16), torch.float16):
+        assert error <= TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize("rows", [torch.float32, torch.float16])
+@pytest.mark.parametrize("name", ["color", "rank-3"])
+def test_padded_rows(name: str, rows: torch.dtype) -> None:
+    for error in network_errors(PtxDevice(90), network_case(name, 100, torch.float16), rows, padded=True):
         assert error <= TOLERANCE[torch.float16]
 
 
@@ -163,6 +172,17 @@ def test_networks_transfer_whole_sectors_and_wait_for_no_bank(width: int, dtype:
     assert counts["network_forward", "global", True].transfers == words // 2
     assert counts["network_backward", "global", False].transfers == words + words // 2
     assert counts["network_backward", "global", True].transfers == words
+    check_waits_for_no_bank(counts)
+
+
+def check_waits_for_no_bank(counts: Mapping[tuple[str, str, bool], Count]) -> None:
     for (kernel, space, _), count in counts.items():
         if kernel.startswith("network") and space == "shared":
             assert count.transfers == count.needed
+
+
+def test_padded_rows_are_transferred_in_whole_sectors() -> None:
+    counts = of_network(64, torch.float32, inputs=31, outputs=16, padded=True)
+    assert counts["network_forward", "global", False].transfers == 4 * 32
+    assert counts["network_backward", "global", True].transfers == 4 * 32
+    check_waits_for_no_bank(counts)

@@ -3,6 +3,8 @@
 //   EUGEN_WARPS, EUGEN_TILES, EUGEN_STREAMED                    tiles of the forward kernel, see tiles.py
 //   EUGEN_BACK_WARPS, EUGEN_BACK_TILES, EUGEN_BACK_STREAMED, EUGEN_KEEP_SUMS   tiles of the backward kernel
 //   EUGEN_HALF_ROWS      inputs and outputs are halves instead of floats
+//   EUGEN_IN_ROW         numbers from the start of an input row to that of the next: those of a row, or these rounded up
+//                        to a multiple of four
 #include "network_backward.cuh"
 
 namespace eugen {
@@ -16,6 +18,7 @@ namespace eugen {
 
 struct Spec {
   static constexpr bool rows_in_memory = true;
+  static constexpr int in_row = EUGEN_IN_ROW;
   static constexpr int numbers[] = {EUGEN_SPEC};
 };
 typedef Chain<Spec> Network;
@@ -31,6 +34,7 @@ typedef Backward<Network, EUGEN_BACK_WARPS, EUGEN_BACK_TILES, EUGEN_BACK_STREAME
 
 // tiles.py plans with the same numbers. A mismatch is a compile error here, instead of a memory error later.
 static_assert(ForwardWeights::bytes == EUGEN_SHARED_BYTES, "shared memory of the forward kernel");
+static_assert(Network::in <= EUGEN_IN_ROW && EUGEN_IN_ROW < Network::in + 4, "the length of input rows");
 static_assert(NetworkBackward::bytes == EUGEN_BACK_SHARED_BYTES, "shared memory of the backward kernel");
 
 struct Outputs {
@@ -40,7 +44,7 @@ struct Outputs {
   static constexpr bool OUTPUTS = true;
   template <int I, class A, class N> EUGEN_MEMBER void inputs(const A&, const N&) {}
   EUGEN_MEMBER void output(const float (&c)[EUGEN_TILES][2][4], int tile) {
-    store_sums<Network::out_fours, EUGEN_TILES, Network::out>(c, tile, y, first, n, 1.f);
+    store_sums<Network::out_fours, EUGEN_TILES, Network::out, Network::out>(c, tile, y, first, n, 1.f);
   }
 };
 
@@ -54,7 +58,7 @@ EUGEN_KERNEL(256) round_weights(const float* __restrict__ parameters, uint16* __
   round_matrices<Network>(rounded, parameters, int(blockIdx.x * 256 + threadIdx.x), int(gridDim.x) * 256);
 }
 
-// x [n, in] -> y [n, out]. rounded is the output of round_weights; it may be null if weights are not streamed.
+// x [n, in], in rows of in_row numbers -> y [n, out]. rounded is the output of round_weights; it may be null if weights are not streamed.
 EUGEN_NETWORK_KERNEL(EUGEN_WARPS * WARP)
 network_forward(const Io* __restrict__ x, const float* __restrict__ parameters, const uint16* __restrict__ rounded,
                 const Epsilons eps, int64 n, Io* __restrict__ y) {
@@ -64,13 +68,13 @@ network_forward(const Io* __restrict__ x, const float* __restrict__ parameters, 
   for (int64 base = int64(blockIdx.x) * ROWS; base < n; base += int64(gridDim.x) * ROWS) {
     const int64 first = base + warp_index() * 16 * EUGEN_TILES;
     uint32 a[EUGEN_TILES][Network::k(0) / 16][4];
-    load_rows<Network::in_fours, EUGEN_TILES, Network::in, Network::k(0)>(a, x, first, n);
+    load_rows<Network::in_fours, EUGEN_TILES, Network::in, Network::in_row, Network::k(0)>(a, x, first, n);
     Outputs outputs{y, first, n};
     evaluate<Network, 0, EUGEN_TILES>(a, weights, eps, outputs);
   }
 }
 
-// Adds to grad_parameters, which must be zero before; writes grad_x unless it is null. `largest` is the output of
+// Adds to grad_parameters, which must be zero before; writes grad_x, in rows of in_row numbers, unless it is null. `largest` is the output of
 // largest_magnitude.
 EUGEN_NETWORK_KERNEL(EUGEN_BACK_WARPS * WARP)
 network_backward(const Io* __restrict__ x, const float* __restrict__ parameters, const uint16* __restrict__ rounded,

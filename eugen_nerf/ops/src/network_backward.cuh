@@ -437,7 +437,7 @@ struct Backward {
         float c[TILES][2][4];
         const auto later = k + 1 < IN_TILES ? weights.template columns_part<I>(k + 1) : ChainWeights::nothing();
         input_gradient<I>(c, g, k, pull, later);
-        store_sums<C::in_fours, TILES, C::in>(c, k, grad_x, first, n, inverse_scale);
+        store_sums<C::in_fours, TILES, C::in, C::in_row>(c, k, grad_x, first, n, inverse_scale);
       }
     }
   }
@@ -480,11 +480,11 @@ struct Backward {
     for (int64 base = int64(blockIdx.x) * rows; base < n; base += int64(gridDim.x) * rows) {
       const int64 first = base + warp_index() * 16 * TILES;
       uint32 a[TILES][C::k(0) / 16][4];
-      load_rows<C::in_fours, TILES, C::in, C::k(0)>(a, x, first, n);
+      load_rows<C::in_fours, TILES, C::in, C::in_row, C::k(0)>(a, x, first, n);
       sync_block();  // the activations of the rows before have been read
       evaluate<C, 0, TILES>(a, weights, eps, *this);
       uint32 g[TILES][C::n(C::stages) / 16][4];
-      load_rows<C::out_fours, TILES, C::out, C::n(C::stages)>(g, grad_out, first, n, scale);
+      load_rows<C::out_fours, TILES, C::out, C::out, C::n(C::stages)>(g, grad_out, first, n, scale);
       descend<C::stages>(g, eps, grad_x, first, n, sums);
     }
     flush_all(sums);

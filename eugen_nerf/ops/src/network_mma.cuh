@@ -158,9 +158,9 @@ struct Weights {
   template <int I> static constexpr int columns_ld() { return STREAMED ? columns_row : C::row(I); }
 };
 
-// Where a lane's numbers of rows [first, first + 16 TILES) of a [n, WIDTH] array lie. FOURS: with the columns in the order
-// of Chain::column_in_fours.
-template <bool FOURS, int TILES, int WIDTH>
+// Where a lane's numbers of rows [first, first + 16 TILES) of a [n, WIDTH] array lie, whose rows begin ROW numbers apart.
+// FOURS: with the columns in the order of Chain::column_in_fours.
+template <bool FOURS, int TILES, int WIDTH, int ROW>
 struct RowPlaces {
   int64 rows;   // from the lane's first row on
   int column;   // the lane's first column
@@ -170,11 +170,13 @@ struct RowPlaces {
     const LanePlace place;
     rows = n - first - place.row;  // as a 32-bit number, which takes more instructions, it makes some kernels spill
     column = FOURS ? 2 * place.column : place.column;
-    start = (first + place.row) * WIDTH + column;
+    start = (first + place.row) * ROW + column;
   }
   EUGEN_MEMBER bool has_row(int m, int half) const { return m * 16 + half * 8 < rows; }
   EUGEN_MEMBER bool has_column(int c) const { return c + column < WIDTH; }
-  static constexpr int offset(int m, int half, int c) { return (m * 16 + half * 8) * WIDTH + c; }
+  // Whether the row ends after the lane's four numbers from column c on, or further.
+  EUGEN_MEMBER bool has_four(int c) const { return c + column + 4 <= WIDTH; }
+  static constexpr int offset(int m, int half, int c) { return (m * 16 + half * 8) * ROW + c; }
 };
 
 // A lane's four numbers of a row and a tile: as floats, and in memory as floats or halves. The members with an index h
@@ -187,6 +189,10 @@ struct FourNumbers<float> {
   EUGEN_MEMBER void load(const float* p) { load_four(p, v); }
   EUGEN_MEMBER void load(const float* p, int h) { load_pair(p, v[2 * h], v[2 * h + 1]); }
   EUGEN_MEMBER void load_one(const float* p, int e) { v[e] = *p; }
+  template <int FIRST> EUGEN_MEMBER void clear_from() {
+#pragma unroll
+    for (int e = FIRST; e < 4; e++) v[e] = 0.f;
+  }
   template <bool FOURS> EUGEN_MEMBER uint32 word(int h, float scale) const {
     return pack_bounded(v[2 * h] * scale, v[2 * h + 1] * scale);
   }
@@ -203,6 +209,10 @@ struct FourNumbers<uint16> {
   EUGEN_MEMBER void load(const uint16* p) { load_four_halves(p, words); }
   EUGEN_MEMBER void load(const uint16* p, int h) { words[h] = load_halves(p); }
   EUGEN_MEMBER void load_one(const uint16* p, int e) { words[e >> 1] |= uint32(*p) << (e & 1) * 16; }
+  template <int FIRST> EUGEN_MEMBER void clear_from() {
+#pragma unroll
+    for (int e = FIRST; e < 4; e++) words[e >> 1] &= e & 1 ? 0xffffu : 0u;
+  }
   template <bool FOURS> EUGEN_MEMBER uint32 word(int h, float scale) const {
     if (scale != 1.f) return pack_bounded(low_half(words[h]) * scale, high_half(words[h]) * scale);
     // Words that are loaded together get neighboring registers, but are not neighbors in a fragment. ptxas would copy
@@ -217,9 +227,9 @@ struct FourNumbers<uint16> {
 };
 
 // Loads rows as fragments, with zeros outside of the array.
-template <bool FOURS, int TILES, int IN, int K, class Io>
+template <bool FOURS, int TILES, int IN, int ROW, int K, class Io>
 EUGEN_FUNCTION void load_rows(uint32 (&a)[TILES][K / 16][4], const Io* x, int64 first, int64 n, float scale = 1.f) {
-  const RowPlaces<FOURS, TILES, IN> places(first, n);
+  const RowPlaces<FOURS, TILES, IN, ROW> places(first, n);
   x += places.start;
 #pragma unroll
   for (int m = 0; m < TILES; m++)
@@ -232,6 +242,8 @@ EUGEN_FUNCTION void load_rows(uint32 (&a)[TILES][K / 16][4], const Io* x, int64 
           const Io* p = x + places.offset(m, half, k * 16);
           if constexpr (FOURS) {
             if (places.has_column(k * 16)) numbers.load(p);
+            if (IN % 4 != 0 && IN < k * 16 + 16)
+              if (!places.has_four(k * 16)) numbers.template clear_from<IN % 4>();
           } else {
 #pragma unroll
             for (int h = 0; h < 2; h++) {
@@ -250,10 +262,10 @@ EUGEN_FUNCTION void load_rows(uint32 (&a)[TILES][K / 16][4], const Io* x, int64 
       }
 }
 
-// Stores the 16 columns of sums of tile `tile`.
-template <bool FOURS, int TILES, int OUT, class Io>
+// Stores the 16 columns of sums of tile `tile`. May store what belongs to the padding after the end of a row, too.
+template <bool FOURS, int TILES, int OUT, int ROW, class Io>
 EUGEN_FUNCTION void store_sums(const float (&c)[TILES][2][4], int tile, Io* y, int64 first, int64 n, float scale) {
-  const RowPlaces<FOURS, TILES, OUT> places(first, n);
+  const RowPlaces<FOURS, TILES, OUT, ROW> places(first, n);
   y += places.start;
 #pragma unroll
   for (int m = 0; m < TILES; m++)
