@@ -2,7 +2,7 @@
 
     PYTHONPATH=benchmarks python -m tests.ptx.accesses [--markdown FILE]
 
-prints this for the network kernels, per 32 rows. It needs no GPU.
+prints this for the network kernels and for the gradient of the hash grid. It needs no GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from eugen_nerf.layers import build_network, merge_chain
-from eugen_nerf.ops import cuda
+from eugen_nerf.ops import HashGridLayout, cuda
 from eugen_nerf.ops.network_spec import inputs_of, outputs_of
 from eugen_nerf.ops.packing import PackedChain, pack_chain
 from tests.ops.comparisons import in_padded_rows
@@ -51,7 +51,10 @@ class Count:
 
 
 class Accesses(defaultdict[tuple[str, str, bool], Count]):
-    """Counts by kernel, state space and whether they are stores. An object is the `watch` of a `PtxDevice`."""
+    """Counts by kernel, state space and whether they are stores. An object is the `watch` of a `PtxDevice`.
+
+    "atomic" stands for atomic operations on global memory.
+    """
 
     def __init__(self) -> None:
         super().__init__(Count)
@@ -59,13 +62,13 @@ class Accesses(defaultdict[tuple[str, str, bool], Count]):
     def __call__(
         self, kernel: str, space: str, write: bool, addresses: np.ndarray, threads: np.ndarray, size: int
     ) -> None:
-        if space not in ("global", "shared"):
+        if space not in ("global", "atomic", "shared"):
             return
         count = self[kernel, space, write]
         for warp in np.unique(threads // WARP):
             here = threads // WARP == warp
             count.requests += 1
-            if space == "global":
+            if space != "shared":
                 first = addresses[here].astype(np.int64)
                 touched = np.unique(np.concatenate([first // SECTOR, (first + size - 1) // SECTOR]))
                 count.transfers += len(touched)
@@ -111,6 +114,24 @@ def _of_rows(packed: PackedChain, rows: int, dtype: torch.dtype, padded: bool) -
     return accesses
 
 
+def of_hash_grid(positions: torch.Tensor, layout: HashGridLayout, architecture: int = 90) -> Count:
+    """Additions of gradients to the hash grid's table, for positions [n, 3]."""
+    accesses = Accesses()
+    device = PtxDevice(architecture, watch=accesses)
+    table = torch.zeros(layout.num_entries, layout.features_per_level)
+    grad = torch.ones(len(positions), layout.out_features)
+    cuda.hash_encode_backward(device, positions, table, grad, layout, True, False)
+    return accesses["hash_encode_backward", "atomic", True]
+
+
+def along_rays(rays: int, samples: int) -> torch.Tensor:
+    """[rays * samples, 3] samples at the default step size, 1 / 1024 of the diagonal, along random rays in the cube."""
+    generator = torch.Generator().manual_seed(0)
+    origins = 0.5 * torch.rand(rays, 1, 3, generator=generator)
+    directions = torch.nn.functional.normalize(torch.rand(rays, 1, 3, generator=generator), dim=-1)
+    return (origins + directions * torch.arange(samples)[:, None] * 3**0.5 / 1024).reshape(-1, 3)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--markdown", type=Path, help="write the table to this file too")
@@ -128,10 +149,19 @@ def main() -> None:
                 kind = f"{space}, {'stores' if write else 'loads'}"
                 numbers = (count.requests, count.transfers, count.needed)
                 rows.append([f"{kernel}, {network}", kind, *map(str, numbers)])
-    title = "Accesses of the network kernels for 32 rows, sm_90"
     from printing import print_table  # of benchmarks
 
+    title = "Accesses of the network kernels for 32 rows, sm_90"
     print_table(title, ["kernel", "memory", "requests", "transfers", "needed"], rows, arguments.markdown)
+
+    layout, rows = HashGridLayout.build(16, 2, 19, 16, 2048), []
+    for name, positions in (("random", torch.rand(1024, 3)), ("16 rays of 64 samples", along_rays(16, 64))):
+        for architecture in (80, 90):
+            count = of_hash_grid(positions, layout, architecture)
+            rows.append([name, f"sm_{architecture}", f"{count.requests / 32:.0f}", f"{count.transfers / 1024:.1f}"])
+    title = "Additions to the gradient of the default hash grid's table"
+    heads = ["samples", "architecture", "requests of a warp", "sectors of a sample"]
+    print_table(title, heads, rows, arguments.markdown)
 
 
 if __name__ == "__main__":

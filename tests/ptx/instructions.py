@@ -546,6 +546,8 @@ def _atomic(machine: Machine, parts: tuple[str, ...], operands: tuple[Any, ...],
     addresses = machine.addresses(address, U64)
 
     def step() -> None:
+        if machine.watch is not None:
+            machine.watch("atomic", True, addresses(), machine.running, dtype.itemsize * len(sources))
         for here, array, first in machine.memory.place(addresses(), dtype, len(sources), write=True):
             lanes = machine.running[here]
             for i, one in enumerate(sources):

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from eugen_nerf.ops import cuda
+from eugen_nerf.ops import HashGridLayout, cuda
 from eugen_nerf.ops.self_check import check_ops
 from tests.emulator.device import emulated
 from tests.emulator.mutations import Mutation
 from tests.emulator.test_mutations import CASES
 from tests.ops.comparisons import CHAINS, TOLERANCE, check_numbers_beyond_halves, network_case, network_errors
-from tests.ptx.accesses import Count, of_network
+from tests.ptx.accesses import Count, of_hash_grid, of_network
 from tests.ptx.device import PtxDevice
 from tests.ptx.memory import PtxError
 
@@ -160,6 +160,18 @@ def test_planted_bugs_are_found(
     except PtxError:
         return
     assert not correct
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_gradients_of_a_hash_grid_touch_few_sectors(architecture: int) -> None:
+    """Corners that are neighbors along x are added together, as are samples in the same cell."""
+    layout = HashGridLayout.build(1, 2, 14, 256, 256)
+    assert not layout.is_dense(0)
+    positions = torch.rand(512, 3, generator=torch.Generator().manual_seed(0))
+    # A pair of corners lies in two sectors if x is the last of a sector's four vertices: 4 pairs, 1.25 sectors each.
+    assert of_hash_grid(positions, layout, architecture).transfers <= 5.1 * 512
+    runs = positions[:64].repeat_interleave(8, dim=0)
+    assert of_hash_grid(runs, layout, architecture).transfers <= 5.3 * 64
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

@@ -44,24 +44,57 @@ hash_encode_forward(const float* __restrict__ x, const TableValue* __restrict__ 
 
 namespace eugen {
 
-// Adds `share` to a row of grad_table if `adds` is true. For GPUs that can only add one value to memory at a time: two
-// neighboring lanes first add one lane's pair of values together, then the other's, so that each of the warp's
-// additions touches half as many places.
-EUGEN_FUNCTION void add_with_neighbor(uint32 row, const float (&share)[F], bool adds, float* grad_table) {
-  const uint32 none = ~0u, mine = adds ? row : none, other = shuffle_xor(mine, 1);
-  const bool odd = lane_index() & 1;
-  const uint32 of_even = odd ? other : mine, of_odd = odd ? mine : other;
+// Additions to memory take UNIT numbers at a time. Corners that are neighbors along x mostly lie in one sector of 32
+// bytes, the unit of a memory access, if a sector has room for both. A group of LANES lanes adds the shares of such
+// CORNERS together, one lane's sample after the other, so that an addition of the warp touches fewer sectors.
+constexpr int UNIT = PAIRS_AT_ONCE && F % 2 == 0 ? 2 : 1;
+constexpr int CORNERS = F <= 4 ? 2 : 1;
+constexpr int LANES = CORNERS * F / UNIT;
+
+// Number s of lane l of a group becomes number l of lane s.
+template <class T>
+EUGEN_FUNCTION void transpose(T (&v)[LANES]) {
+  const int lane = lane_index();
 #pragma unroll
-  for (int f = 0; f + 1 < F; f += 2) {
-    const float taken = shuffle_xor(odd ? share[f] : share[f + 1], 1);
-    if (of_even != none) add_to(grad_table + size_t(of_even) * F + f + odd, odd ? taken : share[f]);
-    if (of_odd != none) add_to(grad_table + size_t(of_odd) * F + f + odd, odd ? share[f + 1] : taken);
+  for (int bit = LANES / 2; bit > 0; bit /= 2)
+#pragma unroll
+    for (int s = 0; s < LANES; s++) {
+      if (s & bit) continue;
+      const bool upper = lane & bit;
+      const T taken = shuffle_xor(upper ? v[s] : v[s | bit], bit);
+      v[s] = upper ? taken : v[s];
+      v[s | bit] = upper ? v[s | bit] : taken;
+    }
+}
+
+// Adds all lanes' shares of CORNERS corners to grad_table, except where `adds` is false.
+EUGEN_FUNCTION void add_corners(const uint32* corner_rows, const float (*share)[F], bool adds, float* grad_table) {
+  const uint32 none = ~0u;
+  uint32 rows[LANES];
+  float values[UNIT][LANES];
+#pragma unroll
+  for (int s = 0; s < LANES; s++) {
+    rows[s] = adds ? corner_rows[s * UNIT / F] : none;
+#pragma unroll
+    for (int u = 0; u < UNIT; u++) values[u][s] = share[s * UNIT / F][s * UNIT % F + u];
+  }
+  transpose(rows);
+#pragma unroll
+  for (int u = 0; u < UNIT; u++) transpose(values[u]);
+  grad_table += lane_index() * UNIT % F;
+#pragma unroll
+  for (int s = 0; s < LANES; s++) {
+    if (rows[s] == none) continue;
+    float* const to = grad_table + size_t(rows[s]) * F;
+    if constexpr (UNIT == 2)
+      add_to_pair(to, values[0][s], values[UNIT - 1][s]);
+    else
+      add_to(to, values[0][s]);
   }
 }
 
-// Adds the corners' shares of a gradient to grad_table. In a dense level, neighboring lanes (samples of the same ray)
-// often lie in the same cell. Such a run is summed in registers and added by its first lane.
-template <bool DENSE>
+// Adds the corners' shares of a gradient to grad_table. Neighboring lanes (samples of the same ray) often lie in the same
+// cell. Such a run is summed in registers and added by its first lane.
 EUGEN_FUNCTION void scatter(const HashCell& cell, const float (&weights)[8], const float (&g)[F], bool active,
                             float* grad_table) {
   float share[8][F];
@@ -69,40 +102,26 @@ EUGEN_FUNCTION void scatter(const HashCell& cell, const float (&weights)[8], con
   for (int c = 0; c < 8; c++)
 #pragma unroll
     for (int f = 0; f < F; f++) share[c][f] = active ? weights[c] * g[f] : 0.f;
-  bool adds = active;
-  if (DENSE) {
-    const int lane = lane_index();
-    const uint32 key = active ? cell.rows[0] : ~0u, before = shuffle_up(key, 1);
-    const bool first = lane == 0 || before != key;
-    const uint32 firsts = votes(first);
-    adds = active && first;
-    if (firsts != ~0u) {
-      const uint32 later = firsts & ~(2u * (1u << lane) - 1);
-      const int end = later ? lowest_bit(later) : 32;
-#pragma unroll
-      for (int step = 1; step < 32; step *= 2)
-#pragma unroll
-        for (int c = 0; c < 8; c++)
-#pragma unroll
-          for (int f = 0; f < F; f++) {
-            const float other = shuffle_down(share[c][f], step);
-            if (lane + step < end) share[c][f] += other;
-          }
-    }
+  // Rows would not do to compare cells, because several vertices share a row of a hashed level.
+  const int lane = lane_index();
+  bool first = lane == 0;
+  for (int a = 0; a < 3; a++) {
+    const uint32 before = shuffle_up(cell.vertex[a], 1);
+    first = first || before != cell.vertex[a];
   }
+  const uint32 firsts = votes(first), later = firsts & ~(2u * (1u << lane) - 1);
+  const int end = later ? lowest_bit(later) : 32;
+#pragma unroll 1
+  for (int step = 1; votes(lane + step < end); step *= 2)
 #pragma unroll
-  for (int c = 0; c < 8; c++) {
-    float* const to = grad_table + size_t(cell.rows[c]) * F;
-    if constexpr (F % 2 != 0) {
-      if (adds) add_to(to, share[c][0]);
-    } else if constexpr (PAIRS_AT_ONCE) {
+    for (int c = 0; c < 8; c++)
 #pragma unroll
-      for (int f = 0; f < F; f += 2)
-        if (adds) add_to_pair(to + f, share[c][f], share[c][f + 1]);
-    } else {
-      add_with_neighbor(cell.rows[c], share[c], adds, grad_table);
-    }
-  }
+      for (int f = 0; f < F; f++) {
+        const float other = shuffle_down(share[c][f], step);
+        if (lane + step < end) share[c][f] += other;
+      }
+#pragma unroll
+  for (int c = 0; c < 8; c += CORNERS) add_corners(cell.rows + c, share + c, active && first, grad_table);
 }
 
 }  // namespace eugen
@@ -123,10 +142,7 @@ hash_encode_backward(const float* __restrict__ x, const GridLevels levels, int64
     float weights[8], g[F];
     corner_weights(cell, weights);
     for (int f = 0; f < F; f++) g[f] = active ? grad[(i * levels.count + number) * F + f] : 0.f;
-    if (level.dense)
-      scatter<true>(cell, weights, g, active, grad_table);
-    else
-      scatter<false>(cell, weights, g, active, grad_table);
+    scatter(cell, weights, g, active, grad_table);
   }
 }
 

@@ -13,7 +13,8 @@ struct HashLevel {
 };
 
 struct HashCell {
-  uint32 rows[8];  // corner c is on the upper side along x, y, z if its bit 0, 1, 2 is set
+  uint32 vertex[3];  // the corner nearest to the origin
+  uint32 rows[8];    // corner c is on the upper side along x, y, z if its bit 0, 1, 2 is set
   float fraction[3];
 };
 
@@ -22,7 +23,7 @@ EUGEN_FUNCTION HashCell hash_cell(Vec3 position, const HashLevel& level) {
   const float scale = float(level.resolution);
   const float position_of[3] = {clamp(position.x, 0.f, 1.f), clamp(position.y, 0.f, 1.f), clamp(position.z, 0.f, 1.f)};
   const float p[3] = {position_of[0] * scale, position_of[1] * scale, position_of[2] * scale};
-  uint32 v[3];
+  uint32 (&v)[3] = cell.vertex;
   for (int a = 0; a < 3; a++) {
     int c = int(p[a]);  // not negative, so this is floor
     if (c > level.resolution - 1) c = level.resolution - 1;  // position 1 belongs to the last cell
