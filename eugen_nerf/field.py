@@ -148,11 +148,18 @@ class HashGrid(nn.Module):
         self.layout = layout
         self.backend = backend
         # Müller et al. 2022, section 3: small uniform values, so that the networks start with inputs close to zero.
-        table = torch.empty(layout.num_entries, layout.features_per_level).uniform_(-1e-4, 1e-4)
-        self.table = nn.Parameter(table)
+        used = torch.empty(sum(layout.used_rows), layout.features_per_level).uniform_(-1e-4, 1e-4)
+        self.table = nn.Parameter(layout.with_padding(used))
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.hash_encode(x, self.table, self.layout, backend=self.backend)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        table = state_dict.get(f"{prefix}table")
+        # Earlier versions had no padding between levels.
+        if table is not None and len(table) == sum(self.layout.used_rows):
+            state_dict[f"{prefix}table"] = self.layout.with_padding(table)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         layout = self.layout
@@ -383,8 +390,12 @@ class EugenField(nn.Module):
         return TruncatedExp.apply(log_density), raw[:, 1:]
 
     def num_parameters(self) -> int:
-        """Number of trained and frozen values that a checkpoint stores for the field."""
-        return sum(tensor.numel() for tensor in self.state_dict().values())
+        """Number of trained and frozen values that a checkpoint stores for the field, without padding."""
+        stored = sum(tensor.numel() for tensor in self.state_dict().values())
+        if not isinstance(self.encoding, HashGrid):
+            return stored
+        layout = self.encoding.layout
+        return stored - (layout.num_entries - sum(layout.used_rows)) * layout.features_per_level
 
     @torch.no_grad()
     def network_parameters(self) -> int:

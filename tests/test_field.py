@@ -233,7 +233,20 @@ def test_the_hash_grid_has_the_layout_of_the_configuration() -> None:
     layout = field.get_submodule("encoding").layout
     assert layout == HashGridLayout.build(3, 2, 8, 4, 16)
     assert layout.resolutions == (4, 8, 16)
-    assert field.get_parameter("encoding.table").shape == (ENTRIES, 2)
+    assert sum(layout.used_rows) == ENTRIES
+    assert field.get_parameter("encoding.table").shape == (layout.num_entries, 2)
+
+
+def test_hash_tables_of_earlier_versions_are_loaded() -> None:
+    """They had no padding between levels."""
+    grid, other = (HashGrid(HashGridLayout.build(4, 2, 9, 4, 24)) for _ in range(2))
+    layout = grid.layout
+    levels = [grid.table[begin : begin + rows] for begin, rows in zip(layout.offsets, layout.used_rows, strict=False)]
+    before = {"table": torch.cat(levels).detach()}
+    assert len(before["table"]) < layout.num_entries
+    other.load_state_dict(before)
+    assert torch.equal(other.table, grid.table)
+    assert len(before["table"]) < layout.num_entries  # the checkpoint is left alone
 
 
 def test_a_new_hash_table_is_almost_zero() -> None:

@@ -91,7 +91,7 @@ def folded(table: Tensor, layout: HashGridLayout, log2_table_size: int) -> tuple
     smaller = layout.with_table_size(log2_table_size)
     parts = []
     for level in range(layout.num_levels):
-        rows = table[layout.offsets[level] : layout.offsets[level + 1]]
+        rows = table[layout.offsets[level] :][: layout.used_rows[level]]
         if smaller.is_dense(level):
             parts.append(rows)
             continue
@@ -100,13 +100,12 @@ def folded(table: Tensor, layout: HashGridLayout, log2_table_size: int) -> tuple
         total = torch.zeros(1 << log2_table_size, rows.shape[1] + 1, dtype=rows.dtype)
         total.index_add_(0, target, torch.cat([rows * weights, weights], dim=1))
         parts.append(total[:, :-1] / total[:, -1:].clamp_min(1e-12))
-    return torch.cat(parts), smaller
+    return smaller.with_padding(torch.cat(parts)), smaller
 
 
 def _hash_rows(layout: HashGridLayout, level: int) -> Tensor:
     """Hash of each row of a level, in its low bits: [rows]. Rows of a dense level are vertices and must be hashed."""
-    count = layout.offsets[level + 1] - layout.offsets[level]
-    rows = torch.arange(count)
+    rows = torch.arange(layout.used_rows[level])
     if not layout.is_dense(level):
         return rows
     side = layout.resolutions[level] + 1

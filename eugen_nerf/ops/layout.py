@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# A level of a hash grid begins at a multiple of so many rows. Vertices that are neighbors along x then lie in the same
+# line of the cache, or sector of a GPU's memory, as often as possible.
+ROW_ALIGNMENT = 8
+
 
 @dataclass(frozen=True)
 class HashGridLayout:
@@ -15,7 +19,8 @@ class HashGridLayout:
 
     Level ``l`` has ``resolutions[l]`` cells along each axis and hence ``(resolutions[l] + 1)**3`` vertices. A level
     whose vertices fit into ``2**log2_table_size`` entries is stored densely; the others are hashed. All levels share
-    one table; level ``l`` owns the rows ``offsets[l]:offsets[l + 1]``. Use `build` to create a layout.
+    one table; level ``l`` owns the rows ``offsets[l]:offsets[l + 1]``, of which it uses the first `used_rows`. Use
+    `build` to create a layout.
     """
 
     resolutions: tuple[int, ...]
@@ -56,7 +61,8 @@ class HashGridLayout:
     def _of(resolutions: tuple[int, ...], features_per_level: int, log2_table_size: int) -> HashGridLayout:
         offsets = [0]
         for resolution in resolutions:
-            offsets.append(offsets[-1] + min((resolution + 1) ** 3, 1 << log2_table_size))
+            rows = min((resolution + 1) ** 3, 1 << log2_table_size)
+            offsets.append(offsets[-1] + -(-rows // ROW_ALIGNMENT) * ROW_ALIGNMENT)
         return HashGridLayout(resolutions, tuple(offsets), features_per_level, log2_table_size)
 
     def with_table_size(self, log2_table_size: int) -> HashGridLayout:
@@ -71,6 +77,18 @@ class HashGridLayout:
     def num_entries(self) -> int:
         """Rows of the table."""
         return self.offsets[-1]
+
+    @property
+    def used_rows(self) -> tuple[int, ...]:
+        """Rows that each level uses. The others are padding."""
+        return tuple(min((resolution + 1) ** 3, 1 << self.log2_table_size) for resolution in self.resolutions)
+
+    def with_padding(self, used: Tensor) -> Tensor:
+        """The used rows of all levels, one behind the other [sum(used_rows), F] -> the table [num_entries, F]."""
+        table = used.new_zeros(self.num_entries, used.shape[1])
+        for offset, rows in zip(self.offsets, used.split(self.used_rows), strict=False):
+            table[offset : offset + len(rows)] = rows
+        return table
 
     @property
     def out_features(self) -> int:

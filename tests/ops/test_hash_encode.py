@@ -78,8 +78,20 @@ def test_layout_levels_grow_to_the_finest() -> None:
     assert layout.resolutions[0] == 16
     assert layout.resolutions[-1] == 2048
     assert list(layout.resolutions) == sorted(layout.resolutions)
-    assert layout.num_entries == sum(min((r + 1) ** 3, 2**19) for r in layout.resolutions)
+    assert layout.used_rows == tuple(min((r + 1) ** 3, 2**19) for r in layout.resolutions)
+    for begin, end, used in zip(layout.offsets, layout.offsets[1:], layout.used_rows, strict=False):
+        assert begin % 8 == 0
+        assert used <= end - begin < used + 8
     assert layout.out_features == 32
+
+
+def test_padding_keeps_the_rows_of_each_level() -> None:
+    used = torch.randn(sum(SMALL.used_rows), 2, generator=torch.Generator().manual_seed(0))
+    table = SMALL.with_padding(used)
+    assert table.shape == (SMALL.num_entries, 2)
+    levels = [table[begin : begin + rows] for begin, rows in zip(SMALL.offsets, SMALL.used_rows, strict=False)]
+    assert torch.equal(torch.cat(levels), used)
+    assert table.count_nonzero() == used.count_nonzero()
 
 
 @pytest.mark.parametrize("bad", [dict(num_levels=0), dict(max_resolution=3), dict(features_per_level=0)])

@@ -110,6 +110,7 @@ describe("scene.json", () => {
     ["fields[0].encoding.resolutions", [4, 6.5, 12]],
     ["fields[0].encoding.resolutions", [4, 0, 12]],
     ["fields[0].encoding.offsets", [0, 125, 253, 380]],
+    ["fields[0].encoding.offsets", [8, 133, 261, 389]],
     ["fields[0].encoding.features", 0],
     ["fields[0].encoding.log2_table_size", 6.5],
     ["fields[0].density.inputs", 7],
@@ -134,6 +135,8 @@ describe("scene.json", () => {
     // Smaller tables are what --size-budget makes, and datasets may bring axes that are not exactly of unit length.
     const smaller = { resolutions: [4, 6, 12], offsets: [0, 64, 128, 192], features: 2, log2_table_size: 6 };
     expect(() => checkScene(sceneWith("fields[0].encoding", smaller))).not.toThrow();
+    const padded = { ...smaller, offsets: [0, 64, 136, 200] };
+    expect(() => checkScene(sceneWith("fields[0].encoding", padded))).not.toThrow();
     const scaled = [[0.5, 0, 0, 1], [0, 0.5, 0, 1], [0, 0, 0.5, 1]];
     expect(() => checkScene(sceneWith("views[0].camera_to_world", scaled))).not.toThrow();
   });
