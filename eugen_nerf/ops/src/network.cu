@@ -58,7 +58,8 @@ EUGEN_KERNEL(256) round_weights(const float* __restrict__ parameters, uint16* __
   round_matrices<Network>(rounded, parameters, int(blockIdx.x * 256 + threadIdx.x), int(gridDim.x) * 256);
 }
 
-// x [n, in], in rows of in_row numbers -> y [n, out]. rounded is the output of round_weights; it may be null if weights are not streamed.
+// x [n, in], in rows of in_row numbers -> y [n, out]. rounded is the output of round_weights; it may be null if weights
+// are not streamed.
 EUGEN_NETWORK_KERNEL(EUGEN_WARPS * WARP)
 network_forward(const Io* __restrict__ x, const float* __restrict__ parameters, const uint16* __restrict__ rounded,
                 const Epsilons eps, int64 n, Io* __restrict__ y) {
@@ -74,8 +75,8 @@ network_forward(const Io* __restrict__ x, const float* __restrict__ parameters, 
   }
 }
 
-// Adds to grad_parameters, which must be zero before; writes grad_x, in rows of in_row numbers, unless it is null. `largest` is the output of
-// largest_magnitude.
+// Adds to grad_parameters, which must be zero before; writes grad_x, in rows of in_row numbers, unless it is null.
+// `largest` is the output of largest_magnitude.
 EUGEN_NETWORK_KERNEL(EUGEN_BACK_WARPS * WARP)
 network_backward(const Io* __restrict__ x, const float* __restrict__ parameters, const uint16* __restrict__ rounded,
                  const Epsilons eps, int64 n, const Io* __restrict__ grad_out, const uint32* __restrict__ largest,
