@@ -20,7 +20,6 @@ from printing import print_table
 
 from eugen_nerf.field import ORDER_2_LAYERS, ChainNetwork, EugenField, FieldConfig
 from eugen_nerf.ops import cuda
-from eugen_nerf.ops.network_spec import inputs_of
 from eugen_nerf.ops.nvrtc import Compiled, compile_cached, find_nvrtc
 from eugen_nerf.ops.packing import pack_chain
 from eugen_nerf.ops.tiles import SHARED_MEMORY, plan, render_shared_bytes
@@ -75,8 +74,7 @@ def default_programs(architecture: int) -> Iterator[Program]:
             tiles = plan(spec, SHARED_MEMORY[architecture])
             assert tiles is not None
             shared = (("network_forward", tiles.shared_bytes), ("network_backward", tiles.back_shared_bytes))
-            in_row = cuda.padded_rows(inputs_of(spec)) if part == "color" else None  # see cuda.color_inputs
-            constants = cuda.network_constants(spec, tiles, False, in_row)
+            constants = cuda.network_constants(spec, tiles, False, part == "color")  # see cuda.color_inputs
             yield Program(f"{kind}, {part}", "network.cu", constants, architecture, shared)
         if specs not in seen:
             seen[specs] = None

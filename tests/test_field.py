@@ -241,8 +241,7 @@ def test_hash_tables_of_earlier_versions_are_loaded() -> None:
     """They had no padding between levels."""
     grid, other = (HashGrid(HashGridLayout.build(4, 2, 9, 4, 24)) for _ in range(2))
     layout = grid.layout
-    levels = [grid.table[begin : begin + rows] for begin, rows in zip(layout.offsets, layout.used_rows, strict=False)]
-    before = {"table": torch.cat(levels).detach()}
+    before = {"table": torch.cat(layout.levels(grid.table)).detach()}
     assert len(before["table"]) < layout.num_entries
     other.load_state_dict(before)
     assert torch.equal(other.table, grid.table)

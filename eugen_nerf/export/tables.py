@@ -90,8 +90,7 @@ def folded(table: Tensor, layout: HashGridLayout, log2_table_size: int) -> tuple
     """
     smaller = layout.with_table_size(log2_table_size)
     parts = []
-    for level in range(layout.num_levels):
-        rows = table[layout.offsets[level] :][: layout.used_rows[level]]
+    for level, rows in enumerate(layout.levels(table)):
         if smaller.is_dense(level):
             parts.append(rows)
             continue

@@ -71,13 +71,10 @@ def network_tiles(device: Device, spec: Sequence[int]) -> Tiles:
     return tiles
 
 
-def network_constants(spec: Sequence[int], tiles: Tiles, half_rows: bool, in_row: int | None = None) -> tuple[str, ...]:
-    """Preprocessor definitions of src/network.cu for a network.
-
-    ``in_row`` is the number of values from the start of an input row to that of the next; None without padding.
-    """
-    row = inputs_of(spec) if in_row is None else in_row
-    return _network_constants(tuple(spec), tiles, half_rows, precision() == "bf16", row)
+def network_constants(spec: Sequence[int], tiles: Tiles, half_rows: bool, padded: bool = False) -> tuple[str, ...]:
+    """Preprocessor definitions of src/network.cu for a network, whose input rows are `padded_rows` long or not."""
+    in_row = padded_rows(inputs_of(spec)) if padded else inputs_of(spec)
+    return _network_constants(tuple(spec), tiles, half_rows, precision() == "bf16", in_row)
 
 
 @functools.cache
@@ -127,8 +124,7 @@ def load_network(device: Device, spec: Sequence[int], padded: bool = False) -> N
         CudaError: the driver rejects them.
     """
     tiles = network_tiles(device, spec)
-    in_row = padded_rows(inputs_of(spec)) if padded else None
-    constants = network_constants(spec, tiles, half_rows=False, in_row=in_row)
+    constants = network_constants(spec, tiles, False, padded)
     device.resident_blocks("network.cu", constants, "network_forward", WARP * tiles.warps, tiles.shared_bytes)
     device.resident_blocks(
         "network.cu", constants, "network_backward", WARP * tiles.back_warps, tiles.back_shared_bytes
@@ -158,7 +154,7 @@ def network_forward(
     n, rows = x.shape[0], _rows_in_memory(x)
     out = x.new_empty(n, outputs_of(spec))
     tiles = tiles or network_tiles(device, spec)
-    constants = network_constants(spec, tiles, x.dtype != torch.float32, rows.shape[1])
+    constants = network_constants(spec, tiles, x.dtype != torch.float32, rows.shape != x.shape)
     kernel = "network.cu", constants, "network_forward"
     size = WARP * tiles.warps, tiles.shared_bytes
     if n:
@@ -184,10 +180,11 @@ def network_backward(
     The rows of the gradient of ``x`` lie as those of ``x`` do, see `network_forward`.
     """
     n, rows = x.shape[0], _rows_in_memory(x)
+    padded = rows.shape != x.shape
     grad_rows = torch.empty_like(rows) if needs_x else x.new_empty(0)
     grad_parameters = torch.zeros_like(parameters)
     tiles = tiles or network_tiles(device, spec)
-    constants = network_constants(spec, tiles, x.dtype != torch.float32, rows.shape[1])
+    constants = network_constants(spec, tiles, x.dtype != torch.float32, padded)
     size = WARP * tiles.back_warps, tiles.back_shared_bytes
     if n:
         largest = torch.zeros(1, dtype=torch.int32, device=x.device)
@@ -201,8 +198,7 @@ def network_backward(
         arguments = (rows, parameters, rounded, _epsilons(eps), ctypes.c_int64(n), grad, largest,
                      grad_rows if needs_x else None, grad_parameters)  # fmt: skip
         device.launch(*kernel, (grid, 1), *size, arguments)
-    padded = needs_x and rows.shape[1] > x.shape[1]
-    return grad_rows[:, : x.shape[1]] if padded else grad_rows, grad_parameters
+    return grad_rows[:, : x.shape[1]] if needs_x and padded else grad_rows, grad_parameters
 
 
 class GridLevels(ctypes.Structure):

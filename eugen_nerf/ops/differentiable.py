@@ -143,9 +143,9 @@ def _native_networks(field: FactoredField, *rays: Tensor) -> tuple[_Network, _Ne
     if packed is None:
         return None
     # On a GPU, the inputs of the color network are in padded rows, see cuda.color_inputs.
-    for chain, padded in zip(packed, (False, True), strict=True):
-        if not runs_network(chain.spec, field.table.device, field.backend, padded):
-            return None
+    found = zip(packed, (False, True), strict=True)
+    if not all(runs_network(chain.spec, field.table.device, field.backend, padded) for chain, padded in found):
+        return None
     density, color = (_Network(*describe(chain.products), chain.spec, chain.eps) for chain in packed)
     factors = (*density.factors, *color.factors)
     # Subclasses of Tensor need to see the individual operators, too.

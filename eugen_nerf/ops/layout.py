@@ -13,6 +13,10 @@ from torch import Tensor
 ROW_ALIGNMENT = 8
 
 
+def _used_rows(resolutions: tuple[int, ...], log2_table_size: int) -> tuple[int, ...]:
+    return tuple(min((resolution + 1) ** 3, 1 << log2_table_size) for resolution in resolutions)
+
+
 @dataclass(frozen=True)
 class HashGridLayout:
     """Levels of a multiresolution hash grid over the unit cube (Müller et al. 2022, "Instant NGP", section 3).
@@ -60,8 +64,7 @@ class HashGridLayout:
     @staticmethod
     def _of(resolutions: tuple[int, ...], features_per_level: int, log2_table_size: int) -> HashGridLayout:
         offsets = [0]
-        for resolution in resolutions:
-            rows = min((resolution + 1) ** 3, 1 << log2_table_size)
+        for rows in _used_rows(resolutions, log2_table_size):
             offsets.append(offsets[-1] + -(-rows // ROW_ALIGNMENT) * ROW_ALIGNMENT)
         return HashGridLayout(resolutions, tuple(offsets), features_per_level, log2_table_size)
 
@@ -81,13 +84,17 @@ class HashGridLayout:
     @property
     def used_rows(self) -> tuple[int, ...]:
         """Rows that each level uses. The others are padding."""
-        return tuple(min((resolution + 1) ** 3, 1 << self.log2_table_size) for resolution in self.resolutions)
+        return _used_rows(self.resolutions, self.log2_table_size)
+
+    def levels(self, table: Tensor) -> list[Tensor]:
+        """The table [num_entries, F] -> views of the rows that each level uses."""
+        return [table[begin : begin + rows] for begin, rows in zip(self.offsets, self.used_rows, strict=False)]
 
     def with_padding(self, used: Tensor) -> Tensor:
         """The used rows of all levels, one behind the other [sum(used_rows), F] -> the table [num_entries, F]."""
         table = used.new_zeros(self.num_entries, used.shape[1])
-        for offset, rows in zip(self.offsets, used.split(self.used_rows), strict=False):
-            table[offset : offset + len(rows)] = rows
+        for level, rows in zip(self.levels(table), used.split(self.used_rows), strict=True):
+            level.copy_(rows)
         return table
 
     @property

@@ -281,7 +281,8 @@ using namespace emulator;
 // negative, the argument is a pointer to an array of that many bytes, otherwise a value of -sizes[i] bytes. After the
 // arguments come `reached` pointers to arrays that values hold pointers to. Returns null, or an error message.
 extern "C" const char* emulate(const char* kernel, unsigned grid_x, unsigned grid_y, unsigned threads,
-                               unsigned shared_bytes, void** arguments, const int64_t* sizes, int count, int reached, int order) {
+                               unsigned shared_bytes, void** arguments, const int64_t* sizes, int count, int reached,
+                               int order) {
   message[0] = 0;
   body = find_kernel(kernel);
   if (!body) return "no such kernel";

@@ -50,10 +50,11 @@ from tests.ops.comparisons import (
     CHAINS,
     TOLERANCE,
     UNBOUNDED,
+    NetworkCase,
     chain_of,
     check_numbers_beyond_halves,
-    in_padded_rows,
     network_case,
+    network_errors,
     relative_error,
 )
 from tests.ops.test_factor_products import SHAPES, products_of, tensors
@@ -94,6 +95,11 @@ def compiled_side_by_side() -> None:
         list(pool.map(compile_chain, CHAINS))
 
 
+def on_gpu(case: NetworkCase) -> NetworkCase:
+    """The case with its inputs on the GPU; what is expected stays on the CPU."""
+    return replace(case, x=case.x.cuda(), parameters=case.parameters.cuda(), grad=case.grad.cuda())
+
+
 def run_network(name: str, n: int, half: torch.dtype) -> None:
     case = network_case(name, n, half)
     x = case.x.cuda().requires_grad_()
@@ -115,12 +121,9 @@ def test_network(name: str, n: int) -> None:
 @pytest.mark.parametrize("n", BATCHES)
 @pytest.mark.parametrize("name", ["color", "norm", "rank-3", "linear"])
 def test_padded_rows(name: str, n: int) -> None:
-    case, device = network_case(name, n, torch.float16), gpu(torch.cuda.current_device())
-    x, parameters, grad = in_padded_rows(case.x.cuda()), case.parameters.cuda(), case.grad.cuda()
-    y = cuda.network_forward(device, x, parameters, case.spec, case.eps)
-    gradients = cuda.network_backward(device, x, parameters, grad, case.spec, case.eps, True)
-    for got, expected in zip((y, *gradients), (case.y, case.grad_x, case.grad_parameters), strict=True):
-        assert relative_error(got, expected) <= TOLERANCE[torch.float16]
+    case = on_gpu(network_case(name, n, torch.float16))
+    for error in network_errors(gpu(torch.cuda.current_device()), case, padded=True):
+        assert error <= TOLERANCE[torch.float16]
 
 
 @pytest.mark.parametrize("name", ["density", "color"])
@@ -276,11 +279,8 @@ def test_weights_that_do_not_stay_in_shared_memory() -> None:
     tiles = cuda.network_tiles(device, case.spec)
     assert tiles.streamed
     assert tiles.back_streamed
-    x, parameters, grad = case.x.cuda(), case.parameters.cuda(), case.grad.cuda()
-    y = cuda.network_forward(device, x, parameters, case.spec, case.eps)
-    gradients = cuda.network_backward(device, x, parameters, grad, case.spec, case.eps, True)
-    for got, expected in ((y, case.y), (gradients[0], case.grad_x), (gradients[1], case.grad_parameters)):
-        assert relative_error(got, expected) <= TOLERANCE[torch.float16]
+    for error in network_errors(device, on_gpu(case)):
+        assert error <= TOLERANCE[torch.float16]
 
 
 def test_code_that_the_driver_compiles(monkeypatch: pytest.MonkeyPatch) -> None:

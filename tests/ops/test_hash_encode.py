@@ -89,8 +89,9 @@ def test_padding_keeps_the_rows_of_each_level() -> None:
     used = torch.randn(sum(SMALL.used_rows), 2, generator=torch.Generator().manual_seed(0))
     table = SMALL.with_padding(used)
     assert table.shape == (SMALL.num_entries, 2)
-    levels = [table[begin : begin + rows] for begin, rows in zip(SMALL.offsets, SMALL.used_rows, strict=False)]
-    assert torch.equal(torch.cat(levels), used)
+    for level, rows in enumerate(used.split(SMALL.used_rows)):
+        assert torch.equal(table[SMALL.offsets[level] :][: len(rows)], rows)
+    assert torch.equal(torch.cat(SMALL.levels(table)), used)
     assert table.count_nonzero() == used.count_nonzero()
 
 

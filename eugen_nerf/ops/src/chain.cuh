@@ -16,8 +16,8 @@ struct Epsilons {
   float value[MAX_STAGES];  // of each stage's norm
 };
 
-// Spec::numbers is packing.PackedChain.spec. Spec::rows_in_memory: the chain's inputs and outputs are rows in global
-// memory, rather than in shared memory; an input row then begins Spec::in_row numbers after the one before.
+// Spec::numbers is packing.PackedChain.spec. If the chain's inputs and outputs are rows in global memory, an input row
+// begins Spec::in_row numbers after the one before; 0 if they are in shared memory.
 template <class Spec>
 struct Chain {
   static constexpr int stages = Spec::numbers[0];
@@ -58,8 +58,8 @@ struct Chain {
   // a tile (network_mma.cuh) then have to be neighbors in memory, so tiles have the columns of these rows in another
   // order. There are at most three numbers between the end of a row and the next row.
   static constexpr int in_row = Spec::in_row;
-  static constexpr bool in_fours = Spec::rows_in_memory && in_row % 4 == 0;
-  static constexpr bool out_fours = Spec::rows_in_memory && out % 4 == 0;
+  static constexpr bool in_fours = in_row > 0 && in_row % 4 == 0;
+  static constexpr bool out_fours = in_row > 0 && out % 4 == 0;
   // The column in memory of padded column c = 16 i + 8 h + 2 t + q: 16 i + 4 t + 2 h + q.
   static EUGEN_MEMBER int column_in_fours(int c) { return (c & ~15) + (c >> 1 & 3) * 4 + (c >> 3 & 1) * 2 + (c & 1); }
 

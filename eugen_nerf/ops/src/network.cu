@@ -17,7 +17,6 @@ namespace eugen {
 #endif
 
 struct Spec {
-  static constexpr bool rows_in_memory = true;
   static constexpr int in_row = EUGEN_IN_ROW;
   static constexpr int numbers[] = {EUGEN_SPEC};
 };

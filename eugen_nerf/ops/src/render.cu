@@ -14,12 +14,10 @@
 namespace eugen {
 
 struct DensitySpec {
-  static constexpr bool rows_in_memory = false;
   static constexpr int in_row = 0;
   static constexpr int numbers[] = {EUGEN_DENSITY_SPEC};
 };
 struct ColorSpec {
-  static constexpr bool rows_in_memory = false;
   static constexpr int in_row = 0;
   static constexpr int numbers[] = {EUGEN_COLOR_SPEC};
 };
