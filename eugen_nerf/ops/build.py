@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -57,13 +58,21 @@ def cache_folder() -> Path:
 def find_compiler() -> list[str]:
     """Return the first of $CXX, g++, clang++ and the zig of the pip package ziglang that exists, as a command prefix.
 
+    A $CXX that does not exist is passed over with a warning.
+
     Raises:
         BuildError: none of them exists.
     """
-    for candidate in (os.environ.get("CXX", ""), "g++", "clang++"):
-        words = candidate.split()
-        if words and shutil.which(words[0]):
+    if words := os.environ.get("CXX", "").split():
+        if shutil.which(words[0]):
             return words
+        message = (
+            f"The C++ compiler {words[0]}, named by the environment variable CXX, does not exist; others are tried."
+        )
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    for name in ("g++", "clang++"):
+        if shutil.which(name):
+            return [name]
     if importlib.util.find_spec("ziglang"):
         return [sys.executable, "-m", "ziglang", "c++"]
     raise BuildError("no C++ compiler was found ($CXX, g++, clang++); pip install ziglang installs one")

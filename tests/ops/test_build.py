@@ -171,7 +171,15 @@ def test_compiled_code_gets_pytorchs_threads() -> None:
     assert (threading.get_native_id(), 0, 2) in seen
 
 
+@needs_compiler
+def test_a_compiler_that_does_not_exist_is_passed_over_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "g++-0 -m64")
+    with pytest.warns(RuntimeWarning, match=r"g\+\+-0, named by the environment variable CXX, does not exist"):
+        assert build.find_compiler() in (["g++"], ["clang++"])
+
+
 def test_zig_is_taken_where_there_is_no_other_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "ziglang")
     assert build.find_compiler() == [sys.executable, "-m", "ziglang", "c++"]
