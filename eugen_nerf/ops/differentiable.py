@@ -222,6 +222,7 @@ class _InOnePiece(torch.autograd.Function):
         ctx.layout, ctx.networks, ctx.places = layout, networks, places
         density, color = networks
         seen = _run("color_inputs", at.views, at.raw[:, 1:])
+        # No rows, because the check would copy rows that are padded.
         check_network(seen[:0], color.parameters, color.spec, color.eps)
         check_color_outputs(color.spec)
         rgb = torch.sigmoid(_run("network_forward", seen, color.parameters, color.spec, color.eps))

@@ -14,6 +14,7 @@ from eugen_nerf.ops.tiles import choices, plan
 from tests.emulator.device import ORDERS, EmulatedDevice, library
 from tests.ops.comparisons import (
     CHAINS,
+    PADDED,
     TOLERANCE,
     chain_of,
     check_numbers_beyond_halves,
@@ -21,8 +22,6 @@ from tests.ops.comparisons import (
     network_errors,
     relative_error,
 )
-
-PADDED = ("color", "norm", "rank-3", "linear")  # rows of 31, 7, 6 and 5
 
 
 @pytest.fixture(scope="module", autouse=True)

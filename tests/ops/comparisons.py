@@ -95,6 +95,7 @@ CHAINS: dict[str, Callable[[], nn.Sequential | MergedChain]] = {
     "width-128": kind("mlp", 32, 128, 2, 16, 32),
     "width-256": kind("mlp", 32, 256, 2, 16, 32),
 }
+PADDED = ("color", "norm", "rank-3", "linear")  # with inputs of 31, 7, 6 and 5, to lie in padded rows
 
 
 def chain_of(name: str) -> MergedChain:

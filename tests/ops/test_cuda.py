@@ -48,6 +48,7 @@ from tests.emulator.device import KERNELS
 from tests.ops.comparisons import (
     BOUNDED,
     CHAINS,
+    PADDED,
     TOLERANCE,
     UNBOUNDED,
     NetworkCase,
@@ -119,7 +120,7 @@ def test_network(name: str, n: int) -> None:
 
 
 @pytest.mark.parametrize("n", BATCHES)
-@pytest.mark.parametrize("name", ["color", "norm", "rank-3", "linear"])
+@pytest.mark.parametrize("name", PADDED)
 def test_padded_rows(name: str, n: int) -> None:
     case = on_gpu(network_case(name, n, torch.float16))
     for error in network_errors(gpu(torch.cuda.current_device()), case, padded=True):
