@@ -22,6 +22,7 @@ from tests.ops.comparisons import (
     network_errors,
     relative_error,
 )
+from tests.ops.random_networks import check_random_network
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,6 +46,12 @@ def check(name: str, n: int, device: EmulatedDevice, half: torch.dtype = torch.f
 def test_network(name: str, order: str) -> None:
     check(name, 300, EmulatedDevice(80, order))
     check(name, 1, EmulatedDevice(80, order))
+
+
+@pytest.mark.parametrize("architecture", [75, 80, 86, 90])  # each with another amount of shared memory
+@pytest.mark.parametrize(("seed", "order"), list(enumerate(ORDERS)))
+def test_random_networks(seed: int, order: str, architecture: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_random_network(seed + architecture, EmulatedDevice(architecture, order), "cpu", monkeypatch)
 
 
 def test_other_tiles_compute_the_same() -> None:

@@ -132,13 +132,19 @@ class NetworkCase:
     grad_x: Tensor
     grad_parameters: Tensor
 
+    def on(self, device: str) -> NetworkCase:
+        """The case with its inputs on a device; what is expected stays on the CPU."""
+        x, parameters, grad = self.x.to(device), self.parameters.to(device), self.grad.to(device)
+        return dataclasses.replace(self, x=x, parameters=parameters, grad=grad)
 
-def network_case(name: str, n: int, half: torch.dtype, grad_size: float = 1.0) -> NetworkCase:
-    """Expected outputs are those of the exact chain. Expected gradients are evaluated at activations rounded to halves.
 
-    So each ReLU passes the same units as in the kernel. Near zero, rounding decides whether a unit's gradient passes.
+def network_case(network: str | MergedChain, n: int, half: torch.dtype, grad_size: float = 1.0) -> NetworkCase:
+    """A chain, or one of `CHAINS` by name, with random inputs.
+
+    Expected outputs are those of the exact chain. Expected gradients are evaluated at activations rounded to halves, so
+    each ReLU passes the same units as in the kernel. Near zero, rounding decides whether a unit's gradient passes.
     """
-    chain = chain_of(name)
+    chain = chain_of(network) if isinstance(network, str) else network
     packed = pack_chain(chain)
     generator = torch.Generator().manual_seed(n)
     x = torch.randn(n, chain.in_features, generator=generator)

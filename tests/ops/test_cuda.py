@@ -51,13 +51,13 @@ from tests.ops.comparisons import (
     PADDED,
     TOLERANCE,
     UNBOUNDED,
-    NetworkCase,
     chain_of,
     check_numbers_beyond_halves,
     network_case,
     network_errors,
     relative_error,
 )
+from tests.ops.random_networks import check_random_network
 from tests.ops.test_factor_products import SHAPES, products_of, tensors
 
 pytestmark = [
@@ -96,11 +96,6 @@ def compiled_side_by_side() -> None:
         list(pool.map(compile_chain, CHAINS))
 
 
-def on_gpu(case: NetworkCase) -> NetworkCase:
-    """The case with its inputs on the GPU; what is expected stays on the CPU."""
-    return replace(case, x=case.x.cuda(), parameters=case.parameters.cuda(), grad=case.grad.cuda())
-
-
 def run_network(name: str, n: int, half: torch.dtype) -> None:
     case = network_case(name, n, half)
     x = case.x.cuda().requires_grad_()
@@ -122,9 +117,14 @@ def test_network(name: str, n: int) -> None:
 @pytest.mark.parametrize("n", BATCHES)
 @pytest.mark.parametrize("name", PADDED)
 def test_padded_rows(name: str, n: int) -> None:
-    case = on_gpu(network_case(name, n, torch.float16))
+    case = network_case(name, n, torch.float16).on("cuda")
     for error in network_errors(gpu(torch.cuda.current_device()), case, padded=True):
         assert error <= TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize("seed", range(32))
+def test_random_networks(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_random_network(seed, gpu(torch.cuda.current_device()), "cuda", monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["density", "color"])
@@ -280,7 +280,7 @@ def test_weights_that_do_not_stay_in_shared_memory() -> None:
     tiles = cuda.network_tiles(device, case.spec)
     assert tiles.streamed
     assert tiles.back_streamed
-    for error in network_errors(device, on_gpu(case)):
+    for error in network_errors(device, case.on("cuda")):
         assert error <= TOLERANCE[torch.float16]
 
 

@@ -13,6 +13,7 @@ from tests.emulator.device import emulated
 from tests.emulator.mutations import Mutation
 from tests.emulator.test_mutations import CASES
 from tests.ops.comparisons import CHAINS, TOLERANCE, check_numbers_beyond_halves, network_case, network_errors
+from tests.ops.random_networks import check_random_network
 from tests.ptx.accesses import Count, of_hash_grid, of_network
 from tests.ptx.device import PtxDevice
 from tests.ptx.memory import PtxError
@@ -30,6 +31,11 @@ def agrees(device: PtxDevice, name: str, half: torch.dtype = torch.float16, n: i
 @pytest.mark.parametrize("name", CHAINS)
 def test_networks(name: str) -> None:
     assert agrees(PtxDevice(90), name)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_networks(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_random_network(seed, PtxDevice(90), "cpu", monkeypatch)
 
 
 @pytest.mark.parametrize("architecture", [75, 80, 86, 100, 120])  # 89 has the limits of 86, and its instructions
