@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import pytest
@@ -13,19 +12,10 @@ from torch import Tensor, nn
 
 from eugen_nerf.layers import SNNK, Dense, EUGen, LowRank, MergedChain, merge_chain
 from eugen_nerf.ops.reference import network
+from tests.ops.random_networks import randomized
 
 F64 = torch.float64
 PHI = ("identity", "relu", "squared_relu", "softplus", "gelu", "sin")
-
-
-def randomized(modules: nn.Sequential, seed: int = 0) -> nn.Sequential:
-    """Draw normal entries with the standard deviation of a unit-gain linear layer, also for biases."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for tensor in modules.state_dict().values():
-            drawn = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
-            tensor.copy_(drawn / math.sqrt(tensor.shape[-1]) if tensor.ndim > 1 else drawn)
-    return modules
 
 
 def normal(*shape: int, seed: int = 1) -> Tensor:

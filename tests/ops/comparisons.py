@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eugen_nerf.layers import EUGen, LowRank, build_network, merge_chain
-from eugen_nerf.layers.merge import MergedChain
+from eugen_nerf.layers.merge import FeatureStage, MergedChain
 from eugen_nerf.ops import Space, StepRule, cuda, reference
 from eugen_nerf.ops.cuda_driver import Device
 from eugen_nerf.ops.packing import pack_chain
@@ -114,6 +114,17 @@ def convert(chain: MergedChain, change: Callable[[str, Tensor], Tensor]) -> Merg
     return dataclasses.replace(replace(chain), stages=tuple(replace(stage) for stage in chain.stages))
 
 
+def with_norm_offsets(chain: MergedChain) -> MergedChain:
+    """The same function with zeros for missing offsets of norms, as in packed parameters, where they have gradients."""
+
+    def filled(stage: FeatureStage) -> FeatureStage:
+        if stage.norm_factor is None or stage.norm_offset is not None:
+            return stage
+        return dataclasses.replace(stage, norm_offset=stage.norm_factor.new_zeros(len(stage.norm_factor)))
+
+    return dataclasses.replace(chain, stages=tuple(filled(stage) for stage in chain.stages))
+
+
 def rounded(value: Tensor, half: torch.dtype) -> Tensor:
     """``value`` rounded to halves; gradients pass through unchanged."""
     return value + (value.to(half).to(value.dtype) - value).detach()
@@ -144,7 +155,7 @@ def network_case(network: str | MergedChain, n: int, half: torch.dtype, grad_siz
     Expected outputs are those of the exact chain. Expected gradients are evaluated at activations rounded to halves, so
     each ReLU passes the same units as in the kernel. Near zero, rounding decides whether a unit's gradient passes.
     """
-    chain = chain_of(network) if isinstance(network, str) else network
+    chain = with_norm_offsets(chain_of(network) if isinstance(network, str) else network)
     packed = pack_chain(chain)
     generator = torch.Generator().manual_seed(n)
     x = torch.randn(n, chain.in_features, generator=generator)
