@@ -43,6 +43,7 @@ from eugen_nerf.ops import (
     network,
     reference,
     render,
+    select_visible,
     spherical_harmonics,
 )
 from eugen_nerf.ops.packing import pack_products
@@ -249,9 +250,22 @@ def composite_rows() -> list[list[str]]:
         color, alpha, _ = op(sigma, rgb, samples)
         (color.sum() + alpha.sum()).backward()
 
-    native, eager = times(lambda: train(composite), lambda: train(reference.composite))
-    label = f"composite, {len(counts)} rays, forward + backward"
-    return [[label, f"{native:.2f}", f"{eager:.2f}", f"{eager / native:.1f}x", ""]]
+    # What training selects of each sample: position, direction, encoding, outputs of the density network, density.
+    rows = [torch.rand(n, width, generator=generator) for width in (3, 3, 32, 16, 1)]
+    density = 100 * sigma.detach()  # hides half of the samples
+
+    def select(op: Callable[..., object]) -> Callable[[], object]:
+        return lambda: op(density, samples, rows)
+
+    pairs = {
+        "composite, {} rays, forward + backward": (lambda: train(composite), lambda: train(reference.composite)),
+        "select_visible, {} rays": (select(select_visible), select(reference.select_visible)),
+    }
+    table = []
+    for label, pair in pairs.items():
+        native, eager = times(*pair)
+        table.append([label.format(len(counts)), f"{native:.2f}", f"{eager:.2f}", f"{eager / native:.1f}x", ""])
+    return table
 
 
 def ray_rows() -> list[list[str]]:

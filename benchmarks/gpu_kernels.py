@@ -263,7 +263,7 @@ class Rays:
 
 
 def ray_rows(samples: int, share: float) -> Iterator[Row]:
-    """March and composite about this many samples of rays through a box in which this share of the cells is occupied.
+    """March, composite and select about this many samples of rays. This share of the cells of their box is occupied.
 
     At the beginning of a training all cells are occupied, so rays are few and long. Later few cells are.
     """
@@ -298,6 +298,18 @@ def ray_rows(samples: int, share: float) -> Iterator[Row]:
 
     contenders = [("ours", lambda: forward_backward(composite)), ("torch", lambda: forward_backward(eager_composite))]
     yield from race(f"composite, forward + backward, {size}", contenders, lambda *_: "")
+
+    # What training selects of each sample: position, direction, encoding, outputs of the density network, density.
+    rows = [torch.rand(found.num_samples, width, device=DEVICE) for width in (3, 3, 32, 16, 1)]
+    # Half of the samples are occluded where rays have an average number of them.
+    hiding = sigma * 40 * rays / max(found.num_samples, 1) / (found.t_ends - found.t_starts).mean()
+
+    def select() -> list[Tensor]:
+        samples = (hiding, found.t_starts, found.t_ends, found.ray_offsets)
+        return operators.select_visible(*samples, rows, reference.MIN_TRANSMITTANCE)
+
+    contenders = [("ours", lambda: select), ("torch", lambda: lambda: reference.select_visible(hiding, found, rows))]
+    yield from race(f"select_visible, {size}", contenders, lambda *_: "")
 
 
 class OneByOne:

@@ -110,7 +110,7 @@ def test_all_rows_come_and_who_cannot_costs_his_own_alone(tmp_path: Path, monkey
             assert float(told[what, who][0]) > 0
             assert "TFLOP/s" in told[what, who][1]
         assert float(told[f"hash_encode, {work.split()[-1]}", "ours"][0]) > 0
-    for op in ("march", "composite, forward + backward"):
+    for op in ("march", "composite, forward + backward", "select_visible"):
         mine = {who: float(ms) for (what, who), (ms, _) in told.items() if what.startswith(f"{op}, ")}
         assert set(mine) == {"ours", "torch"}
         assert min(mine.values()) >= 0

@@ -398,6 +398,6 @@ def test_on_a_gpu_every_op_is_native(network: str, contracted: bool, monkeypatch
         trained, drawn = made.render_differentiable(origins, directions, jitter), made.render(origins, directions)
         assert trained.rgb.device == drawn.rgb.device == origins.device
         assert trained.rgb.requires_grad
-    assert ops.names == {"march", "sample_points", "hash_encode", "network", "spherical_harmonics", "composite",
-                         "render"}  # fmt: skip
+    assert ops.names == {"march", "sample_points", "select_visible", "hash_encode", "network", "spherical_harmonics",
+                         "composite", "render"}  # fmt: skip
     assert ops.rendered_table == torch.float16

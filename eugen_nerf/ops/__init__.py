@@ -10,6 +10,7 @@ from eugen_nerf.ops.dispatch import (
     masked_adam,
     network,
     sample_points,
+    select_visible,
     spherical_harmonics,
 )
 from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule
@@ -36,6 +37,7 @@ __all__ = [
     "ray_box_intersection",
     "render",
     "sample_points",
+    "select_visible",
     "spherical_harmonics",
     "transmittance",
 ]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from eugen_nerf.ops.build import cpu_library
-from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
+from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule, ray_offsets_of
 from eugen_nerf.ops.network_spec import HARMONICS, outputs_of
 from eugen_nerf.ops.packing import PackedChain
 from eugen_nerf.ops.products import empty_gradients, product_table
@@ -131,8 +131,7 @@ def march(
         _pointer(counts),
         ctypes.c_int(torch.get_num_threads()),
     )
-    ray_offsets = counts.new_zeros(rays + 1)
-    ray_offsets[1:] = counts.cumsum(0)
+    ray_offsets = ray_offsets_of(counts)
     total = int(ray_offsets[-1])
     t_starts, t_ends = origins.new_empty(total), origins.new_empty(total)
     library.eugen_march_take(ctypes.c_void_p(handle), _pointer(t_starts), _pointer(t_ends))
@@ -148,6 +147,27 @@ def sample_points(
     samples = ray_offsets, t_starts, t_ends
     _call("eugen_sample_points", origins, directions, _count(origins), *samples, *_space(space), unit, view)
     return unit, view
+
+
+def select_visible(
+    sigma: Tensor,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    ray_offsets: Tensor,
+    rows: Sequence[Tensor],
+    max_thickness: float,
+) -> list[Tensor]:
+    """Packed samples and tensors [N, ...] -> ray_offsets [R + 1], and the visible samples' rows of t_starts, ...."""
+    counts = torch.empty_like(ray_offsets[1:])
+    samples = sigma, t_starts, t_ends, ray_offsets
+    _call("eugen_visible_count", *samples, _count(counts), ctypes.c_float(max_thickness), counts)
+    kept = ray_offsets_of(counts)
+    total, arrays = int(kept[-1]), [t_starts, t_ends, *rows]
+    out = [array.new_empty(total, *array.shape[1:]) for array in arrays]
+    widths = _integers([array.shape[1:].numel() for array in arrays])
+    pointers = _pointers(arrays), _pointers(out), widths, ctypes.c_int(len(arrays))
+    _call("eugen_visible_rows", ray_offsets, kept, _count(counts), *pointers)
+    return [kept, *out]
 
 
 def composite_forward(sigma: Tensor, rgb: Tensor, t_starts: Tensor, t_ends: Tensor, ray_offsets: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.ops.cuda_driver import Device
-from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule
+from eugen_nerf.ops.layout import HashGridLayout, Space, StepRule, ray_offsets_of
 from eugen_nerf.ops.network_spec import HARMONICS, inputs_of, outputs_of
 from eugen_nerf.ops.packing import PackedChain
 from eugen_nerf.ops.products import MAX_FACTORS, MAX_PRODUCTS, ProductPlace, empty_gradients, product_table
@@ -37,6 +37,7 @@ PRECISIONS = ("fp16", "bf16")
 
 WARP = 32
 THREADS = 128  # of a block in kernels that give each thread one item
+MAX_ARRAYS = 8  # that one launch selects rows of, as in src/rays.cu
 BLOCK = 4  # cells along an axis of a block of the occupancy grid, as in src/march.h
 
 
@@ -436,8 +437,7 @@ def march(
     common = (origins, directions, near, far, jitter, ctypes.c_int64(rays), arguments, bits, blocks)
     counts = torch.empty(rays, dtype=torch.int64, device=origins.device)
     _warp_kernel(device, "march_count", rays, *common, counts)
-    ray_offsets = torch.zeros(rays + 1, dtype=torch.int64, device=origins.device)
-    torch.cumsum(counts, 0, out=ray_offsets[1:])
+    ray_offsets = ray_offsets_of(counts)
     total = int(ray_offsets[-1])
     t_starts, t_ends = origins.new_empty(total), origins.new_empty(total)
     _warp_kernel(device, "march_write", rays, *common, ray_offsets, t_starts, t_ends)
@@ -461,6 +461,51 @@ def sample_points(
     _warp_kernel(device, "sample_points", rays, origins, directions, sizes[0], ray_offsets, t_starts, t_ends,
                 sizes[1], march, unit, view)  # fmt: skip
     return unit, view
+
+
+class RowArrays(Pointers):
+    """struct RowArrays of src/rays.cu."""
+
+    _fields_ = (
+        ("width", ctypes.c_int * MAX_ARRAYS),
+        ("from_", ctypes.c_void_p * MAX_ARRAYS),
+        ("to", ctypes.c_void_p * MAX_ARRAYS),
+    )
+
+
+def select_visible(
+    device: Device,
+    sigma: Tensor,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    ray_offsets: Tensor,
+    rows: Sequence[Tensor],
+    max_thickness: float,
+) -> list[Tensor]:
+    """Packed samples and tensors [N, ...] -> ray_offsets [R + 1], and the visible samples' rows of t_starts, ....
+
+    Synchronizes with the device to read how many samples are visible.
+    """
+    rays, n = ray_offsets.shape[0] - 1, ctypes.c_int64(sigma.shape[0])
+    counts = torch.empty(rays, dtype=torch.int64, device=sigma.device)
+    samples = sigma, t_starts, t_ends, n, ray_offsets, ctypes.c_int64(rays)
+    _warp_kernel(device, "visible_count", rays, *samples, ctypes.c_float(max_thickness), counts)
+    kept = ray_offsets_of(counts)
+    total = int(kept[-1])
+    arrays = [t_starts, t_ends, *rows]
+    out = [array.new_empty(total, *array.shape[1:]) for array in arrays]
+    for begin in range(0, len(arrays) if total else 0, MAX_ARRAYS):
+        some = slice(begin, begin + MAX_ARRAYS)
+        pointers = RowArrays(
+            (ctypes.c_int * MAX_ARRAYS)(*(array.shape[1:].numel() for array in arrays[some])),
+            (ctypes.c_void_p * MAX_ARRAYS)(*(array.data_ptr() for array in arrays[some])),
+            (ctypes.c_void_p * MAX_ARRAYS)(*(array.data_ptr() for array in out[some])),
+        )
+        pointers.tensors = (*arrays[some], *out[some])
+        arguments = (pointers, n, ray_offsets, kept, ctypes.c_int64(rays))
+        grid = _blocks(WARP * rays, THREADS), len(arrays[some])
+        device.launch("rays.cu", (), "visible_rows", grid, THREADS, 0, arguments)
+    return [kept, *out]
 
 
 def composite_forward(

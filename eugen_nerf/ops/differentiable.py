@@ -7,6 +7,7 @@ op, PyTorch's dispatch of some hundred operators and its recording of their grad
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,9 +22,10 @@ from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule
 from eugen_nerf.ops.packing import PackedChain
 from eugen_nerf.ops.products import describe
 from eugen_nerf.ops.radiance_field import MAX_LOG_DENSITY, MAX_LOG_SLOPE, FactoredField, RadianceField
-from eugen_nerf.ops.reference import MIN_TRANSMITTANCE, transmittance
+from eugen_nerf.ops.reference import MIN_TRANSMITTANCE
 
 F32 = torch.float32
+MAX_THICKNESS = -math.log(MIN_TRANSMITTANCE)  # optical thickness in front of a sample that counts as visible
 
 
 class Field(Protocol):
@@ -105,18 +107,10 @@ def differentiable_render(
     unit, views = dispatch.sample_points(origins, directions, samples, space, backend=backend)
     if skip_occluded:
         with torch.no_grad():
-            seen = _seen(field.density_at(unit)[0], samples)
-        samples, unit, views = samples.select(seen), unit.index_select(0, seen), views.index_select(0, seen)
+            densities = field.density_at(unit)[0]
+        samples, (unit, views) = dispatch.select_visible(densities, samples, [unit, views], backend=backend)
     sigma, rgb = field(unit, views)
     return *dispatch.composite(sigma, rgb, samples, backend=backend), samples
-
-
-def _seen(sigma: Tensor, samples: PackedSamples) -> Tensor:
-    """Indices of the samples that light reaches.
-
-    Computing indices synchronizes with a GPU once; every use of a mask would synchronize again.
-    """
-    return (transmittance(sigma, samples) >= MIN_TRANSMITTANCE).nonzero()[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,10 +159,12 @@ class _Evaluated:
     raw: Tensor  # [N, 1 + G] from the density network: logarithm of the density, geometry features
     sigma: Tensor  # [N]
 
-    def select(self, indices: Tensor) -> _Evaluated:
-        """Select samples by their indices, which must be in ascending order."""
-        tensors = (self.unit, self.views, self.encoded, self.raw, self.sigma)
-        return _Evaluated(self.samples.select(indices), *(tensor.index_select(0, indices) for tensor in tensors))
+    def visible(self) -> _Evaluated:
+        """Without occluded samples."""
+        samples = (self.samples.t_starts, self.samples.t_ends, self.samples.ray_offsets)
+        rows = [self.unit, self.views, self.encoded, self.raw, self.sigma]
+        offsets, starts, ends, *kept = _run("select_visible", self.sigma, *samples, rows, MAX_THICKNESS)
+        return _Evaluated(PackedSamples(offsets, starts, ends), *kept)
 
 
 def _run(name: str, *arguments: Any) -> Any:
@@ -203,7 +199,7 @@ def _evaluate_densities(
     check_network(encoded, density.parameters, density.spec, density.eps)
     raw = _run("network_forward", encoded, density.parameters, density.spec, density.eps)
     evaluated = _Evaluated(samples, unit, views, encoded, raw, torch.exp(raw[:, 0].clamp(max=MAX_LOG_DENSITY)))
-    return evaluated.select(_seen(evaluated.sigma, samples)) if skip_occluded else evaluated
+    return evaluated.visible() if skip_occluded else evaluated
 
 
 class _InOnePiece(torch.autograd.Function):

@@ -357,6 +357,39 @@ def sample_points(
     return reference.sample_points(origins, directions, samples, space)
 
 
+def select_visible(
+    sigma: Tensor,
+    samples: PackedSamples,
+    rows: Sequence[Tensor],
+    min_transmittance: float = reference.MIN_TRANSMITTANCE,
+    *,
+    backend: Backend = "auto",
+) -> tuple[PackedSamples, list[Tensor]]:
+    """Leave out occluded samples, those with a smaller `transmittance`.
+
+    Args:
+        sigma: [N] densities, per world unit, not negative.
+        samples: the packed samples.
+        rows: tensors [N, ...] with a row for each sample.
+        min_transmittance: above 0 and at most 1.
+        backend: see the module. Native code has no gradient of rows.
+
+    Returns:
+        The M visible samples, and their rows [M, ...].
+
+    Raises:
+        UserError, TypeError, ValueError: see the module.
+    """
+    differentiable = torch.is_grad_enabled() and any(each.requires_grad for each in rows)
+    unsupported = "native code has no gradient of selected rows" if differentiable else None
+    if uses_native(backend, sigma, samples.t_starts, *rows, unsupported=unsupported):
+        ends = samples.t_starts.detach(), samples.t_ends.detach()
+        rows = [each.detach() for each in rows]
+        found = operators.select_visible(sigma.detach(), *ends, samples.ray_offsets, rows, min_transmittance)
+        return PackedSamples(*found[:3]), found[3:]
+    return reference.select_visible(sigma, samples, rows, min_transmittance)
+
+
 def composite(
     sigma: Tensor, rgb: Tensor, samples: PackedSamples, *, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:

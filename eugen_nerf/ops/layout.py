@@ -221,3 +221,10 @@ class PackedSamples:
         """[N, 3] world positions of the samples, given the rays' origins and directions, both [R, 3]."""
         rays = self.ray_indices()
         return origins[rays] + directions[rays] * self.t_mids[:, None]
+
+
+def ray_offsets_of(counts: Tensor) -> Tensor:
+    """Numbers of samples of rays [R] int64 -> ray_offsets [R + 1] of `PackedSamples`."""
+    offsets = counts.new_zeros(counts.shape[0] + 1)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    return offsets

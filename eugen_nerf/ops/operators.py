@@ -12,6 +12,7 @@ of ray_offsets.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, List, TypeVar  # noqa: UP035
 
@@ -330,6 +331,42 @@ def sample_points(
 @sample_points.register_fake
 def _(origins: Tensor, directions: Tensor, ray_offsets: Tensor, t_starts: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return t_starts.new_empty(t_starts.shape[0], 3), t_starts.new_empty(t_starts.shape[0], 3)
+
+
+# --- select_visible ------------------------------------------------------------------------------------------
+
+
+@_operator
+def select_visible(
+    sigma: Tensor,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    ray_offsets: Tensor,
+    rows: Sequence[Tensor],
+    min_transmittance: float,
+) -> List[Tensor]:  # noqa: UP006 (PyTorch 2.6 does not know list)
+    """Packed samples and tensors [N, ...] -> ray_offsets [R + 1], t_starts [M], t_ends [M], and their rows [M, ...].
+
+    See reference.select_visible.
+    """
+    n, device = sigma.shape[0], sigma.device
+    if not 0 < min_transmittance <= 1:
+        raise ValueError(f"min_transmittance must be above 0 and at most 1, not {min_transmittance}")
+    return choose(device, cpu.select_visible, cuda.select_visible)(
+        prepare("sigma", sigma, (n,), F32, device),
+        prepare("t_starts", t_starts, (n,), F32, device),
+        prepare("t_ends", t_ends, (n,), F32, device),
+        check_offsets(ray_offsets, n, device),
+        [prepare("rows", each, (n, *[None] * (each.dim() - 1)), F32, device) for each in rows],
+        -math.log(min_transmittance),
+    )
+
+
+@select_visible.register_fake
+def _(sigma: Tensor, t_starts: Tensor, t_ends: Tensor, ray_offsets: Tensor, rows: Sequence[Tensor], *_: Any) -> Any:
+    total = torch.library.get_ctx().new_dynamic_size()
+    kept = [each.new_empty(total, *each.shape[1:]) for each in (t_starts, t_ends, *rows)]
+    return [ray_offsets.new_empty(ray_offsets.shape), *kept]
 
 
 # --- composite -----------------------------------------------------------------------------------------------

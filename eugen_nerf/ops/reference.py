@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eugen_nerf.layers.factor_products import Product
 from eugen_nerf.layers.merge import MergedChain
-from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule
+from eugen_nerf.ops.layout import HashGridLayout, PackedSamples, Space, StepRule, ray_offsets_of
 
 # Multipliers of the spatial hash (Müller et al. 2022, eq. 4).
 HASH_PRIMES = (1, 2654435761, 805459861)
@@ -218,9 +218,8 @@ def march(
         positions = origins[rays] + directions[rays] * (0.5 * (t_starts + t_ends))[:, None]
         keep = occupied(space.to_unit(positions), bits, resolution).nonzero()[:, 0]
 
-        ray_offsets = torch.zeros(origins.shape[0] + 1, dtype=torch.long, device=origins.device)
-        ray_offsets[1:] = torch.bincount(rays[keep], minlength=origins.shape[0]).cumsum(0)
-        return PackedSamples(ray_offsets, t_starts[keep], t_ends[keep])
+        kept = torch.bincount(rays[keep], minlength=origins.shape[0])
+        return PackedSamples(ray_offsets_of(kept), t_starts[keep], t_ends[keep])
 
 
 def sample_points(origins: Tensor, directions: Tensor, samples: PackedSamples, space: Space) -> tuple[Tensor, Tensor]:
@@ -255,6 +254,27 @@ def transmittance(sigma: Tensor, samples: PackedSamples) -> Tensor:
     starts = running.index_select(0, samples.ray_offsets[:-1])
     starts = starts.repeat_interleave(samples.counts(), output_size=samples.num_samples)
     return torch.exp((starts - running[:-1]).to(sigma.dtype))
+
+
+def select_visible(
+    sigma: Tensor, samples: PackedSamples, rows: Sequence[Tensor], min_transmittance: float = MIN_TRANSMITTANCE
+) -> tuple[PackedSamples, list[Tensor]]:
+    """Leave out occluded samples, those with a smaller `transmittance`.
+
+    Args:
+        sigma: [N] densities, per world unit, not negative.
+        samples: the packed samples.
+        rows: tensors [N, ...] with a row for each sample.
+        min_transmittance: above 0 and at most 1.
+
+    Returns:
+        The M visible samples, and their rows [M, ...]. Only the rows are differentiable, and only here, not in native
+        runners.
+    """
+    with torch.no_grad():
+        # Every use of a mask would synchronize with a GPU.
+        indices = (transmittance(sigma, samples) >= min_transmittance).nonzero()[:, 0]
+    return samples.select(indices), [each.index_select(0, indices) for each in rows]
 
 
 def composite(sigma: Tensor, rgb: Tensor, samples: PackedSamples) -> tuple[Tensor, Tensor, Tensor]:

@@ -245,6 +245,11 @@ def _ray_trials(numbers: _Numbers) -> Iterator[Trial]:
     def points(backend: Backend) -> list[Tensor]:
         return list(dispatch.sample_points(origins, directions, samples, space, backend=backend))
 
+    def visible(backend: Backend) -> list[Tensor]:
+        # Thin or opaque: no sample is so close to the limit that round-off decides.
+        found, rows = dispatch.select_visible(sigma + 1e5 * (sigma > 4.5), samples, [sigma, rgb], backend=backend)
+        return [found.ray_offsets.float(), found.t_starts, found.t_ends, *rows]
+
     def composited(backend: Backend) -> list[Tensor]:
         densities, colors = sigma.clone().requires_grad_(), rgb.clone().requires_grad_()
         outputs = dispatch.composite(densities, colors, samples, backend=backend)
@@ -259,11 +264,12 @@ def _ray_trials(numbers: _Numbers) -> Iterator[Trial]:
         mine = table.clone().requires_grad_()
         parameters = [mine, *density.parameters(), *color.parameters()]
         field = RadianceField(mine, layout, merge_chain(density), merge_chain(color), backend)
-        return _with_gradients(list(differentiable_render(*march, field)[:3]), parameters)
+        return _with_gradients(list(differentiable_render(*march, field, skip_occluded=True)[:3]), parameters)
 
     yield Trial("spherical_harmonics", TOLERANCE, harmonics)
     yield Trial("march", TOLERANCE, marched)
     yield Trial("sample_points", TOLERANCE, points)
+    yield Trial("select_visible", TOLERANCE, visible)
     yield Trial("composite", TOLERANCE, composited)
     yield Trial("render", NETWORK_TOLERANCE, rendered, chains)
     yield Trial("training", NETWORK_TOLERANCE, trained, chains)

@@ -34,6 +34,8 @@ KERNELS = {
         "march_count",
         "march_write",
         "sample_points",
+        "visible_count",
+        "visible_rows",
         "composite_forward",
         "composite_backward",
     ),

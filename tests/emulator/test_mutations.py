@@ -10,6 +10,7 @@ So each bug is tried in a process of its own, and is noticed, too, if this proce
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import multiprocessing
 import os
@@ -40,8 +41,9 @@ from tests.emulator.test_rays import (
     random_bits,
     random_rays,
     render,
+    select_visible,
 )
-from tests.ops.comparisons import BOUNDED, TOLERANCE, network_case, network_errors, relative_error
+from tests.ops.comparisons import BOUNDED, TOLERANCE, check_visible, network_case, network_errors, relative_error
 
 PARTS = 3  # of all mutations, one of which is tried
 LONGEST = 300  # seconds after which a check that takes two is thought to never end
@@ -155,6 +157,10 @@ def rays(device: SimulatedDevice) -> bool:
     arrays = (sigma, rgb, got.t_starts, got.t_ends, got.ray_offsets)
     out = [cuda.composite_forward(device, *arrays), *cuda.composite_backward(device, *arrays, weight)]
     if not all(close(mine, theirs) for mine, theirs in zip(out, exact_composite(*arrays, weight), strict=True)):
+        return False
+    try:
+        check_visible(functools.partial(select_visible, device), [0, 31, 33, 100, 300], 3.0)
+    except AssertionError:
         return False
     ones = torch.ones(4)
     cuda.composite_forward(device, ones, torch.ones(4, 3), ones, ones, torch.tensor([0, 2, 9]))

@@ -24,6 +24,7 @@ OPS = (
     "network_backward",
     "march",
     "sample_points",
+    "select_visible",
     "composite",
     "composite_backward",
     "render",
@@ -82,6 +83,7 @@ def test_grid_and_rays_agree_with_the_cpus_runners() -> None:
         "spherical_harmonics": (rays[1],),
         "march": march,
         "sample_points": points,
+        "select_visible": (20 * sigma, starts, ends, offsets, [rgb, sigma], reference.MIN_TRANSMITTANCE),
         "composite": samples,
         "composite_backward": (*samples, torch.randn(60, 5, generator=generator)),
     }.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from eugen_nerf.occupancy import pack_bits
 from eugen_nerf.ops import HashGridLayout, PackedSamples, RadianceField, Space, StepRule, cuda, reference
 from eugen_nerf.ops.packing import pack_chain
 from tests.emulator.device import ORDERS, EmulatedDevice, SimulatedDevice
-from tests.ops.comparisons import BOUNDED, UNBOUNDED, relative_error
+from tests.ops.comparisons import BOUNDED, UNBOUNDED, VISIBLE, check_visible, random_samples, relative_error
 
 BOUNDED_CONE = (BOUNDED[0], StepRule(0.03, 1 / 32))
 SPACES = pytest.mark.parametrize(
@@ -137,16 +138,26 @@ def exact_composite(
 def test_composite(scale: float) -> None:
     device = EmulatedDevice(80, "shuffled")
     generator = torch.Generator().manual_seed(0)
-    offsets = torch.tensor([0, 40, 0, 7, 300, 0]).cumsum(0)
-    n = int(offsets[-1])
-    starts = torch.rand(n, generator=generator).cumsum(0)
-    ends = starts + 0.05 + 0.1 * torch.rand(n, generator=generator)
-    sigma, rgb = scale * torch.rand(n, generator=generator), torch.rand(n, 3, generator=generator)
-    weight = torch.randn(5, 5, generator=generator)
-    arrays = (sigma, rgb, starts, ends, offsets)
+    samples, sigma = random_samples([40, 0, 7, 300, 0], generator)
+    rgb, weight = torch.rand(len(sigma), 3, generator=generator), torch.randn(5, 5, generator=generator)
+    arrays = (scale * sigma, rgb, samples.t_starts, samples.t_ends, samples.ray_offsets)
     got = [cuda.composite_forward(device, *arrays), *cuda.composite_backward(device, *arrays, weight)]
     for mine, theirs in zip(got, exact_composite(*arrays, weight), strict=True):
         assert relative_error(mine, theirs) <= 1e-4
+
+
+def select_visible(
+    device: SimulatedDevice, sigma: Tensor, samples: PackedSamples, rows: list[Tensor]
+) -> tuple[PackedSamples, list[Tensor]]:
+    arrays = (samples.t_starts, samples.t_ends, samples.ray_offsets, [each.contiguous() for each in rows])
+    found = cuda.select_visible(device, sigma, *arrays, -math.log(reference.MIN_TRANSMITTANCE))
+    return PackedSamples(*found[:3]), found[3:]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("counts", "scale"), VISIBLE)
+def test_select_visible(counts: list[int], scale: float, order: str) -> None:
+    check_visible(functools.partial(select_visible, EmulatedDevice(80, order)), counts, scale)
 
 
 def test_offsets_that_lie_do_not_lead_outside_of_the_arrays() -> None:
@@ -158,6 +169,7 @@ def test_offsets_that_lie_do_not_lead_outside_of_the_arrays() -> None:
         cuda.composite_backward(device, *arrays, torch.ones(2, 5))
         rays = torch.ones(2, 3)
         cuda.sample_points(device, rays, rays, arrays[4], ones, ones, BOUNDED[0])
+        cuda.select_visible(device, ones, ones, ones, arrays[4], [ones], 2.0)
 
 
 def field(kind: str, features: int = 2, geometry: int = 15, **options: object) -> RadianceField:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from eugen_nerf.layers import EUGen, LowRank, build_network, merge_chain
 from eugen_nerf.layers.merge import FeatureStage, MergedChain
-from eugen_nerf.ops import Space, StepRule, cuda, reference
+from eugen_nerf.ops import PackedSamples, Space, StepRule, cuda, reference
 from eugen_nerf.ops.cuda_driver import Device
+from eugen_nerf.ops.layout import ray_offsets_of
 from eugen_nerf.ops.packing import pack_chain
 from eugen_nerf.ops.tiles import Tiles
 
@@ -29,6 +30,45 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     got, expected = got.detach().cpu().double(), expected.detach().cpu().double()
     assert got.shape == expected.shape
     return float((got - expected).norm() / expected.norm().clamp_min(1e-300)) if expected.numel() else 0.0
+
+
+def check_visible(select: Callable[..., tuple[PackedSamples, list[Tensor]]], counts: list[int], scale: float) -> None:
+    """An op `select_visible` finds the same samples as the reference does in float64, and copies their rows.
+
+    Args:
+        select: the op, called with CPU tensors.
+        counts: the number of samples of each ray.
+        scale: of the densities; 3 hides samples behind some sixty others.
+    """
+    generator = torch.Generator().manual_seed(sum(counts))
+    samples, sigma = random_samples(counts, generator)
+    sigma *= scale
+    sigma[5::41], sigma[40::97] = math.nan, math.inf
+    rows = [torch.rand(len(sigma), *shape, generator=generator) for shape in ((), (3,), (2, 4), (5,), (0,), (33,))]
+    rows += [torch.rand(4, len(sigma), generator=generator).T, sigma]  # one is strided
+    exact = PackedSamples(samples.ray_offsets, samples.t_starts.double(), samples.t_ends.double())
+    expected, wanted = reference.select_visible(sigma.double(), exact, rows)
+    got, kept = select(sigma, samples, rows)
+    assert torch.equal(got.ray_offsets, expected.ray_offsets)
+    for mine, theirs in zip(
+        (got.t_starts, got.t_ends, *kept), (expected.t_starts, expected.t_ends, *wanted), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs.float(), rtol=0, atol=0, equal_nan=True)
+
+
+def random_samples(counts: list[int], generator: torch.Generator) -> tuple[PackedSamples, Tensor]:
+    """Samples of rays with these numbers of samples, and densities between 0 and 1."""
+    n = sum(counts)
+    starts = torch.rand(n, generator=generator).cumsum(0)
+    ends = starts + 0.05 + 0.1 * torch.rand(n, generator=generator)
+    offsets = ray_offsets_of(torch.tensor(counts, dtype=torch.int64))
+    return PackedSamples(offsets, starts, ends), torch.rand(n, generator=generator)
+
+
+# Numbers of samples, and the scale of their densities: none at all, none in some rays, groups of 32 that end with a
+# ray or do not, all visible, few visible, one visible.
+VISIBLE = [([], 3.0), ([0, 0], 3.0), ([1, 0, 31, 32, 33, 0, 64, 300, 0], 3.0), ([40, 200], 1e-4), ([70, 99], 1e8),
+           ([150] * 20, 1.5)]  # fmt: skip
 
 
 def kind(name: str, *widths: int, **options: Any) -> Callable[[], nn.Sequential]:

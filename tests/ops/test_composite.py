@@ -1,4 +1,4 @@
-"""composite against the quadrature formula written as a loop, in float64."""
+"""composite and select_visible against the quadrature formula written as a loop, in float64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eugen_nerf.ops import PackedSamples, composite, transmittance
+from eugen_nerf.ops import MIN_TRANSMITTANCE, PackedSamples, composite, select_visible, transmittance
 
 
 def packed(counts: list[int], generator: torch.Generator, dtype: torch.dtype = torch.float64) -> PackedSamples:
@@ -126,3 +126,29 @@ def test_a_density_that_is_not_a_number_shows_in_its_own_ray_alone() -> None:
     torch.testing.assert_close(damaged[others], whole[others])
     assert transmittance(sigma, samples).isfinite().all()
     torch.testing.assert_close(transmittance(sigma, samples)[7:], light[7:])
+
+
+def test_select_visible() -> None:
+    generator = torch.Generator().manual_seed(1)
+    samples = packed([9, 0, 40, 1, 25], generator)
+    sigma = 4 * torch.rand(75, generator=generator, dtype=torch.float64)
+    visible = []
+    for begin, end in itertools.pairwise(samples.ray_offsets.tolist()):
+        optical = 0.0
+        for n in range(begin, end):
+            if math.exp(-optical) >= MIN_TRANSMITTANCE:
+                visible.append(n)
+            optical += sigma[n].item() * (samples.t_ends[n] - samples.t_starts[n]).item()
+    assert 30 < len(visible) < 70
+    rows = torch.rand(75, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    got, (kept, densities) = select_visible(sigma, samples, [rows, sigma])
+    assert torch.equal(got.t_starts, samples.t_starts[visible])
+    assert torch.equal(got.t_ends, samples.t_ends[visible])
+    assert torch.equal(got.ray_indices(), samples.ray_indices()[visible])
+    assert torch.equal(densities, sigma[visible])
+    assert torch.equal(kept, rows[visible])
+    kept.sum().backward()
+    assert rows.grad is not None
+    assert rows.grad.sum() == kept.numel()
+    again, _ = select_visible(densities, got, [])  # nothing is left to leave out
+    assert torch.equal(again.ray_offsets, got.ray_offsets)

@@ -30,11 +30,13 @@ from eugen_nerf.ops import (
     reference,
     render,
     sample_points,
+    select_visible,
     spherical_harmonics,
 )
 from eugen_nerf.ops.build import BuildError, cpu_library
 from eugen_nerf.ops.checks import why_not_grid
 from eugen_nerf.ops.packing import why_not_native
+from tests.ops.comparisons import VISIBLE, check_visible, random_samples
 
 FORWARD, GRADIENT = 1e-5, 1e-4  # tolerated relative errors in single precision
 
@@ -452,21 +454,45 @@ def test_composite_dense_ray(scale: float) -> None:
 
 def check_composite(counts: list[int], seed: int, scale: float) -> None:
     generator = torch.Generator().manual_seed(seed)
-    offsets = torch.tensor([0, *counts]).cumsum(0)
-    n = int(offsets[-1])
-    starts = torch.rand(n, generator=generator).cumsum(0)
-    ends = starts + 0.05 + 0.1 * torch.rand(n, generator=generator)
-    sigma, rgb = scale * torch.rand(n, generator=generator), torch.rand(n, 3, generator=generator)
+    samples, sigma = random_samples(counts, generator)
+    rgb = torch.rand(len(sigma), 3, generator=generator)
     weight = torch.randn(len(counts), 5, generator=generator)
     results = []
     for op, dtype in ((composite, torch.float32), (reference.composite, torch.float64)):
-        s, c = (t.detach().clone().to(dtype).requires_grad_() for t in (sigma, rgb))
-        color, alpha, depth = op(s, c, PackedSamples(offsets, starts.to(dtype), ends.to(dtype)))
+        s, c = (t.detach().clone().to(dtype).requires_grad_() for t in (scale * sigma, rgb))
+        packed = PackedSamples(samples.ray_offsets, samples.t_starts.to(dtype), samples.t_ends.to(dtype))
+        color, alpha, depth = op(s, c, packed)
         out = torch.cat([color, alpha[:, None], depth[:, None]], dim=1)
         (out * weight).sum().backward()
         results.append((out, s.grad, c.grad))
     for got, expected, bound in zip(*results, (FORWARD, GRADIENT, GRADIENT), strict=True):
         assert relative_error(got, expected) <= bound
+
+
+@pytest.mark.parametrize(("counts", "scale"), VISIBLE)
+def test_select_visible(counts: list[int], scale: float) -> None:
+    check_visible(select_visible, counts, scale)
+
+
+def test_select_visible_of_densities_that_are_not_finite() -> None:
+    """NaN hides nothing, so that it shows; infinity hides what is behind it in its own ray."""
+    samples = PackedSamples(torch.tensor([0, 3, 6, 8]), torch.arange(8.0), torch.arange(8.0) + 1)
+    sigma = torch.tensor([0.0, math.nan, 1, 0, math.inf, 1, 1, 1])
+    for backend in ("cpu", "reference"):
+        got, (kept,) = select_visible(sigma, samples, [torch.arange(8.0)], backend=backend)  # type: ignore[arg-type]
+        assert kept.tolist() == [0, 1, 2, 3, 4, 6, 7]
+        assert got.ray_offsets.tolist() == [0, 3, 5, 7]
+
+
+def test_select_visible_of_rows_with_a_gradient_is_left_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EUGEN_BACKEND")
+    samples = PackedSamples(torch.tensor([0, 2]), torch.arange(2.0), torch.arange(2.0) + 1)
+    rows = torch.rand(2, 3, requires_grad=True)
+    _, (kept,) = select_visible(torch.ones(2, requires_grad=True), samples, [rows])
+    assert kept.requires_grad
+    with torch.no_grad():
+        _, (kept,) = select_visible(torch.ones(2, requires_grad=True), samples, [rows])
+    assert torch.equal(kept, rows)
 
 
 def small_field(kind: str = "eugen", dtype: torch.dtype = torch.float32) -> RadianceField:
@@ -549,6 +575,9 @@ def test_ops_refuse_what_would_crash() -> None:
         operators.composite(x[:, 0], x, x[:, 0], x[:, 0], torch.tensor([0, 9]))
     with pytest.raises(ValueError, match="ray_offsets"):
         operators.composite(x[:, 0], x, x[:, 0], x[:, 0], torch.tensor([0, 3, 2, 4]))
+    for rows, least, match in ((x[:3], 1e-4, "rows"), (x, 0.0, "min_transmittance"), (x, 1.5, "min_transmittance")):
+        with pytest.raises(ValueError, match=match):
+            operators.select_visible(x[:, 0], x[:, 0], x[:, 0], torch.tensor([0, 4]), [rows], least)
     with pytest.raises(ValueError, match="step size"):
         march(x, x, x[:, 0], x[:, 0], torch.zeros(1, dtype=torch.uint8), 2, BOUNDED, StepRule(0.0))
     with pytest.raises(ValueError, match="cone angle"):
@@ -574,7 +603,7 @@ def test_strided_inputs_are_accepted() -> None:
     assert torch.equal(hash_encode(x, table, grid), hash_encode(x.contiguous(), table.contiguous(), grid))
 
 
-@pytest.mark.parametrize("op", ["hash_encode", "network", "composite"])
+@pytest.mark.parametrize("op", ["hash_encode", "network", "composite", "select_visible"])
 def test_operators_pass_torchs_own_check(op: str) -> None:
     from eugen_nerf.ops import operators
 
@@ -588,6 +617,11 @@ def test_operators_pass_torchs_own_check(op: str) -> None:
     elif op == "network":
         arguments = (x, torch.randn(8, requires_grad=True), [0, 2, 1, 3], [])  # type: ignore[assignment]
         function = getattr(operators, op)
+    elif op == "select_visible":
+        t = torch.rand(6).cumsum(0)
+        rows = [x.detach(), torch.rand(6)]
+        arguments = (5 * torch.rand(6), t, t + 3, torch.tensor([0, 4, 4, 6]), rows, 1e-4)  # type: ignore[assignment]
+        function = operators.select_visible
     else:
         t = torch.rand(6).cumsum(0)
         arguments = (torch.rand(6, requires_grad=True), x, t, t + 0.1, torch.tensor([0, 4, 4, 6]))  # type: ignore[assignment]

@@ -35,6 +35,7 @@ from eugen_nerf.ops import (
     reference,
     render,
     sample_points,
+    select_visible,
     spherical_harmonics,
 )
 from eugen_nerf.ops.cuda_driver import CudaError, Gpu, gpu
@@ -51,8 +52,10 @@ from tests.ops.comparisons import (
     PADDED,
     TOLERANCE,
     UNBOUNDED,
+    VISIBLE,
     chain_of,
     check_numbers_beyond_halves,
+    check_visible,
     network_case,
     network_errors,
     relative_error,
@@ -228,6 +231,16 @@ def test_march_points_and_compositing(space: object, rule: object, n: int) -> No
         assert mine is not None
         assert theirs is not None
         assert relative_error(mine, theirs) <= 1e-4
+
+
+@pytest.mark.parametrize(("counts", "scale"), [*VISIBLE, ([100] * 3000, 3.0)])
+def test_select_visible(counts: list[int], scale: float) -> None:
+    def select(sigma: Tensor, samples: PackedSamples, rows: list[Tensor]) -> tuple[PackedSamples, list[Tensor]]:
+        packed = PackedSamples(*(t.cuda() for t in (samples.ray_offsets, samples.t_starts, samples.t_ends)))
+        found, kept = select_visible(sigma.cuda(), packed, [each.cuda() for each in rows])
+        return PackedSamples(found.ray_offsets.cpu(), found.t_starts.cpu(), found.t_ends.cpu()), [k.cpu() for k in kept]
+
+    check_visible(select, counts, scale)
 
 
 def small_field(kind: str) -> RadianceField:

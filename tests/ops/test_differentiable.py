@@ -201,7 +201,8 @@ def test_operators_are_there_for_those_who_watch_them(
     limits = make(monkeypatch)
     with NativeOps() as seen:
         ops.differentiable_render(*limits, BITS, RESOLUTION, *BOUNDED, Field().merged(), None, True)
-    assert seen.names == {"march", "sample_points", "hash_encode", "network", "spherical_harmonics", "composite"}
+    assert seen.names == {"march", "sample_points", "select_visible", "hash_encode", "network", "spherical_harmonics",
+                          "composite"}  # fmt: skip
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["origins", "directions"])

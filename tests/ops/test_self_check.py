@@ -88,7 +88,16 @@ def wrong(value: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "op", ["hash_encode", "spherical_harmonics", "network", "sample_points", "composite", "factor_products"]
+    "op",
+    [
+        "hash_encode",
+        "spherical_harmonics",
+        "network",
+        "sample_points",
+        "select_visible",
+        "composite",
+        "factor_products",
+    ],
 )
 def test_a_runner_that_disagrees_is_named(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right: Callable[..., Any] = getattr(operators, op)

@@ -222,7 +222,12 @@ _COMPARISONS: dict[str, np.ufunc] = {
 
 
 def _compare(name: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """A comparison; with a u after its name it is true if an operand is NaN, otherwise false."""
+    """A comparison; with a u after its name it is true if an operand is NaN, otherwise false.
+
+    `num` and `nan` tell whether no operand is NaN, or one is.
+    """
+    if name in ("num", "nan"):
+        return (np.isnan(a) | np.isnan(b)) == (name == "nan")
     result = _COMPARISONS[name.removesuffix("u")](a, b)
     if a.dtype.kind != "f":
         return result

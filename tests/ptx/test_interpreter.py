@@ -114,6 +114,10 @@ def test_integers(instruction: str, operands: tuple[int, ...], expected: int) ->
         ("setp.gt.f32 %p1, %f5, %f6; selp.f32 %f9, 0f3F800000, 0f00000000, %p1;", (NAN, 0.0), 0.0),
         ("setp.ne.f32 %p1, %f5, %f6; selp.f32 %f9, 0f3F800000, 0f00000000, %p1;", (NAN, 0.0), 0.0),
         ("setp.neu.f32 %p1, %f5, %f6; selp.f32 %f9, 0f3F800000, 0f00000000, %p1;", (NAN, 0.0), 1.0),
+        ("setp.num.f32 %p1, %f5, %f6; selp.f32 %f9, 0f3F800000, 0f00000000, %p1;", (0.0, NAN), 0.0),
+        ("setp.num.f32 %p1, %f5, %f6; selp.f32 %f9, 0f3F800000, 0f00000000, %p1;", (0.0, 0.0), 1.0),
+        ("setp.nan.f32 %p1, %f5, %f6; selp.f32 %f9, 0f3F800000, 0f00000000, %p1;", (0.0, NAN), 1.0),
+        ("setp.nan.f32 %p1, %f5, %f6; selp.f32 %f9, 0f3F800000, 0f00000000, %p1;", (0.0, 0.0), 0.0),
     ],
 )
 def test_floats(instruction: str, operands: tuple[float, ...], expected: float) -> None:

@@ -21,6 +21,24 @@ EUGEN_FUNCTION Group next_group(float thickness, double& optical) {
   return group;
 }
 
+// The number of leading samples of [begin, end) in front of which lies at most this optical thickness, identical in
+// every lane.
+EUGEN_FUNCTION int64 count_visible(const float* sigma, const float* t_start, const float* t_end, int64 begin, int64 end,
+                                   float max_thickness) {
+  double optical = 0;
+  int64 count = 0;
+  for (int64 first = begin; first < end; first += WARP) {
+    const int64 i = first + lane_index();
+    const float thickness = i < end ? sigma[i] * (t_end[i] - t_start[i]) : 0.f;
+    // NaN hides nothing; the ray shows it.
+    const Group group = next_group(thickness == thickness ? thickness : 0.f, optical);
+    const int found = count_bits(votes(i < end && group.before <= max_thickness));
+    count += found;
+    if (found < WARP) break;
+  }
+  return count;
+}
+
 // Sums over the samples [begin, end) of a ray, identical in every lane: out = rgb, alpha, depth.
 EUGEN_FUNCTION void composite_forward(const float* sigma, const float* rgb, const float* t_start, const float* t_end,
                                       int64 begin, int64 end, float (&out)[5]) {

@@ -4,6 +4,18 @@
 
 namespace eugen {
 
+// The number of leading samples of a ray in front of which lies at most this optical thickness.
+EUGEN_FUNCTION int64 count_visible(const float* sigma, const float* t_start, const float* t_end, int64 n,
+                                   double max_thickness) {
+  double optical = 0;
+  int64 i = 0;
+  for (; i < n && optical <= max_thickness; i++) {
+    const float thickness = sigma[i] * (t_end[i] - t_start[i]);
+    if (thickness == thickness) optical += thickness;  // NaN hides nothing; the ray shows it
+  }
+  return i;
+}
+
 // Sums over the n samples of a ray: out = rgb, alpha, depth.
 EUGEN_FUNCTION void composite_forward(const float* sigma, const float* rgb, const float* t_start, const float* t_end,
                                       int64 n, float out[5]) {

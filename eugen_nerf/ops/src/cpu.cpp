@@ -506,6 +506,29 @@ int eugen_sample_points(const float* origins, const float* directions, int64 ray
 }
 
 // out [rays, 5]: rgb, alpha, depth of each ray.
+// The number of samples of each ray that light reaches: counts [rays].
+int eugen_visible_count(const float* sigma, const float* t_start, const float* t_end, const int64* offsets, int64 rays,
+                        float max_thickness, int64* counts, int threads) {
+  as_they_come(threads, rays, 64, [&](int64 r) {
+    const int64 b = offsets[r];
+    counts[r] = count_visible(sigma + b, t_start + b, t_end + b, offsets[r + 1] - b, max_thickness);
+  });
+  return 0;
+}
+
+// Copies the first rows of each ray, as many as kept_offsets [rays + 1] leave room for, of `arrays` arrays. The rows of
+// array k have widths[k] numbers.
+int eugen_visible_rows(const int64* offsets, const int64* kept_offsets, int64 rays, const float* const* from,
+                       float* const* to, const int64* widths, int arrays, int threads) {
+  as_they_come(threads, rays, 64, [&](int64 r) {
+    const int64 number = kept_offsets[r + 1] - kept_offsets[r];
+    for (int k = 0; k < arrays && number; k++)
+      memcpy(to[k] + widths[k] * kept_offsets[r], from[k] + widths[k] * offsets[r],
+             widths[k] * number * sizeof(float));
+  });
+  return 0;
+}
+
 int eugen_composite_forward(const float* sigma, const float* rgb, const float* t_start, const float* t_end,
                             const int64* offsets, int64 rays, float* out, int threads) {
   as_they_come(threads, rays, 64, [&](int64 r) {

@@ -24,6 +24,14 @@ EUGEN_FUNCTION Range samples_of(const int64* offsets, int64 r, int64 n) {
   return range;
 }
 
+// Arrays [n, width] with a row for each sample, and where some of the rows are copied to.
+enum { MAX_ARRAYS = 8 };
+struct RowArrays {
+  int width[MAX_ARRAYS];
+  const float* from[MAX_ARRAYS];
+  float* to[MAX_ARRAYS];
+};
+
 }  // namespace eugen
 
 // [n, 3] -> [n, 16].
@@ -114,6 +122,32 @@ sample_points(const float* __restrict__ origins, const float* __restrict__ direc
     unit[3 * i] = u.x, unit[3 * i + 1] = u.y, unit[3 * i + 2] = u.z;
     view[3 * i] = d.x, view[3 * i + 1] = d.y, view[3 * i + 2] = d.z;
   }
+}
+
+// The number of samples of each ray that light reaches: counts [rays]; one warp for each ray.
+EUGEN_KERNEL(128)
+visible_count(const float* __restrict__ sigma, const float* __restrict__ t_start, const float* __restrict__ t_end,
+              int64 n, const int64* __restrict__ offsets, int64 rays, float max_thickness,
+              int64* __restrict__ counts) {
+  const int64 r = warp_number();
+  if (r >= rays) return;
+  const Range range = samples_of(offsets, r, n);
+  const int64 count = count_visible(sigma, t_start, t_end, range.begin, range.end, max_thickness);
+  if (lane_index() == 0) counts[r] = count;
+}
+
+// Copies the first rows of each ray, as many as kept_offsets [rays + 1] leave room for; one warp for each ray and array.
+EUGEN_KERNEL(128)
+visible_rows(const RowArrays arrays, int64 n, const int64* __restrict__ offsets,
+             const int64* __restrict__ kept_offsets, int64 rays) {
+  const int64 r = warp_number();
+  if (r >= rays) return;
+  const int width = arrays.width[blockIdx.y];
+  const int64 kept = kept_offsets[r];
+  const float* from = arrays.from[blockIdx.y] + width * samples_of(offsets, r, n).begin;
+  float* to = arrays.to[blockIdx.y] + width * kept;
+  const int64 numbers = width * (kept_offsets[r + 1] - kept);
+  for (int64 i = lane_index(); i < numbers; i += WARP) to[i] = from[i];
 }
 
 // out [rays, 5]: rgb, alpha, depth; one warp for each ray.
