@@ -4,10 +4,10 @@
                              [--only SECTION ...]
 
 Times are CUDA events: the median of 50 interleaved runs after a warm-up. Each run has cold caches and is queued while
-the GPU is still busy, so CPU time is excluded. Rows where that failed say "CPU-bound"; those of march and select_visible,
-which wait for the GPU, always do. "Rays to gradients" includes all CPU time. Frames follow one another as fast as CPU and GPU allow;
-"one at a time" waits for each frame, as a viewer does. "Against the machine" compares with matrix products and copies
-measured in the same run.
+the GPU is still busy, so CPU time is excluded. Rows where that failed say "CPU-bound"; those of march and
+select_visible, which wait for the GPU, always do. "Rays to gradients" includes all CPU time. Frames follow one another
+as fast as CPU and GPU allow; "one at a time" waits for each frame, as a viewer does. "Against the machine" compares
+with matrix products and copies measured in the same run.
 
 tiny-cuda-nn is left out if it cannot be imported. Its PyTorch modules take float32 rows and return fp16, so its times
 are compared with ours for fp16 rows, which move less data, and for float32 rows, which move more. It runs with and

@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 
 from eugen_nerf.errors import UserError
 from eugen_nerf.plugin.dataparsers import reading_frames
+from eugen_nerf.plugin.drawn_ahead import DrawnAhead
 from eugen_nerf.plugin.pixel_sampler import UniformPixelSampler
 from eugen_nerf.plugin.rays import TabulatedRays
 from eugen_nerf.scenes import Frame, read_image, read_mask
@@ -115,6 +116,9 @@ class SceneDataManagerConfig(VanillaDataManagerConfig):
     """Keep the training images on the GPU. None does so if they take at most a quarter of its free memory."""
     eval_background: Background = "white"
     """Background color in rendered images and metrics."""
+    steps_drawn_at_once: int = 16
+    """For how many steps training pixels are drawn at once, which costs less than drawing them in each step. With
+    train_num_images_to_sample_from or a patch_size, they are drawn in each step."""
 
     def validate(self) -> None:
         """Check all options; raise a UserError that names the first invalid one."""
@@ -130,6 +134,8 @@ class SceneDataManagerConfig(VanillaDataManagerConfig):
             value = getattr(self, name)
             if value != -1 and value < 1:
                 raise UserError(f"{name} must be -1 (all images) or at least 1, not {value}.")
+        if self.steps_drawn_at_once < 1:
+            raise UserError(f"steps_drawn_at_once must be at least 1, not {self.steps_drawn_at_once}.")
 
 
 class SceneDataManager(VanillaDataManager[SceneDataset]):
@@ -185,6 +191,11 @@ class SceneDataManager(VanillaDataManager[SceneDataset]):
             self.train_ray_generator = TabulatedRays(cameras)  # type: ignore[assignment]
         except ValueError:
             self.train_ray_generator = RayGenerator(cameras)
+        # The samplers of patches and of pairs draw rays that belong together.
+        independent = type(self.train_pixel_sampler) in (PixelSampler, UniformPixelSampler)
+        same_images = config.train_num_images_to_sample_from == -1
+        steps = config.steps_drawn_at_once if independent and same_images else 1
+        self._drawn_ahead = DrawnAhead(self._draw, steps)
 
     def _get_pixel_sampler(self, dataset: SceneDataset, num_rays_per_batch: int) -> PixelSampler:
         sampler = super()._get_pixel_sampler(dataset, num_rays_per_batch)
@@ -211,7 +222,18 @@ class SceneDataManager(VanillaDataManager[SceneDataset]):
 
     def next_train(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
         """Rays of random pixels and their colors in [0, 1]."""
-        rays, batch = super().next_train(step)
-        if batch["image"].dtype == torch.uint8:
-            batch["image"] = batch["image"].float() / 255.0
-        return rays, batch
+        self.train_count += 1
+        assert self.train_pixel_sampler is not None
+        return self._drawn_ahead.take(self.train_pixel_sampler.num_rays_per_batch)
+
+    def _draw(self, rays: int) -> tuple[RayBundle, dict[str, Any]]:
+        """As `next_train`, with another number of rays than the next step has."""
+        sampler, images = self.train_pixel_sampler, next(self.iter_train_image_dataloader)
+        assert sampler is not None
+        wanted = sampler.num_rays_per_batch
+        sampler.set_num_rays_per_batch(rays)
+        batch = sampler.sample(images)
+        sampler.set_num_rays_per_batch(wanted)
+        colors = batch["image"].to(self.device)
+        batch["image"] = colors.float() / 255.0 if colors.dtype == torch.uint8 else colors
+        return self.train_ray_generator(batch["indices"]), batch

@@ -33,6 +33,7 @@ SECONDS = 240.0  # far more than it takes on an idle machine
 OPTIONS = {
     **SMALL,
     "pipeline.target_num_samples": 4096,
+    "pipeline.datamanager.steps_drawn_at_once": 1,  # so that a step's rays follow from its seed
     # Above the mean of the cells, which is then the threshold: some cells are empty from the first update on.
     "pipeline.model.occupancy_threshold": 100.0,
     # Features are selected during this training.

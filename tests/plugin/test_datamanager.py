@@ -12,6 +12,7 @@ import pytest
 import torch
 from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.data.pixel_samplers import PixelSampler
+from nerfstudio.model_components.ray_generators import RayGenerator
 from PIL import Image
 
 from eugen_nerf.errors import UserError
@@ -138,9 +139,41 @@ class TestMasks:
             assert not (column[image == masked] < 6).any()
 
     def test_one_photo_at_a_time(self, parse: Any, capture: Path) -> None:
-        one = "--pipeline.datamanager.train-num-images-to-sample-from=1"
-        _, batch = build(parse, "--data", capture, one).next_train(0)
-        assert len(batch["indices"][:, 0].unique()) == 1
+        options = [f"--pipeline.datamanager.train-num-{which}=1" for which in
+                   ("images-to-sample-from", "times-to-repeat-images")]  # fmt: skip
+        manager = build(parse, "--data", capture, *options)
+        photos = [manager.next_train(step)[1]["indices"][:, 0].unique().tolist() for step in range(20)]
+        assert all(len(each) == 1 for each in photos)
+        assert len({each[0] for each in photos}) > 1
+
+    @pytest.mark.parametrize(("options", "drawn"), [((), 2), (("--pipeline.datamanager.steps-drawn-at-once=1",), 32)])
+    def test_pixels_are_drawn_for_several_steps(
+        self, parse: Any, capture: Path, options: tuple[str, ...], drawn: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        unmask_all(capture)
+        manager = build(parse, "--data", capture, *options)
+        sampler, sizes = manager.train_pixel_sampler, []
+        assert sampler is not None
+        sampler.set_num_rays_per_batch(70)
+        sample = sampler.sample
+        monkeypatch.setattr(
+            sampler, "sample", lambda images: sizes.append(sampler.num_rays_per_batch) or sample(images)
+        )
+        seen = []
+        for step in range(32):
+            bundle, batch = manager.next_train(step)
+            assert bundle.origins.shape == batch["image"].shape == (70, 3)
+            camera, row, column = batch["indices"].unbind(-1)
+            photo = manager.train_dataset[int(camera[3])]["image"]
+            torch.testing.assert_close(batch["image"][3], photo[row[3], column[3]])
+            expected = RayGenerator(manager.train_dataset.cameras)(batch["indices"])
+            torch.testing.assert_close(bundle.directions, expected.directions)
+            torch.testing.assert_close(bundle.origins, expected.origins)
+            seen.append(batch["indices"])
+        assert sizes == [70 * 32 // drawn] * drawn
+        assert sampler.num_rays_per_batch == 70
+        assert manager.train_count == 32
+        assert not torch.equal(seen[0], seen[1])
 
     def test_that_leave_nothing_are_refused(self, parse: Any, capture: Path) -> None:
         listing = json.loads((capture / "transforms.json").read_text())
@@ -258,7 +291,8 @@ class TestPhotosOnTheGpu:
             manager = build(parse, "--data", capture, device="cuda")
             manager.next_train(0)
             WAITS.clear()
-            bundle, batch = manager.next_train(1)
+            for step in range(1, 20):  # pixels are drawn in one of these steps
+                bundle, batch = manager.next_train(step)
             assert WAITS == []
             assert {type(value) for value in (*batch.values(), bundle.origins)} == {OnGpu}
             camera, row, column = batch["indices"].cpu().unbind(-1)
@@ -295,7 +329,9 @@ class TestPhotosOnTheGpu:
             free = 4 * 16 * 16 * photos * share_of_free
             monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free, 1 << 40))
             manager = build(parse, "--data", capture, *arguments, device="cuda")
-            assert isinstance(manager.next_train(0)[1]["image"], OnGpu) == there
+            bundle, batch = manager.next_train(0)
+            assert isinstance(batch["indices"], OnGpu) == there  # they are where the photos are
+            assert {type(batch["image"]), type(bundle.origins)} == {OnGpu}
             assert manager.next_eval(0)[1]["image"].isfinite().all()
 
 

@@ -118,6 +118,7 @@ class TestSaveConfig:
                 ["--pipeline.datamanager.train-num-images-to-sample-from=0"],
                 r"train_num_images_to_sample_from must be -1 \(all images\) or at least 1, not 0",
             ),
+            (["--pipeline.datamanager.steps-drawn-at-once=0"], "steps_drawn_at_once must be at least 1, not 0"),
             (["--load-dir=/nowhere"], r"/nowhere: holds no checkpoint .* nerfstudio_models"),
             (["--load-checkpoint=/nowhere.ckpt"], r"/nowhere\.ckpt: does not exist"),
             (["--max-num-iterations=0"], "max_num_iterations must be at least 1, not 0"),
