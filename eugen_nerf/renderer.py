@@ -201,4 +201,4 @@ def _one_per_ray(name: str, values: Tensor | float, origins: Tensor) -> Tensor:
 
 def _expected(depth: Tensor, alpha: Tensor) -> Tensor:
     """Divide the summed distances by alpha. Where almost nothing was hit, the depth is 0."""
-    return torch.where(alpha > 1e-4, depth / alpha.clamp_min(1e-4), torch.zeros_like(depth))
+    return depth / torch.where(alpha > 1e-4, alpha, math.inf)
