@@ -246,7 +246,7 @@ MUTATIONS = [
             ("if (samples) stop = last;", "stop = last;"),
             ("(1u << lane_index()) - 1;", "(2u << lane_index()) - 1;"),
             ("i += WARP) {", "i += WARP + 1) {"),
-            ("counts[r] = count;\n}\n\n// Copies", "counts[r & ~1] = count;\n}\n\n// Copies"),
+            ("counts[r] = count;\n}\n\n// Copies", "counts[r ^ 1] = count;\n}\n\n// Copies"),
             ("from[blockIdx.y] + width * samples_of(offsets, r, n).begin;", "from[blockIdx.y] + width * kept;"),
             ("width * (kept_offsets[r + 1] - kept);", "kept_offsets[r + 1] - kept;"),
             ("to[blockIdx.y] + width * kept;", "to[blockIdx.y] + kept;"),

@@ -7,7 +7,7 @@
 #include "composite.h"
 #include "harmonics.h"
 #include "hashgrid.h"
-#include "march.h"
+#include "march_simd.h"
 #include "network_simd.h"
 #include "parallel.h"
 #include "products.h"
@@ -127,6 +127,7 @@ void position_gradient(const float* x, const float* table, const std::vector<Has
 
 // Scans an occupancy grid once, so that ray marching can skip empty space in long strides.
 std::vector<uint8> survey(March& m, int threads) {
+  if (together(m)) return {};  // nothing is crossed at once there
   const int64 r = m.resolution, side = blocks_along_axis(m.resolution), bytes = r * r * r / 8;
   std::vector<uint8> blocks(side * side * side, 0);
   in_ranges(threads, side, [&](int64 begin, int64 end, int) {
@@ -169,6 +170,7 @@ struct Field {
 // The state of a ray while it is rendered.
 struct RayState {
   Walk walk;
+  Checked ahead;
   float harmonics[16];
   float total[5];  // rgb, alpha, depth
   double optical;
@@ -197,11 +199,13 @@ void render_rays(const Field& field, const March& m, const float* origins, const
       if (i == active) {
         RayState& ray = rays[active++];
         const Vec3 direction = load3(directions + 3 * next);
-        ray = RayState{begin_walk(m, load3(origins + 3 * next), direction, near[next], far[next], 0.5f), {}, {}, 0, 0, next};
+        ray = RayState{};
+        ray.walk = begin_walk(m, load3(origins + 3 * next), direction, near[next], far[next], 0.5f);
+        ray.index = next;
         spherical_harmonics(direction, ray.harmonics);
         next++;
       }
-      if (rays[i].optical <= opaque && next_sample(m, rays[i].walk, steps[i])) {
+      if (rays[i].optical <= opaque && next_sample(m, rays[i].walk, rays[i].ahead, steps[i])) {
         i++;
         continue;
       }
@@ -447,41 +451,33 @@ int eugen_network_backward(const float* x, const float* parameters, const int64*
   return 0;
 }
 
-// The samples of a march, one piece per chunk of rays.
-struct Marched {
-  std::vector<std::vector<float>> start, end;
-};
-
 // Returns a handle for eugen_march_take and writes the number of samples of each ray. near, far, jitter [rays].
 void* eugen_march(const float* origins, const float* directions, const float* near, const float* far,
                   const float* jitter, int64 rays, const uint8* bits, int resolution, const float* box, int contracted,
                   const float* rule, int64* counts, int threads) {
   March m = make_march(box, contracted, rule, resolution, bits);
   const std::vector<uint8> blocks = survey(m, threads);
-  const int64 chunk = 2048, chunks = (rays + chunk - 1) / chunk;
-  Marched* found = new Marched{std::vector<std::vector<float>>(chunks), std::vector<std::vector<float>>(chunks)};
+  const int64 chunk = 64, chunks = (rays + chunk - 1) / chunk;
+  auto* found = new std::vector<Samples>(chunks);
   as_they_come(threads, chunks, 1, [&](int64 k) {
-    std::vector<float>&start = found->start[k], &end = found->end[k];
+    Samples samples;
     for (int64 r = k * chunk; r < std::min(rays, (k + 1) * chunk); r++) {
       Walk walk = begin_walk(m, load3(origins + 3 * r), load3(directions + 3 * r), near[r], far[r], jitter[r]);
-      Step step;
-      const size_t before = start.size();
-      while (next_sample(m, walk, step)) {
-        start.push_back(step.t_start);
-        end.push_back(step.t_end);
-      }
-      counts[r] = int64(start.size() - before);
+      const size_t before = samples.count;
+      add_samples(m, walk, samples);
+      counts[r] = int64(samples.count - before);
     }
+    (*found)[k] = std::move(samples);
   });
   return found;
 }
 
 // Copies the samples of all rays, one after the other, and releases the handle.
 void eugen_march_take(void* handle, float* t_start, float* t_end) {
-  Marched* found = static_cast<Marched*>(handle);
-  for (size_t k = 0; k < found->start.size(); k++) {
-    t_start = std::copy(found->start[k].begin(), found->start[k].end(), t_start);
-    t_end = std::copy(found->end[k].begin(), found->end[k].end(), t_end);
+  auto* found = static_cast<std::vector<Samples>*>(handle);
+  for (const Samples& samples : *found) {
+    t_start = std::copy_n(samples.start.data(), samples.count, t_start);
+    t_end = std::copy_n(samples.end.data(), samples.count, t_end);
   }
   delete found;
 }
@@ -505,7 +501,6 @@ int eugen_sample_points(const float* origins, const float* directions, int64 ray
   return 0;
 }
 
-// out [rays, 5]: rgb, alpha, depth of each ray.
 // The number of samples of each ray that light reaches: counts [rays].
 int eugen_visible_count(const float* sigma, const float* t_start, const float* t_end, const int64* offsets, int64 rays,
                         float max_thickness, int64* counts, int threads) {
@@ -529,6 +524,7 @@ int eugen_visible_rows(const int64* offsets, const int64* kept_offsets, int64 ra
   return 0;
 }
 
+// out [rays, 5]: rgb, alpha, depth of each ray.
 int eugen_composite_forward(const float* sigma, const float* rgb, const float* t_start, const float* t_end,
                             const int64* offsets, int64 rays, float* out, int threads) {
   as_they_come(threads, rays, 64, [&](int64 r) {

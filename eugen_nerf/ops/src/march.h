@@ -60,8 +60,10 @@ EUGEN_FUNCTION Vec3 to_unit(const March& m, Vec3 p) {
       norm = maximum(norm, absolute(u[a]));
     }
   }
-  if (m.contracted)
-    for (int a = 0; a < 3; a++) u[a] = 0.25f * u[a] * (2.f - 1.f / norm) / norm + 0.5f;
+  if (m.contracted) {
+    const float inverse = 1.f / norm, shrink = 0.25f * (2.f - inverse) * inverse;
+    for (int a = 0; a < 3; a++) u[a] = u[a] * shrink + 0.5f;
+  }
   return Vec3{u[0], u[1], u[2]};
 }
 
@@ -156,7 +158,7 @@ EUGEN_FUNCTION Step step_at(const March& m, const Walk& walk, int number) {
 // Steps from an empty position to the next one that may be occupied, at least 1. `empty` is the result of empty_cells.
 EUGEN_FUNCTION int steps_over(const March& m, const Walk& walk, const Step& step, int empty) {
   if (m.contracted) return 1;
-  // Every step up to the far side of this empty cell or block is empty too. One step less, to allow for round-off.
+  // Every step up to the far side of this empty cell or block is empty too. A bit less, to allow for round-off.
   const float cells = float(empty), r = float(m.resolution) / cells;
   const float p[3] = {step.unit.x * r, step.unit.y * r, step.unit.z * r};
   float leave = 1e6f;
@@ -165,7 +167,7 @@ EUGEN_FUNCTION int steps_over(const March& m, const Walk& walk, const Step& step
     const float inside = p[a] - floor(p[a]);
     leave = minimum(leave, across > 0.f ? (1.f - inside) * across : -inside * across);
   }
-  return leave > 2.f ? int(leave) - 1 : 1;
+  return 1 + int(maximum(leave - 0.05f, 0.f));
 }
 
 // Advance to the next sample in an occupied cell; false at the end of the ray.
