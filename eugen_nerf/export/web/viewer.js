@@ -96,8 +96,8 @@ ${t.contracted||e.cone_angle>0?"  return 1;":`  vec3 speed = direction * SCALE *
   vec3 inside = fract(u * ${E(a)});
   vec3 rest = mix(-inside, 1.0 - inside, greaterThan(speed, vec3(0.0)));
   vec3 steps = mix(rest / speed, vec3(1e6), lessThan(abs(speed), vec3(1e-9)));
-  // One less, because of round-off error.
-  return max(int(min(steps.x, min(steps.y, steps.z))) - 1, 1);`}
+  // A bit less than to the cell's far side, because of round-off error.
+  return 1 + int(max(min(steps.x, min(steps.y, steps.z)) - 0.05, 0.0));`}
 }
 `}const j=64;function un(n,t){const{description:e}=n,s=new sn,o=new J(s),i=an(n,t,s),{resolutions:r,features:a}=e.encoding,c=D("e",ne(r.length,a)),[h,l]=o.chain(n.density,c),f=o.blocks,u=n.color.stages[0],p=J.rowLanes(u),w=D("h",z(H.length)),[m,v]=o.affine(u.projections,u.inputs,p,w,u.offsets),T=o.blocks-f,b=D("view",p),$=D("raw",l.lanes.map(R=>R<=0?-1:H.length+R-1)),[S,U]=o.affine(u.projections,u.inputs,p,$,b);let O="";if(u.normColumn!==void 0){const R=[...$.names,...w.names].map(X=>`dot(${X}, ${X})`).join(" + ");O=o.addNorm(U,u.normColumn,`sqrt(${R} - raw0.x * raw0.x + ${E(u.eps)})`)}const[kt,Pn]=o.chain(n.color,$,U),fe={raw:M($),view:M(b),harmonics:M(w),declared:[$,b,w].map(R=>`vec4 ${M(R)};`).join(" ")},Hn=`${rn(n.density,n.color)}${i.source}${hn(e)}
 // The density network's outputs: log density, then geometry features.

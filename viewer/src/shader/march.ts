@@ -81,8 +81,8 @@ ${
   vec3 inside = fract(u * ${float(r)});
   vec3 rest = mix(-inside, 1.0 - inside, greaterThan(speed, vec3(0.0)));
   vec3 steps = mix(rest / speed, vec3(1e6), lessThan(abs(speed), vec3(1e-9)));
-  // One less, because of round-off error.
-  return max(int(min(steps.x, min(steps.y, steps.z))) - 1, 1);`
+  // A bit less than to the cell's far side, because of round-off error.
+  return 1 + int(max(min(steps.x, min(steps.y, steps.z)) - 0.05, 0.0));`
 }
 }
 `;
