@@ -223,8 +223,9 @@ ${
     float t0 = stepDistance(max(s - 0.5, 0.0)), t1 = stepDistance(s + 0.5);
     float middle = 0.5 * (t0 + t1);
     vec3 u = toUnit(origin + direction * middle);
-    if (!isOccupied(u)) {
-      number += emptySteps(u, direction);
+    int empty = emptyCells(u);
+    if (empty > 0) {
+      number += emptySteps(u, direction, empty);
       continue;
     }
     number++;
