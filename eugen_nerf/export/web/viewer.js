@@ -193,17 +193,22 @@ ${o?"":`  harmonics(direction, ${e.harmonics});
   float transmittance = 1.0, alpha = 0.0, depth = 0.0;
   vec3 color = vec3(0.0);
   int number = 0;
-  while (number < count) {
-    float s = start + float(number);
-    float t0 = stepDistance(max(s - 0.5, 0.0)), t1 = stepDistance(s + 0.5);
-    float middle = 0.5 * (t0 + t1);
-    vec3 u = toUnit(origin + direction * middle);
-    int empty = emptyCells(u);
-    if (empty > 0) {
-      number += emptySteps(u, direction, empty);
-      continue;
+  while (true) {
+    // To the next sample. A loop of its own, so that pixels that are computed together evaluate the networks together.
+    float t0, t1, middle;
+    vec3 u;
+    bool found = false;
+    while (!found && number < count) {
+      float s = start + float(number);
+      t0 = stepDistance(max(s - 0.5, 0.0));
+      t1 = stepDistance(s + 0.5);
+      middle = 0.5 * (t0 + t1);
+      u = toUnit(origin + direction * middle);
+      int empty = emptyCells(u);
+      found = empty == 0;
+      number += found ? 1 : emptySteps(u, direction, empty);
     }
-    number++;
+    if (!found) break;
     density(u, ${e.raw});
     float optical = exp(min(raw0.x, ${y(Z)})) * (t1 - t0);
     float passed = exp(-optical);
