@@ -1,6 +1,5 @@
 import type { Pose, Lens } from "../camera/camera";
 import { ViewerError } from "../errors";
-import { blockDistances } from "../field/blocks";
 import { evaluateField } from "../field/evaluate";
 import type { Field } from "../field/field";
 import { texelLayout } from "../shader/encoding";
@@ -14,7 +13,7 @@ import {
   type Program as ProgramKind,
   type Work,
 } from "../shader/fragment";
-import { BLOCKS_WIDTH, hasStrides, OCCUPANCY_WIDTH } from "../shader/march";
+import { OCCUPANCY_WIDTH } from "../shader/march";
 import { contextLost, dataTexture, Program } from "./context";
 
 /** What to draw besides the camera. */
@@ -31,7 +30,8 @@ export interface Look {
 export class FieldRenderer {
   readonly work: Work;
   private readonly shader: FieldShader;
-  private readonly textures = new Map<string, WebGLTexture>(); // by the shaders' names
+  private readonly table: WebGLTexture;
+  private readonly occupancy: WebGLTexture;
   private readonly programs = new Map<ProgramKind, Promise<Program>>();
   private readonly ready = new Map<ProgramKind, Program>();
 
@@ -48,10 +48,8 @@ export class FieldRenderer {
     this.work = this.shader.work;
     const width = 2 ** log2Width;
     const height = Math.ceil((rows * texels) / width);
-    const rowsAndPadding = tableTexels(field, channels, texels, width * height);
-    this.textures.set("table", dataTexture(gl, tableFormat(gl, field, channels), width, height, rowsAndPadding));
-    this.textures.set("occupancy", occupancyTexture(gl, field));
-    if (hasStrides(field.description)) this.textures.set("blocks", blocksTexture(gl, field));
+    this.table = dataTexture(gl, tableFormat(gl, field, channels), width, height, tableTexels(field, channels, texels, width * height));
+    this.occupancy = occupancyTexture(gl, field);
   }
 
   /** Compile the program of a mode; `draw` can be used for the mode afterwards. */
@@ -124,7 +122,7 @@ export class FieldRenderer {
 
   /** Free the device's memory; nothing can be drawn afterwards. */
   delete(): void {
-    for (const texture of this.textures.values()) this.gl.deleteTexture(texture);
+    for (const texture of [this.table, this.occupancy]) this.gl.deleteTexture(texture);
   }
 
   private program(kind: ProgramKind): Promise<Program> {
@@ -143,10 +141,10 @@ export class FieldRenderer {
   private bind(program: Program): void {
     const { gl } = this;
     program.use();
-    [...this.textures].forEach(([name, texture], unit) => {
+    [this.table, this.occupancy].forEach((texture, unit) => {
       gl.activeTexture(gl.TEXTURE0 + unit);
       gl.bindTexture(gl.TEXTURE_2D, texture);
-      gl.uniform1i(program.at(name), unit);
+      gl.uniform1i(program.at(unit === 0 ? "table" : "occupancy"), unit);
     });
     gl.activeTexture(gl.TEXTURE0);
   }
@@ -184,14 +182,6 @@ function occupancyTexture(gl: WebGL2RenderingContext, { occupancy }: Field): Web
   bytes.set(occupancy);
   const format = { internal: gl.R32UI, format: gl.RED_INTEGER, type: gl.UNSIGNED_INT };
   return dataTexture(gl, format, OCCUPANCY_WIDTH, height, new Uint32Array(bytes.buffer));
-}
-
-function blocksTexture(gl: WebGL2RenderingContext, { occupancy, description }: Field): WebGLTexture {
-  const distances = blockDistances(occupancy, description.occupancy.resolution);
-  const height = Math.ceil(distances.length / BLOCKS_WIDTH);
-  const texels = new Uint8Array(BLOCKS_WIDTH * height);
-  texels.set(distances);
-  return dataTexture(gl, { internal: gl.R8UI, format: gl.RED_INTEGER, type: gl.UNSIGNED_BYTE }, BLOCKS_WIDTH, height, texels);
 }
 
 function programOf(mode: Mode): ProgramKind {

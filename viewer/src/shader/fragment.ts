@@ -229,9 +229,8 @@ ${
       t1 = stepDistance(s + 0.5);
       middle = 0.5 * (t0 + t1);
       u = toUnit(origin + direction * middle);
-      int empty = emptyCells(u);
-      found = empty == 0;
-      number += found ? 1 : emptySteps(u, direction, empty);
+      found = isOccupied(u);
+      number += found ? 1 : emptySteps(u, direction);
     }
     if (!found) break;
     density(u, ${words.raw});

@@ -1,17 +1,8 @@
-import { BLOCK, blocksAlongAxis } from "../field/blocks";
 import type { FieldDescription } from "../scene/format";
 import { float, vec3 } from "./glsl";
 
 /** Width, in texels, of the occupancy grid's texture; a texel holds the bits of 32 cells. */
 export const OCCUPANCY_WIDTH = 1024;
-
-/** Width, in texels, of the texture of block distances. */
-export const BLOCKS_WIDTH = 1024;
-
-/** Whether rays cross empty space in strides: where all steps are equally long in the unit cube. */
-export function hasStrides({ space, step }: FieldDescription): boolean {
-  return !space.contracted && step.cone_angle === 0;
-}
 
 /** GLSL of ray marching through the occupancy grid, with the same samples as in evaluation after training. */
 export function marchSource(description: FieldDescription): string {
@@ -19,11 +10,8 @@ export function marchSource(description: FieldDescription): string {
   const [low, high] = space.box;
   const scale = low.map((value, axis) => 1 / (high[axis] - value));
   const r = occupancy.resolution;
-  const strides = hasStrides(description);
-  const side = blocksAlongAxis(r);
   return `
 uniform highp usampler2D occupancy;
-${strides ? "uniform highp usampler2D blocks;  // see blockDistances" : ""}
 uniform float stepFactor;  // 1 as in training, larger for a coarser image
 
 const vec3 LOW = ${vec3(low)};
@@ -56,23 +44,13 @@ ${
 }
 }
 
-// What is empty around u: 0 if its cell is occupied, 1 if only its cell is known to be empty or is outside of the grid,
-// ${BLOCK} d if its block and all blocks up to d - 1 away along every axis are empty.
-int emptyCells(vec3 u) {
-  if (any(lessThan(u, vec3(0.0))) || any(greaterThanEqual(u, vec3(1.0)))) return 1;
+bool isOccupied(vec3 u) {
+  if (any(lessThan(u, vec3(0.0))) || any(greaterThanEqual(u, vec3(1.0)))) return false;
   uvec3 c = min(uvec3(u * ${float(r)}), uvec3(${r - 1}u));
-${
-  strides
-    ? `  uvec3 b = c / ${BLOCK}u;
-  uint block = (b.z * ${side}u + b.y) * ${side}u + b.x;
-  uint distance = texelFetch(blocks, ivec2(block % ${BLOCKS_WIDTH}u, block / ${BLOCKS_WIDTH}u), 0).x;
-  if (distance > 0u) return ${BLOCK} * int(distance);
-`
-    : ""
-}  uint index = (c.z * ${r}u + c.y) * ${r}u + c.x;
+  uint index = (c.z * ${r}u + c.y) * ${r}u + c.x;
   uint word = index >> 5u;
   uint bits = texelFetch(occupancy, ivec2(word % ${OCCUPANCY_WIDTH}u, word / ${OCCUPANCY_WIDTH}u), 0).x;
-  return (bits >> (index & 31u) & 1u) == 1u ? 0 : 1;
+  return (bits >> (index & 31u) & 1u) == 1u;
 }
 
 // Step coordinate of the first sample, and the maximum number of steps.
@@ -94,18 +72,17 @@ ${
   count = int(clamp(ceil(stepCoordinate(max(far, 0.0)) - start), 0.0, 1e7));
 }
 
-// Number of steps that are certain to stay in the empty space around u; empty is the result of emptyCells.
-int emptySteps(vec3 u, vec3 direction, int empty) {
+// Number of steps that are certain to stay in the empty cell around u.
+int emptySteps(vec3 u, vec3 direction) {
 ${
-  strides
-    ? `  float cells = empty == 1 ? 1.0 : ${float(BLOCK)}, r = ${float(r)} / cells;  // along an axis
-  vec3 speed = direction * SCALE * r * stepSize();  // cells or blocks a step
-  vec3 inside = fract(u * r), beyond = vec3(float(empty) / cells - 1.0);
-  vec3 rest = mix(-inside - beyond, 1.0 - inside + beyond, greaterThan(speed, vec3(0.0)));
+  space.contracted || step.cone_angle > 0 // steps of different lengths
+    ? "  return 1;"
+    : `  vec3 speed = direction * SCALE * ${float(r)} * stepSize();  // cells a step
+  vec3 inside = fract(u * ${float(r)});
+  vec3 rest = mix(-inside, 1.0 - inside, greaterThan(speed, vec3(0.0)));
   vec3 steps = mix(rest / speed, vec3(1e6), lessThan(abs(speed), vec3(1e-9)));
-  // A bit less than to the far side, because of round-off error.
+  // A bit less than to the cell's far side, because of round-off error.
   return 1 + int(max(min(steps.x, min(steps.y, steps.z)) - 0.05, 0.0));`
-    : "  return 1;"
 }
 }
 `;
