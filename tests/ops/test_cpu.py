@@ -439,6 +439,13 @@ def test_march_edge_cases() -> None:
     infinite = march(none.new_zeros(1, 3), directions[:1], torch.zeros(1), torch.full((1,), math.inf), bits, 2,
                      BOUNDED, StepRule(0.1))  # fmt: skip
     assert infinite.num_samples == 20
+    # In a contracted space, steps grow until their ends exceed single precision.
+    for direction in (1.0, -1.0):
+        rays = none.new_zeros(1, 3), direction * directions[:1], torch.zeros(1)
+        finite, infinite = (
+            march(*rays, torch.full((1,), far), bits, 2, UNBOUNDED, StepRule(0.1, 0.1)) for far in (1e37, math.inf)
+        )
+        assert infinite.t_ends.isfinite().all() and infinite.num_samples >= finite.num_samples > 100
 
 
 @given(st.lists(st.integers(0, 40), min_size=0, max_size=12), st.integers(0, 1000))
