@@ -516,10 +516,11 @@ int eugen_visible_count(const float* sigma, const float* t_start, const float* t
 int eugen_visible_rows(const int64* offsets, const int64* kept_offsets, int64 rays, const float* const* from,
                        float* const* to, const int64* widths, int arrays, int threads) {
   as_they_come(threads, rays, 64, [&](int64 r) {
-    const int64 number = kept_offsets[r + 1] - kept_offsets[r];
-    for (int k = 0; k < arrays && number; k++)
-      memcpy(to[k] + widths[k] * kept_offsets[r], from[k] + widths[k] * offsets[r],
-             widths[k] * number * sizeof(float));
+    for (int k = 0; k < arrays; k++) {
+      const int64 numbers = widths[k] * (kept_offsets[r + 1] - kept_offsets[r]);
+      if (numbers)  // there may be no array where there are no numbers
+        memcpy(to[k] + widths[k] * kept_offsets[r], from[k] + widths[k] * offsets[r], numbers * sizeof(float));
+    }
   });
   return 0;
 }
