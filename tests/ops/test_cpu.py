@@ -445,7 +445,8 @@ def test_march_edge_cases() -> None:
         finite, infinite = (
             march(*rays, torch.full((1,), far), bits, 2, UNBOUNDED, StepRule(0.1, 0.1)) for far in (1e37, math.inf)
         )
-        assert infinite.t_ends.isfinite().all() and infinite.num_samples >= finite.num_samples > 100
+        assert infinite.t_ends.isfinite().all()
+        assert infinite.num_samples >= finite.num_samples > 100
 
 
 @given(st.lists(st.integers(0, 40), min_size=0, max_size=12), st.integers(0, 1000))
