@@ -451,6 +451,11 @@ int eugen_network_backward(const float* x, const float* parameters, const int64*
   return 0;
 }
 
+// Samples of consecutive rays.
+struct Samples {
+  std::vector<float> start, end;
+};
+
 // Returns a handle for eugen_march_take and writes the number of samples of each ray. near, far, jitter [rays].
 void* eugen_march(const float* origins, const float* directions, const float* near, const float* far,
                   const float* jitter, int64 rays, const uint8* bits, int resolution, const float* box, int contracted,
@@ -460,12 +465,17 @@ void* eugen_march(const float* origins, const float* directions, const float* ne
   const int64 chunk = 64, chunks = (rays + chunk - 1) / chunk;
   auto* found = new std::vector<Samples>(chunks);
   as_they_come(threads, chunks, 1, [&](int64 k) {
-    Samples samples;
+    Samples samples;  // of its own, because neighbors in *found share cache lines with other threads
     for (int64 r = k * chunk; r < std::min(rays, (k + 1) * chunk); r++) {
       Walk walk = begin_walk(m, load3(origins + 3 * r), load3(directions + 3 * r), near[r], far[r], jitter[r]);
-      const size_t before = samples.count;
-      add_samples(m, walk, samples);
-      counts[r] = int64(samples.count - before);
+      Checked ahead{};
+      Step step;
+      const size_t before = samples.start.size();
+      while (next_sample(m, walk, ahead, step)) {
+        samples.start.push_back(step.t_start);
+        samples.end.push_back(step.t_end);
+      }
+      counts[r] = int64(samples.start.size() - before);
     }
     (*found)[k] = std::move(samples);
   });
@@ -476,8 +486,8 @@ void* eugen_march(const float* origins, const float* directions, const float* ne
 void eugen_march_take(void* handle, float* t_start, float* t_end) {
   auto* found = static_cast<std::vector<Samples>*>(handle);
   for (const Samples& samples : *found) {
-    t_start = std::copy_n(samples.start.data(), samples.count, t_start);
-    t_end = std::copy_n(samples.end.data(), samples.count, t_end);
+    t_start = std::copy(samples.start.begin(), samples.start.end(), t_start);
+    t_end = std::copy(samples.end.begin(), samples.end.end(), t_end);
   }
   delete found;
 }

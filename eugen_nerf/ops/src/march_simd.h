@@ -2,7 +2,6 @@
 #pragma once
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "march.h"
 
@@ -94,44 +93,6 @@ EUGEN_FUNCTION bool next_sample(const March& m, Walk& walk, Checked& ahead, Step
   step.t_end = ahead.edge[k + 1];
   step.unit = Vec3{ahead.unit[0][k], ahead.unit[1][k], ahead.unit[2][k]};
   return true;
-}
-
-// Samples of consecutive rays.
-struct Samples {
-  std::vector<float> start, end;  // longer than count
-  size_t count = 0;
-
-  // Makes room for n more.
-  void reserve(size_t n) {
-    if (count + n <= start.size()) return;
-    start.resize(2 * (count + n));
-    end.resize(2 * (count + n));
-  }
-  void add(float t_start, float t_end) {
-    start[count] = t_start;
-    end[count++] = t_end;
-  }
-};
-
-// Adds all samples of a walk.
-EUGEN_FUNCTION void add_samples(const March& m, Walk& walk, Samples& samples) {
-  if (together(m)) {
-    Checked ahead;
-    while (walk.number < walk.count) {
-      check_candidates(m, walk, ahead);
-      samples.reserve(CANDIDATES);
-      while (ahead.samples) {
-        const int k = take(ahead);
-        samples.add(ahead.edge[k], ahead.edge[k + 1]);
-      }
-    }
-    return;
-  }
-  Step step;
-  while (next_sample(m, walk, step)) {
-    samples.reserve(1);
-    samples.add(step.t_start, step.t_end);
-  }
 }
 
 }  // namespace eugen
