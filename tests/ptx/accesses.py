@@ -26,7 +26,7 @@ from tests.ptx.machine import WARP
 
 SECTOR = 32  # bytes that global memory is transferred in
 BANKS = 32  # of shared memory, four bytes wide
-ROWS = 512  # a multiple of the rows that a block takes at once
+ROWS = 256  # a multiple of the rows that a block takes at once
 
 
 @dataclass

@@ -302,9 +302,9 @@ def _funnel_shift(machine: Machine, parts: tuple[str, ...], operands: tuple[Any,
 def _bits_of(machine: Machine, kind: str, operand: Any) -> Callable[[], np.ndarray]:
     """[lanes, bits], lowest bit first."""
     dtype = TYPES[kind]
-    value = machine.value(operand, dtype)
+    value = machine.spread(operand, dtype)
     places = np.arange(8 * dtype.itemsize, dtype=dtype)
-    return lambda: (np.broadcast_to(value, machine.lanes)[:, None] >> places & dtype.type(1)).astype(np.bool_)
+    return lambda: (value[:, None] >> places & dtype.type(1)).astype(np.bool_)
 
 
 def _from_bits(function: Callable[[np.ndarray], np.ndarray]) -> Callable[..., Step]:
@@ -547,7 +547,7 @@ def _atomic(machine: Machine, parts: tuple[str, ...], operands: tuple[Any, ...],
         raise UnknownPtx(".".join(parts))
     target = machine.register(operands[0], dtype) if fetch else None
     address, source = operands[-2:]
-    sources = [machine.value(one, dtype) for one in _parts_of(source)]
+    sources = [machine.spread(one, dtype) for one in _parts_of(source)]
     addresses = machine.addresses(address, U64)
 
     def step() -> None:
@@ -557,7 +557,10 @@ def _atomic(machine: Machine, parts: tuple[str, ...], operands: tuple[Any, ...],
             lanes = machine.running[here]
             for i, one in enumerate(sources):
                 places = first + i
-                values = np.broadcast_to(one, machine.lanes)[lanes]
+                values = one[lanes]
+                if target is None:
+                    ufunc.at(array, places, values)  # one after the other
+                    continue
                 if len(np.unique(places)) == len(places):
                     before = array[places]
                     array[places] = ufunc(before, values)
@@ -566,8 +569,7 @@ def _atomic(machine: Machine, parts: tuple[str, ...], operands: tuple[Any, ...],
                     for k, (place, value) in enumerate(zip(places.tolist(), values, strict=True)):
                         before[k] = array[place]
                         array[place] = ufunc(array[place], value)
-                if target is not None:
-                    target[lanes] = before
+                target[lanes] = before
 
     return step
 
@@ -641,7 +643,7 @@ def _shuffle(machine: Machine, parts: tuple[str, ...], operands: tuple[Any, ...]
     outs, (a, b, c, members) = operands[:-4], operands[-4:]
     target = machine.register(outs[0], U32)
     valid_target = machine.register(outs[1], PRED) if len(outs) > 1 else None
-    value, by, limits = (machine.value(one, U32) for one in (a, b, c))
+    value, by, limits = (machine.spread(one, U32) for one in (a, b, c))
     check = _all_lanes(machine, members)
     lane = np.arange(machine.lanes) % WARP
 
@@ -649,8 +651,7 @@ def _shuffle(machine: Machine, parts: tuple[str, ...], operands: tuple[Any, ...]
         check()
         lanes = _warp_lanes(machine)
         mine = lane[lanes]
-        shift = np.broadcast_to(by, machine.lanes)[lanes].astype(np.int64)
-        limit = np.broadcast_to(limits, machine.lanes)[lanes].astype(np.int64)
+        shift, limit = by[lanes].astype(np.int64), limits[lanes].astype(np.int64)
         clamp, segment = limit & 31, limit >> 8 & 31
         last = (mine & segment) | (clamp & ~segment)
         if mode == "up":
@@ -662,7 +663,7 @@ def _shuffle(machine: Machine, parts: tuple[str, ...], operands: tuple[Any, ...]
             ]
             valid = source <= last
         source = np.where(valid, source, mine)
-        target[lanes] = np.broadcast_to(value, machine.lanes)[lanes[:, :1] + source]
+        target[lanes] = value[lanes[:, :1] + source]
         if valid_target is not None:
             valid_target[lanes] = valid
 
@@ -672,13 +673,13 @@ def _shuffle(machine: Machine, parts: tuple[str, ...], operands: tuple[Any, ...]
 def _vote(machine: Machine, parts: tuple[str, ...], operands: tuple[Any, ...]) -> Step:
     if parts != ("sync", "ballot", "b32"):
         raise UnknownPtx(".".join(("vote", *parts)))
-    target, predicate = machine.register(operands[0], U32), machine.value(operands[1], PRED)
+    target, predicate = machine.register(operands[0], U32), machine.spread(operands[1], PRED)
     check = _all_lanes(machine, operands[2])
 
     def step() -> None:
         check()
         lanes = _warp_lanes(machine)
-        votes = np.broadcast_to(predicate, machine.lanes)[lanes].astype(U32) << np.arange(WARP, dtype=U32)
+        votes = predicate[lanes].astype(U32) << np.arange(WARP, dtype=U32)
         target[lanes] = votes.sum(axis=1, dtype=U32)[:, None]
 
     return step
@@ -704,7 +705,8 @@ def _load_matrices(machine: Machine, parts: tuple[str, ...], operands: tuple[Any
     targets = [machine.register(one, U32) for one in operands[0].parts]
     assert len(targets) == count
     addresses = machine.addresses(operands[1], U64)
-    row, column = np.arange(WARP) // 4, 2 * (np.arange(WARP) % 4)
+    halves = np.arange(64).reshape(8, 8)
+    places = (halves.T if transposed else halves).reshape(WARP, 2) + 64 * np.arange(count)[:, None, None]
 
     def step() -> None:
         lanes = _warp_lanes(machine)
@@ -713,14 +715,31 @@ def _load_matrices(machine: Machine, parts: tuple[str, ...], operands: tuple[Any
             machine.watch("shared", False, rows.reshape(-1), lanes[:, : 8 * count].reshape(-1), 16)
         blocks = np.repeat(machine.block_of[lanes[:, 0]], 8 * count)
         array, first = machine.shared.place(rows.reshape(-1), blocks, U16, 8)
-        matrices = array[first[:, None] + np.arange(8)].reshape(-1, count, 8, 8)
-        if transposed:
-            matrices = matrices.swapaxes(2, 3)
+        matrices = array[first[:, None] + np.arange(8)].reshape(len(lanes), -1)
+        words = np.ascontiguousarray(matrices[:, places]).view(U32)
         for i, target in enumerate(targets):
-            low, high = matrices[:, i, row, column], matrices[:, i, row, column + 1]
-            target[lanes] = low.astype(U32) | high.astype(U32) << np.uint32(16)
+            target[lanes] = words[:, i, :, 0]
 
     return step
+
+
+@functools.cache
+def _fragments(depth: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the elements of mma's matrices lie.
+
+    Returns:
+        Of the elements of a and of b, the places of their halves, counted through registers, lanes and low and high; of
+        registers and lanes of d, the places of their numbers in the matrix.
+    """
+    lane = np.arange(WARP)
+    g, t = lane // 4, lane % 4
+    a, b = np.empty((16, depth), np.int64), np.empty((8, depth), np.int64)
+    for high in (0, 1):
+        for i in range(depth // 4):
+            a[g + 8 * (i % 2), 2 * t + 8 * (i // 2) + high] = (i * WARP + lane) * 2 + high
+        for i in range(depth // 8):
+            b[g, 2 * t + 8 * i + high] = (i * WARP + lane) * 2 + high
+    return a, b, np.stack([(g + 8 * (i // 2)) * 8 + 2 * t + i % 2 for i in range(4)])
 
 
 def _multiply_matrices(machine: Machine, parts: tuple[str, ...], operands: tuple[Any, ...]) -> Step:
@@ -737,29 +756,23 @@ def _multiply_matrices(machine: Machine, parts: tuple[str, ...], operands: tuple
         raise UnknownPtx(".".join(("mma", *parts)))
     depth = depths[shape]
     out = [machine.register(one, F32) for one in operands[0].parts]
-    a = [machine.value(one, U32) for one in operands[1].parts]
-    b = [machine.value(one, U32) for one in operands[2].parts]
-    c = [machine.value(one, F32) for one in operands[3].parts]
+    a = [machine.spread(one, U32) for one in operands[1].parts]
+    b = [machine.spread(one, U32) for one in operands[2].parts]
+    c = [machine.spread(one, F32) for one in operands[3].parts]
     if (len(a), len(b)) != (depth // 4, depth // 8):
         raise UnknownPtx("fragments of mma of another size")
-    g, t = np.arange(WARP) // 4, np.arange(WARP) % 4
+    halves_of_a, halves_of_b, numbers_of_d = _fragments(depth)
 
-    def matrix(words: list[np.ndarray], lanes: np.ndarray, of_a: bool) -> np.ndarray:
-        full = np.empty((len(lanes), 16, depth) if of_a else (len(lanes), 8, depth), F32)
-        for i, word in enumerate(words):
-            bits = np.broadcast_to(word, machine.lanes)[lanes]
-            rows, columns = (g + 8 * (i % 2), 2 * t + 8 * (i // 2)) if of_a else (g, 2 * t + 8 * i)
-            full[:, rows, columns] = _halves_to_floats((bits & np.uint32(0xFFFF)).astype(U16), kind)
-            full[:, rows, columns + 1] = _halves_to_floats((bits >> np.uint32(16)).astype(U16), kind)
-        return full
+    def matrix(words: list[np.ndarray], lanes: np.ndarray, places: np.ndarray) -> np.ndarray:
+        halves = np.stack([word[lanes] for word in words], axis=1).view(U16).reshape(len(lanes), -1)
+        return _halves_to_floats(halves, kind)[:, places]
 
     def step() -> None:
         lanes = _warp_lanes(machine)
-        left, right = matrix(a, lanes, True), matrix(b, lanes, False)
-        product = left @ right.swapaxes(1, 2)
+        product = matrix(a, lanes, halves_of_a) @ matrix(b, lanes, halves_of_b).swapaxes(1, 2)
+        numbers = product.reshape(len(lanes), -1)[:, numbers_of_d]
         for i, (target, start) in enumerate(zip(out, c, strict=True)):
-            rows, columns = g + 8 * (i // 2), 2 * t + i % 2
-            target[lanes] = product[:, rows, columns] + np.broadcast_to(start, machine.lanes)[lanes]
+            target[lanes] = numbers[:, i] + start[lanes]
 
     return step
 

@@ -112,17 +112,18 @@ class Scheduler:
                         self._join(at + 1, rest)
                     break
                 else:  # a whole warp executes it, or synchronizes
-                    mask |= self._incomplete.pop(at, False)
-                    waiting = mask & ~self._whole_warps(mask)
-                    if waiting.any():
-                        self._incomplete[at] = waiting
-                        mask &= ~waiting
-                    if not mask.any():
-                        break
+                    if machine.where is not True:  # some threads are elsewhere
+                        mask |= self._incomplete.pop(at, False)
+                        waiting = mask & ~self._whole_warps(mask)
+                        if waiting.any():
+                            self._incomplete[at] = waiting
+                            mask &= ~waiting
+                        if not mask.any():
+                            break
+                        self._choose(mask)
                     if one.opcode[:2] == ("bar", "sync"):
                         self._arrive(at, mask)
                         break
-                    self._choose(mask)
                     self._execute(at, at + 1)
                     at += 1
                 if self._groups and min(self._groups) <= at:

@@ -55,7 +55,7 @@ class Machine:
         self.copies: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # see cp.async
         own = kernel.local | {name: offset for name, (offset, _) in kernel.parameters.items()}
         self._symbols = symbols | {name: OWN_START + offset for name, offset in own.items()}
-        self._registers = {name: self._fresh(kind) for name, kind in kernel.registers.items()}
+        self._registers = self._fresh(kernel.registers)
         thread = np.arange(self.lanes, dtype=np.uint32)
         block = (thread // threads).astype(np.uint32)
         self._special = {
@@ -68,11 +68,18 @@ class Machine:
             "%nctaid.y": np.uint32(grid[1]),
         }
 
-    def _fresh(self, kind: str) -> np.ndarray:
-        """A register that nothing was written to: NaN, or a number that makes addresses invalid."""
-        if kind == "pred":
-            return np.zeros(self.lanes, np.bool_)
-        return np.full(self.lanes * TYPES[kind].itemsize, 0xFF, np.uint8).view(f"u{TYPES[kind].itemsize}")
+    def _fresh(self, kinds: dict[str, str]) -> dict[str, np.ndarray]:
+        """Registers that nothing was written to: NaN, or numbers that make addresses invalid; predicates are false."""
+        found: dict[str, np.ndarray] = {}
+        sizes = {name: 0 if kind == "pred" else TYPES[kind].itemsize for name, kind in kinds.items()}
+        for size in set(sizes.values()):
+            names = [name for name, mine in sizes.items() if mine == size]
+            if size:
+                content = np.full((len(names), self.lanes * size), 0xFF, np.uint8).view(f"u{size}")
+            else:
+                content = np.zeros((len(names), self.lanes), np.bool_)
+            found |= zip(names, content, strict=True)
+        return found
 
     def width(self, operand: Operand) -> int:
         """Bytes of a register."""
@@ -97,6 +104,10 @@ class Machine:
         if text in self._symbols:
             return np.asarray(self._symbols[text], dtype)
         return literal(text, dtype)
+
+    def spread(self, operand: object, dtype: np.dtype) -> np.ndarray:
+        """Like `value`, with an element for each thread."""
+        return np.broadcast_to(self.value(operand, dtype), self.lanes)
 
     def addresses(self, address: object, dtype: np.dtype) -> Callable[[], np.ndarray]:
         """The address operand of each running thread."""

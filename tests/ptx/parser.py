@@ -5,10 +5,17 @@ The grammar is that of the PTX ISA (chapters 4 and 5), as far as the output of N
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 
+# Compiled here: programs have thousands of statements, and looking a pattern up takes longer than matching it.
 LABEL = re.compile(r"([$\w]+):")
+REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)", re.S)
+NUMBERED_REGISTERS = re.compile(r"\s*([%\w]+)<(\d+)>")
+LOCAL_ARRAY = re.compile(r"\.local\s+\.align\s+(\d+)\s+\.b8\s+(\w+)\[(\d+)\]")
+INSTRUCTION = re.compile(r"(?:@(!?)([%\w]+)\s+)?([\w.:]+)\s*(.*)", re.S)
+OPERANDS = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s|]+")
 
 
 class UnknownPtx(Exception):
@@ -20,6 +27,9 @@ class Operand:
     """A register, special register, symbol, label or literal."""
 
     text: str
+
+
+_operand = functools.cache(Operand)  # the same few names return throughout a program
 
 
 @dataclass(frozen=True)
@@ -152,9 +162,9 @@ def _read_body(kernel: Kernel, body: str) -> None:
 def _read_statement(kernel: Kernel, text: str, scopes: list[dict[str, str]]) -> None:
     if text.startswith(".pragma"):
         return
-    if declared := re.match(r"\.reg\s+\.(\w+)\s+(.*)", text, re.S):
+    if declared := REGISTERS.match(text):
         for name in declared[2].split(","):
-            many = re.match(r"\s*([%\w]+)<(\d+)>", name)
+            many = NUMBERED_REGISTERS.match(name)
             names = [f"{many[1]}{i}" for i in range(int(many[2]))] if many else [name.strip()]
             for one in names:
                 unique = f"{one}#{len(kernel.registers)}" if scopes else one
@@ -162,22 +172,22 @@ def _read_statement(kernel: Kernel, text: str, scopes: list[dict[str, str]]) -> 
                     scopes[-1][one] = unique
                 kernel.registers[unique] = declared[1]
         return
-    if local := re.match(r"\.local\s+\.align\s+(\d+)\s+\.b8\s+(\w+)\[(\d+)\]", text):
+    if local := LOCAL_ARRAY.match(text):
         start = -(-kernel.local_bytes // int(local[1])) * int(local[1])
         kernel.local[local[2]], kernel.local_bytes = start, start + int(local[3])
         return
     if text.startswith("."):
         raise UnknownPtx(text)
-    match = re.match(r"(?:@(!?)([%\w]+)\s+)?([\w.:]+)\s*(.*)", text, re.S)
+    match = INSTRUCTION.match(text)
     assert match, text
 
     def operand(name: str) -> Operand:
         for scope in reversed(scopes):
             name = scope.get(name, name)
-        return Operand(name)
+        return _operand(name)
 
     operands: list[Operand | Address | Vector] = []
-    for part in re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s|]+", match[4]):
+    for part in OPERANDS.findall(match[4]):
         if part.startswith("{"):
             operands.append(Vector(tuple(operand(one.strip()) for one in part[1:-1].split(","))))
         elif part.startswith("["):

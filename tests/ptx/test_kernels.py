@@ -77,7 +77,7 @@ def test_all_ops_pass_the_check_before_their_first_use(
     monkeypatch.setenv("EUGEN_PRECISION", precision)
     monkeypatch.delenv("EUGEN_BACKEND", raising=False)
     monkeypatch.setattr("eugen_nerf.ops.dispatch._native_cpu_problem", lambda: None)
-    with emulated(PtxDevice(architecture)):
+    with emulated(PtxDevice(architecture, blocks=8)):
         assert check_ops(CPU, "cpu") == []
 
 
