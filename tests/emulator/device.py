@@ -43,7 +43,9 @@ KERNELS = {
 }
 ORDERS = {"forwards": 0, "backwards": 1, "shuffled": 2}
 # Kernels are unrolled for registers that a CPU does not have; -O2 would take minutes.
-FLAGS = ("-std=c++17", "-O1", "-mf16c", "-fPIC", "-w")
+# Compiling takes longer than running, and -Og takes two thirds of the time of -O1. Several kernels with constants of the
+# same name are loaded into one process, so these must not be unique in it.
+FLAGS = ("-std=c++17", "-Og", "-mf16c", "-fPIC", "-w", "-fno-gnu-unique")
 
 
 class EmulationError(Exception):
