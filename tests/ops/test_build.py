@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -116,7 +117,7 @@ def test_a_compiler_that_fails_is_named_with_its_message(tmp_path: Path, monkeyp
     compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("EUGEN_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(build.BuildError, match="broken-c.. failed: .*error: out of ideas"):
+    with pytest.raises(build.BuildError, match=r"broken-c\+\+ failed: .*error: out of ideas"):
         first_use()
     assert not list((tmp_path / "cache").iterdir())
 
@@ -138,7 +139,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("EUGEN_CACHE", str(blocked / "cache"))
-    with pytest.raises(build.BuildError, match=str(blocked / "cache")):
+    with pytest.raises(build.BuildError, match=re.escape(str(blocked / "cache"))):
         first_use()
 
 
