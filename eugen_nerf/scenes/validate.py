@@ -25,6 +25,8 @@ MAX_PIXELS_PER_SIDE = 1_000_000
 
 def shorten(value: object, limit: int = 80) -> str:
     """One-line `repr` of a value for a message, cut to about `limit` characters."""
+    if isinstance(value, np.generic):
+        value = value.item()  # NumPy 2 would show its type too
     text = " ".join(repr(value).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
 

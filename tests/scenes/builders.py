@@ -77,7 +77,7 @@ def make_blender(root: Path, counts: dict[str, int] | None = None, *, alpha: boo
             pose[:, 3] -= MARKER
             image = root / split / f"r_{index}.png"
             image.parent.mkdir(parents=True, exist_ok=True)
-            pixels = np.full((64, 64, 4 if alpha else 3), 40 * index, dtype=np.uint8)
+            pixels = np.full((64, 64, 4 if alpha else 3), 40 * index % 256, dtype=np.uint8)
             Image.fromarray(pixels).save(image)
             frames.append({"file_path": f"./{split}/r_{index}", "transform_matrix": square(pose)})
         write_json(root / f"transforms_{split}.json", {"camera_angle_x": 0.8, "frames": frames})
