@@ -42,9 +42,9 @@ KERNELS = {
     "render.cu": ("render",),
 }
 ORDERS = {"forwards": 0, "backwards": 1, "shuffled": 2}
-# Kernels are unrolled for registers that a CPU does not have; -O2 would take minutes.
-# Compiling takes longer than running, and -Og takes two thirds of the time of -O1. Several programs with constants of
-# the same name are loaded into one process, so these must not be unique in it.
+# Kernels are unrolled for registers that a CPU does not have: compiling takes longer than running, minutes with -O2,
+# and with -Og two thirds of the time of -O1. Several programs with constants of the same name are loaded into one
+# process, so these must not be unique in it.
 FLAGS = ("-std=c++17", "-Og", "-mf16c", "-fPIC", "-w", "-fno-gnu-unique")
 
 

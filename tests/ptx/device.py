@@ -14,7 +14,7 @@ from tests.ptx.launch import launch
 from tests.ptx.parser import Program, parse
 
 
-@functools.lru_cache(maxsize=20)  # as many as check_ops needs; a program has thousands of objects
+@functools.lru_cache(maxsize=20)  # check_ops needs 12; a program has thousands of objects
 def _program(source: str, constants: tuple[str, ...], architecture: int, bug: Mutation | None) -> Program:
     if bug is None:
         compiled = nvrtc.compile_cached(source, architecture, constants, portable=True)

@@ -725,7 +725,7 @@ def _load_matrices(machine: Machine, parts: tuple[str, ...], operands: tuple[Any
 
 @functools.cache
 def _fragments(depth: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the elements of mma's matrices lie.
+    """Where the elements of mma's matrices lie, see `_multiply_matrices`.
 
     Returns:
         Of the elements of a and of b, the places of their halves, counted through registers, lanes and low and high; of

@@ -71,13 +71,12 @@ class Machine:
     def _fresh(self, kinds: dict[str, str]) -> dict[str, np.ndarray]:
         """Registers that nothing was written to: NaN, or numbers that make addresses invalid; predicates are false."""
         found: dict[str, np.ndarray] = {}
-        sizes = {name: 0 if kind == "pred" else TYPES[kind].itemsize for name, kind in kinds.items()}
-        for size in set(sizes.values()):
-            names = [name for name, mine in sizes.items() if mine == size]
-            if size:
-                content = np.full((len(names), self.lanes * size), 0xFF, np.uint8).view(f"u{size}")
-            else:
+        for kind in set(kinds.values()):
+            names, size = [name for name, mine in kinds.items() if mine == kind], TYPES[kind].itemsize
+            if kind == "pred":
                 content = np.zeros((len(names), self.lanes), np.bool_)
+            else:
+                content = np.full((len(names), self.lanes * size), 0xFF, np.uint8).view(f"u{size}")
             found |= zip(names, content, strict=True)
         return found
 

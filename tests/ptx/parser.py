@@ -5,7 +5,6 @@ The grammar is that of the PTX ISA (chapters 4 and 5), as far as the output of N
 
 from __future__ import annotations
 
-import functools
 import re
 from dataclasses import dataclass, field
 
@@ -27,9 +26,6 @@ class Operand:
     """A register, special register, symbol, label or literal."""
 
     text: str
-
-
-_operand = functools.cache(Operand)  # the same few names return throughout a program
 
 
 @dataclass(frozen=True)
@@ -184,7 +180,7 @@ def _read_statement(kernel: Kernel, text: str, scopes: list[dict[str, str]]) -> 
     def operand(name: str) -> Operand:
         for scope in reversed(scopes):
             name = scope.get(name, name)
-        return _operand(name)
+        return Operand(name)
 
     operands: list[Operand | Address | Vector] = []
     for part in OPERANDS.findall(match[4]):
