@@ -270,7 +270,7 @@ class EUGen(nn.Module):
         """
         if self.psi is not None:
             raise ValueError("EUGen: the output can be set only if g(W) is a learned parameter (psi=None)")
-        self._check_editable()
+        self._check_editable("weight", "bias")
         for name, own, given in (("weight", self.weight, weight), ("bias", self.bias, bias)):
             if own is not None and (given is None or given.shape != own.shape):
                 shape = None if given is None else list(given.shape)
@@ -296,7 +296,7 @@ class EUGen(nn.Module):
         """
         if self.psi is not None:
             raise ValueError("EUGen: features can be removed only if g(W) is a learned parameter (psi=None)")
-        self._check_editable()
+        self._check_editable("projections", "offsets", "weight")
         index = torch.arange(max(features, 0)) if isinstance(features, int) else torch.as_tensor(features)
         kinds = (torch.int64, torch.int32, torch.int16, torch.int8)  # uint8 may be meant as a mask
         positions = index.tolist() if index.dtype in kinds and index.dim() == 1 else []
@@ -310,8 +310,8 @@ class EUGen(nn.Module):
                 _resize(tensor, tensor.detach().index_select(1, where))
         self.num_features = len(index)
 
-    def _check_editable(self) -> None:
-        if is_parametrized(self):
+    def _check_editable(self, *names: str) -> None:
+        if any(is_parametrized(self, name) for name in names):
             raise ValueError("EUGen: parameters computed by torch.nn.utils.parametrize cannot be set or cut")
 
     def _combine(self, projected: Tensor) -> Tensor:

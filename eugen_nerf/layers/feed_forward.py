@@ -98,6 +98,7 @@ def feed_forward_layers(module: nn.Module, root: nn.Module) -> Iterator[FeedForw
 def named_pairs(module: nn.Module, activations: Mapping[str, str]) -> Iterator[FeedForward]:
     """Linear layers whose activation the caller has named."""
     taken: dict[tuple[nn.Module, str], str] = {}
+    named: dict[str, str] = {}  # by the path of the linear layer
     for pattern, name in activations.items():
         linears = [
             (path, child)
@@ -107,6 +108,11 @@ def named_pairs(module: nn.Module, activations: Mapping[str, str]) -> Iterator[F
         if not linears:
             raise ValueError(f"{pattern!r}, of activations, matches no torch.nn.Linear")
         for path, linear in linears:
+            if path in named:
+                if named[path] != name:
+                    raise ValueError(f"{path} is given two activations, {named[path]!r} and {name!r}")
+                continue
+            named[path] = name
             above, _, own = path.rpartition(".")
             parent = module.get_submodule(above)
             activation = getattr(parent, name, None)

@@ -131,8 +131,11 @@ def _of_sequential(network: nn.Sequential) -> Iterator[Unit]:
     children = list(_flattened(network))
     while children:
         layer = children.pop(0)
-        is_linear = isinstance(layer, nn.Linear | EUGen)
-        followed = is_linear and children and not any(True for _ in children[0].parameters())
+        following = children[0] if children else None
+        if isinstance(layer, nn.Linear):  # any module without parameters may be its activation
+            followed = following is not None and not any(True for _ in following.parameters())
+        else:  # `convert` leaves an identity behind an EUGen layer where the activation was
+            followed = isinstance(layer, EUGen | Dense) and isinstance(following, nn.Identity)
         yield Unit(layer, children.pop(0) if followed else None, False)
 
 
@@ -325,10 +328,13 @@ def _candidates(
     inputs = torch.cat([x for x, _ in pairs])
     if layer.norm:
         inputs = torch.cat([inputs, inputs.norm(dim=-1, keepdim=True)], dim=-1)
-    # Every column has equal weight, and projections have unit variance, whatever the scale of the inputs.
-    scale = inputs.std(dim=0, correction=0).clamp_min(1e-12 + 1e-6 * inputs.abs().max())
+    # Every column has equal weight, and projections have unit variance, whatever the scale of the inputs. A column that
+    # hardly varied has none: its weight would be so large that any later change of it would drown the others. For
+    # example, nerfacto's appearance embeddings are constant in evaluation and vary in training.
+    scale = inputs.std(dim=0, correction=0)
+    varies = scale > 1e-4 * scale.max()
     drawn = make_projection(options.rows, count, inputs.shape[1], generator=generator, dtype=like.dtype)
-    rows = drawn.to(like.device) / (scale * math.sqrt(inputs.shape[1]))
+    rows = torch.where(varies, drawn.to(like.device) / (scale * varies.sum().sqrt()), 0)
     picked = torch.randint(len(inputs), (count,), generator=generator).to(like.device)
     return rows, -(rows * inputs[picked]).sum(dim=1)
 

@@ -448,6 +448,10 @@ class TestNamedActivations:
             ({"blocks.*.fc9": "act"}, r"'blocks\.\*\.fc9', of activations, matches no torch\.nn\.Linear"),
             ({"blocks.*.fc1": "activation"}, r"blocks\.0\.fc1: the attribute 'activation' beside it does not exist"),
             ({"blocks.*.fc[12]": "act"}, r"blocks\.0\.fc1 and blocks\.0\.fc2 have the activation 'act' in common"),
+            (
+                {"blocks.*.fc1": "act", "blocks.0.*1": "gate"},
+                r"blocks\.0\.fc1 is given two activations, 'act' and 'gate'",
+            ),
         ],
     )
     def test_what_is_not_there(self, activations: dict[str, str], message: str) -> None:
@@ -456,6 +460,11 @@ class TestNamedActivations:
         with pytest.raises(ValueError, match=message):
             convert(model, PLAN, activations)
         assert str(model) == before
+
+    def test_patterns_that_name_a_pair_twice(self) -> None:
+        converted = convert(self.blocks(nn.GELU()), PLAN, {"blocks.*.fc1": "act", "*.fc1": "act"})
+        assert paths(converted) == ["blocks.0.fc1", "blocks.1.fc1", "head.0", "head.2"]
+        assert all(one.layer is converted.module.get_submodule(one.path) for one in converted.replaced)
 
     def test_hooks_of_the_activation_would_be_lost(self) -> None:
         with pytest.raises(ValueError, match="GELU has hooks, which would be lost"):

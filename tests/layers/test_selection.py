@@ -81,6 +81,14 @@ class TestKeep:
             with pytest.raises(ValueError, match=r"computed by torch\.nn\.utils\.parametrize cannot be set or cut"):
                 edit()
 
+    def test_other_parameters_may_be_computed(self) -> None:
+        layer = EUGen(6, 4, 5)
+        nn.utils.parametrizations.orthogonal(layer, "projections")
+        layer.set_output(torch.zeros(4, 5), torch.ones(4))
+        assert torch.equal(layer(inputs().float()), torch.ones(len(inputs()), 4))
+        with pytest.raises(ValueError, match="parametrize cannot be set or cut"):
+            layer.keep(3)
+
 
 @pytest.mark.parametrize(
     "options", [{"norm_first": False}, {}, {"order": 2}, {"order": 3, "shared": True, "phi": "identity"}], ids=str

@@ -159,6 +159,24 @@ class TestOptions:
         assert deviations.min() > 0.2
         assert deviations.max() < 3
 
+    @pytest.mark.parametrize("rows", ["gaussian", "orthogonal"])
+    @pytest.mark.parametrize("feature_bias", [True, False])
+    def test_inputs_that_were_constant_have_no_weight(self, rows: str, feature_bias: bool) -> None:
+        """Like nerfacto's embeddings, which vary in training but not in evaluation."""
+        network, x = teacher(6, 40, 3), normal(2000, 6)
+        x[:, 2], x[:, 4] = 1, 0
+        student = student_of(network, 20, feature_bias=feature_bias)
+        (fit,) = transfer_network(network, student, batches(x), TransferOptions(rows=rows))  # type: ignore[arg-type]
+        assert not student[0].projections[..., [2, 4]].any()
+        assert (x @ student[0].projections[0].T).std(dim=0).min() > 0.2
+        assert fit.explained > 0.5
+
+    def test_inputs_that_are_all_constant(self) -> None:
+        network, x = teacher(6, 40, 3), torch.ones(100, 6, dtype=F64)
+        student = student_of(network, 20)
+        transfer_network(network, student, batches(x), TransferOptions(rows="gaussian"))
+        torch.testing.assert_close(student(x), network(x))
+
     def test_training_a_layer_alone_improves_it(self) -> None:
         network, x = teacher(6, 40, 40, 3), normal(2000, 6)
         closed, trained = student_of(network, 8), student_of(network, 8)
@@ -311,6 +329,15 @@ def test_units_of_a_sequential() -> None:
         y = unit(x, y)
     assert [type(unit.layer) for unit in units(network)] == [nn.Linear, EUGen, nn.Linear]
     assert torch.equal(y, network(x))
+
+
+def test_units_of_a_converted_sequential_are_those_of_the_original() -> None:
+    original = nn.Sequential(Dense(3, 6), nn.Dropout(0.5), nn.Linear(6, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 2))
+    x = torch.randn(60, 3)
+    student = student_of(original, 6)
+    assert [type(unit.layer) for unit in units(student)] == [EUGen, nn.Dropout, EUGen, nn.Dropout, nn.Linear]
+    assert len(transfer_network(original, student, batches(x), TransferOptions(ridge=1e-9))) == 2
+    torch.testing.assert_close(student.eval()(x), original.eval()(x), rtol=1e-3, atol=1e-3)
 
 
 class TestRefusals:
