@@ -12,7 +12,7 @@ from rich.console import Console
 
 from eugen_nerf.bench.config import load_benchmark
 from eugen_nerf.bench.engines import Engine, LocalEngine
-from eugen_nerf.bench.folder import prepared_folder
+from eugen_nerf.bench.folder import REPORT, prepared_folder
 from eugen_nerf.bench.readme import update_readme
 from eugen_nerf.bench.report import publish, write_report
 from eugen_nerf.bench.runner import check_rows, run
@@ -109,7 +109,10 @@ def make_engine(options: Run) -> Engine:
 
 def report_command(options: Report, console: Console) -> int:
     """Run `eugen-bench report` and return the exit status."""
-    console.print(f"Report: {write_report(options.folder)}", markup=False, soft_wrap=True)
+    report = write_report(options.folder)
+    console.print(f"Report: {report}", markup=False, soft_wrap=True)
+    if report.name != REPORT:
+        console.print(f"{REPORT} is left as it is: its images are nowhere else.", soft_wrap=True)
     if options.publish is not None:
         publish(options.folder, options.publish)
         console.print(f"Published to {options.publish}", markup=False, soft_wrap=True)

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from eugen_nerf.bench.machine import describe_machine
 from eugen_nerf.bench.notes import machine_line
 from eugen_nerf.bench.statistics import middle, paired_ratio
@@ -46,7 +44,7 @@ def time_frames(
     total = sum(timed_frames) + WARM_UP * len(pipelines)
     done = 0
     warm_up = [0.0] * len(pipelines)
-    with torch.random.fork_rng():
+    with evaluation.forked_rng(pipelines[0].device):
         for turn in range(-WARM_UP, max(timed_frames)):
             for which in _order(turn, len(pipelines)):
                 if turn >= timed_frames[which]:
@@ -76,11 +74,12 @@ def measure_runs(load_configs: Sequence[Path], frames: int, command: str) -> tup
         A table, and a line describing the machine.
 
     Raises:
-        UserError: a run cannot be loaded, or `frames` is below 1.
+        UserError: a run cannot be loaded, the runs do not have the same test views, or `frames` is below 1.
     """
     if frames < 1:
         raise UserError(f"--frames must be at least 1, not {frames}.")
     pipelines = [load_run(path) for path in load_configs]
+    _check_same_views(load_configs, pipelines)
     folders = [path.absolute().parent for path in load_configs]
     names = [f"{folder.parent.name} {folder.name}" for folder in folders]
     timed = time_frames(pipelines, [frames] * len(pipelines))
@@ -101,6 +100,31 @@ def measure_runs(load_configs: Sequence[Path], frames: int, command: str) -> tup
         )
     columns = ("Run", "Frame time", "Middle 80 % of frames", "FPS", "Time ratio [95 %]")
     return Table(columns, tuple(rows)), machine_line(describe_machine(command))
+
+
+def _check_same_views(load_configs: Sequence[Path], pipelines: Sequence[Any]) -> None:
+    """Frames of different views, or of different sizes, have no ratio.
+
+    Raises:
+        UserError: the scenes, the photos of the test splits or the image sizes of two runs differ.
+    """
+    for path, pipeline in zip(load_configs, pipelines, strict=True):
+        for what, of in (("scene", _scene), ("test photos", evaluation.test_split), ("image sizes", _sizes)):
+            if of(pipeline) != of(pipelines[0]):
+                raise UserError(
+                    f"{path} and {load_configs[0]}: differ in their {what}, so their frame times cannot be compared. "
+                    "Measure them in separate calls."
+                )
+
+
+def _scene(pipeline: Any) -> Path:
+    data = Path(pipeline.datamanager.config.data).resolve()
+    return data.parent if data.suffix == ".json" else data
+
+
+def _sizes(pipeline: Any) -> list[tuple[int, int]]:
+    cameras = pipeline.datamanager.eval_dataset.cameras
+    return list(zip(cameras.width.flatten().tolist(), cameras.height.flatten().tolist(), strict=True))
 
 
 def _time_frame(pipeline: Any, turn: int) -> tuple[int, float]:

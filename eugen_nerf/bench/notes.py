@@ -25,6 +25,12 @@ def without_mean(benchmark: Benchmark, means: Sequence[MethodSummary]) -> list[s
     return [f"Without results on every scene: {', '.join(missing)}."] if missing else []
 
 
+def missing_scenes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
+    """A sentence on the scenes of the benchmark that have no results yet, if there are any."""
+    missing = [scene.name for scene in benchmark.scenes if scene.name not in {present.name for present in scenes}]
+    return [f"Without results yet: {', '.join(missing)}."] if missing else []
+
+
 def describe_machines(scenes: Sequence[SceneSummary]) -> list[str]:
     """A line for each combination of machine and versions in the records, with dates and commands."""
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -85,7 +91,7 @@ def notes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
             f"Only some test views were evaluated with {', '.join(partial)}, see the column Views; they are spread "
             "evenly over the split."
         )
-    if any(not scene.common_views for scene in scenes):
+    if any(not scene.common_views and scene.common_split for scene in scenes):
         lines.append(
             "Methods were evaluated on different numbers of views: compare them by the column for the common views."
         )
@@ -101,9 +107,14 @@ def notes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
 
 
 def doubts(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
-    """What the intervals of the time ratios leave out."""
+    """What the intervals of the time ratios leave out, and results that cannot be compared."""
     timed = [method for scene in scenes for method in scene.methods if method.timed_views > 0]
-    lines = []
+    lines = [
+        f"On {scene.name} the methods were tested on different photos, because their dataparsers split them "
+        "differently: their PSNR and frame times cannot be compared."
+        for scene in scenes
+        if not scene.common_split
+    ]
     if len({method.name for method in timed}) > 1 and len(benchmark.seeds) < FEW_SEEDS:
         trainings = "one training" if len(benchmark.seeds) == 1 else f"{len(benchmark.seeds)} trainings"
         lines.append(

@@ -13,7 +13,7 @@ from PIL import Image
 from eugen_nerf.bench import plots
 from eugen_nerf.bench.config import Benchmark
 from eugen_nerf.bench.jobs import TrainingJob
-from eugen_nerf.bench.notes import conditions, describe_machines, notes, without_mean
+from eugen_nerf.bench.notes import conditions, describe_machines, missing_scenes, notes, without_mean
 from eugen_nerf.bench.pictures import error_map, open_picture, outlined, telling_crop
 from eugen_nerf.bench.results import training_job
 from eugen_nerf.bench.statistics import pareto_front
@@ -71,7 +71,8 @@ def render(benchmark: Benchmark, scenes: Sequence[SceneSummary], rows: Rows, pic
         pictures: folder of the rendered test views.
     """
     styles = {method.name: number for number, method in enumerate(benchmark.methods)}
-    body = [f"<h1>{escape(benchmark.title)}</h1>", f"<p>{escape(' '.join(conditions(benchmark)))}</p>"]
+    sentences = [*conditions(benchmark), *missing_scenes(benchmark, scenes)]
+    body = [f"<h1>{escape(benchmark.title)}</h1>", f"<p>{escape(' '.join(sentences))}</p>"]
     body += [f'<p class="soft">Measured {_code(line)}</p>' for line in describe_machines(scenes)]
     body += [f'<p class="failed">Frame times failed: {escape(message)}</p>' for message in rows.failed_frames]
     if len(scenes) > 1:

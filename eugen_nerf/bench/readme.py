@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eugen_nerf.bench.folder import read_benchmark
-from eugen_nerf.bench.notes import conditions, describe_machines, doubts
+from eugen_nerf.bench.notes import conditions, describe_machines, doubts, missing_scenes, without_mean
 from eugen_nerf.bench.results import ResultStore
 from eugen_nerf.bench.summary import mean_over_scenes, summarize
 from eugen_nerf.bench.tables import chosen, method_table
@@ -70,9 +70,10 @@ def _section(folder: Path) -> str:
         raise UserError(f"{folder}: holds no results yet.")
     methods = scenes[0].methods if len(scenes) == 1 else mean_over_scenes(scenes)
     where = scenes[0].name if len(scenes) == 1 else f"mean of {len(scenes)} scenes"
+    gaps = [*missing_scenes(benchmark, scenes), *(without_mean(benchmark, methods) if len(scenes) > 1 else [])]
     if not methods:
         raise UserError(f"{folder}: no method has results on every scene yet, so there is no mean to show.")
     table = chosen(method_table(methods), SHOWN).markdown()
     measured = " ".join(f"Measured {line}" for line in describe_machines(scenes))
-    text = " ".join([*conditions(benchmark), measured, *doubts(benchmark, scenes)])
+    text = " ".join([*conditions(benchmark), *gaps, measured, *doubts(benchmark, scenes)])
     return f"**{benchmark.title}** ({where}). {text}\n\n{table}"

@@ -11,7 +11,7 @@ from eugen_nerf.bench import page
 from eugen_nerf.bench.config import Benchmark
 from eugen_nerf.bench.folder import CONFIG, REPORT, TABLES, read_benchmark
 from eugen_nerf.bench.jobs import write_json
-from eugen_nerf.bench.notes import conditions, describe_machines, notes, without_mean
+from eugen_nerf.bench.notes import conditions, describe_machines, missing_scenes, notes, without_mean
 from eugen_nerf.bench.results import RESULTS, ResultStore
 from eugen_nerf.bench.summary import Rows, SceneSummary, collect, mean_over_scenes, summarize
 from eugen_nerf.bench.tables import method_tables
@@ -22,8 +22,10 @@ from eugen_nerf.files import replace_file, replace_text
 def write_report(folder: Path) -> Path:
     """Write report.html, which needs no other file, and results.md to the folder of the results.
 
+    The report.html of a published folder is kept, because the images in it are nowhere else.
+
     Returns:
-        The path of report.html.
+        The path of report.html, or of results.md if the former is kept.
 
     Raises:
         UserError: the folder has no results, or cannot be written.
@@ -34,14 +36,18 @@ def write_report(folder: Path) -> Path:
     if not scenes:
         raise UserError(f"{folder}: holds no results yet.")
     rows = collect(benchmark, store)
-    html = page.render(benchmark, scenes, rows, folder / "pictures")
+    pictures = folder / "pictures"
+    listed = any(record.result.values.get("pictures") for record in rows.trainings.values())
+    kept = listed and not pictures.exists() and (folder / REPORT).exists()
+    html = page.render(benchmark, scenes, rows, pictures)
     markdown = render_markdown(benchmark, scenes, rows)
     try:
         replace_text(folder / TABLES, markdown)
-        replace_text(folder / REPORT, html)
+        if not kept:
+            replace_text(folder / REPORT, html)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
-    return folder / REPORT
+    return folder / (TABLES if kept else REPORT)
 
 
 def publish(folder: Path, destination: Path) -> None:
@@ -100,7 +106,7 @@ def _check_destination(folder: Path, benchmark: Benchmark, destination: Path) ->
 
 def render_markdown(benchmark: Benchmark, scenes: Sequence[SceneSummary], rows: Rows) -> str:
     """The tables as Markdown."""
-    parts = [f"# {benchmark.title}", " ".join(conditions(benchmark))]
+    parts = [f"# {benchmark.title}", " ".join([*conditions(benchmark), *missing_scenes(benchmark, scenes)])]
     parts += [f"Measured {line}" for line in describe_machines(scenes)]
     parts += [f"Frame times failed: {message}" for message in rows.failed_frames]
     if len(scenes) > 1:

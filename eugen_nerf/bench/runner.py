@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shlex
 import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from eugen_nerf.bench.config import Benchmark
 from eugen_nerf.bench.engines import Engine
 from eugen_nerf.bench.jobs import Job, Result, TrainingJob
 from eugen_nerf.bench.progress import Display
-from eugen_nerf.bench.results import ResultStore, finished_records, frames_jobs
+from eugen_nerf.bench.results import Record, ResultStore, finished_records, frames_jobs
+from eugen_nerf.bench.scene_files import camera_fingerprint
 from eugen_nerf.bench.schema import from_mapping
 from eugen_nerf.errors import UserError
 
@@ -90,6 +92,7 @@ class _Runner:
     def run(self, benchmark: Benchmark) -> Outcome:
         trainings = jobs.training_jobs(benchmark)
         done = finished_records(self.store)
+        _check_cameras(trainings, done, self.store.folder)
         open_trainings = [job for job in trainings if job.digest not in done]
         if len(open_trainings) < len(trainings):
             kept = len(trainings) - len(open_trainings)
@@ -158,6 +161,23 @@ class _Runner:
             display.finish(job.label, f"FAILED: {result.message} See {folder / 'log.txt'}", "bold red")
         else:
             display.finish(job.label, _summary(job, result))
+
+
+def _check_cameras(trainings: Sequence[TrainingJob], done: Mapping[str, Record], folder: Path) -> None:
+    """Refuse to continue with other data than that of the finished trainings.
+
+    Raises:
+        UserError: the files with a scene's cameras have changed, or its path is that of another scene with that name.
+    """
+    now = functools.cache(camera_fingerprint)
+    for job in trainings:
+        record = done.get(job.digest)
+        before = None if record is None else record.result.values.get("cameras")
+        if before is not None and now(Path(job.scene_path)) not in (None, before):
+            raise UserError(
+                f"{job.scene_path}: its cameras are not those that the finished trainings in {folder} had. Give the "
+                "scene another `name` to train on it anew, or choose another folder with --out."
+            )
 
 
 def _progress(folder: Path) -> jobs.Progress:

@@ -44,6 +44,8 @@ class MethodSummary:
     """Number of test views of the scene."""
     picture_size: tuple[int, int] | None = None
     """Width and height of the first test view; None for old records without it."""
+    test_split: str | None = None
+    """Identifies the photos of the test split (see `evaluation.test_split`); None for old records without it."""
     rows: int = 0
     """Number of finished trainings in this line."""
     planned: int = 0
@@ -65,8 +67,13 @@ class SceneSummary:
 
     @property
     def common_views(self) -> bool:
-        """Whether all methods were evaluated on the same views."""
+        """Whether all methods were evaluated on equally many views."""
         return len({method.evaluated for method in self.methods if method.rows}) <= 1
+
+    @property
+    def common_split(self) -> bool:
+        """Whether the photos of the test split are the same for all methods. Otherwise nothing can be compared."""
+        return len({method.test_split for method in self.methods} - {None}) <= 1
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,9 @@ def _methods(benchmark: Benchmark, rows: Rows, scene: str) -> tuple[MethodSummar
     common = (
         set.intersection(*({row["view"] for row in values["views"]} for values in done.values())) if done else set()
     )
+    splits = {values["test_split"] for values in done.values() if "test_split" in values}
+    if len(splits) > 1:
+        common = set()
     timings = {seed: record.result.values["frames"] for (name, seed), record in rows.frames.items() if name == scene}
     summaries = []
     for method in benchmark.methods:
@@ -141,7 +151,7 @@ def _methods(benchmark: Benchmark, rows: Rows, scene: str) -> tuple[MethodSummar
                 values={name: _mean([entry[name] for entry in values]) for name in AVERAGED},
                 psnr_spread=float(np.std([entry["psnr"] for entry in values], ddof=1)) if len(values) > 1 else None,
                 frame=_frame(timings, method.name),
-                ratio=_ratio(timings, method.name, benchmark.methods[0].name),
+                ratio=_ratio(timings, method.name, benchmark.methods[0].name) if len(splits) <= 1 else None,
                 reach=_reach(benchmark.target_psnr, values),
                 reached={target: len(_times_to(target, values)) for target in benchmark.target_psnr},
                 psnr_common=_common_psnr(values, common),
@@ -149,6 +159,7 @@ def _methods(benchmark: Benchmark, rows: Rows, scene: str) -> tuple[MethodSummar
                 evaluated=len(values[0]["views"]) if values else 0,
                 available=values[0]["num_test_views"] if values else 0,
                 picture_size=_picture_size(values),
+                test_split=next((entry["test_split"] for entry in values if "test_split" in entry), None),
                 rows=len(values),
                 planned=len(benchmark.seeds),
                 failures=tuple(failures),

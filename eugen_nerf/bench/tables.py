@@ -45,9 +45,10 @@ def format_seconds(value: float | None) -> str:
     """Format a duration with three significant digits."""
     if value is None:
         return MISSING
-    if value < 1:
+    # Three digits of what is a bit less than 1000 would be 1e+03.
+    if value < 0.9995:
         return f"{1000 * value:.3g} ms"
-    if value < 1000:
+    if value < 999.5:
         return f"{value:.3g} s"
     return f"{value / 60:.1f} min" if value < 6000 else f"{value / 3600:.2f} h"
 

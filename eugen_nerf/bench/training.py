@@ -19,6 +19,7 @@ from eugen_nerf.bench.counting import count
 from eugen_nerf.bench.jobs import Progress, TrainingJob
 from eugen_nerf.bench.machine import peak_memory
 from eugen_nerf.bench.methods import row_config
+from eugen_nerf.bench.scene_files import camera_fingerprint
 from eugen_nerf.plugin import evaluation
 from eugen_nerf.plugin.compat import without_nerfstudio_lpips
 from eugen_nerf.plugin.pipeline import SampleBudgetPipeline
@@ -199,6 +200,8 @@ def train_and_evaluate(job: TrainingJob, out: Path, report: Callable[[Progress],
         "curve_views": monitor.views,
         "views": rows,
         "num_test_views": len(order),
+        "test_split": evaluation.test_split(trainer.pipeline),
+        "cameras": camera_fingerprint(Path(job.scene_path)),
         **{metric: evaluation.mean(rows, metric) for metric in ("psnr", "ssim", "lpips")},
         "pictures": [row["view"] for row in rows[: job.pictures]],
         "picture_size": [int(camera.width), int(camera.height)],

@@ -23,7 +23,7 @@ AVERAGED = (
     "peak_device_bytes",
 )
 
-# Values that are read from a record. Values that older records lack (picture_size) are not listed.
+# Values that are read from a record. Those that older records lack (picture_size, test_split, cameras) are not listed.
 TRAINING: dict[str, Any] = {
     **dict.fromkeys(AVERAGED, float | None),
     "psnr": float,

@@ -12,6 +12,7 @@ from eugen_nerf.export.tables import StoredTable, folded, half_precision, quanti
 from eugen_nerf.field import HashGrid
 from eugen_nerf.ops import HashGridLayout
 from eugen_nerf.optim import BETAS, MaskedAdam
+from eugen_nerf.plugin.evaluation import forked_rng
 from eugen_nerf.plugin.runs import fixed_image_order
 
 REFIT_STEPS = 300
@@ -92,7 +93,7 @@ def _train(pipeline: Any, steps: int) -> None:
     ]
     schedules = [torch.optim.lr_scheduler.LinearLR(o, 1.0, FINAL_PART, max(steps, 1)) for o in optimizers]
     pipeline.train()
-    with torch.random.fork_rng(), fixed_image_order():
+    with forked_rng(pipeline.device), fixed_image_order():
         torch.manual_seed(0)
         for step in range(steps):
             _, losses, _ = pipeline.get_train_loss_dict(step)

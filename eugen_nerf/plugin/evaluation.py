@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,13 +115,19 @@ def _shown(outputs: dict[str, Tensor]) -> Tensor:
     return outputs["rgb"] if "rgb" in outputs else outputs["rgb_fine"]
 
 
+def forked_rng(device: torch.device | str) -> AbstractContextManager[None]:
+    """Restore the random state of the CPU and of this device at the end. By default torch asks all GPUs, and warns."""
+    device = torch.device(device)
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
 @contextmanager
 def evaluating(pipeline: Any) -> Iterator[None]:
     """Evaluation mode. Training continues afterwards with the random numbers it would have used otherwise."""
     was_training = pipeline.training
     pipeline.eval()
     try:
-        with torch.random.fork_rng(), torch.no_grad():
+        with forked_rng(pipeline.device), torch.no_grad():
             yield
     finally:
         pipeline.train(was_training)
@@ -129,6 +136,15 @@ def evaluating(pipeline: Any) -> Iterator[None]:
 def num_test_views(pipeline: Any) -> int:
     """Size of the split that the pipeline evaluates on."""
     return len(pipeline.datamanager.eval_dataset)
+
+
+def test_split(pipeline: Any) -> str:
+    """Identify the photos that the pipeline evaluates on, and their order.
+
+    The folders and endings of their names are ignored, because dataparsers keep downscaled copies under other ones.
+    """
+    names = [Path(file).stem for file in pipeline.datamanager.eval_dataset.image_filenames]
+    return hashlib.sha256("\0".join(names).encode("utf8", "surrogateescape")).hexdigest()[:16]
 
 
 def check_held_out(pipeline: Any) -> None:

@@ -103,6 +103,7 @@ def transfer(options: Transfer, console: Console) -> Outcome:
     from eugen_nerf.layers import ACTIVATIONS, ConversionPlan
     from eugen_nerf.layers.transfer import TransferOptions
     from eugen_nerf.plugin import recording
+    from eugen_nerf.plugin.evaluation import forked_rng
     from eugen_nerf.transfer import new_run, student
     from eugen_nerf.transfer.teacher import load_teacher
 
@@ -121,7 +122,7 @@ def transfer(options: Transfer, console: Console) -> Outcome:
     except ValueError as error:
         raise UserError(f"{error}.") from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with torch.random.fork_rng():
+    with forked_rng(device):
         torch.manual_seed(options.seed)
         with redirect_stdout(sys.stderr):  # nerfstudio's reports while it loads
             teacher = load_teacher(options.load_config, device)

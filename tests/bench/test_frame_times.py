@@ -133,6 +133,31 @@ def test_a_run_has_its_name_inside_its_folder_too(finished: Any, monkeypatch: py
     assert table.rows[0][0] == f"eugen-nerf {Path.cwd().name}"
 
 
+@pytest.mark.parametrize(
+    ("what", "changed"),
+    [
+        ("scene", {"datamanager": {"data": Path("/elsewhere/ball")}}),
+        ("test photos", {"eval_dataset": {"image_filenames": [Path("r_7.png")]}}),
+        ("image sizes", {"cameras": {"width": torch.tensor([[7]])}}),
+    ],
+)
+def test_runs_whose_views_differ_have_no_ratio(
+    monkeypatch: pytest.MonkeyPatch, what: str, changed: dict[str, dict[str, Any]]
+) -> None:
+    def run(path: Path) -> Any:
+        other = changed if path.name == "b.yml" else {}
+        cameras = {"width": torch.tensor([[8]]), "height": torch.tensor([[8]]), **other.get("cameras", {})}
+        dataset = {"image_filenames": [Path("images_2/r_0.png")], **other.get("eval_dataset", {})}
+        manager = SimpleNamespace(eval_dataset=SimpleNamespace(**dataset, cameras=SimpleNamespace(**cameras)))
+        manager.config = SimpleNamespace(**{"data": Path("/data/ball"), **other.get("datamanager", {})})
+        return SimpleNamespace(datamanager=manager)
+
+    monkeypatch.setattr(frame_times, "load_run", run)
+    message = rf"b\.yml and a\.yml: differ in their {what}, so their frame times cannot be compared"
+    with pytest.raises(UserError, match=message):
+        measure_runs([Path("a.yml"), Path("b.yml")], 1, "")
+
+
 def test_at_least_one_frame(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--frames must be at least 1, not 0"):
         measure_runs([tmp_path / "config.yml"], 0, "")

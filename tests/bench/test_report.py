@@ -216,6 +216,17 @@ def test_pictures_of_different_sizes_are_said_to_be_so(finished: Any, tmp_path: 
     assert "differ in size" not in write_report(store.folder).read_text("utf8")
 
 
+def test_images_of_a_published_report_are_kept(finished: Any, tmp_path: Path) -> None:
+    write_report(finished[1].folder)
+    publish(finished[1].folder, tmp_path)
+    before = (tmp_path / "report.html").read_bytes()
+    assert b"<img " in before
+    (tmp_path / "results.md").unlink()
+    assert write_report(tmp_path).name == "results.md"
+    assert (tmp_path / "report.html").read_bytes() == before
+    assert (tmp_path / "results.md").read_text() == (finished[1].folder / "results.md").read_text()
+
+
 def test_readme_tables_come_from_published_results(finished: Any, tmp_path: Path) -> None:
     write_report(finished[1].folder)
     publish(finished[1].folder, tmp_path / "results")

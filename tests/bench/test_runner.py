@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from eugen_nerf.bench.jobs import Result, TrainingJob, read_json, write_json
 from eugen_nerf.bench.methods import row_config
 from eugen_nerf.bench.results import ResultStore, frames_job, frames_jobs, training_job
 from eugen_nerf.bench.runner import Outcome, check_rows
+from eugen_nerf.bench.scene_files import camera_fingerprint
 from eugen_nerf.bench.schema import from_mapping
 from eugen_nerf.errors import UserError
 from tests.bench.conftest import InProcessEngine, WriteConfig, done
@@ -77,6 +79,11 @@ def test_values_of_a_row(finished: Finished, ball_scene: Path) -> None:
     assert values["curve"][0]["seconds"] < values["curve"][1]["seconds"] == values["training_seconds"]
     assert values["psnr"] == pytest.approx(sum(row["psnr"] for row in values["views"]) / 2)
     assert values["num_test_views"] == len(values["views"]) == 2
+    assert (
+        len({record.result.values["test_split"] for record in store.read() if "test_split" in record.result.values})
+        == 1
+    )
+    assert values["cameras"] == camera_fingerprint(ball_scene)
     assert values["rays_per_second"] > 0
     assert values["merged_network_parameters"] < values["stored_parameters"]
     assert values["peak_resident_bytes"] > 10**7
@@ -115,6 +122,30 @@ def test_resuming_does_what_is_missing_only(small_data: dict[str, Any], tmp_path
     grown = ScriptedEngine(invented)
     assert runner.run(more, store, grown, quiet) == Outcome(finished=6, failed=0)
     assert grown.folders == ["ball-MLP-seed-1", "ball-EUGen-seed-1", "ball-frames-seed-1"]
+
+
+def test_other_data_under_the_same_name_is_not_continued(
+    small_data: dict[str, Any], ball_scene: Path, tmp_path: Path, quiet: Console
+) -> None:
+    first, second = tmp_path / "1" / "ball", tmp_path / "2" / "ball"
+    for folder in (first, second):
+        shutil.copytree(ball_scene, folder)
+
+    def benchmark(scene: Path, **changes: Any) -> Any:
+        path = tmp_path / "x.yaml"
+        path.write_text(yaml.safe_dump({**small_data, "scenes": [{"path": str(scene), "name": "ball", **changes}]}))
+        return load_benchmark(path)
+
+    store = prepare_folder(tmp_path / "out", benchmark(first))
+    cameras = {"cameras": camera_fingerprint(first)}
+    engine = ScriptedEngine(lambda name: Result("done", values={**invented(name).values, **cameras}))
+    trained = runner.run(benchmark(first), store, engine, quiet)
+    assert runner.run(benchmark(second), store, engine, quiet) == trained  # moved or copied: the same data
+    listing = second / "transforms_train.json"
+    listing.write_text(listing.read_text().replace("0.7", "0.8", 1))
+    with pytest.raises(UserError, match=r"2/ball: its cameras are not those that the finished trainings in .*out had"):
+        runner.run(benchmark(second), store, engine, quiet)
+    assert runner.run(benchmark(second, name="new"), store, engine, quiet).failed == 0
 
 
 def test_a_file_that_is_changed_and_changed_back_has_its_own_runs_again(

@@ -10,6 +10,7 @@ import pytest
 
 from eugen_nerf.bench.config import Benchmark, Budget, MethodEntry, SceneEntry
 from eugen_nerf.bench.jobs import FramesJob, Result, TrainingJob, training_jobs
+from eugen_nerf.bench.notes import doubts, missing_scenes
 from eugen_nerf.bench.results import ResultStore, frames_jobs
 from eugen_nerf.bench.summary import AVERAGED, MethodSummary, collect, mean_over_scenes, summarize
 from eugen_nerf.bench.tables import Table, chosen, format_seconds, method_table, method_tables, transposed
@@ -80,6 +81,30 @@ def test_lines_of_a_scene(store: ResultStore) -> None:
     assert b.methods[1].failures == ("out of luck",)
     assert b.methods[1].rows == 1
     assert b.methods[0].frame is None
+
+
+def test_methods_with_other_test_photos_are_not_compared(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    benchmark = dataclasses.replace(BENCHMARK, scenes=BENCHMARK.scenes[:1], seeds=(0,))
+    e, m = training_jobs(benchmark)
+    store.append(e, training(20, test_split="a"))
+    for split, comparable in (("b", False), ("a", True)):
+        store.append(m, training(21, test_split=split))
+        job = timing([e, m])
+        store.append(job, frames(job, {"E": [1.0] * 3, "M": [2.0] * 3}))
+        (scene,) = summarize(benchmark, store)
+        assert scene.common_split is comparable
+        assert (scene.methods[1].ratio is not None) is comparable
+        assert (scene.methods[1].psnr_common is not None) is comparable
+        sentence = "On a the methods were tested on different photos"
+        assert any(text.startswith(sentence) for text in doubts(benchmark, [scene])) is not comparable
+
+
+def test_scenes_without_results_are_named(store: ResultStore) -> None:
+    scenes = summarize(BENCHMARK, store)
+    assert missing_scenes(BENCHMARK, scenes) == []
+    more = dataclasses.replace(BENCHMARK, scenes=(*BENCHMARK.scenes, SceneEntry("/data/c", "c")))
+    assert missing_scenes(more, scenes) == ["Without results yet: c."]
 
 
 def test_mean_over_scenes(store: ResultStore) -> None:
@@ -229,7 +254,16 @@ def test_table_shapes() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "–"), (0.01234, "12.3 ms"), (2.5, "2.5 s"), (300.2, "300 s"), (1500, "25.0 min"), (7200, "2.00 h")],
+    [
+        (None, "–"),
+        (0.01234, "12.3 ms"),
+        (0.9996, "1 s"),
+        (2.5, "2.5 s"),
+        (300.2, "300 s"),
+        (999.6, "16.7 min"),
+        (1500, "25.0 min"),
+        (7200, "2.00 h"),
+    ],
 )
 def test_durations(value: float | None, text: str) -> None:
     assert format_seconds(value) == text
