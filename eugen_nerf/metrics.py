@@ -19,6 +19,9 @@ from eugen_nerf.errors import UserError
 
 ALEXNET_MIN_SIDE = 63  # AlexNet's last pooling has no output for smaller images
 SSIM_MIN_SIDE = 6  # half of the 11-pixel window is mirrored at each edge
+SSIM_MARGIN = 5  # rows that the window reaches beyond a pixel
+# Pixels that SSIM is computed for at once: on a CPU, torch's convolution of doubles takes 5 kB for each.
+SSIM_PIXELS = 1 << 15
 TOO_SMALL = f"Small images lack metrics: LPIPS needs {ALEXNET_MIN_SIDE} pixels per side, SSIM {SSIM_MIN_SIDE} pixels."
 
 
@@ -80,10 +83,18 @@ def ssim(prediction: Tensor, truth: Tensor) -> float | None:
     _check_stored(prediction, truth)
     if min(prediction.shape[:2]) < SSIM_MIN_SIDE:
         return None
-    first, second = (image.double().div(255).permute(2, 0, 1)[None] for image in (prediction, truth))
-    value = structural_similarity_index_measure(first, second, data_range=1.0)
-    assert isinstance(value, Tensor)
-    return float(value)
+    height, width = prediction.shape[:2]
+    rows = max(SSIM_MARGIN, SSIM_PIXELS // width)
+    total = 0.0
+    for top in range(0, height, rows):
+        # Rows near the edges of a strip would see it mirrored; only those near the edges of the image are meant to.
+        bottom, low = min(top + rows, height), max(top - SSIM_MARGIN, 0)
+        strips = (
+            image[low : bottom + SSIM_MARGIN].double().div(255).permute(2, 0, 1)[None] for image in (prediction, truth)
+        )
+        _, values = structural_similarity_index_measure(*strips, data_range=1.0, return_full_image=True)
+        total += float(values[:, :, top - low : bottom - low].sum())
+    return total / prediction.numel()
 
 
 @contextmanager

@@ -117,9 +117,9 @@ class Renderer:
         Args:
             origins, directions: [R, 3], directions of unit length.
             near, far: [R] or [R, 1], or one number for all: narrower limits of the rays (a crop box), world units.
-                `near` is raised to the renderer's near, except where `far` is at most twice the renderer's near:
-                ns-export samples such short ranges around a surface, without a camera whose surroundings would have
-                to be skipped.
+                `near` is raised to the renderer's near, except where all rays begin at 0 and end at the same distance,
+                at most twice the renderer's near: so ns-export samples short ranges around a surface, without a camera
+                whose surroundings would have to be skipped.
 
         Raises:
             ValueError: a tensor has the wrong shape, or its dtype is not that of the field's parameters.
@@ -132,8 +132,12 @@ class Renderer:
             near = default_near
         else:
             near = _one_per_ray("near", near, origins)
-            short = torch.zeros_like(near, dtype=torch.bool) if far is None else far <= 2 * default_near
-            near = torch.where(short, near.clamp_min(0), torch.maximum(near, default_near))
+            raised = torch.maximum(near, default_near)
+            if far is None:
+                near = raised
+            else:
+                around_surface = (near == 0).all() & (far == far[:1]).all() & (far <= 2 * default_near)
+                near = torch.where(around_surface, near, raised)
         far = default_far if far is None else torch.minimum(far, default_far)
         with torch.no_grad():
             color, alpha, depth, count = ops.render(

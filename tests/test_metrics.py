@@ -6,11 +6,14 @@ import math
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
 
+from eugen_nerf import metrics
 from eugen_nerf.errors import UserError
 from eugen_nerf.metrics import ALEXNET_MIN_SIDE, SSIM_MIN_SIDE, Lpips, image_metrics, psnr, ssim, to_uint8
 
@@ -45,6 +48,27 @@ def test_psnr_of_black_and_white() -> None:
 def test_ssim_of_equal_images_is_one() -> None:
     image = to_uint8(picture(24))
     assert ssim(image, image) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("height", [6, 11, 32, 37])
+def test_ssim_in_strips_is_that_of_the_whole_image(height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randint(256, (height, 20, 3), dtype=torch.uint8, generator=generator) for _ in range(2))
+    second = (first.double() * 0.7 + second.double() * 0.3).to(torch.uint8)
+    whole = [image.double().div(255).permute(2, 0, 1)[None] for image in (first, second)]
+    expected = float(structural_similarity_index_measure(*whole, data_range=1.0))  # type: ignore[arg-type]
+    assert ssim(first, second) == pytest.approx(expected, rel=1e-12)
+    sizes = []
+
+    def measure(*images: torch.Tensor, **options: Any) -> Any:
+        sizes.append(images[0].numel() // 3)
+        return structural_similarity_index_measure(*images, **options)
+
+    monkeypatch.setattr(metrics, "structural_similarity_index_measure", measure)
+    monkeypatch.setattr(metrics, "SSIM_PIXELS", 20 * 8)
+    assert ssim(first, second) == pytest.approx(expected, rel=1e-12)
+    assert len(sizes) == -(-height // 8)
+    assert max(sizes) <= 20 * (8 + 2 * 5)
 
 
 def test_ssim_of_constant_images() -> None:

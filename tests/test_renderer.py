@@ -144,6 +144,15 @@ def test_a_surface_is_seen_from_right_in_front_of_it(length: float) -> None:
     assert out.alpha.item() == pytest.approx(1, abs=1e-3)
 
 
+def test_rays_that_leave_a_crop_box_soon_keep_the_near_limit() -> None:
+    """Around a camera inside the box, which a forward-facing scene was not trained on."""
+    medium = renderer(uniform(1.0), near=0.9, far=10.0)
+    far = torch.tensor([0.8, 1.2, 1.5], dtype=torch.float64)
+    out = medium.render(*along_x([0.0, 0.0, 0.0], x=-0.5), torch.zeros_like(far), far)
+    expected = 1 - torch.exp(-(far - 0.9).clamp_min(0))
+    torch.testing.assert_close(out.alpha, expected, rtol=0, atol=0.01)  # a step is 1/64
+
+
 def test_early_termination_changes_less_than_its_threshold() -> None:
     medium = renderer(uniform(30.0))
     stopped = medium.render(*along_x([0.0]))

@@ -30,7 +30,9 @@ def allow_numpy_scalars_in_checkpoints() -> None:
     nerfstudio's learning-rate schedulers leave numpy scalars in the optimizer state.
     """
     scalar: Any = np.float64(0).__reduce__()[0]
-    torch.serialization.add_safe_globals([scalar, np.dtype, np.float64, type(np.dtype(np.float64))])
+    # By the names that NumPy 1 and NumPy 2 write, whichever is installed here.
+    by_name = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    torch.serialization.add_safe_globals([*by_name, np.dtype, np.float64, type(np.dtype(np.float64))])
 
 
 def print_user_errors_without_traceback() -> None:

@@ -127,7 +127,7 @@ class ConvertedModelConfig:
             UserError: the plan does not fit the model.
         """
         config: Any = self
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # it is built on the CPU
             model = config.setup(scene_box=SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3])), num_train_data=1)
         description: str = model.conversion
         return description

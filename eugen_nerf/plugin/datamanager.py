@@ -17,7 +17,11 @@ from nerfstudio.data.datamanagers.base_datamanager import (
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.pixel_samplers import PixelSampler
-from nerfstudio.data.utils.dataloaders import CacheDataloader
+from nerfstudio.data.utils.dataloaders import (
+    CacheDataloader,
+    FixedIndicesEvalDataloader,
+    RandIndicesEvalDataloader,
+)
 from nerfstudio.model_components.ray_generators import RayGenerator
 from nerfstudio.utils.colors import get_color
 from PIL import Image
@@ -172,15 +176,8 @@ class SceneDataManager(VanillaDataManager[SceneDataset]):
         with_alpha = copy.copy(self.train_dataset)
         with_alpha.set_background(None)
         config = self.config
-        self.train_image_dataloader = CacheDataloader(
-            StoredPixels(with_alpha),
-            num_images_to_sample_from=config.train_num_images_to_sample_from,
-            num_times_to_repeat_images=config.train_num_times_to_repeat_images,
-            device=self.device,
-            num_workers=self.world_size * 4,
-            pin_memory=True,
-            collate_fn=config.collate_fn,
-            exclude_batch_keys_from_device=self.exclude_batch_keys_from_device,
+        self.train_image_dataloader = self._cached(
+            with_alpha, config.train_num_images_to_sample_from, config.train_num_times_to_repeat_images
         )
         self.iter_train_image_dataloader = iter(self.train_image_dataloader)
         self.train_pixel_sampler = self._get_pixel_sampler(self.train_dataset, config.train_num_rays_per_batch)
@@ -196,6 +193,33 @@ class SceneDataManager(VanillaDataManager[SceneDataset]):
         same_images = config.train_num_images_to_sample_from == -1
         steps = config.steps_drawn_at_once if independent and same_images else 1
         self._drawn_ahead = DrawnAhead(self._draw, steps)
+
+    def setup_eval(self) -> None:
+        config, dataset = self.config, self.eval_dataset
+        self.eval_image_dataloader = self._cached(
+            dataset, config.eval_num_images_to_sample_from, config.eval_num_times_to_repeat_images
+        )
+        self.iter_eval_image_dataloader = iter(self.eval_image_dataloader)
+        self.eval_pixel_sampler = self._get_pixel_sampler(dataset, config.eval_num_rays_per_batch)
+        self.eval_ray_generator = RayGenerator(dataset.cameras.to(self.device))
+        workers = self.world_size * 4
+        self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(
+            dataset, device=self.device, num_workers=workers
+        )
+        self.eval_dataloader = RandIndicesEvalDataloader(dataset, device=self.device, num_workers=workers)
+
+    def _cached(self, dataset: SceneDataset, images: int, repeats: int) -> CacheDataloader:
+        """Batches of images that stay in memory, as bytes."""
+        return CacheDataloader(
+            StoredPixels(dataset),
+            num_images_to_sample_from=images,
+            num_times_to_repeat_images=repeats,
+            device=self.device,
+            num_workers=self.world_size * 4,
+            pin_memory=True,
+            collate_fn=self.config.collate_fn,
+            exclude_batch_keys_from_device=self.exclude_batch_keys_from_device,
+        )
 
     def _get_pixel_sampler(self, dataset: SceneDataset, num_rays_per_batch: int) -> PixelSampler:
         sampler = super()._get_pixel_sampler(dataset, num_rays_per_batch)
@@ -234,6 +258,14 @@ class SceneDataManager(VanillaDataManager[SceneDataset]):
         sampler.set_num_rays_per_batch(rays)
         batch = sampler.sample(images)
         sampler.set_num_rays_per_batch(wanted)
+        return self.train_ray_generator(batch["indices"]), self._with_colors(batch)
+
+    def next_eval(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
+        """Rays of random pixels of the evaluation images and their colors in [0, 1]."""
+        rays, batch = super().next_eval(step)
+        return rays, self._with_colors(batch)
+
+    def _with_colors(self, batch: dict[str, Any]) -> dict[str, Any]:
         colors = batch["image"].to(self.device)
         batch["image"] = colors.float() / 255.0 if colors.dtype == torch.uint8 else colors
-        return self.train_ray_generator(batch["indices"]), batch
+        return batch

@@ -222,7 +222,7 @@ class EugenTrainerConfig(TrainerConfig):
         parser = manager.dataparser.setup()
         with reading_frames():
             outputs = parser.outputs(scenes[0]) if scenes else parser.get_dataparser_outputs("train")
-        with torch.random.fork_rng(), without_nerfstudio_lpips():
+        with torch.random.fork_rng(devices=[]), without_nerfstudio_lpips():
             model = self.pipeline.model.setup(
                 scene_box=outputs.scene_box,
                 num_train_data=len(outputs.image_filenames),

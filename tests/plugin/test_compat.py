@@ -42,6 +42,17 @@ class TestCheckpoints:
         assert loaded["optimizers"]["param_groups"][0]["lr"] == 0.25
         assert loaded["lrs"] == [0.125]
 
+    @pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
+    def test_checkpoints_of_other_numpy_versions_load(self, tmp_path: Path, core: bytes) -> None:
+        path = tmp_path / "a.ckpt"
+        torch.save({"lr": np.float64(0.25)}, path, _use_new_zipfile_serialization=False, pickle_protocol=2)
+        content = path.read_bytes()
+        here = b"numpy._core" if b"numpy._core" in content else b"numpy.core"
+        assert here in content
+        path.write_bytes(content.replace(here, core))
+        compat.allow_numpy_scalars_in_checkpoints()
+        assert torch.load(path)["lr"] == 0.25
+
     def test_it_is_our_doing(self, tmp_path: Path) -> None:
         """Without the fix such a file is refused, so the test above is meaningful."""
         torch.save({"lr": np.float64(0.25)}, tmp_path / "a.ckpt")

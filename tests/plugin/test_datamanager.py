@@ -76,6 +76,10 @@ class TestAlpha:
         torch.testing.assert_close(manager.train_dataset[3]["image"], blended)
         _, batch = manager.next_eval(0)
         assert batch["image"].shape[1] == 3
+        assert manager.eval_image_dataloader.cached_collated_batch["image"].dtype == torch.uint8
+        images = torch.stack([manager.eval_dataset[index]["image"] for index in range(2)])
+        drawn = images[tuple(batch["indices"].T)]
+        torch.testing.assert_close(batch["image"], drawn, rtol=0, atol=1.01 / 255)  # blended in bytes
         rgba = pixels(ball_scene / "val" / "r_1.png")
         blended = rgba[..., :3] * rgba[..., 3:] + value * (1 - rgba[..., 3:])
         torch.testing.assert_close(manager.eval_dataset[1]["image"], blended)
