@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import os
 import signal
 import sys
@@ -203,6 +204,8 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # the running process ends with us
     scene = scene_folder(arguments.scene) if arguments.scene else None
+    if scene and importlib.util.find_spec("nerfstudio") is None:
+        raise SystemExit("--scene needs nerfstudio, which is not installed here; leave it out, or install nerfstudio.")
     with tempfile.TemporaryDirectory() as folder:
         task = Task(START, 0, arguments.batch, arguments.iterations, str(scene) if scene else None, folder)
         report = Report(task, arguments.markdown)

@@ -42,6 +42,7 @@ STEPS_THROUGH_BOX = 500  # of one ray, approximately
 FEWEST_WARPS = 4  # of the blocks that are tried; smaller ones leave multiprocessors idle
 LAST = 1000  # rows of a batch that are compared with PyTorch's
 FEW_CELLS = 0.03  # share of occupied cells once a training has found the object
+BLOCK = 8  # cells along the side of an occupied block
 
 
 class HalfMlp(nn.Module):
@@ -219,8 +220,11 @@ def hash_rows(batch: int, gpu: Gpu, tcnn: bool) -> Iterator[Row]:
     remarks = {c.name: c.remark for c in ways}
 
     def note(name: str, ms: float) -> str:
-        gathered = batch * 16 * 8 * (4 if "fp16" in name else 8)
-        rate = f"entries {gathered / ms / 1e9:.2f} of {gpu.tbytes:.2f} TB/s"
+        # What has to cross the memory's bus: positions, results, and the table once, which the caches can hold.
+        result, entry = (2, 2) if name in remarks else (4, 2 if name == halves.name else 4)
+        moved = batch * (3 * 4 + layout.out_features * result) + table.numel() * entry
+        vertices = batch * layout.num_levels * 8
+        rate = f"{moved / ms / 1e9:.2f} of {gpu.tbytes:.2f} TB/s, {vertices / ms / 1e6:.0f} vertices/ns"
         return "; ".join([rate, remarks[name]()] if name in remarks else [rate])
 
     yield from race(
@@ -245,13 +249,16 @@ def rays_with(samples: int, share: float) -> int:
 
 
 class Rays:
-    """A number of rays through a box in which this share of the cells is occupied."""
+    """A number of rays through a box in which this share of the cells is occupied, in blocks, as in a trained scene."""
 
     space, resolution = Space(((-1.5, -1.5, -1.5), (1.5, 1.5, 1.5))), 128
     rule = StepRule(space.diagonal / 1024)
 
     def __init__(self, rays: int, share: float) -> None:
-        self.bits = pack_bits(torch.rand(self.resolution**3, device=DEVICE) < share)
+        occupied = torch.rand((self.resolution // BLOCK,) * 3, device=DEVICE) < share
+        for axis in range(3):
+            occupied = occupied.repeat_interleave(BLOCK, axis)
+        self.bits = pack_bits(occupied.flatten())
         origins = 4 * nn.functional.normalize(torch.randn(rays, 3, device=DEVICE), dim=-1)
         directions = nn.functional.normalize(torch.rand(rays, 3, device=DEVICE) - 0.5 - origins, dim=-1)
         near, far = torch.full((rays,), 1.0, device=DEVICE), torch.full((rays,), 8.0, device=DEVICE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,18 +22,42 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 
+def _only_gpu(config: pytest.Config) -> bool:
+    """Whether the command line asks for GPU tests alone: `-m gpu`, or `-m "gpu and ..."`."""
+    return re.fullmatch(r"gpu( and .*)?", config.option.markexpr) is not None
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """With `-m gpu`, use all threads: the CPU only computes large reference batches in float64."""
-    if config.option.markexpr == "gpu":
-        torch.set_num_threads(os.cpu_count() or 1)
+    if _only_gpu(config):
+        processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Skip files without GPU tests, so that `-m gpu` runs where only torch, numpy, Pillow and pytest are installed."""
-    if config.option.markexpr != "gpu":
+    if not _only_gpu(config):
         return None
     files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
     return not any("pytest.mark.gpu" in file.read_text() for file in files) or None
+
+
+LOST = pytest.StashKey[str]()  # the test after which the GPU could no longer be used in this process
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Note whether a failed test has left the GPU unusable, as an illegal access does."""
+    if call.excinfo is not None and item.get_closest_marker("gpu") and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            item.config.stash.setdefault(LOST, item.nodeid)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail at once where the GPU cannot be used, instead of after computing references in float64."""
+    if item.get_closest_marker("gpu") and LOST in item.config.stash:
+        pytest.fail(f"the GPU cannot be used in this process since {item.config.stash[LOST]}", pytrace=False)
 
 
 @pytest.fixture

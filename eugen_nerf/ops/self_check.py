@@ -18,7 +18,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -71,16 +71,35 @@ class Verdict:
         return None
 
 
-def check_ops(device: torch.device, backend: Backend, told: Callable[[str], None] | None = None) -> list[str]:
+class DeviceLost(Exception):
+    """After a kernel's error the device cannot be used in this process any more.
+
+    Attributes:
+        unchecked: the names of the trials that were to follow.
+    """
+
+    def __init__(self, unchecked: Sequence[str]) -> None:
+        super().__init__(f"the device can no longer be used; not checked: {', '.join(unchecked) or 'nothing else'}")
+        self.unchecked = tuple(unchecked)
+
+
+def check_ops(
+    device: torch.device,
+    backend: Backend,
+    told: Callable[[str], None] | None = None,
+    only: Collection[str] = (),
+) -> list[str]:
     """List the ops whose native runner on a device disagrees with eager PyTorch there.
 
     Args:
         device: the device to check.
         backend: the native backend.
         told: called with one line for each op, which lists the relative differences of its outputs and gradients. An op
-            that raises an exception then counts as one that disagrees, unless the device can no longer be used.
+            that raises an exception then counts as one that disagrees.
+        only: names of the trials to run, as `told` gives them; all if there are none.
 
     Raises:
+        DeviceLost: with `told`, the device cannot be used after an op's exception.
         Exception: without `told`, whatever the first failing op raised.
     """
     failed = []
@@ -90,7 +109,8 @@ def check_ops(device: torch.device, backend: Backend, told: Callable[[str], None
     with contextlib.ExitStack() as stack:
         for mode in (*modes, _usual_defaults()):
             stack.enter_context(mode)
-        for name, tolerance, run, _ in _trials(device, told):
+        trials = [trial for trial in _trials(device, told) if not only or trial.name in only]
+        for place, (name, tolerance, run, _) in enumerate(trials):
             try:
                 pairs = list(zip(*(run(which) for which in choices), strict=True))
                 differences = [_difference(mine, theirs) for mine, theirs in pairs]
@@ -99,14 +119,23 @@ def check_ops(device: torch.device, backend: Backend, told: Callable[[str], None
                     raise
                 told(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
                 failed.append(name)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)  # raises again if the device's state is lost
+                if not _is_usable(device):
+                    raise DeviceLost([trial.name for trial in trials[place + 1 :]]) from error
                 continue
             if told:
                 told(f"{name}: {', '.join(f'{d:.1e}' for d in differences)}, tolerance {tolerance:.0e}")
             if not all(difference <= tolerance for difference in differences):
                 failed.append(name)
     return failed
+
+
+def _is_usable(device: torch.device) -> bool:
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # after an illegal access, it raises the same error again
+    except RuntimeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -401,12 +430,14 @@ def _last_error(stderr: str) -> str:
     return next(iter([*errors[-1:], *lines[-1:]]), "")[:200]
 
 
-def main(device: str, quiet: bool = False) -> None:
+def main(device: str, quiet: bool = False, only: Sequence[str] = ()) -> None:
     """Print the names of the ops that disagree as a JSON list, and each op's differences to stderr.
 
     Args:
         device: the device to check.
         quiet: print only the list.
+        only: names of the ops to check; all if there are none. After an error that ends the use of the device, another
+            process checks the remaining ones.
 
     Raises:
         SystemExit: with status 1 if some op disagrees, with status 2 if there is no such device.
@@ -420,7 +451,14 @@ def main(device: str, quiet: bool = False) -> None:
     print(ARRIVED, flush=True)
     with _kernels_unchecked():  # this is the check
         told = None if quiet else functools.partial(print, file=sys.stderr, flush=True)
-        failed = check_ops(place, "cuda" if place.type == "cuda" else "cpu", told)
+        try:
+            failed = check_ops(place, "cuda" if place.type == "cuda" else "cpu", told, only)
+        except DeviceLost as lost:
+            print(lost, file=sys.stderr, flush=True)
+            if lost.unchecked:
+                command = [sys.executable, "-m", "eugen_nerf.ops.self_check", device, "--only", *lost.unchecked]
+                subprocess.run(command, check=False)
+            raise SystemExit(1) from None
     if place.type == "cuda":
         torch.cuda.synchronize(place)
     print(json.dumps(failed))
@@ -434,5 +472,6 @@ if __name__ == "__main__":
     )
     parser.add_argument("device", help="cuda:0, another GPU, or cpu")
     parser.add_argument(QUIET, action="store_true", help="print only the names of the ops that differ")
+    parser.add_argument("--only", nargs="+", default=(), metavar="OP", help="check these alone, by the printed names")
     arguments = parser.parse_args()
-    main(arguments.device, arguments.quiet)
+    main(arguments.device, arguments.quiet, arguments.only)

@@ -9,13 +9,12 @@ from torch import Tensor
 from eugen_nerf.ops import cuda
 from eugen_nerf.ops.products import describe
 from tests.emulator.device import ORDERS, EmulatedDevice, SimulatedDevice
-from tests.ops.comparisons import relative_error
-from tests.ops.test_factor_products import SHAPES, products_of, tensors
+from tests.ops.comparisons import FACTORS, products_of, random_factors, relative_error
 
 
 def both(device: SimulatedDevice, shapes: str, needed: list[bool]) -> list[tuple[Tensor, Tensor]]:
     """Values and gradients, ours and exact."""
-    factors, places = describe(products_of(tensors(*SHAPES[shapes])))
+    factors, places = describe(products_of(random_factors(*FACTORS[shapes])))
     exact = [factor.double().requires_grad_(need) for factor, need in zip(factors, needed, strict=True)]
     expected = torch.cat([product.value().flatten() for product in products_of(exact)])
     grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
@@ -31,7 +30,7 @@ def both(device: SimulatedDevice, shapes: str, needed: list[bool]) -> list[tuple
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("shapes", FACTORS)
 def test_values_and_gradients(shapes: str, order: str) -> None:
     for needed in ([True] * 5, [False, True, True, False, True]):
         for mine, exact in both(EmulatedDevice(80, order), shapes, needed):

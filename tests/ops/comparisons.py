@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eugen_nerf.layers import EUGen, LowRank, build_network, merge_chain
+from eugen_nerf.layers.factor_products import Product
 from eugen_nerf.layers.merge import FeatureStage, MergedChain
 from eugen_nerf.ops import PackedSamples, Space, StepRule, cuda, reference
 from eugen_nerf.ops.cuda_driver import Device
@@ -30,6 +31,30 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     got, expected = got.detach().cpu().double(), expected.detach().cpu().double()
     assert got.shape == expected.shape
     return float((got - expected).norm() / expected.norm().clamp_min(1e-300)) if expected.numel() else 0.0
+
+
+FACTORS = {
+    "wide": ((3, 20), (20, 33), (20,), (3,), (33, 2)),
+    "tall": ((40, 5), (5, 7), (5,), (40,), (7, 64)),
+    "single": ((1, 1), (1, 1), (1,), (1,), (1, 1)),
+}
+
+
+def random_factors(*shapes: tuple[int, ...]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def products_of(factors: list[Tensor]) -> list[Product]:
+    """Every form, with factors in several roles. They occur in the order in which they are given."""
+    a, b, v, w, c = factors
+    return [Product(a), Product(b, a), Product(v, a, w), Product(b), Product(v, a), Product(c, b), Product(w)]
+
+
+def adam_beyond_its_gradient(device: Device, place: str) -> None:
+    """A launch that reads beyond an array, to show that a device, or a tool that watches it, notices."""
+    parameter, *others = (torch.ones(size, device=place) for size in (1 << 14, 1024, 1024, 1024))
+    cuda.masked_adam(device, parameter, *others, (0.9, 0.99), 1e-8, 0.1, 2.0)
 
 
 def check_visible(select: Callable[..., tuple[PackedSamples, list[Tensor]]], counts: list[int], scale: float) -> None:

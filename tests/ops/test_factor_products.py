@@ -15,28 +15,10 @@ from eugen_nerf.ops import cpu, factor_products, operators, reference
 from eugen_nerf.ops.packing import pack_chain, pack_products
 from eugen_nerf.ops.products import MAX_FACTORS, MAX_PRODUCTS, describe
 from eugen_nerf.ops.tiles import MAX_STAGES
-from tests.ops.comparisons import relative_error
+from tests.ops.comparisons import FACTORS, products_of, random_factors, relative_error
 from tests.ops.test_cpu import have_compiler
 
 needs_compiler = pytest.mark.skipif(not have_compiler(), reason="no C++ compiler")
-
-
-def tensors(*shapes: tuple[int, ...]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator) for shape in shapes]
-
-
-def products_of(factors: list[Tensor]) -> list[Product]:
-    """Every form, with factors in several roles. They occur in the order in which they are given."""
-    a, b, v, w, c = factors
-    return [Product(a), Product(b, a), Product(v, a, w), Product(b), Product(v, a), Product(c, b), Product(w)]
-
-
-SHAPES = {
-    "wide": ((3, 20), (20, 33), (20,), (3,), (33, 2)),
-    "tall": ((40, 5), (5, 7), (5,), (40,), (7, 64)),
-    "single": ((1, 1), (1, 1), (1,), (1,), (1, 1)),
-}
 
 
 def networks() -> dict[str, nn.Sequential]:
@@ -52,9 +34,9 @@ def networks() -> dict[str, nn.Sequential]:
 
 @needs_compiler
 @pytest.mark.parametrize("frozen", [(), (0,), (1, 4)], ids=["all", "one frozen", "two frozen"])
-@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("shapes", FACTORS)
 def test_values_and_gradients(shapes: str, frozen: tuple[int, ...]) -> None:
-    factors = tensors(*SHAPES[shapes])
+    factors = random_factors(*FACTORS[shapes])
     results: list[list[Tensor]] = []
     for dtype, backend in ((torch.float32, "cpu"), (torch.float64, "reference")):
         mine = [f.detach().to(dtype).requires_grad_(i not in frozen) for i, f in enumerate(factors)]
@@ -84,7 +66,7 @@ def test_of_a_chain_they_are_its_packed_parameters(name: str) -> None:
 
 
 def test_a_factor_is_passed_once_and_contiguous() -> None:
-    a, b = tensors((4, 3), (3, 5))
+    a, b = random_factors((4, 3), (3, 5))
     factors, places = describe([Product(b, a), Product(b), Product(b.T)])
     assert [factor.shape for factor in factors] == [(4, 3), (3, 5), (5, 3)]
     assert all(factor.is_contiguous() for factor in factors)
@@ -104,7 +86,7 @@ def test_a_factor_is_passed_once_and_contiguous() -> None:
 )
 def test_shapes_that_do_not_fit(make: Callable[..., Product], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        describe([make(*tensors((4, 3), (3, 5), (4,)))])
+        describe([make(*random_factors((4, 3), (3, 5), (4,)))])
 
 
 @needs_compiler
@@ -125,12 +107,12 @@ def test_shapes_that_do_not_fit(make: Callable[..., Product], message: str) -> N
 def test_places_that_do_not_fit_are_refused(places: tuple[int, ...], message: str) -> None:
     """Native code would read and write elsewhere."""
     with pytest.raises(ValueError, match=message):
-        operators.factor_products(tensors((4, 3), (3, 5)), places)
+        operators.factor_products(random_factors((4, 3), (3, 5)), places)
 
 
 @needs_compiler
 def test_dtypes_and_gradients_are_checked() -> None:
-    a, b = tensors((4, 3), (3, 5))
+    a, b = random_factors((4, 3), (3, 5))
     factors, places = describe([Product(b, a)])
     with pytest.raises(TypeError, match=r"factor 1 must be torch\.float32"):
         operators.factor_products([a, b.double()], places)
@@ -142,7 +124,7 @@ def test_dtypes_and_gradients_are_checked() -> None:
 
 @needs_compiler
 def test_gradients_are_not_differentiated_again() -> None:
-    a, b = (t.requires_grad_() for t in tensors((4, 3), (3, 5)))
+    a, b = (t.requires_grad_() for t in random_factors((4, 3), (3, 5)))
     (grad,) = torch.autograd.grad(factor_products([Product(b, a)], backend="cpu").square().sum(), a, create_graph=True)
     with pytest.raises(NotImplementedError, match="first-order gradients only"):
         grad.sum().backward()
@@ -153,7 +135,7 @@ def test_gradients_are_not_differentiated_again() -> None:
 
 @needs_compiler
 def test_the_operators_are_described_to_pytorch() -> None:
-    factors = [t.requires_grad_(number != 1) for number, t in enumerate(tensors(*SHAPES["wide"]))]
+    factors = [t.requires_grad_(number != 1) for number, t in enumerate(random_factors(*FACTORS["wide"]))]
     found, places = describe(products_of(factors))
     torch.library.opcheck(operators.factor_products, (found, places))
     grad = torch.randn(reference.factor_products(products_of(factors)).shape)

@@ -120,6 +120,31 @@ def test_an_op_that_raises_leaves_the_others_to_be_checked(monkeypatch: pytest.M
         check_ops(CPU, "cpu")
 
 
+def test_another_process_checks_the_rest_if_an_op_leaves_the_device_unusable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    commands: list[list[str]] = []
+    monkeypatch.setattr(dispatch.operators, "composite", broken)
+    monkeypatch.setattr(self_check, "_is_usable", lambda device: False)
+    monkeypatch.setattr(self_check.subprocess, "run", lambda command, **_: commands.append(command))
+    with pytest.raises(SystemExit) as ended:
+        self_check.main("cpu")
+    assert ended.value.code == 1
+    assert [command[command.index("--only") + 1 :] for command in commands] == [
+        ["render", "training", "factor_products", "masked_adam"]
+    ]
+    assert "not checked: render, training" in capsys.readouterr().err
+
+
+def test_some_ops_alone() -> None:
+    told: list[str] = []
+    assert check_ops(CPU, "cpu", told.append, ("masked_adam", "network (dense)")) == []
+    assert [line.partition(":")[0] for line in told] == ["network (dense)", "masked_adam"]
+
+
 def test_what_is_not_finite_disagrees(monkeypatch: pytest.MonkeyPatch) -> None:
     right = operators.spherical_harmonics
     monkeypatch.setattr(dispatch.operators, "spherical_harmonics", lambda d: right(d) * float("nan"))

@@ -44,6 +44,8 @@ class Machine:
     ) -> None:
         if threads % WARP:
             raise PtxError(f"blocks of {threads} threads have an incomplete warp")
+        if kernel.max_threads is not None and threads > kernel.max_threads:
+            raise PtxError(f"{kernel.name}: {threads} threads in blocks of at most {kernel.max_threads}")
         self.kernel, self.memory, self.parameters = kernel, memory, OwnMemory(1, len(parameters), parameters)
         blocks = grid[0] * grid[1]
         self.lanes = blocks * threads

@@ -65,6 +65,7 @@ class Kernel:
     labels: dict[str, int] = field(default_factory=dict)  # index of the instruction that follows
     local: dict[str, int] = field(default_factory=dict)  # offsets of arrays that each thread has
     local_bytes: int = 0
+    max_threads: int | None = None  # of a block, from __launch_bounds__
 
     def symbols(self) -> set[str]:
         """Names of operands."""
@@ -95,7 +96,8 @@ def parse(text: str) -> Program:
     text = re.sub(r"//[^\n]*", "", text)
     kernels = {}
     for match in re.finditer(r"\.entry\s+(\w+)\s*\((.*?)\)([^{]*)\{", text, re.S):
-        kernel = Kernel(match[1], _parameters(match[2]))
+        bound = re.search(r"\.maxntid\s+(\d+)", match[3])
+        kernel = Kernel(match[1], _parameters(match[2]), max_threads=int(bound[1]) if bound else None)
         _read_body(kernel, text[match.end() : _end_of_body(text, match.end())])
         kernels[kernel.name] = kernel
     shared = re.findall(r"\.extern\s+\.shared\s+\.align\s+\d+\s+\.b8\s+(\w+)\[\];", text)

@@ -12,7 +12,14 @@ from eugen_nerf.ops.self_check import check_ops
 from tests.emulator.device import emulated
 from tests.emulator.mutations import Mutation
 from tests.emulator.test_mutations import CASES
-from tests.ops.comparisons import CHAINS, TOLERANCE, check_numbers_beyond_halves, network_case, network_errors
+from tests.ops.comparisons import (
+    CHAINS,
+    TOLERANCE,
+    adam_beyond_its_gradient,
+    check_numbers_beyond_halves,
+    network_case,
+    network_errors,
+)
 from tests.ops.random_networks import check_random_network
 from tests.ptx.accesses import Count, of_hash_grid, of_network
 from tests.ptx.device import PtxDevice
@@ -84,6 +91,17 @@ def test_all_ops_pass_the_check_before_their_first_use(
 @pytest.mark.parametrize("case", ["grid", "products", "rays", "render"])
 def test_other_ops_on_turing(case: str) -> None:
     assert CASES[case](PtxDevice(75))
+
+
+def test_accesses_beyond_an_array_are_found() -> None:
+    with pytest.raises(PtxError, match=r"masked_adam: .* out of bounds"):
+        adam_beyond_its_gradient(PtxDevice(), "cpu")
+
+
+def test_larger_blocks_than_a_kernel_allows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "THREADS", 256)
+    with pytest.raises(PtxError, match="masked_adam: 256 threads in blocks of at most 128"):
+        adam_beyond_its_gradient(PtxDevice(), "cpu")
 
 
 # Planted bugs, in what the emulator replaces by C++ of its own: the inline PTX and the choice of intrinsics.
