@@ -12,7 +12,7 @@ import { type Mode, MODES } from "./shader/fragment";
 import { choose, element, onChoice } from "./ui/elements";
 import { keep, kept } from "./ui/kept";
 import { isTaken, label } from "./ui/keys";
-import { showError } from "./ui/messages";
+import { hideFatalError, showError } from "./ui/messages";
 import { wireTheme } from "./ui/theme";
 import { Wipe } from "./ui/wipe";
 
@@ -71,6 +71,7 @@ export class App implements Controlled {
     this.center = this.centerOf(this.pose);
     progressive.onFinished = (frame, timing) => {
       this.drawn = true;
+      hideFatalError();
       const size = `${timing.width} × ${timing.height}`;
       this.status(`${format(timing.milliseconds)} per image at ${size}`);
       // Times of coarser images cannot be compared with those of exact ones.
@@ -117,6 +118,11 @@ export class App implements Controlled {
   }
 
   // Controlled
+
+  get closest(): number {
+    const [low, high] = this.scene.fields[this.network].space.box;
+    return 0.01 * length(subtract(high, low));
+  }
 
   lens(): Lens {
     return this.canvasLens(this.canvas.clientWidth, this.canvas.clientHeight);
@@ -185,8 +191,7 @@ export class App implements Controlled {
   }
 
   private centerOf(pose: Pose): Vec3 {
-    const { near, space } = this.scene.fields[this.network];
-    return inFront(pose, this.scene.focus, Math.max(near, 0.01 * length(subtract(space.box[1], space.box[0]))));
+    return inFront(pose, this.scene.focus, Math.max(this.scene.fields[this.network].near, this.closest));
   }
 
   private canvasLens(width: number, height: number): Lens {

@@ -11,6 +11,8 @@ export interface Controlled {
   /** Point that the camera orbits around. */
   center: Vec3;
   vertical: Vec3;
+  /** Smallest distance to the center; whoever moves closer pushes the center ahead. */
+  closest: number;
   drag: Drag;
   /** Lens of the canvas, in CSS pixels. */
   lens(): Lens;
@@ -121,8 +123,10 @@ export class Controls {
     });
   }
 
+  /** To the center, but never so small that movements, which are proportional to it, would come to a halt. */
   private get distance(): number {
-    return length(subtract(this.camera.center, this.camera.pose.position));
+    const { camera } = this;
+    return Math.max(length(subtract(camera.center, camera.pose.position)), camera.closest);
   }
 
   private change(): void {
@@ -180,7 +184,9 @@ export class Controls {
   /** Divide the distance to the center by a factor. */
   private dolly(factor: number): void {
     const { camera } = this;
-    camera.pose = moved(camera.pose, 0, 0, this.distance * (1 - 1 / factor));
+    const distance = this.distance / factor;
+    camera.pose = moved(camera.pose, 0, 0, this.distance - distance);
+    if (distance < camera.closest) camera.center = inFront(camera.pose, camera.pose.position, camera.closest);
   }
 
   private tick(): void {

@@ -41,7 +41,9 @@ export class Progressive {
   private frame: Frame | undefined;
   private moving = false;
   private scheduled = false;
-  // Rows of the fine image from `undone` on are drawn; null: the coarse image is not drawn yet either.
+  // What the canvas shows, and the smallest fraction of the resolution at which a part of it was drawn.
+  private shown: { frame: Frame; scale: number } | undefined;
+  // Rows of the fine image from `undone` on are drawn; null: nothing of the frame is drawn yet.
   private undone: number | null = null;
   private spent = 0;
   private readonly cost = new Map<string, number>(); // milliseconds per pixel
@@ -66,6 +68,7 @@ export class Progressive {
     this.frame = frame;
     this.moving = moving;
     this.undone = null;
+    if (now) this.shown = undefined;
     this.schedule();
     if (now && frame.renderer.isPrepared(frame.look.mode)) this.try();
   }
@@ -111,34 +114,61 @@ export class Progressive {
       this.schedule();
       return;
     }
-    const { lens } = frame;
     if (this.undone === null) {
-      const small = this.coarseFrame(frame);
-      let rest = small.lens.height;
-      while (rest > 0) rest = this.slice(small, this.coarse, rest, Infinity).undone;
-      this.screen.show(this.coarse, lens);
-      this.undone = lens.height;
+      this.undone = frame.lens.height;
       this.spent = 0;
-      if (!this.moving) this.schedule();
-      return;
+      const affordable = this.affordableScale(frame);
+      if (this.moving) {
+        this.drawCoarse(frame, Math.min(affordable, 1));
+        return;
+      }
+      if (affordable >= 1) {
+        this.drawFine(frame, Infinity);
+        return;
+      }
+      const scale = Math.min(affordable, FIRST_SCALE);
+      // After a movement the canvas often shows the frame already; a coarser image would only make it flicker.
+      if (this.shown === undefined || this.shown.scale < scale || !isSame(this.shown.frame, frame)) this.drawCoarse(frame, scale);
+      this.schedule();
+    } else if (!this.moving) {
+      this.drawFine(frame, SLICE_MS);
     }
-    if (this.moving) return;
-    const slice = this.slice(frame, this.fine, this.undone);
-    this.undone = slice.undone;
-    this.spent += slice.milliseconds;
-    this.screen.show(this.fine, lens, slice.undone / lens.height);
-    if (this.undone > 0) this.schedule();
-    else this.onFinished(frame, { milliseconds: this.spent, width: lens.width, height: lens.height });
   }
 
-  private coarseFrame(frame: Frame): Frame {
+  private drawCoarse(frame: Frame, scale: number): void {
     const { lens } = frame;
+    const [width, height] = [lens.width, lens.height].map((size) => Math.max(1, Math.round(size * scale)));
+    const small = { ...frame, lens: { ...fitted(lens, width, height), width, height } };
+    for (let rest = height; rest > 0; ) rest = this.slice(small, this.coarse, rest, Infinity).undone;
+    this.screen.show(this.coarse, lens);
+    this.shown = { frame, scale };
+  }
+
+  /** Draw the next rows of the full image, as many as fit into the given time, or all of them if it is infinite. */
+  private drawFine(frame: Frame, milliseconds: number): void {
+    const { width, height } = frame.lens;
+    let undone = this.undone ?? height;
+    do {
+      const slice = this.slice(frame, this.fine, undone, milliseconds);
+      undone = slice.undone;
+      this.spent += slice.milliseconds;
+    } while (undone > 0 && milliseconds === Infinity);
+    this.undone = undone;
+    this.screen.show(this.fine, frame.lens, undone / height);
+    if (undone > 0) {
+      this.schedule();
+      return;
+    }
+    this.shown = { frame, scale: 1 };
+    this.onFinished(frame, { milliseconds: this.spent, width, height });
+  }
+
+  /** The fraction of the resolution at which an image takes as long as one may while the camera moves. */
+  private affordableScale(frame: Frame): number {
     const cost = this.cost.get(this.key(frame));
     // Without a measured time, assume that drawing is slow.
-    const affordable = cost === undefined ? SMALLEST_SCALE : Math.sqrt(MOVING_MS / (cost * lens.width * lens.height));
-    const scale = Math.min(Math.max(affordable, SMALLEST_SCALE), this.moving ? 1 : FIRST_SCALE);
-    const [width, height] = [lens.width, lens.height].map((size) => Math.max(1, Math.round(size * scale)));
-    return { ...frame, lens: { ...fitted(lens, width, height), width, height } };
+    if (cost === undefined) return SMALLEST_SCALE;
+    return Math.max(Math.sqrt(MOVING_MS / (cost * frame.lens.width * frame.lens.height)), SMALLEST_SCALE);
   }
 
   /** Draw more rows below `undone`, as many as fit into the given time. */
@@ -171,4 +201,8 @@ export class Progressive {
     }
     return `${number} ${look.mode} ${look.stepFactor}`;
   }
+}
+
+function isSame(a: Frame, b: Frame): boolean {
+  return a.renderer === b.renderer && JSON.stringify([a.pose, a.lens, a.look]) === JSON.stringify([b.pose, b.lens, b.look]);
 }

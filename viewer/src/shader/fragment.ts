@@ -1,6 +1,7 @@
 import { MAX_LOG_DENSITY } from "../field/evaluate";
 import type { Field } from "../field/field";
 import { HARMONICS, harmonicSource } from "../field/harmonics";
+import type { FieldDescription } from "../scene/format";
 import { encodingLanes, encodingSource } from "./encoding";
 import { float } from "./glsl";
 import { Constants, inOrder } from "./lanes";
@@ -86,13 +87,14 @@ ${rowsBody}${normBody}${colorBody}return 1.0 / (1.0 + exp(-${logits.names[0]}.xy
   const source = withLiterals(functions, constants.toArray());
   return {
     work,
+    // Kept as long as the page is open, so it must not refer to the field, whose table is large.
     fragment: (program) =>
       `#version 300 es
 precision highp float;
 precision highp int;
 out vec4 result;
 ${source}
-${program === "check" ? checkSource(words) : pictureSource(field, program, words)}`,
+${program === "check" ? checkSource(words) : pictureSource(description, program, words)}`,
   };
 }
 
@@ -165,8 +167,7 @@ export function checkPoint(n: number): { position: number[]; direction: number[]
 export const MODES = { color: 0, depth: 1, opacity: 2, normals: 3, distance: 4 } as const;
 export type Mode = keyof typeof MODES;
 
-function pictureSource(field: Field, program: Program, words: Words): string {
-  const { description } = field;
+function pictureSource(description: FieldDescription, program: Program, words: Words): string {
   const normals = program === "normals";
   return `
 uniform vec3 origin;

@@ -18,6 +18,12 @@ export function showError(error: unknown, fatal: boolean): void {
   if (!known) console.error(error);
 }
 
+/** Hide a fatal message, since something could be drawn after all. */
+export function hideFatalError(): void {
+  const message = element("message", HTMLDivElement);
+  if (message.classList.contains("fatal")) message.hidden = true;
+}
+
 /** Connect the close button of messages. */
 export function wireMessages(): void {
   element("dismiss", HTMLButtonElement).addEventListener("click", () => {
