@@ -395,6 +395,18 @@ def test_controls_show_what_is_though_the_browser_fills_them_in(page: Page, addr
     assert page.evaluate(SETTINGS) == ["100", "2", "100 %", "exact", "orbit", 100]
 
 
+def test_a_message_that_nothing_can_be_drawn_goes_when_it_can(opened: Page) -> None:
+    """As advised, the window is made smaller."""
+    method = "WebGL2RenderingContext.prototype.checkFramebufferStatus"
+    opened.evaluate(f"window.right = {method}; {method} = () => 0, 0")
+    opened.size(230, 150, scale=COARSE)
+    opened.wait("!document.getElementById('message').hidden")
+    assert opened.evaluate("document.getElementById('dismiss').hidden")
+    opened.evaluate(f"{method} = right, 0")
+    finished(opened, lambda: opened.size(200, 150, scale=COARSE))
+    assert opened.evaluate("document.getElementById('message').hidden")
+
+
 def test_a_device_that_comes_back(opened: Page) -> None:
     """The page keeps the resolution and quality chosen before, because the device may not manage more."""
     slide = "(input => { input.value = %d; input.dispatchEvent(new Event('input')) })(document.getElementById('%s'))"
