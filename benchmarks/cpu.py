@@ -51,7 +51,7 @@ from eugen_nerf.ops.products import describe
 from eugen_nerf.ops.radiance_field import FactoredField
 from eugen_nerf.optim import MaskedAdam
 
-N = 65_536  # samples, as in a training step
+N = 65_536  # samples; a training step has 2^15 on a CPU by default, 2^18 on a GPU
 
 Op = Callable[..., torch.Tensor]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from eugen_nerf.bench.config import Benchmark, Curve
@@ -22,7 +22,7 @@ def without_mean(benchmark: Benchmark, means: Sequence[MethodSummary]) -> list[s
     """A sentence on the methods that a mean over the scenes lacks, if there are any."""
     shown = {method.name for method in means}
     missing = [method.name for method in benchmark.methods if method.name not in shown]
-    return [f"Without results on every scene: {', '.join(missing)}."] if missing else []
+    return [f"Without results on every scene: {_named(missing, benchmark)}."] if missing else []
 
 
 def missing_scenes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
@@ -88,8 +88,8 @@ def notes(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
     partial = dict.fromkeys(m.name for scene in scenes for m in scene.methods if m.evaluated < m.available)
     if partial:
         lines.append(
-            f"Only some test views were evaluated with {', '.join(partial)}, see the column Views; they are spread "
-            "evenly over the split."
+            f"Only some test views were evaluated with {_named(partial, benchmark)}, see the column Views; they are "
+            "spread evenly over the split."
         )
     if any(not scene.common_views and scene.common_split for scene in scenes):
         lines.append(
@@ -124,9 +124,15 @@ def doubts(benchmark: Benchmark, scenes: Sequence[SceneSummary]) -> list[str]:
     few = dict.fromkeys(method.name for method in timed if method.timed_views < FEW_VIEWS)
     if few:
         lines.append(
-            f"Frames of few views were timed with {', '.join(few)}: the interval of the time ratio is too narrow there."
+            f"Frames of few views were timed with {_named(few, benchmark)}: the interval of the time ratio is too "
+            "narrow there."
         )
     return lines
+
+
+def _named(names: Collection[str], benchmark: Benchmark) -> str:
+    """List methods. Their names may contain commas."""
+    return "all methods" if len(names) == len(benchmark.methods) > 1 else "; ".join(names)
 
 
 def _resampled(benchmark: Benchmark) -> str:
