@@ -89,10 +89,9 @@ def ssim(prediction: Tensor, truth: Tensor) -> float | None:
     for top in range(0, height, rows):
         # Rows near the edges of a strip would see it mirrored; only those near the edges of the image are meant to.
         bottom, low = min(top + rows, height), max(top - SSIM_MARGIN, 0)
-        strips = (
-            image[low : bottom + SSIM_MARGIN].double().div(255).permute(2, 0, 1)[None] for image in (prediction, truth)
-        )
-        _, values = structural_similarity_index_measure(*strips, data_range=1.0, return_full_image=True)
+        strips = [image[low : bottom + SSIM_MARGIN] for image in (prediction, truth)]
+        first, second = (strip.double().div(255).permute(2, 0, 1)[None] for strip in strips)
+        _, values = structural_similarity_index_measure(first, second, data_range=1.0, return_full_image=True)
         total += float(values[:, :, top - low : bottom - low].sum())
     return total / prediction.numel()
 
