@@ -5,6 +5,7 @@ The scene shows a ball, and its images follow from a formula.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -20,6 +21,13 @@ from PIL import Image
 # and the suite runs in several processes.
 os.environ["OMP_NUM_THREADS"] = "1"
 import torch
+
+with contextlib.suppress(ImportError):  # GPU tests do without hypothesis
+    import hypothesis
+
+    # The same examples in every run: a test that fails by chance says nothing about the change that it fails for.
+    hypothesis.settings.register_profile("deterministic", derandomize=True)
+    hypothesis.settings.load_profile("deterministic")
 
 
 def _only_gpu(config: pytest.Config) -> bool:

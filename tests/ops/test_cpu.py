@@ -119,8 +119,11 @@ def check_network(layers: nn.Sequential, n: int, seed: int = 0, input_gradient: 
     (expected * weight).sum().backward()
     if input_gradient:
         assert relative_error(x32.grad, x64.grad) <= GRADIENT
-    for mine, theirs in zip(tensors(ours), tensors(exact), strict=True):
-        assert relative_error(mine.grad, theirs.grad) <= GRADIENT
+    pairs = [(mine.grad, theirs.grad) for mine, theirs in zip(tensors(ours), tensors(exact), strict=True)]
+    # A gradient of few numbers may be the small sum of large ones, so its error is compared with all gradients too.
+    total = math.hypot(*(float(theirs.norm()) for _, theirs in pairs))
+    for mine, theirs in pairs:
+        assert float((mine.double() - theirs).norm()) <= GRADIENT * max(float(theirs.norm()), 1e-3 * total)
 
 
 @pytest.mark.parametrize("n", [0, 1, 95, 96, 97, 1000])
