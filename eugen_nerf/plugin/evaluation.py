@@ -118,7 +118,8 @@ def _shown(outputs: dict[str, Tensor]) -> Tensor:
 def forked_rng(device: torch.device | str) -> AbstractContextManager[None]:
     """Restore the random state of the CPU and of this device at the end. By default torch asks all GPUs, and warns."""
     device = torch.device(device)
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    in_use = device.type == "cuda" and torch.cuda.is_initialized()
+    return torch.random.fork_rng(devices=[device] if in_use else [])
 
 
 @contextmanager
