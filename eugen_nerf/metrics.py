@@ -18,8 +18,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from eugen_nerf.errors import UserError
 
 ALEXNET_MIN_SIDE = 63  # AlexNet's last pooling has no output for smaller images
-SSIM_MIN_SIDE = 6  # half of the 11-pixel window is mirrored at each edge
-SSIM_MARGIN = 5  # rows that the window reaches beyond a pixel
+SSIM_MARGIN = 5  # pixels that the 11-pixel window reaches beyond its middle
+SSIM_MIN_SIDE = SSIM_MARGIN + 1  # as many pixels are mirrored at each edge
 # Pixels that SSIM is computed for at once: on a CPU, torch's convolution of doubles takes 5 kB for each.
 SSIM_PIXELS = 1 << 15
 TOO_SMALL = f"Small images lack metrics: LPIPS needs {ALEXNET_MIN_SIDE} pixels per side, SSIM {SSIM_MIN_SIDE} pixels."

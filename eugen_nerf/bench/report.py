@@ -39,11 +39,11 @@ def write_report(folder: Path) -> Path:
     pictures = folder / "pictures"
     listed = any(record.result.values.get("pictures") for record in rows.trainings.values())
     kept = listed and not pictures.exists() and (folder / REPORT).exists()
-    html = page.render(benchmark, scenes, rows, pictures)
+    html = None if kept else page.render(benchmark, scenes, rows, pictures)
     markdown = render_markdown(benchmark, scenes, rows)
     try:
         replace_text(folder / TABLES, markdown)
-        if not kept:
+        if html is not None:
             replace_text(folder / REPORT, html)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error

@@ -132,8 +132,8 @@ def _methods(benchmark: Benchmark, rows: Rows, scene: str) -> tuple[MethodSummar
     common = (
         set.intersection(*({row["view"] for row in values["views"]} for values in done.values())) if done else set()
     )
-    splits = {values["test_split"] for values in done.values() if "test_split" in values}
-    if len(splits) > 1:
+    common_split = len({values["test_split"] for values in done.values() if "test_split" in values}) <= 1
+    if not common_split:
         common = set()
     timings = {seed: record.result.values["frames"] for (name, seed), record in rows.frames.items() if name == scene}
     summaries = []
@@ -151,7 +151,7 @@ def _methods(benchmark: Benchmark, rows: Rows, scene: str) -> tuple[MethodSummar
                 values={name: _mean([entry[name] for entry in values]) for name in AVERAGED},
                 psnr_spread=float(np.std([entry["psnr"] for entry in values], ddof=1)) if len(values) > 1 else None,
                 frame=_frame(timings, method.name),
-                ratio=_ratio(timings, method.name, benchmark.methods[0].name) if len(splits) <= 1 else None,
+                ratio=_ratio(timings, method.name, benchmark.methods[0].name) if common_split else None,
                 reach=_reach(benchmark.target_psnr, values),
                 reached={target: len(_times_to(target, values)) for target in benchmark.target_psnr},
                 psnr_common=_common_psnr(values, common),
